@@ -1,0 +1,1 @@
+"""The daemon on a host: writes variants into target files, keeps them there, reports what happened."""

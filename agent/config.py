@@ -1,0 +1,213 @@
+"""`agent.toml`: what belongs to the host, not to the server, as frozen values.
+
+Light on purpose (tomllib and dataclasses): an agent at rest should import little. Every problem of a file
+is reported at once, by field.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+from shared.errors import Fault, Invalid
+from shared.model import PARTICIPANT_ID, DriftPolicy, Exposure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A health probe: `http` answers 2xx throughout `window` seconds after a swap."""
+
+    http: str
+    window: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantConfig:
+    """One workspace: where it is and what may happen in it."""
+
+    id: str
+    root: Path
+    targets: tuple[str, ...]
+    labels: dict[str, str] = field(default_factory=dict)
+    drift: DriftPolicy = DriftPolicy.REPORT
+    follow_symlinks: bool = False
+    max_bytes: int = 1_048_576
+    check: tuple[str, ...] = ()
+    reload: tuple[str, ...] = ()
+    probe: Probe | None = None
+    exposure: Exposure = Exposure.REPORTED
+    allow_users: tuple[str, ...] = ()
+    share_content: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """The whole of `agent.toml`."""
+
+    name: str
+    labels: dict[str, str]
+    local_http: str
+    socket: Path
+    local_token_file: Path | None
+    participants: tuple[ParticipantConfig, ...]
+    log_level: str = "info"
+
+
+_AGENT_KEYS = {"name", "labels", "local_http", "socket", "local_token_file", "log_level"}
+_PARTICIPANT_KEYS = {
+    "id",
+    "root",
+    "targets",
+    "labels",
+    "drift",
+    "symlinks",
+    "max_bytes",
+    "check",
+    "reload",
+    "probe",
+    "exposure",
+    "allow_users",
+    "share_content",
+}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class _Reader:
+    """Takes typed values out of one table and collects what is wrong with them."""
+
+    def __init__(self, table: dict[str, Any], where: str, allowed: set[str], faults: list[Fault]) -> None:
+        self.table, self.where, self.faults = table, where, faults
+        for key in sorted(set(table) - allowed):
+            self.fault(key, "is not a setting", f"known are {', '.join(sorted(allowed))}")
+
+    def fault(self, key: str, message: str, remedy: str = "") -> None:
+        self.faults.append(Fault(field=f"{self.where}.{key}", message=message, remedy=remedy))
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.table.get(key, default)
+        if isinstance(value, str) and value:
+            return value
+        self.fault(key, "must be a text", "" if key in self.table else f'add {key} = "…"')
+        return ""
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.table.get(key, [])
+        if isinstance(value, list) and all(isinstance(item, str) and item for item in value):
+            return tuple(value)
+        self.fault(key, "must be a list of texts")
+        return ()
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        value = self.table.get(key, default)
+        if value in choices:
+            return str(value)
+        self.fault(key, f"is {value!r}", f"choose one of {', '.join(choices)}")
+        return default
+
+    def labels(self) -> dict[str, str]:
+        value = self.table.get("labels", {})
+        if isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
+            return dict(value)
+        self.fault("labels", "must map names to texts", 'write labels = { role = "support" }')
+        return {}
+
+    def whole(self, key: str, default: int, lowest: int, highest: int) -> int:
+        value = self.table.get(key, default)
+        if isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest:
+            return value
+        self.fault(key, f"must be a whole number from {lowest} to {highest}")
+        return default
+
+    def flag(self, key: str) -> bool:
+        value = self.table.get(key, False)
+        if isinstance(value, bool):
+            return value
+        self.fault(key, "must be true or false")
+        return False
+
+    def probe(self) -> Probe | None:
+        value = self.table.get("probe")
+        if value is None:
+            return None
+        window = _DURATION.fullmatch(str(value.get("window", "60s"))) if isinstance(value, dict) else None
+        if window is None or not isinstance(value.get("http"), str) or set(value) - {"http", "window"}:
+            self.fault("probe", "is not a probe", 'write probe = { http = "http://…", window = "60s" }')
+            return None
+        return Probe(http=value["http"], window=float(window[1]) * _UNIT_SECONDS[window[2]])
+
+
+def load(path: Path) -> AgentConfig:
+    """The configuration in `path`. Raises Invalid that lists every fault by field."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Invalid(f"{path}: {error.strerror}; `--config` names the agent's agent.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path} is not TOML: {error}") from None
+    return parse(table, relative_to=path.parent)
+
+
+def parse(table: dict[str, Any], *, relative_to: Path) -> AgentConfig:
+    """The configuration in a TOML document; relative paths are relative to `relative_to`.
+
+    Raises Invalid that lists every fault by field.
+    """
+    faults: list[Fault] = [
+        Fault(field=key, message="is not a table", remedy="known are [agent] and [[participants]]")
+        for key in sorted(set(table) - {"agent", "participants"})
+    ]
+    agent = _Reader(table.get("agent", {}), "agent", _AGENT_KEYS, faults)
+    token_file = agent.table.get("local_token_file")
+    config = AgentConfig(
+        name=agent.text("name", gethostname()),
+        labels=agent.labels(),
+        local_http=agent.text("local_http", "127.0.0.1:7410"),
+        socket=relative_to / agent.text("socket", "/run/variant-agent/agent.sock"),
+        local_token_file=relative_to / str(token_file) if token_file else None,
+        log_level=agent.choice("log_level", ("debug", "info", "warning", "error"), "info"),
+        participants=tuple(_participants(table.get("participants", []), relative_to, faults)),
+    )
+    for attribute in ("id", "root"):
+        seen: set[object] = set()
+        for index, participant in enumerate(config.participants):
+            value = getattr(participant, attribute)
+            if value in seen:
+                where = f"participants[{index}].{attribute}"
+                faults.append(Fault(field=where, message=f"{str(value)!r} is taken by another participant"))
+            seen.add(value)
+    if faults:
+        listed = "; ".join(f"{fault.field} {fault.message}" for fault in faults)
+        raise Invalid(f"agent.toml: {listed}", reason="BAD_CONFIG", faults=faults)
+    return config
+
+
+def _participants(tables: object, relative_to: Path, faults: list[Fault]) -> Iterator[ParticipantConfig]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        faults.append(Fault(field="participants", message="must be [[participants]] tables"))
+        return
+    for index, table in enumerate(tables):
+        reader = _Reader(table, f"participants[{index}]", _PARTICIPANT_KEYS, faults)
+        name = reader.text("id")
+        if name and not PARTICIPANT_ID.fullmatch(name):
+            reader.fault("id", f"{name!r} is not an id", "letters, digits, . _ - and at most 128 of them")
+        if not table.get("targets"):
+            reader.fault("targets", "allows no file", 'write targets = ["config/*.md"]')
+        yield ParticipantConfig(
+            id=name,
+            root=relative_to / reader.text("root"),
+            targets=reader.texts("targets"),
+            labels=reader.labels(),
+            drift=DriftPolicy(reader.choice("drift", tuple(DriftPolicy), "report")),
+            follow_symlinks=reader.choice("symlinks", ("refuse", "follow-within-root"), "refuse") != "refuse",
+            max_bytes=reader.whole("max_bytes", 1_048_576, 1, 64 * 1_048_576),
+            check=reader.texts("check"),
+            reload=reader.texts("reload"),
+            probe=reader.probe(),
+            exposure=Exposure(reader.choice("exposure", tuple(Exposure), "reported")),
+            allow_users=reader.texts("allow_users"),
+            share_content=reader.flag("share_content"),
+        )

@@ -1,0 +1,50 @@
+"""How a process lives: its tasks run together, the first failure or a signal stops them all, once.
+
+Hides signal handling and systemd's notification protocol, so both daemons stop the same way.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+
+def sd_notify(state: str) -> None:
+    """systemd knows `state`, such as `READY=1`; without a notify socket nothing happens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender, suppress(OSError):
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        sender.sendall(state.encode())
+
+
+def on_signals(stop: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set `stop`; a second one ends the process the default way."""
+    loop = asyncio.get_running_loop()
+
+    def request_stop(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, request_stop, number)
+
+
+async def run_until(stop: asyncio.Event, *services: Callable[[], Awaitable[None]]) -> None:
+    """Runs `services` together until `stop` is set; then all are cancelled and awaited.
+
+    A service that fails stops the others and its exception is raised (the first one, where several
+    fail). A service that returns early leaves the others running.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_run(service)) for service in services]
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
+
+
+async def _run(service: Callable[[], Awaitable[None]]) -> None:
+    await service()

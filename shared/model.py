@@ -1,0 +1,389 @@
+"""The nouns that cross the wire between agent and control plane, as frozen values.
+
+Pure and light: the agent imports this at rest. Digests are the 32 bytes of SHA-256 over exact content,
+`None` means "no file"; moments are microseconds since 1970-01-01 UTC; ids are UUIDv7 in 16 bytes;
+`participant` is the public id (a UUID or a name).
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+Digest = bytes
+
+
+def digest(content: bytes) -> Digest:
+    """SHA-256 of exact bytes."""
+    return hashlib.sha256(content).digest()
+
+
+def show_digest(value: Digest | None) -> str | None:
+    """`sha256:<64 hex>`; None for no file."""
+    return None if value is None else f"sha256:{value.hex()}"
+
+
+def parse_digest(text: str) -> Digest:
+    """The 32 bytes behind `sha256:<64 hex>`. Raises ValueError for anything else."""
+    scheme, _, rest = text.partition(":")
+    if scheme != "sha256" or len(rest) != 64 or rest.lower() != rest:
+        raise ValueError("a digest is written sha256:<64 lower-case hex digits>")
+    return bytes.fromhex(rest)
+
+
+class Step(StrEnum):
+    """Where the apply machine is, in order."""
+
+    RECEIVED = "received"
+    FETCHED = "fetched"
+    ALLOWED = "allowed"
+    STAGED = "staged"
+    CHECKED = "checked"
+    SWAPPED = "swapped"
+    RELOAD_OWED = "reload_owed"
+    RELOADED = "reloaded"
+    LOADED = "loaded"
+    CONFIRMED = "confirmed"
+
+
+class Result(StrEnum):
+    """How an attempt stands or ended."""
+
+    IN_PROGRESS = "in_progress"
+    APPLIED = "applied"
+    CONFIRMED = "confirmed"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled_back"
+    STUCK = "stuck"
+
+    @property
+    def holds(self) -> bool:
+        """What was offered is on disk, durable."""
+        return self in (Result.APPLIED, Result.CONFIRMED)
+
+
+class OfferAction(StrEnum):
+    """What to do with a slot."""
+
+    WRITE = "write"
+    RESTORE = "restore"
+    CLOSE = "close"
+
+
+class DriftPolicy(StrEnum):
+    """What the host wants when somebody else changes a target file."""
+
+    REPAIR = "repair"
+    REPORT = "report"
+    HOLD = "hold"
+    EXCLUDE = "exclude"
+
+
+class Exposure(StrEnum):
+    """How impressions come about."""
+
+    REPORTED = "reported"
+    ON_OPEN = "on_open"
+
+
+class ViewState(StrEnum):
+    """How what is on disk stands to what should be there."""
+
+    APPLIED = "applied"
+    DRIFTED = "drifted"
+    MISSING = "missing"
+    UNMANAGED = "unmanaged"
+
+
+class EventKind(StrEnum):
+    """What kind of event."""
+
+    IMPRESSION = "impression"
+    CONVERSION = "conversion"
+
+
+class EventSource(StrEnum):
+    """How a report came about."""
+
+    AGENT = "agent"
+    ON_OPEN = "on_open"
+    SERVER = "server"
+
+
+class ReasonCode(StrEnum):
+    """Why a host refused or failed an offer; the whole list."""
+
+    TARGET_NOT_ALLOWED = "TARGET_NOT_ALLOWED"
+    PATH_ESCAPES_ROOT = "PATH_ESCAPES_ROOT"
+    SYMLINK_REFUSED = "SYMLINK_REFUSED"
+    NOT_A_REGULAR_FILE = "NOT_A_REGULAR_FILE"
+    TOO_LARGE = "TOO_LARGE"
+    NO_SPACE = "NO_SPACE"
+    READ_ONLY = "READ_ONLY"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    IMMUTABLE = "IMMUTABLE"
+    BUSY_MOUNT = "BUSY_MOUNT"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    CHECK_FAILED = "CHECK_FAILED"
+    RELOAD_FAILED = "RELOAD_FAILED"
+    PROBE_FAILED = "PROBE_FAILED"
+    QUARANTINED = "QUARANTINED"
+    REGRESSION = "REGRESSION"
+    INCARNATION_CHANGED = "INCARNATION_CHANGED"
+    DRIFTED = "DRIFTED"
+    BASELINE_LOST = "BASELINE_LOST"
+    PARTICIPANT_TAKEN = "PARTICIPANT_TAKEN"
+    SUPERSEDED = "SUPERSEDED"
+    HELD = "HELD"
+    IO_ERROR = "IO_ERROR"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why something was refused: a stable code, what happened, what to do. Never content."""
+
+    code: ReasonCode
+    message: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfferedFile:
+    """One file of an offer; `content` is None where it must be fetched, or with restore and close."""
+
+    path: str
+    digest: Digest | None = None
+    size: int = 0
+    content: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a slot should hold, as of `revision`."""
+
+    deployment_id: bytes
+    participant: str
+    slot_id: bytes
+    revision: int
+    action: OfferAction
+    files: tuple[OfferedFile, ...]
+    retry: bool = False
+    overwrite_drift: bool = False
+    applied_before: bool = False
+    experiment_digests: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOutcome:
+    """One file of an outcome: what was wanted, what is there, what was there before."""
+
+    path: str
+    desired: Digest | None
+    running: Digest | None
+    previous: Digest | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """How long the parts of an attempt took, milliseconds."""
+
+    fetch: int = 0
+    check: int = 0
+    write: int = 0
+    reload: int = 0
+    probe: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Progress or end of one attempt; idempotent by (participant, slot, revision, attempt, step)."""
+
+    participant: str
+    slot_id: bytes
+    revision: int
+    attempt: int
+    step: Step
+    result: Result
+    files: tuple[FileOutcome, ...]
+    occurred_at: int
+    reason: Reason | None = None
+    quarantined: bool = False
+    durations: Durations = Durations()
+
+    @property
+    def key(self) -> "OutcomeKey":
+        """What an acknowledgement names."""
+        return OutcomeKey(
+            participant=self.participant,
+            slot_id=self.slot_id,
+            revision=self.revision,
+            attempt=self.attempt,
+            step=self.step,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeKey:
+    """The identity of an outcome."""
+
+    participant: str
+    slot_id: bytes
+    revision: int
+    attempt: int
+    step: Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileState:
+    """A target file as it is on disk."""
+
+    path: str
+    digest: Digest | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotState:
+    """What a slot holds on a host, as Hello says it."""
+
+    participant: str
+    slot_id: bytes
+    revision: int
+    files: tuple[FileState, ...]
+    step: Step
+    result: Result
+    quarantined: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantState:
+    """A workspace an agent serves, as Hello says it."""
+
+    participant: str
+    labels: dict[str, str] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    drift: DriftPolicy = DriftPolicy.REPORT
+    exposure: Exposure = Exposure.REPORTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolState:
+    """What a spool holds: `depth` unacknowledged records over all epochs, `size` bytes on disk."""
+
+    epoch: bytes
+    depth: int = 0
+    size: int = 0
+    oldest_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What a host runs on."""
+
+    os: str
+    kernel: str
+    arch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """The whole truth about a host, enough to go on from nothing."""
+
+    agent_version: str
+    boot_id: str
+    session_epoch: int
+    incarnation: bytes
+    hostname: str
+    platform: Platform
+    participants: tuple[ParticipantState, ...]
+    slots: tuple[SlotState, ...]
+    spool: SpoolState
+    labels: dict[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    resumes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """Something wrong on a host; severity is info, warning or error."""
+
+    code: str
+    severity: str
+    since_at: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """From `from_at` on, a participant's target held a digest."""
+
+    participant: str
+    path: str
+    digest: Digest | None
+    state: ViewState
+    from_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A report that was accepted. `event_name` is empty for an impression, `subject` for none."""
+
+    participant: str
+    kind: EventKind
+    occurred_at: int
+    event_name: str = ""
+    subject: str = ""
+    value_micros: int | None = None
+    digest: Digest | None = None
+    path: str = ""
+    event_id: str = ""
+    properties_json: str = ""
+    source: EventSource = EventSource.AGENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Records that were accepted and are gone, with the exact count."""
+
+    reason: str
+    count: int
+    epoch: bytes = b""
+    first_seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One record of a spool."""
+
+    id: bytes
+    recorded_at: int
+    body: View | Event | Loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Consecutive records of one epoch, as the very bytes that were spooled.
+
+    `chain` is the chain hash before the first record; `records` are serialized, see `shared.wire`.
+    """
+
+    epoch: bytes
+    first_seq: int
+    chain: bytes
+    records: tuple[bytes, ...]
+    tail_seq: int
+
+
+CHAIN_START = bytes(32)
+"""The chain hash before the first record of an epoch."""
+
+
+def chain(previous: bytes, record: bytes) -> bytes:
+    """The chain hash after `record`: SHA-256(previous ‖ record)."""
+    return hashlib.sha256(previous + record).digest()
+
+
+MAX_INLINE_BYTES = 32 * 1024
+"""Content above this does not travel inside an offer."""
+
+PARTICIPANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""What a participant's public id looks like: a UUID or a name."""

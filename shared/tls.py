@@ -1,0 +1,228 @@
+"""X.509 as both sides need it: P-256 keys, signing requests, certificates, who a certificate is.
+
+The agent imports `cryptography` through this module only when it enrolls or renews. Certificates travel
+in DER and are stored in PEM. A P-256 key, ECDSA with SHA-256 and TLS 1.3 throughout.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from shared.clock import SECOND
+from shared.ids import parse_id, show_id
+
+Key = ec.EllipticCurvePrivateKey
+
+URI_SCHEME = "variantd://"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who an agent certificate is: project and agent uid, serial and end (microseconds)."""
+
+    project_id: bytes
+    agent_uid: bytes
+    serial: int
+    not_after: int
+
+
+def new_key() -> Key:
+    """A fresh P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_to_pem(key: Key) -> bytes:
+    """The key as unencrypted PKCS#8 PEM; the file it goes to is 0600."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def key_from_pem(pem: bytes) -> Key:
+    """The P-256 key of a PEM file. Raises ValueError for any other kind."""
+    key = load_pem_private_key(pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("not an elliptic-curve key")
+    return key
+
+
+def new_signing_request(key: Key, name: str) -> bytes:
+    """A PKCS#10 request (DER) that proves possession of `key`."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    return (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .sign(key, SHA256())
+        .public_bytes(Encoding.DER)
+    )
+
+
+def sign(key: Key, message: bytes) -> bytes:
+    """ECDSA-SHA256 over `message`."""
+    return key.sign(message, ec.ECDSA(SHA256()))
+
+
+def signed_by(certificate_der: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether `signature` over `message` is by the key of the certificate."""
+    key = x509.load_der_x509_certificate(certificate_der).public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    try:
+        key.verify(signature, message, ec.ECDSA(SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def pem_to_der(pem: bytes) -> bytes:
+    """The first certificate of a PEM file, in DER."""
+    return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+def der_to_pem(der: bytes) -> bytes:
+    """A DER certificate as PEM. Raises ValueError where it is not one."""
+    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
+
+
+def not_after(pem: bytes) -> int:
+    """When the first certificate of a PEM file ends, microseconds."""
+    return int(x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()) * SECOND
+
+
+def identity(pem: bytes) -> Identity | None:
+    """Who an agent's certificate (PEM) is; None where it is no agent's."""
+    certificate = x509.load_pem_x509_certificate(pem)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    for uri in names.get_values_for_type(x509.UniformResourceIdentifier):
+        project, _, uid = uri.removeprefix(URI_SCHEME).partition("/")
+        project_id, agent_uid = parse_id(project), parse_id(uid)
+        if uri.startswith(URI_SCHEME) and project_id and agent_uid:
+            return Identity(
+                project_id=project_id,
+                agent_uid=agent_uid,
+                serial=certificate.serial_number,
+                not_after=int(certificate.not_valid_after_utc.timestamp()) * SECOND,
+            )
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """A certificate authority: its key and its certificate in PEM.
+
+    Server and agent certificates carry exactly one extended key usage each, so neither can pose as the
+    other.
+    """
+
+    key: Key
+    certificate: bytes
+
+    @property
+    def der(self) -> bytes:
+        """The certificate in DER."""
+        return pem_to_der(self.certificate)
+
+    def issue_server(self, names: list[str], *, now: int, days: int = 90) -> tuple[bytes, bytes]:
+        """(certificate, key) in PEM for a listener reachable under `names` (DNS names or addresses)."""
+        key = new_key()
+        alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names])
+        pem = self._issue(
+            key.public_key(), names[0], alternatives, ExtendedKeyUsageOID.SERVER_AUTH, now=now, days=days
+        )
+        return pem, key_to_pem(key)
+
+    def issue_agent(
+        self, signing_request: bytes, *, project_id: bytes, agent_uid: bytes, now: int, days: int = 30
+    ) -> bytes:
+        """A certificate (PEM) for the public key of `signing_request`; nothing else of it is used.
+
+        Raises ValueError where the request is malformed, not P-256, or not signed by its own key.
+        """
+        request = x509.load_der_x509_csr(signing_request)
+        public = request.public_key()
+        if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != "secp256r1":
+            raise ValueError("the signing request's key is not P-256")
+        if not request.is_signature_valid:
+            raise ValueError("the signing request is not signed by its own key")
+        uri = f"{URI_SCHEME}{show_id(project_id)}/{show_id(agent_uid)}"
+        alternatives = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
+        return self._issue(public, show_id(agent_uid), alternatives, usage, now=now, days=days)
+
+    def _issue(
+        self,
+        public: ec.EllipticCurvePublicKey,
+        name: str,
+        alternatives: x509.SubjectAlternativeName,
+        usage: x509.ObjectIdentifier,
+        *,
+        now: int,
+        days: int,
+    ) -> bytes:
+        issuer = x509.load_pem_x509_certificate(self.certificate)
+        return (
+            _builder(public, name, now=now, days=days)
+            .issuer_name(issuer.subject)
+            .add_extension(alternatives, critical=False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .sign(self.key, SHA256())
+            .public_bytes(Encoding.PEM)
+        )
+
+
+def new_authority(name: str, *, now: int, years: int = 10) -> Authority:
+    """A self-signed authority of its own."""
+    key = new_key()
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    usage = x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=True,
+        crl_sign=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    certificate = (
+        _builder(key.public_key(), name, now=now, days=365 * years)
+        .issuer_name(subject)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .sign(key, SHA256())
+    )
+    return Authority(key=key, certificate=certificate.public_bytes(Encoding.PEM))
+
+
+def _builder(public: ec.EllipticCurvePublicKey, name: str, *, now: int, days: int) -> x509.CertificateBuilder:
+    start = datetime.fromtimestamp(now // SECOND, UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])]))
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start - timedelta(minutes=5))  # hosts' clocks differ
+        .not_valid_after(start + timedelta(days=days))
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

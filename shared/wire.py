@@ -1,0 +1,511 @@
+"""`shared.model` nouns ↔ `agent.proto` messages, both directions; the one place that knows both.
+
+Decoding raises `Invalid` naming the field for anything a correct peer never sends, so a hostile peer
+meets one wall. Encoding never fails for values the model allows.
+"""
+
+import binascii
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from shared.errors import Fault, Invalid
+from shared.model import (
+    Batch,
+    Condition,
+    DriftPolicy,
+    Durations,
+    Event,
+    EventKind,
+    EventSource,
+    Exposure,
+    FileOutcome,
+    FileState,
+    Hello,
+    Loss,
+    Offer,
+    OfferAction,
+    OfferedFile,
+    Outcome,
+    OutcomeKey,
+    ParticipantState,
+    Platform,
+    Reason,
+    ReasonCode,
+    Record,
+    Result,
+    SlotState,
+    SpoolState,
+    Step,
+    View,
+    ViewState,
+)
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+
+E = TypeVar("E", bound=StrEnum)
+
+_PREFIX: dict[type[StrEnum], tuple[Any, str]] = {
+    Step: (pb.Step, "STEP_"),
+    Result: (pb.Result, "RESULT_"),
+    OfferAction: (pb.OfferAction, "OFFER_ACTION_"),
+    DriftPolicy: (pb.DriftPolicy, "DRIFT_POLICY_"),
+    Exposure: (pb.Exposure, "EXPOSURE_"),
+    ViewState: (pb.ViewState, "VIEW_STATE_"),
+    EventKind: (pb.EventKind, "EVENT_KIND_"),
+    EventSource: (pb.EventSource, "EVENT_SOURCE_"),
+}
+
+
+def _number(value: StrEnum) -> Any:
+    wrapper, prefix = _PREFIX[type(value)]
+    return wrapper.Value(prefix + value.name)
+
+
+def _name(kind: type[E], number: int, field: str) -> E:
+    wrapper, prefix = _PREFIX[kind]
+    try:
+        return kind(wrapper.Name(number).removeprefix(prefix).lower())
+    except ValueError:
+        raise _invalid(field, f"{number} is not a {kind.__name__}") from None
+
+
+def _invalid(field: str, message: str) -> Invalid:
+    fault = Fault(field=field, message=message, remedy="update the older side of the connection")
+    return Invalid(f"{field}: {message}", reason="MALFORMED_MESSAGE", faults=[fault])
+
+
+def _id(value: bytes, field: str) -> bytes:
+    if len(value) != 16:
+        raise _invalid(field, "an id is 16 bytes")
+    return value
+
+
+def _digest(value: bytes, field: str) -> bytes | None:
+    if len(value) not in (0, 32):
+        raise _invalid(field, "a digest is 32 bytes")
+    return value or None
+
+
+def _text(value: str, field: str, limit: int, *, empty: bool = False) -> str:
+    if len(value) > limit or not (value or empty):
+        raise _invalid(field, f"{'0' if empty else '1'} to {limit} characters")
+    return value
+
+
+# -- enrollment token ------------------------------------------------------------------------------
+
+TOKEN_PREFIX = "vt1."  # noqa: S105  a format marker, not a secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """What an enrollment token carries: secret, operator addresses, CA certificate (DER)."""
+
+    secret: bytes
+    addresses: tuple[str, ...]
+    ca_certificate: bytes
+
+
+def ticket_to_token(ticket: Ticket) -> str:
+    """The copy-paste text of a ticket."""
+    message = pb.EnrollmentTicket(
+        secret=ticket.secret, addresses=ticket.addresses, ca_certificate=ticket.ca_certificate
+    )
+    return TOKEN_PREFIX + urlsafe_b64encode(message.SerializeToString()).rstrip(b"=").decode()
+
+
+def ticket_from_token(token: str) -> Ticket:
+    """The ticket behind the text. Raises Invalid where it is not one."""
+    body = token.strip().removeprefix(TOKEN_PREFIX)
+    try:
+        raw = urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        message = pb.EnrollmentTicket.FromString(raw)
+    except (DecodeError, binascii.Error, ValueError):
+        message = pb.EnrollmentTicket()
+    if not token.strip().startswith(TOKEN_PREFIX) or len(message.secret) != 32 or not message.addresses:
+        raise Invalid(
+            "this is not an enrollment token; `variantctl agents token` prints one that starts with vt1.",
+            reason="MALFORMED_TOKEN",
+        )
+    return Ticket(
+        secret=message.secret,
+        addresses=tuple(message.addresses),
+        ca_certificate=message.ca_certificate,
+    )
+
+
+# -- agent → control plane -------------------------------------------------------------------------
+
+
+def hello_to_pb(hello: Hello) -> pb.Hello:
+    """The message of a Hello."""
+    return pb.Hello(
+        agent_version=hello.agent_version,
+        capabilities=hello.capabilities,
+        boot_id=hello.boot_id,
+        session_epoch=hello.session_epoch,
+        resumes=hello.resumes,
+        incarnation=hello.incarnation,
+        participants=[
+            pb.ParticipantState(
+                participant_id=p.participant,
+                labels=p.labels,
+                targets=p.targets,
+                drift_policy=_number(p.drift),
+                exposure=_number(p.exposure),
+            )
+            for p in hello.participants
+        ],
+        slots=[
+            pb.SlotState(
+                participant_id=s.participant,
+                slot_id=s.slot_id,
+                revision=s.revision,
+                files=[pb.FileState(path=f.path, digest=f.digest or b"") for f in s.files],
+                step=_number(s.step),
+                result=_number(s.result),
+                quarantined=s.quarantined,
+            )
+            for s in hello.slots
+        ],
+        spool=spool_state_to_pb(hello.spool),
+        hostname=hello.hostname,
+        platform=pb.Platform(os=hello.platform.os, kernel=hello.platform.kernel, arch=hello.platform.arch),
+        labels=hello.labels,
+    )
+
+
+def hello_from_pb(message: pb.Hello) -> Hello:
+    """The Hello of a message. Raises Invalid naming the field."""
+    if len(message.participants) > 10_000:
+        raise _invalid("hello.participants", "at most 10000")
+    return Hello(
+        agent_version=_text(message.agent_version, "hello.agent_version", 64),
+        capabilities=tuple(message.capabilities),
+        boot_id=_text(message.boot_id, "hello.boot_id", 64, empty=True),
+        session_epoch=message.session_epoch,
+        resumes=message.resumes,
+        incarnation=message.incarnation,
+        hostname=_text(message.hostname, "hello.hostname", 253, empty=True),
+        platform=Platform(os=message.platform.os, kernel=message.platform.kernel, arch=message.platform.arch),
+        participants=tuple(
+            ParticipantState(
+                participant=_text(p.participant_id, "hello.participants.participant_id", 128),
+                labels=dict(p.labels),
+                targets=tuple(p.targets),
+                drift=_name(DriftPolicy, p.drift_policy, "hello.participants.drift_policy"),
+                exposure=_name(Exposure, p.exposure, "hello.participants.exposure"),
+            )
+            for p in message.participants
+        ),
+        slots=tuple(
+            SlotState(
+                participant=_text(s.participant_id, "hello.slots.participant_id", 128),
+                slot_id=_id(s.slot_id, "hello.slots.slot_id"),
+                revision=s.revision,
+                files=tuple(
+                    FileState(path=f.path, digest=_digest(f.digest, "hello.slots.files.digest"))
+                    for f in s.files
+                ),
+                step=_name(Step, s.step, "hello.slots.step"),
+                result=_name(Result, s.result, "hello.slots.result"),
+                quarantined=s.quarantined,
+            )
+            for s in message.slots
+        ),
+        spool=spool_state_from_pb(message.spool),
+        labels=dict(message.labels),
+    )
+
+
+def spool_state_to_pb(state: SpoolState) -> pb.SpoolState:
+    """The message of a spool's state."""
+    return pb.SpoolState(epoch=state.epoch, depth=state.depth, bytes=state.size, oldest_at_us=state.oldest_at)
+
+
+def spool_state_from_pb(message: pb.SpoolState) -> SpoolState:
+    """The spool's state of a message."""
+    return SpoolState(
+        epoch=message.epoch, depth=message.depth, size=message.bytes, oldest_at=message.oldest_at_us
+    )
+
+
+def conditions_to_pb(conditions: Iterable[Condition]) -> list[pb.Condition]:
+    """The messages of conditions."""
+    return [
+        pb.Condition(code=c.code, severity=c.severity, since_at_us=c.since_at, message=c.message)
+        for c in conditions
+    ]
+
+
+def conditions_from_pb(messages: Iterable[pb.Condition]) -> tuple[Condition, ...]:
+    """The conditions of messages, at most the first 32."""
+    return tuple(
+        Condition(code=m.code, severity=m.severity, since_at=m.since_at_us, message=m.message)
+        for m in list(messages)[:32]
+    )
+
+
+def reason_to_pb(reason: Reason | None) -> pb.Reason | None:
+    """The message of a reason."""
+    if reason is None:
+        return None
+    return pb.Reason(code=reason.code, message=reason.message, remedy=reason.remedy)
+
+
+def _reason(message: pb.Reason, field: str) -> Reason:
+    if message.code not in ReasonCode.__members__:
+        raise _invalid(field + ".code", "not a reason code this server knows")
+    return Reason(
+        code=ReasonCode(message.code),
+        message=_text(message.message, field + ".message", 2000, empty=True),
+        remedy=_text(message.remedy, field + ".remedy", 2000, empty=True),
+    )
+
+
+def outcome_to_pb(outcome: Outcome) -> pb.Outcome:
+    """The message of an outcome."""
+    d = outcome.durations
+    return pb.Outcome(
+        participant_id=outcome.participant,
+        slot_id=outcome.slot_id,
+        revision=outcome.revision,
+        attempt=outcome.attempt,
+        step=_number(outcome.step),
+        result=_number(outcome.result),
+        files=[
+            pb.FileOutcome(
+                path=f.path,
+                desired_digest=f.desired or b"",
+                running_digest=f.running or b"",
+                previous_digest=f.previous or b"",
+            )
+            for f in outcome.files
+        ],
+        reason=reason_to_pb(outcome.reason),
+        quarantined=outcome.quarantined,
+        durations=pb.Durations(
+            fetch_ms=d.fetch, check_ms=d.check, write_ms=d.write, reload_ms=d.reload, probe_ms=d.probe
+        ),
+        occurred_at_us=outcome.occurred_at,
+    )
+
+
+def outcome_from_pb(message: pb.Outcome) -> Outcome:
+    """The outcome of a message. Raises Invalid naming the field."""
+    d = message.durations
+    if len(message.files) > 64:
+        raise _invalid("outcome.files", "at most 64")
+    return Outcome(
+        participant=_text(message.participant_id, "outcome.participant_id", 128),
+        slot_id=_id(message.slot_id, "outcome.slot_id"),
+        revision=message.revision,
+        attempt=message.attempt,
+        step=_name(Step, message.step, "outcome.step"),
+        result=_name(Result, message.result, "outcome.result"),
+        files=tuple(
+            FileOutcome(
+                path=_text(f.path, "outcome.files.path", 4096),
+                desired=_digest(f.desired_digest, "outcome.files.desired_digest"),
+                running=_digest(f.running_digest, "outcome.files.running_digest"),
+                previous=_digest(f.previous_digest, "outcome.files.previous_digest"),
+            )
+            for f in message.files
+        ),
+        reason=_reason(message.reason, "outcome.reason") if message.HasField("reason") else None,
+        quarantined=message.quarantined,
+        durations=Durations(
+            fetch=d.fetch_ms, check=d.check_ms, write=d.write_ms, reload=d.reload_ms, probe=d.probe_ms
+        ),
+        occurred_at=message.occurred_at_us,
+    )
+
+
+def outcome_ack_to_pb(key: OutcomeKey) -> pb.OutcomeAck:
+    """The acknowledgement of an outcome."""
+    return pb.OutcomeAck(
+        participant_id=key.participant,
+        slot_id=key.slot_id,
+        revision=key.revision,
+        attempt=key.attempt,
+        step=_number(key.step),
+    )
+
+
+def outcome_ack_from_pb(message: pb.OutcomeAck) -> OutcomeKey:
+    """Which outcome is acknowledged."""
+    return OutcomeKey(
+        participant=message.participant_id,
+        slot_id=message.slot_id,
+        revision=message.revision,
+        attempt=message.attempt,
+        step=_name(Step, message.step, "outcome_ack.step"),
+    )
+
+
+# -- control plane → agent -------------------------------------------------------------------------
+
+
+def offer_to_pb(offer: Offer) -> pb.Offer:
+    """The message of an offer; content above the inline limit has to be taken out by the caller."""
+    return pb.Offer(
+        deployment_id=offer.deployment_id,
+        participant_id=offer.participant,
+        slot_id=offer.slot_id,
+        revision=offer.revision,
+        action=_number(offer.action),
+        retry=offer.retry,
+        overwrite_drift=offer.overwrite_drift,
+        files=[
+            pb.OfferedFile(path=f.path, digest=f.digest or b"", size=f.size, inline_content=f.content)
+            for f in offer.files
+        ],
+        applied_before=offer.applied_before,
+        experiment_digests=offer.experiment_digests,
+    )
+
+
+def offer_from_pb(message: pb.Offer) -> Offer:
+    """The offer of a message. Raises Invalid naming the field."""
+    if not 1 <= len(message.files) <= 64:
+        raise _invalid("offer.files", "1 to 64 files")
+    if len({f.path for f in message.files}) != len(message.files):
+        raise _invalid("offer.files", "paths are distinct")
+    action = _name(OfferAction, message.action, "offer.action")
+    files = tuple(
+        OfferedFile(
+            path=_text(f.path, "offer.files.path", 4096, empty=True),
+            digest=_digest(f.digest, "offer.files.digest"),
+            size=f.size,
+            content=f.inline_content if f.HasField("inline_content") else None,
+        )
+        for f in message.files
+    )
+    if action is OfferAction.WRITE and any(f.digest is None for f in files):
+        raise _invalid("offer.files.digest", "a file to write has a digest")
+    return Offer(
+        deployment_id=_id(message.deployment_id, "offer.deployment_id"),
+        participant=_text(message.participant_id, "offer.participant_id", 128),
+        slot_id=_id(message.slot_id, "offer.slot_id"),
+        revision=message.revision,
+        action=action,
+        files=files,
+        retry=message.retry,
+        overwrite_drift=message.overwrite_drift,
+        applied_before=message.applied_before,
+        experiment_digests=tuple(message.experiment_digests),
+    )
+
+
+# -- spool -----------------------------------------------------------------------------------------
+
+
+def record_to_bytes(record: Record) -> bytes:
+    """The bytes a record is spooled, hashed and sent as."""
+    message = pb.SpoolRecord(id=record.id, recorded_at_us=record.recorded_at)
+    body = record.body
+    if isinstance(body, View):
+        message.view.participant_id = body.participant
+        message.view.path = body.path
+        message.view.digest = body.digest or b""
+        message.view.state = _number(body.state)
+        message.view.from_at_us = body.from_at
+    elif isinstance(body, Event):
+        message.event.CopyFrom(_event_to_pb(body))
+    else:
+        message.loss.reason = body.reason
+        message.loss.count = body.count
+        message.loss.epoch = body.epoch
+        message.loss.first_seq = body.first_seq
+    return message.SerializeToString()
+
+
+def _event_to_pb(event: Event) -> pb.Event:
+    return pb.Event(
+        participant_id=event.participant,
+        kind=_number(event.kind),
+        event_name=event.event_name,
+        subject=event.subject,
+        value_micros=event.value_micros,
+        occurred_at_us=event.occurred_at,
+        digest=event.digest or b"",
+        path=event.path,
+        event_id=event.event_id,
+        properties_json=event.properties_json,
+        source=_number(event.source),
+    )
+
+
+def record_from_bytes(raw: bytes) -> Record:
+    """The record behind spooled bytes. Raises Invalid naming the field."""
+    try:
+        message = pb.SpoolRecord.FromString(raw)
+    except DecodeError:
+        raise _invalid("record", "not a spool record") from None
+    kind = message.WhichOneof("record")
+    body: View | Event | Loss
+    if kind == "view":
+        body = View(
+            participant=_text(message.view.participant_id, "view.participant_id", 128),
+            path=_text(message.view.path, "view.path", 4096),
+            digest=_digest(message.view.digest, "view.digest"),
+            state=_name(ViewState, message.view.state, "view.state"),
+            from_at=message.view.from_at_us,
+        )
+    elif kind == "event":
+        body = _event_from_pb(message.event)
+    elif kind == "loss":
+        body = Loss(
+            reason=_text(message.loss.reason, "loss.reason", 64),
+            count=message.loss.count,
+            epoch=message.loss.epoch,
+            first_seq=message.loss.first_seq,
+        )
+    else:
+        raise _invalid("record", "neither view, event nor loss")
+    return Record(id=_id(message.id, "record.id"), recorded_at=message.recorded_at_us, body=body)
+
+
+def _event_from_pb(m: pb.Event) -> Event:
+    kind = _name(EventKind, m.kind, "event.kind")
+    return Event(
+        participant=_text(m.participant_id, "event.participant_id", 128),
+        kind=kind,
+        occurred_at=m.occurred_at_us,
+        event_name=_text(m.event_name, "event.event_name", 128, empty=kind is EventKind.IMPRESSION),
+        subject=_text(m.subject, "event.subject", 256, empty=True),
+        value_micros=m.value_micros if m.HasField("value_micros") else None,
+        digest=_digest(m.digest, "event.digest"),
+        path=_text(m.path, "event.path", 4096, empty=True),
+        event_id=_text(m.event_id, "event.event_id", 128, empty=True),
+        properties_json=_text(m.properties_json, "event.properties_json", 8192, empty=True),
+        source=_name(EventSource, m.source, "event.source"),
+    )
+
+
+def batch_to_pb(batch: Batch) -> pb.ReportSpoolRequest:
+    """The request of a batch."""
+    return pb.ReportSpoolRequest(
+        epoch=batch.epoch,
+        first_seq=batch.first_seq,
+        chain=batch.chain,
+        records=batch.records,
+        tail_seq=batch.tail_seq,
+    )
+
+
+def batch_from_pb(message: pb.ReportSpoolRequest) -> Batch:
+    """The batch of a request. Raises Invalid naming the field."""
+    if message.first_seq < 1 or len(message.chain) != 32:
+        raise _invalid("first_seq", "sequences start at 1 and a chain hash is 32 bytes")
+    return Batch(
+        epoch=_id(message.epoch, "epoch"),
+        first_seq=message.first_seq,
+        chain=message.chain,
+        records=tuple(message.records),
+        tail_seq=message.tail_seq,
+    )
