@@ -1,0 +1,155 @@
+"""The whole answer for one metric: every arm's numbers, and each arm against the control.
+
+One call for `results`, `compute-results` and `analyze`, so that they cannot disagree; it decides only
+which method answers which field, and which reason stands beside a None.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from control_plane.domain.statistics.bayes import Belief, Beta, Goal, beliefs
+from control_plane.domain.statistics.proportions import (
+    ArmSums,
+    Difference,
+    Interval,
+    Undefined,
+    Variance,
+    difference,
+    icc,
+    rate,
+)
+from shared.errors import Fault, Invalid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSummary:
+    """One arm; `reasons` names every field that is None, by its name here.
+
+    Counts and rates are of the arm itself; `difference`, its interval, `p_value` and `chance_to_win` are
+    against the control and None for it.
+    """
+
+    key: str
+    participants: int
+    participants_exposed: int
+    impressions: int
+    conversions: int
+    conversion_rate: float | None
+    probability_to_be_best: float | None
+    expected_loss: float | None
+    credible_interval: Interval | None
+    design_effect: float | None
+    icc: float | None
+    difference: float | None
+    difference_interval: Interval | None
+    p_value: float | None
+    chance_to_win: float | None
+    reasons: Mapping[str, Undefined] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """All arms in the order given, at one level; `overdispersion` is None where nothing is believed."""
+
+    alpha: float
+    control: str | None
+    variance: Variance
+    overdispersion: float | None
+    arms: tuple[ArmSummary, ...]
+
+
+def summarise(
+    arms: Sequence[ArmSums],
+    *,
+    control: str | None,
+    alpha: float = 0.05,
+    variance: Variance = "jackknife",
+    prior: Beta | None = None,
+    goal: Goal = "increase",
+) -> Summary:
+    """Every number of every arm is there, or the reason why it is not.
+
+    Unadjusted for several arms: nothing here is a verdict. Raises Invalid, by field, for two arms of one
+    key, a control that is none of them, an `alpha` outside (0, 1) or a prior that is not positive.
+    """
+    keys = [arm.key for arm in arms]
+    faults = []
+    if len(set(keys)) < len(keys):
+        faults.append(Fault(field="arms", message="have a key that is there twice"))
+    if control is not None and control not in keys:
+        faults.append(Fault(field="control", message=f"{control!r} is not one of the arms"))
+    if faults:
+        raise Invalid("; ".join(f"{fault.field} {fault.message}" for fault in faults), faults=faults)
+    believed = beliefs(arms, control=control, alpha=alpha, prior=prior, goal=goal)
+    reference = next((arm for arm in arms if arm.key == control), None)
+    return Summary(
+        alpha=alpha,
+        control=control,
+        variance=variance,
+        overdispersion=None if isinstance(believed, Undefined) else believed.overdispersion,
+        arms=tuple(
+            _arm(
+                arm,
+                believed if isinstance(believed, Undefined) else believed.arms[index],
+                _against(arm, reference, alpha=alpha, variance=variance),
+                variance=variance,
+            )
+            for index, arm in enumerate(arms)
+        ),
+    )
+
+
+def _against(
+    arm: ArmSums, reference: ArmSums | None, *, alpha: float, variance: Variance
+) -> Difference | Undefined:
+    if reference is None:
+        return Undefined.NO_CONTROL
+    if arm.key == reference.key:
+        return Undefined.IS_CONTROL
+    return difference(arm, reference, alpha=alpha, variance=variance)
+
+
+def _arm(
+    arm: ArmSums, belief: Belief | Undefined, against: Difference | Undefined, *, variance: Variance
+) -> ArmSummary:
+    own, alike = rate(arm, variance=variance), icc([arm])
+    reasons = _renamed(own.reasons, {"rate": "conversion_rate", "design_effect": "design_effect"})
+    if isinstance(alike, Undefined):
+        reasons["icc"] = alike
+    if isinstance(belief, Undefined):
+        reasons |= dict.fromkeys(_OF_BELIEF, belief)
+    if isinstance(against, Undefined):
+        reasons |= dict.fromkeys(_AGAINST_CONTROL, against)
+    else:
+        reasons |= _renamed(
+            against.reasons,
+            {"estimate": "difference", "interval": "difference_interval", "p_value": "p_value"},
+        )
+    believed = None if isinstance(belief, Undefined) else belief
+    compared = None if isinstance(against, Undefined) else against
+    return ArmSummary(
+        key=arm.key,
+        participants=len(arm.trials),
+        participants_exposed=sum(1 for m in arm.trials if m),
+        impressions=own.trials,
+        conversions=own.successes,
+        conversion_rate=own.rate,
+        probability_to_be_best=believed.probability_to_be_best if believed else None,
+        expected_loss=believed.expected_loss if believed else None,
+        credible_interval=believed.credible_interval if believed else None,
+        design_effect=own.design_effect,
+        icc=None if isinstance(alike, Undefined) else alike,
+        difference=compared.estimate if compared else None,
+        difference_interval=compared.interval if compared else None,
+        p_value=compared.p_value if compared else None,
+        chance_to_win=believed.chance_to_win if believed else None,
+        reasons=reasons,
+    )
+
+
+_OF_BELIEF = ("probability_to_be_best", "expected_loss", "credible_interval", "chance_to_win")
+_AGAINST_CONTROL = ("difference", "difference_interval", "p_value", "chance_to_win")
+
+
+def _renamed(reasons: Mapping[str, Undefined], names: Mapping[str, str]) -> dict[str, Undefined]:
+    return {ours: reasons[theirs] for theirs, ours in names.items() if theirs in reasons}
