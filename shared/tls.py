@@ -135,6 +135,15 @@ class Authority:
         """The certificate in DER."""
         return pem_to_der(self.certificate)
 
+    def issued(self, certificate_der: bytes) -> bool:
+        """Whether this authority signed the certificate. Raises ValueError where it is not one."""
+        certificate = x509.load_der_x509_certificate(certificate_der)
+        try:
+            certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(self.certificate))
+        except (InvalidSignature, TypeError, ValueError):
+            return False
+        return True
+
     def issue_server(self, names: list[str], *, now: int, days: int = 90) -> tuple[bytes, bytes]:
         """(certificate, key) in PEM for a listener reachable under `names` (DNS names or addresses)."""
         key = new_key()

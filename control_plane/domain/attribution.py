@@ -1,0 +1,325 @@
+"""Which events count, in which phase, for which population: the truth about exposure.
+
+Everything here depends on *sets* of facts (views, events, assignments), never on the order they arrived
+in: a late view or a late impression gives the same tallies as an early one. Moments are microseconds.
+
+An event of a participant belongs to every phase whose assignment covers the moment it happened.
+- *assigned*: it happened at or after assignment + settle. The same window in all arms, whatever was on
+  disk (intention to treat).
+- *delivered*: besides, the digest in use (or else the digest on disk by the views) was the assigned
+  variant's for every target file concerned, and, where the event does not say its own digest, the swap to
+  it was at least `settle` ago.
+
+A unit is (phase, block, participant, subject). Its first exposure is its earliest impression; a conversion
+counts from the first exposure on. A conversion without an earlier impression is pending, and counted once
+such an impression arrives.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from shared.clock import SECOND, utc_day
+from shared.model import Digest, EventKind
+
+
+class Standing(StrEnum):
+    """Whether an event may count for a population, and if not, why."""
+
+    ELIGIBLE = "eligible"
+    SETTLING = "settling"  # too soon after the assignment
+    IN_TRANSITION = "in_transition"  # too soon after the swap
+    OTHER_CONTENT = "other_content"  # something else was in use or on disk
+    UNKNOWN_CONTENT = "unknown_content"  # no view says what was on disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A view: from `from_at` on, the file held `digest`."""
+
+    from_at: int
+    id: bytes
+    digest: Digest | None
+
+
+class Timeline:
+    """What one target file held, by its views; order and repetition of the views do not matter."""
+
+    def __init__(self, views: Iterable[Seen]) -> None:
+        ordered = sorted(views, key=lambda view: (view.from_at, view.id))
+        self._since: list[int] = []
+        self._digests: list[Digest | None] = []
+        for view in ordered:
+            if self._digests and self._digests[-1] == view.digest:
+                continue  # said again, not changed
+            self._since.append(view.from_at)
+            self._digests.append(view.digest)
+
+    def at(self, moment: int) -> tuple[int, Digest | None] | None:
+        """(since when, digest) on disk at `moment`; None before the first view."""
+        index = bisect_right(self._since, moment) - 1
+        return None if index < 0 else (self._since[index], self._digests[index])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """An assignment as attribution needs it: the interval, the variant's digests by path, settle time."""
+
+    phase_id: bytes
+    variant_id: bytes
+    digests: Mapping[str, Digest]
+    from_at: int
+    to_at: int | None
+    settle: int
+
+    def covers(self, moment: int) -> bool:
+        """The assignment was in force at `moment`."""
+        return self.from_at <= moment and (self.to_at is None or moment < self.to_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """An event as attribution needs it; `path` is empty where it is about the participant as such."""
+
+    id: bytes
+    kind: EventKind
+    event_name: str
+    subject: str
+    path: str
+    digest: Digest | None
+    value_micros: int | None
+    occurred_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributed:
+    """An event within a phase, with its standing in both populations."""
+
+    phase_id: bytes
+    variant_id: bytes
+    event: Happening
+    assigned: Standing
+    delivered: Standing
+
+
+def attribute(
+    event: Happening, enrolled: Iterable[Enrolled], timelines: Mapping[str, Timeline]
+) -> list[Attributed]:
+    """The event in every phase it belongs to; `timelines` by path."""
+    return [
+        Attributed(
+            phase_id=phase.phase_id,
+            variant_id=phase.variant_id,
+            event=event,
+            assigned=assigned,
+            delivered=assigned if assigned is not Standing.ELIGIBLE else _content(event, phase, timelines),
+        )
+        for phase in enrolled
+        if phase.covers(event.occurred_at) and (not event.path or event.path in phase.digests)
+        for assigned in [_settled(event, phase)]
+    ]
+
+
+def _settled(event: Happening, phase: Enrolled) -> Standing:
+    return Standing.ELIGIBLE if event.occurred_at >= phase.from_at + phase.settle else Standing.SETTLING
+
+
+def _content(event: Happening, phase: Enrolled, timelines: Mapping[str, Timeline]) -> Standing:
+    """What speaks against the assigned content having been in use; the first reason found."""
+    paths = [event.path] if event.path else sorted(phase.digests)
+    for path in paths:
+        if event.digest is not None and (event.path or len(paths) == 1):
+            if event.digest != phase.digests[path]:
+                return Standing.OTHER_CONTENT
+            continue
+        seen = timelines[path].at(event.occurred_at) if path in timelines else None
+        if seen is None:
+            return Standing.UNKNOWN_CONTENT
+        since, digest = seen
+        if digest != phase.digests[path]:
+            return Standing.OTHER_CONTENT
+        if event.occurred_at < since + phase.settle:
+            return Standing.IN_TRANSITION
+    return Standing.ELIGIBLE
+
+
+def settle(seconds: int) -> int:
+    """A settle time in microseconds."""
+    return seconds * SECOND
+
+
+# -- units and tallies -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UnitKey:
+    """A unit within a batch: phase, participant (internal id), subject (empty: none)."""
+
+    phase_id: bytes
+    participant_id: bytes
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A tally row: phase, variant, participant, event name (empty: impressions), UTC day."""
+
+    phase_id: bytes
+    variant_id: bytes
+    participant_id: bytes
+    event_name: str
+    day: int
+
+
+@dataclass(slots=True)
+class Sums:
+    """What a tally row holds for one population; `units` are first-exposed or first-converted units."""
+
+    count: int = 0
+    units: int = 0
+    value: int = 0
+
+
+Firsts = dict[str, int | None]
+"""First moment by event name, '' for the first exposure; None: seen, none counted."""
+
+
+@dataclass(slots=True)
+class UnitState:
+    """A unit's first exposure and first conversions for both populations."""
+
+    assigned: Firsts
+    delivered: Firsts
+
+
+class Tallies:
+    """The change a batch makes to tallies, both populations."""
+
+    def __init__(self) -> None:
+        self.assigned: defaultdict[Cell, Sums] = defaultdict(Sums)
+        self.delivered: defaultdict[Cell, Sums] = defaultdict(Sums)
+
+    def cells(self) -> list[Cell]:
+        """Every row that changes, in a fixed order, so that concurrent writers lock alike."""
+        touched = set(self.assigned) | set(self.delivered)
+        return sorted(
+            touched, key=lambda c: (c.phase_id, c.variant_id, c.participant_id, c.event_name, c.day)
+        )
+
+
+def advance(state: UnitState, key: UnitKey, events: Sequence[Attributed], tallies: Tallies) -> bool:
+    """`state` and `tallies` include `events`, or nothing changed and False is returned.
+
+    The quick way, for events that arrive in order: it handles whatever cannot change the standing of an
+    earlier event of the unit. False asks for `recount`.
+    """
+    assigned, delivered = dict(state.assigned), dict(state.delivered)
+    ordered = sorted(events, key=lambda item: (item.event.occurred_at, item.event.id))
+    scratch: list[tuple[defaultdict[Cell, Sums], Cell, int, int, int]] = []
+    for item in ordered:
+        sides = ((assigned, tallies.assigned, item.assigned), (delivered, tallies.delivered, item.delivered))
+        for firsts, sums, standing in sides:
+            change = _advance_one(firsts, item, standing)
+            if change is None:
+                return False
+            for name, day, count, units, value in change:
+                cell = Cell(item.phase_id, item.variant_id, key.participant_id, name, day)
+                scratch.append((sums, cell, count, units, value))
+    state.assigned, state.delivered = assigned, delivered
+    for sums, cell, count, units, value in scratch:
+        _add(sums[cell], count, units, value)
+    return True
+
+
+_Change = list[tuple[str, int, int, int, int]]
+
+
+def _advance_one(firsts: Firsts, item: Attributed, standing: Standing) -> _Change | None:
+    """What one event changes (name, day, count, units, value), `firsts` advanced; None: not the quick way."""
+    event, moment = item.event, item.event.occurred_at
+    day = utc_day(moment)
+    exposed = firsts.get("")
+    if event.kind is EventKind.IMPRESSION:
+        if standing is not Standing.ELIGIBLE:
+            return []
+        if exposed is None:
+            if any(name for name in firsts):
+                return None  # conversions that were waiting may count now
+            firsts[""] = moment
+            return [("", day, 1, 1, event.value_micros or 0)]
+        return None if moment < exposed else [("", day, 1, 0, event.value_micros or 0)]
+    firsts.setdefault(event.event_name, None)
+    if standing is not Standing.ELIGIBLE or exposed is None or moment < exposed:
+        return []
+    first = firsts[event.event_name]
+    if first is not None and moment < first:
+        return None  # the unit's first conversion moves to another moment
+    if first is None:
+        firsts[event.event_name] = moment
+    return [(event.event_name, day, 1, int(first is None), event.value_micros or 0)]
+
+
+def _add(sums: Sums, count: int, units: int, value: int) -> None:
+    sums.count += count
+    sums.units += units
+    sums.value += value
+
+
+def recount(
+    key: UnitKey, before: Sequence[Attributed], after: Sequence[Attributed], tallies: Tallies
+) -> UnitState:
+    """The unit's state over all of `after`; `tallies` change by what `after` adds to `before`."""
+    for events, sign in ((before, -1), (after, 1)):
+        for sums, side in ((tallies.assigned, "assigned"), (tallies.delivered, "delivered")):
+            for cell, contribution in _contribution(key, events, side).items():
+                _add(
+                    sums[cell],
+                    sign * contribution.count,
+                    sign * contribution.units,
+                    sign * contribution.value,
+                )
+    return UnitState(assigned=_firsts(after, "assigned"), delivered=_firsts(after, "delivered"))
+
+
+def _firsts(events: Sequence[Attributed], side: str) -> Firsts:
+    eligible = [item.event for item in events if getattr(item, side) is Standing.ELIGIBLE]
+    exposure = min((e.occurred_at for e in eligible if e.kind is EventKind.IMPRESSION), default=None)
+    firsts: Firsts = {"": exposure} if exposure is not None else {}
+    for item in events:
+        if item.event.kind is EventKind.CONVERSION:
+            firsts.setdefault(item.event.event_name, None)
+    for event in eligible:
+        if event.kind is EventKind.CONVERSION and exposure is not None and event.occurred_at >= exposure:
+            known = firsts[event.event_name]
+            firsts[event.event_name] = event.occurred_at if known is None else min(known, event.occurred_at)
+    return firsts
+
+
+def _contribution(key: UnitKey, events: Sequence[Attributed], side: str) -> dict[Cell, Sums]:
+    firsts = _firsts(events, side)
+    exposure = firsts.get("")
+    cells: defaultdict[Cell, Sums] = defaultdict(Sums)
+    variants: dict[str, bytes] = {}
+    for item in events:
+        event = item.event
+        if getattr(item, side) is not Standing.ELIGIBLE:
+            continue
+        if event.kind is EventKind.CONVERSION and (exposure is None or event.occurred_at < exposure):
+            continue
+        name = event.event_name if event.kind is EventKind.CONVERSION else ""
+        variants[name] = item.variant_id
+        cell = Cell(item.phase_id, item.variant_id, key.participant_id, name, utc_day(event.occurred_at))
+        _add(cells[cell], 1, 0, event.value_micros or 0)
+    for name, first in firsts.items():
+        if first is not None:
+            cells[Cell(key.phase_id, variants[name], key.participant_id, name, utc_day(first))].units += 1
+    return dict(cells)
+
+
+def with_views(item: Attributed, phase: Enrolled, timelines: Mapping[str, Timeline]) -> Attributed:
+    """The same event judged again after more views arrived."""
+    if item.assigned is not Standing.ELIGIBLE:
+        return item
+    return replace(item, delivered=_content(item.event, phase, timelines))

@@ -1,0 +1,319 @@
+"""What an experiment is and how it lives: the nouns, the table of verbs, what a start requires.
+
+Pure: functions take what they need and return new values or the list of everything that is wrong.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from control_plane.domain.assignment import Arm, Candidate, Placement, assign
+from shared.errors import FailedPrecondition, Fault
+from shared.model import Digest
+
+
+class Status(StrEnum):
+    """Where an experiment is in its life."""
+
+    DRAFT = "draft"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    COMPLETED = "completed"
+
+
+class Verb(StrEnum):
+    """What can be done to an experiment's life."""
+
+    START = "start"
+    PAUSE = "pause"
+    RESUME = "resume"
+    STOP = "stop"
+    COMPLETE = "complete"
+    DEPLOY = "deploy"
+    EDIT = "edit"
+    DELETE = "delete"
+
+
+TRANSITIONS: Mapping[Status, Mapping[Verb, Status]] = {
+    Status.DRAFT: {
+        Verb.START: Status.RUNNING,
+        Verb.DEPLOY: Status.DRAFT,
+        Verb.EDIT: Status.DRAFT,
+        Verb.DELETE: Status.DRAFT,
+    },
+    Status.RUNNING: {
+        Verb.PAUSE: Status.PAUSED,
+        Verb.STOP: Status.STOPPED,
+        Verb.COMPLETE: Status.COMPLETED,
+        Verb.DEPLOY: Status.RUNNING,
+    },
+    Status.PAUSED: {
+        Verb.RESUME: Status.RUNNING,
+        Verb.STOP: Status.STOPPED,
+        Verb.COMPLETE: Status.COMPLETED,
+        Verb.DEPLOY: Status.PAUSED,
+    },
+    Status.STOPPED: {Verb.COMPLETE: Status.COMPLETED, Verb.DEPLOY: Status.STOPPED},
+    Status.COMPLETED: {Verb.DELETE: Status.COMPLETED},
+}
+"""state × verb: the state that follows; a verb that is not listed is a conflict."""
+
+
+def after(status: Status, verb: Verb) -> Status:
+    """The status that follows. Raises FailedPrecondition naming the state and the verbs it allows."""
+    allowed = TRANSITIONS[status]
+    if verb in allowed:
+        return allowed[verb]
+    names = [allowed_verb.value for allowed_verb in allowed]
+    remedy = "; complete it first" if verb is Verb.DELETE else ""
+    raise FailedPrecondition(
+        f"a {status} experiment cannot {verb}{remedy}; allowed now: {', '.join(names)}",
+        reason="WRONG_STATE",
+        details={"status": status.value, "allowedVerbs": names},
+    )
+
+
+def verb_towards(status: Status, target: Status) -> Verb | None:
+    """The verb that leads from `status` to running, paused or completed; None where it is there already."""
+    if status is target:
+        return None
+    if target is Status.RUNNING:
+        return Verb.RESUME if status is Status.PAUSED else Verb.START
+    return Verb.PAUSE if target is Status.PAUSED else Verb.COMPLETE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFile:
+    """One file of a variant."""
+
+    path: str
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One content an experiment tries."""
+
+    id: bytes
+    experiment_id: bytes
+    position: int
+    key: str
+    name: str
+    description: str
+    is_control: bool
+    weight: int
+    files: tuple[VariantFile, ...]
+    config: dict[str, Any] | None
+    metadata: dict[str, Any] | None
+    created_at: int
+    updated_at: int
+
+    def digests(self) -> dict[str, Digest]:
+        """Digest by path."""
+        return {file.path: file.digest for file in self.files}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of a run with fixed weights, allocation and seed; weights by variant id, per cent."""
+
+    id: bytes
+    number: int
+    algorithm: str
+    seed: bytes
+    weights: Mapping[bytes, int]
+    traffic_allocation: int
+    opened_at: int
+    closed_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Which variant a participant has within a phase; ids are None and `from_at` 0 while planned."""
+
+    id: bytes | None
+    experiment_id: bytes
+    phase_id: bytes | None
+    participant: str
+    variant_id: bytes
+    block: str
+    stratum: str
+    position: int
+    from_at: int
+    to_at: int | None = None
+    forced_by: str | None = None
+
+    @property
+    def planned(self) -> bool:
+        """Locks nothing yet."""
+        return self.id is None
+
+    @property
+    def method(self) -> str:
+        """`randomized`, or `forced` once another variant was deployed by hand."""
+        return "forced" if self.forced_by else "randomized"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """An experiment with its variants; `selector`, `metrics` and `metadata` are JSON-shaped."""
+
+    id: bytes
+    project_id: bytes
+    number: int
+    key: str
+    name: str
+    description: str
+    type: str
+    status: Status
+    archived: bool
+    target_file: str | None
+    selector: dict[str, Any]
+    metrics: dict[str, Any]
+    settle_seconds: int
+    alpha: float
+    labels: dict[str, str]
+    metadata: dict[str, Any] | None
+    run: int
+    seed: bytes
+    created_by: str
+    version: int
+    created_at: int
+    updated_at: int
+    variants: tuple[Variant, ...] = ()
+    phase: Phase | None = None
+    winner_variant_id: bytes | None = None
+    conclusion: str | None = None
+    conclusion_comment: str | None = None
+    started_at: int | None = None
+    paused_at: int | None = None
+    stopped_at: int | None = None
+    completed_at: int | None = None
+
+    @property
+    def target_files(self) -> list[str]:
+        """Every file some variant writes, and the declared one, sorted."""
+        paths = {file.path for variant in self.variants for file in variant.files}
+        return sorted(paths | ({self.target_file} if self.target_file else set()))
+
+    @property
+    def control(self) -> Variant | None:
+        """The one control, or None where there is none or several."""
+        controls = [variant for variant in self.variants if variant.is_control]
+        return controls[0] if len(controls) == 1 else None
+
+    def digests(self) -> tuple[Digest, ...]:
+        """Digests of every file of every variant."""
+        return tuple(sorted({file.digest for variant in self.variants for file in variant.files}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """Somebody else holds a target file of a participant."""
+
+    participant: str
+    path: str
+    holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """What a start needs to know besides the experiment."""
+
+    participants: int
+    conflicts: Sequence[Conflict] = field(default_factory=tuple)
+
+
+def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]:
+    """Everything that keeps the experiment from starting, by field."""
+    faults = [*_variant_faults(experiment.variants), *_file_faults(experiment)]
+    if not readiness.participants:
+        faults.append(
+            Fault(
+                field="participants",
+                message="nobody takes part",
+                remedy="set participantIds, or labels that some participant carries",
+            )
+        )
+    faults += [
+        Fault(
+            field="targetFile",
+            message=f"{conflict.path} of {conflict.participant} is held by experiment {conflict.holder}",
+            remedy=f"complete {conflict.holder}, or leave {conflict.participant} out",
+        )
+        for conflict in readiness.conflicts
+    ]
+    return faults
+
+
+def _variant_faults(variants: Sequence[Variant]) -> Iterable[Fault]:
+    if len(variants) < 2:
+        message = f"has {len(variants)}, needs at least 2"
+        yield Fault(field="variants", message=message, remedy="add a variant")
+    controls = [variant.key for variant in variants if variant.is_control]
+    if len(controls) != 1:
+        found = f"{len(controls)} ({', '.join(controls)})" if controls else "none"
+        yield Fault(
+            field="variants.isControl",
+            message=f"needs exactly one control, has {found}",
+            remedy="set isControl on one variant",
+        )
+    total = sum(variant.weight for variant in variants)
+    if total != 100:
+        yield Fault(
+            field="variants.weight",
+            message=f"weights sum to {total}, not to 100",
+            remedy="change the weights so that they sum to 100",
+        )
+
+
+def _file_faults(experiment: Experiment) -> Iterable[Fault]:
+    paths = experiment.target_files
+    if not paths:
+        yield Fault(field="targetFile", message="there is no target file", remedy="set targetFile")
+    for variant in experiment.variants:
+        missing = sorted(set(paths) - set(variant.digests()))
+        if missing:
+            yield Fault(
+                field=f"variants.{variant.key}.files",
+                message=f"has no content for {', '.join(missing)}",
+                remedy="every variant writes every target file",
+            )
+
+
+def plan(experiment: Experiment, candidates: Sequence[Candidate]) -> tuple[Placement, ...]:
+    """The assignment a start would make now, weights normalised to 100; empty where it could make none."""
+    if not experiment.variants or not candidates:
+        return ()
+    weights = normalised([variant.weight for variant in experiment.variants])
+    arms = [
+        Arm(key=variant.key, weight=weight)
+        for variant, weight in zip(experiment.variants, weights, strict=True)
+    ]
+    return assign(candidates, arms, seed=experiment.seed)
+
+
+def normalised(weights: Sequence[int]) -> list[int]:
+    """Whole per cents in the proportion of `weights` that sum to 100 (largest remainder; all 0: equal)."""
+    total = sum(weights)
+    if total == 0:
+        weights, total = [1] * len(weights), len(weights)
+    shares = [weight * 100 // total for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (-(weights[i] * 100 % total), i))
+    for index in by_remainder[: 100 - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def key_from(name: str, taken: Collection[str]) -> str:
+    """A key made from a name, unlike every one taken."""
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:56].strip("-")
+    stem = stem if stem[:1].isalpha() else f"x-{stem}".strip("-")
+    key, suffix = stem, 2
+    while key in taken:
+        key, suffix = f"{stem}-{suffix}", suffix + 1
+    return key

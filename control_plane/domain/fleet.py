@@ -1,0 +1,108 @@
+"""Participants and agents as the control plane knows them."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any
+
+from shared.model import Digest
+
+
+class Presence(StrEnum):
+    """Whether an agent's session is alive, by its lease."""
+
+    CONNECTED = "connected"
+    LOST = "lost"
+    NEVER_SEEN = "never_seen"
+
+
+LEASE_SECONDS = 30
+"""A session that was not heard of for so long is lost."""
+
+
+def presence(*, last_seen_at: int | None, lease_until: int, now: int) -> Presence:
+    """Presence by the lease; an agent that never had a session was never seen."""
+    if last_seen_at is None:
+        return Presence.NEVER_SEEN
+    return Presence.CONNECTED if now < lease_until else Presence.LOST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantFile:
+    """A target file of a participant: what it should hold, what it holds."""
+
+    path: str
+    desired: Digest | None
+    running: Digest | None
+    revision: int
+    state: str | None
+    experiment_id: bytes
+    variant_id: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """A workspace. `labels` are the API's and the enrollment token's, `host_labels` the host's own."""
+
+    id: bytes
+    public_id: str
+    agent_uid: bytes | None
+    hostname: str | None
+    labels: dict[str, str]
+    host_labels: dict[str, str]
+    targets: tuple[str, ...]
+    drift_policy: str | None
+    exposure: str | None
+    last_seen_at: int | None
+    lease_until: int
+    created_at: int
+    updated_at: int
+
+    def presence(self, now: int) -> Presence:
+        """Whether its agent's session is alive."""
+        return presence(last_seen_at=self.last_seen_at, lease_until=self.lease_until, now=now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """The daemon on a host; `platform`, `spool` and `conditions` are JSON-shaped, as last reported."""
+
+    uid: bytes
+    project_id: bytes
+    name: str
+    hostname: str
+    labels: dict[str, str]
+    host_labels: dict[str, str]
+    participant_patterns: tuple[str, ...]
+    generation: int
+    version: str
+    capabilities: tuple[str, ...]
+    platform: dict[str, str] | None
+    session_id: bytes | None
+    session_epoch: int
+    boot_id: str | None
+    connected_at: int | None
+    last_seen_at: int | None
+    lease_until: int
+    certificate_serial: str
+    certificate_not_after: int
+    spool: dict[str, int] | None
+    conditions: tuple[dict[str, Any], ...]
+    enrolled_at: int
+    banned_at: int | None
+    lost: int = 0
+    participants: tuple[str, ...] = ()
+
+    def presence(self, now: int) -> Presence:
+        """Whether its session is alive."""
+        return presence(last_seen_at=self.last_seen_at, lease_until=self.lease_until, now=now)
+
+    def may_serve(self, participant: str) -> bool:
+        """Its enrollment token allows this participant."""
+        patterns = self.participant_patterns
+        return not patterns or any(fnmatchcase(participant, pattern) for pattern in patterns)
+
+
+def matches(labels: dict[str, str], wanted: dict[str, str]) -> bool:
+    """Every wanted label is there with that value; an empty wish matches nobody."""
+    return bool(wanted) and all(labels.get(name) == value for name, value in wanted.items())

@@ -1,0 +1,1 @@
+"""Use cases: one transaction, one `now`, a domain call, a wake-up. What both transports call."""

@@ -1,0 +1,289 @@
+"""Who may do what: keys of operators, tokens and certificates of agents, and the audit log."""
+
+import base64
+import hashlib
+import hmac
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from control_plane.domain import requests
+from control_plane.domain.fleet import Agent
+from control_plane.services.work import Caller, Listing, Scope, Work, cursor_id, hex_of, listing, page_size
+from control_plane.store.access import AccessStore, ApiKey, EnrollmentToken, Incarnation
+from control_plane.store.store import Store
+from shared import tls, wire
+from shared.clock import SECOND
+from shared.errors import Fault, Invalid, PermissionDenied, Unauthenticated
+from shared.ids import NewId, new_secret
+
+KEY_PREFIX = "sk_"
+DEFAULT_PROJECT = "default"
+
+
+def hash_secret(secret: bytes) -> bytes:
+    """What is kept of a secret. Secrets are 256 random bits, so a fast hash is as good as a slow one."""
+    return hashlib.sha256(secret).digest()
+
+
+# -- API keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """An API key with its secret, shown once."""
+
+    key: ApiKey
+    secret: str
+
+
+def make_key(
+    store: AccessStore, *, project_id: bytes, name: str, scopes: tuple[str, ...], new_id: NewId, now: int
+) -> NewKey:
+    """The key exists; its secret is in the answer and nowhere else."""
+    secret = KEY_PREFIX + base64.urlsafe_b64encode(new_secret()).rstrip(b"=").decode()
+    key = ApiKey(
+        id=new_id(),
+        project_id=project_id,
+        name=name,
+        prefix=secret[:10],
+        secret_hash=hash_secret(secret.encode()),
+        scopes=scopes,
+        created_at=now,
+    )
+    store.add_api_key(key)
+    return NewKey(key=key, secret=secret)
+
+
+def create_api_key(work: Work, request: requests.CreateApiKey) -> NewKey:
+    """A key exists that may do no more than the caller. Raises Invalid or PermissionDenied naming a scope."""
+    unknown = sorted(set(request.scopes) - set(Scope))
+    if unknown:
+        fault = Fault(
+            field="scopes", message=f"{unknown[0]!r} is not a scope", remedy=f"known are {', '.join(Scope)}"
+        )
+        raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
+    scopes = request.scopes or tuple(sorted(work.caller.scopes))
+    beyond = [scope for scope in scopes if not work.caller.may(Scope(scope))]
+    if beyond:
+        raise PermissionDenied(f"the caller does not hold {beyond[0]} itself", reason="MISSING_SCOPE")
+    return make_key(
+        work.store.access,
+        project_id=work.project_id,
+        name=request.name,
+        scopes=tuple(scopes),
+        new_id=work.new_id,
+        now=work.now,
+    )
+
+
+def authenticate(store: Store, secret: str) -> Caller:
+    """Who holds this API key. Raises Unauthenticated."""
+    given = hash_secret(secret.encode())
+    key = store.access.api_key(given) if secret.startswith(KEY_PREFIX) else None
+    if key is None or not hmac.compare_digest(key.secret_hash, given):
+        raise Unauthenticated(reason="BAD_API_KEY")
+    return Caller(
+        project_id=key.project_id,
+        actor=f"api_key:{key.name}",
+        scopes=frozenset(Scope(scope) for scope in key.scopes),
+    )
+
+
+def list_audit(work: Work, request: requests.Page) -> Listing:
+    """A page of changes, newest first."""
+    size = page_size(request.limit)
+    found = work.store.access.audit(work.project_id, before=cursor_id(request.cursor), limit=size + 1)
+    return listing(found, size, lambda item: hex_of(item.id))
+
+
+# -- enrollment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewToken:
+    """An enrollment token; `secret` is None once it is not shown any more."""
+
+    token: EnrollmentToken
+    secret: bytes | None = None
+
+
+def create_enrollment_token(work: Work, request: requests.CreateEnrollmentToken) -> NewToken:
+    """The token exists; its secret is in the answer and nowhere else."""
+    secret = new_secret()
+    token = EnrollmentToken(
+        id=work.new_id(),
+        project_id=work.project_id,
+        name=request.name,
+        secret_hash=hash_secret(secret),
+        labels=dict(request.labels),
+        max_uses=request.max_uses,
+        uses=0,
+        name_pattern=request.name_pattern,
+        participants=request.participants,
+        expires_at=work.now + request.ttl_seconds() * SECOND,
+        created_at=work.now,
+    )
+    work.store.access.add_enrollment_token(token)
+    return NewToken(token=token, secret=secret)
+
+
+def list_enrollment_tokens(work: Work, request: requests.Page) -> Listing:
+    """A page of tokens, newest first, without their secrets."""
+    size = page_size(request.limit)
+    before = cursor_id(request.cursor)
+    found = work.store.access.enrollment_tokens(work.project_id, before=before, limit=size + 1)
+    page = listing(found, size, lambda item: hex_of(item.id))
+    return replace(page, items=[NewToken(token=token) for token in page.items])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollRequest:
+    """What a host sends to get an identity; see EnrollRequest of the agent protocol."""
+
+    secret: bytes
+    signing_request: bytes
+    name: str
+    hostname: str
+    previous_certificate: bytes
+    previous_signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """An identity: uid and certificate (PEM)."""
+
+    agent_uid: bytes
+    certificate: bytes
+
+
+def enroll(
+    store: Store, authority: tls.Authority, request: EnrollRequest, *, new_id: NewId, now: int
+) -> Enrolled:
+    """The host has an identity and the token one use less.
+
+    A host that proves the key of its previous certificate keeps its uid. Raises Unauthenticated in one and
+    the same way for a token that is unknown, expired, used up, or not for this name, and Invalid for a
+    malformed request.
+    """
+    token = store.access.enrollment_token(hash_secret(request.secret))
+    if (
+        token is None
+        or now >= token.expires_at
+        or token.uses >= token.max_uses
+        or (token.name_pattern is not None and not fnmatchcase(request.name, token.name_pattern))
+    ):
+        raise Unauthenticated(
+            "the enrollment token is unknown, expired, used up, or not for this host;"
+            " `variantctl agents token` makes a fresh one",
+            reason="BAD_ENROLLMENT_TOKEN",
+        )
+    if not 1 <= len(request.name) <= 128 or len(request.hostname) > 253:
+        raise Invalid("name: 1 to 128 characters, hostname: at most 253", reason="INVALID_FIELDS")
+    previous = _previous(store, authority, request, token.project_id)
+    uid = previous.uid if previous else new_id()
+    try:
+        certificate = authority.issue_agent(
+            request.signing_request, project_id=token.project_id, agent_uid=uid, now=now
+        )
+    except ValueError as error:
+        raise Invalid(f"signing_request: {error}", reason="INVALID_FIELDS") from None
+    identity = tls.identity(certificate)
+    assert identity is not None
+    serial, not_after = f"{identity.serial:x}", identity.not_after
+    store.access.use_enrollment_token(token.id)
+    if previous:
+        store.fleet.set_certificate(uid, serial=serial, not_after=not_after)
+    else:
+        store.fleet.add_agent(_new_agent(uid, token, request, serial=serial, not_after=not_after, now=now))
+    return Enrolled(agent_uid=uid, certificate=certificate)
+
+
+def _previous(
+    store: Store, authority: tls.Authority, request: EnrollRequest, project_id: bytes
+) -> Agent | None:
+    """The agent whose key the host proves, if it does and may come back."""
+    if not request.previous_certificate:
+        return None
+    try:
+        pem = tls.der_to_pem(request.previous_certificate)
+        ours = authority.issued(request.previous_certificate)
+    except ValueError:
+        raise Invalid("previous_certificate: is not a certificate", reason="INVALID_FIELDS") from None
+    identity = tls.identity(pem)
+    proven = tls.signed_by(request.previous_certificate, request.previous_signature, request.signing_request)
+    if not ours or identity is None or not proven or identity.project_id != project_id:
+        return None
+    agent = store.fleet.agent(identity.agent_uid)
+    if agent is not None and agent.banned_at is not None:
+        raise Unauthenticated("this agent is banned", reason="BANNED")
+    return agent
+
+
+def _new_agent(
+    uid: bytes, token: EnrollmentToken, request: EnrollRequest, *, serial: str, not_after: int, now: int
+) -> Agent:
+    return Agent(
+        uid=uid,
+        project_id=token.project_id,
+        name=request.name,
+        hostname=request.hostname,
+        labels=token.labels,
+        host_labels={},
+        participant_patterns=token.participants,
+        generation=0,
+        version="",
+        capabilities=(),
+        platform=None,
+        session_id=None,
+        session_epoch=0,
+        boot_id=None,
+        connected_at=None,
+        last_seen_at=None,
+        lease_until=0,
+        certificate_serial=serial,
+        certificate_not_after=not_after,
+        spool=None,
+        conditions=(),
+        enrolled_at=now,
+        banned_at=None,
+    )
+
+
+def token_text(token_secret: bytes, *, addresses: tuple[str, ...], ca_certificate: bytes) -> str:
+    """The copy-paste text of an enrollment token."""
+    ticket = wire.Ticket(secret=token_secret, addresses=addresses, ca_certificate=ca_certificate)
+    return wire.ticket_to_token(ticket)
+
+
+# -- the first start of a database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstStart:
+    """What a database has after `initialise`; `operator_key` is None where it was there before."""
+
+    incarnation: Incarnation
+    operator_key: str | None
+
+
+def initialise(store: Store, *, new_id: NewId, now: int) -> FirstStart:
+    """The database has an incarnation, a default project and an operator's key; idempotent."""
+    access = store.access
+    known = access.incarnation()
+    if known is not None:
+        return FirstStart(incarnation=known, operator_key=None)
+    incarnation = Incarnation(id=new_id(), predecessor=b"")
+    access.set_incarnation(incarnation)
+    project_id = new_id()
+    access.add_project(project_id, name=DEFAULT_PROJECT, now=now)
+    scopes = (Scope.ADMIN.value,)
+    key = make_key(access, project_id=project_id, name="operator", scopes=scopes, new_id=new_id, now=now)
+    return FirstStart(incarnation=incarnation, operator_key=key.secret)
+
+
+def succeed(store: Store, *, new_id: NewId) -> Incarnation:
+    """A restored database is a new incarnation that names its predecessor."""
+    known = store.access.incarnation()
+    incarnation = Incarnation(id=new_id(), predecessor=known.id if known else b"")
+    store.access.set_incarnation(incarnation)
+    return incarnation

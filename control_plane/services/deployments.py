@@ -1,0 +1,114 @@
+"""Use cases of deployments: a variant onto a participant by hand, and what became of it."""
+
+from collections.abc import Sequence
+
+from control_plane.domain import requests
+from control_plane.domain.deployment import Deployment, Origin
+from control_plane.domain.experiment import Verb, after
+from control_plane.domain.fleet import Presence
+from control_plane.services.experiments import files_of, find, find_variant
+from control_plane.services.work import Listing, Work, cursor_id, hex_of, listing, page_size
+from control_plane.store.deployments import NewDeployment
+from shared.errors import FailedPrecondition, Fault, NotFound
+from shared.ids import parse_id
+from shared.model import OfferAction
+
+
+def create(work: Work, request: requests.CreateDeployment) -> Deployment:
+    """The participant's slot should hold the variant from now on, whether its agent is connected or not.
+
+    Another variant than the assigned one makes the assignment `forced`. Raises FailedPrecondition naming the
+    holder where another experiment holds the file, or, with `requireConnected`, where no agent is connected.
+    """
+    experiment = find(work, request.id)
+    variant = find_variant(experiment, request.variant_id)
+    after(experiment.status, Verb.DEPLOY)
+    participant = work.store.fleet.participant(work.project_id, request.participant_id)
+    if participant is None:
+        raise NotFound(
+            f"there is no participant {request.participant_id!r}; `variantctl agents list` shows who is served",
+            reason="PARTICIPANT_NOT_FOUND",
+        )
+    if request.require_connected and participant.presence(work.now) is not Presence.CONNECTED:
+        raise FailedPrecondition(
+            f"the agent of {participant.public_id} is not connected; leave requireConnected out to deploy once it is",
+            reason="NOT_CONNECTED",
+        )
+    _require_files(variant.files, experiment.key)
+    conflicts = work.store.experiments.conflicts(experiment.id, [participant.id], experiment.target_files)
+    if conflicts:
+        faults = [
+            Fault(
+                field="participantId",
+                message=f"{conflict.path} of {conflict.participant} is held by experiment {conflict.holder}",
+                remedy=f"complete {conflict.holder} first",
+            )
+            for conflict in conflicts
+        ]
+        raise FailedPrecondition(faults[0].message, reason="CLAIM_CONFLICT", faults=faults)
+    work.store.experiments.claim(experiment.id, [participant.id], experiment.target_files, now=work.now)
+    phase = experiment.phase
+    forced = phase is not None and work.store.experiments.force(
+        phase.id, participant.id, variant.id, actor=work.caller.actor, now=work.now
+    )
+    deployment_id = work.new_id()
+    work.store.deployments.desire(
+        NewDeployment(
+            id=deployment_id,
+            project_id=work.project_id,
+            experiment_id=experiment.id,
+            variant_id=variant.id,
+            phase_id=phase.id if phase else None,
+            participant_id=participant.id,
+            slot_id=experiment.id,
+            origin=Origin.FORCED if forced else Origin.MANUAL,
+            action=OfferAction.WRITE,
+            files=files_of(variant),
+            requested_by=work.caller.actor,
+            overwrite_drift=request.overwrite_drift,
+            retry=request.retry,
+        ),
+        now=work.now,
+    )
+    work.touch([participant.id])
+    return _get(work, deployment_id)
+
+
+def _require_files(files: Sequence[object], key: str) -> None:
+    if not files:
+        raise FailedPrecondition(
+            f"the variant has no content to deploy; set targetFile and content on {key}", reason="NO_CONTENT"
+        )
+
+
+def get(work: Work, request: requests.ById) -> Deployment:
+    """One deployment."""
+    deployment_id = parse_id(request.id)
+    if deployment_id is None:
+        raise NotFound(f"there is no deployment {request.id!r}", reason="DEPLOYMENT_NOT_FOUND")
+    return _get(work, deployment_id)
+
+
+def _get(work: Work, deployment_id: bytes) -> Deployment:
+    deployment = work.store.deployments.get(work.project_id, deployment_id, now=work.now)
+    if deployment is None:
+        raise NotFound("there is no such deployment", reason="DEPLOYMENT_NOT_FOUND")
+    return deployment
+
+
+def list_page(work: Work, request: requests.PageOf) -> Listing:
+    """A page of an experiment's deployments, newest first."""
+    experiment = find(work, request.id)
+    size = page_size(request.limit)
+    found = work.store.deployments.of_experiment(
+        experiment.id, before=cursor_id(request.cursor), limit=size + 1, now=work.now
+    )
+    return listing(found, size, lambda item: hex_of(item.id))
+
+
+def list_outcomes(work: Work, request: requests.PageOf) -> Listing:
+    """A page of what the host reported about a deployment, oldest first."""
+    deployment = get(work, requests.ById(id=request.id))
+    size = page_size(request.limit)
+    found = work.store.deployments.outcomes(deployment.id, after=cursor_id(request.cursor), limit=size + 1)
+    return listing(found, size, lambda item: hex_of(item.id))

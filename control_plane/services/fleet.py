@@ -1,0 +1,164 @@
+"""Use cases of the fleet: participants, agents, and the sessions agents hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from control_plane.domain import requests
+from control_plane.domain.fleet import LEASE_SECONDS, Agent, Participant, ParticipantFile
+from control_plane.services.work import Listing, Work, cursor_id, cursor_text, hex_of, listing, page_size
+from control_plane.store.store import Store
+from shared.clock import SECOND
+from shared.errors import FailedPrecondition, NotFound, PermissionDenied
+from shared.ids import NewId, parse_id
+from shared.model import Hello
+
+LEASE = LEASE_SECONDS * SECOND
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantView:
+    """A participant with its target files."""
+
+    participant: Participant
+    files: tuple[ParticipantFile, ...]
+
+
+# -- participants
+
+
+def get_participant(work: Work, request: requests.ById) -> ParticipantView:
+    """One participant."""
+    participant = _find(work, request.id)
+    return ParticipantView(participant=participant, files=tuple(work.store.fleet.files(participant.id)))
+
+
+def list_participants(work: Work, request: requests.Page) -> Listing:
+    """A page of participants by public id."""
+    size = page_size(request.limit)
+    found = work.store.fleet.participants(work.project_id, after=cursor_text(request.cursor), limit=size + 1)
+    views = [ParticipantView(participant=p, files=tuple(work.store.fleet.files(p.id))) for p in found]
+    return listing(views, size, lambda item: hex_of(item.participant.public_id))
+
+
+def create_participant(work: Work, request: requests.CreateParticipant) -> ParticipantView:
+    """The participant exists, before any agent declares it."""
+    work.store.fleet.add_participant(
+        work.new_id(),
+        project_id=work.project_id,
+        public_id=request.id,
+        labels=dict(request.labels),
+        now=work.now,
+    )
+    return get_participant(work, requests.ById(id=request.id))
+
+
+def update_participant(work: Work, request: requests.CreateParticipant) -> ParticipantView:
+    """These are all the participant's labels from the API."""
+    participant = _find(work, request.id)
+    work.store.fleet.set_labels(participant.id, dict(request.labels), now=work.now)
+    return get_participant(work, requests.ById(id=request.id))
+
+
+def delete_participant(work: Work, request: requests.ById) -> None:
+    """The participant is gone and its id free. Raises FailedPrecondition naming the experiment it is in."""
+    participant = _find(work, request.id)
+    holders = work.store.fleet.held_by(participant.id)
+    if holders:
+        raise FailedPrecondition(
+            f"{request.id} takes part in {', '.join(holders)}; complete it first", reason="IN_USE"
+        )
+    work.store.fleet.delete_participant(participant.id, now=work.now)
+
+
+def _find(work: Work, public_id: str) -> Participant:
+    participant = work.store.fleet.participant(work.project_id, public_id)
+    if participant is None:
+        raise NotFound(f"there is no participant {public_id!r}", reason="PARTICIPANT_NOT_FOUND")
+    return participant
+
+
+# -- agents
+
+
+def get_agent(work: Work, request: requests.ById) -> Agent:
+    """One agent."""
+    uid = parse_id(request.id)
+    agent = work.store.fleet.agent(uid) if uid else None
+    if agent is None or agent.project_id != work.project_id:
+        raise NotFound(f"there is no agent {request.id!r}", reason="AGENT_NOT_FOUND")
+    return agent
+
+
+def list_agents(work: Work, request: requests.Page) -> Listing:
+    """A page of agents, newest first."""
+    size = page_size(request.limit)
+    found = work.store.fleet.agents(work.project_id, before=cursor_id(request.cursor), limit=size + 1)
+    return listing(found, size, lambda item: hex_of(item.uid))
+
+
+def ban_agent(work: Work, request: requests.ById) -> Agent:
+    """The agent has no identity any more; its live session is cut once it is woken."""
+    agent = get_agent(work, request)
+    work.store.fleet.ban(agent.uid, now=work.now)
+    work.woken.add(agent.uid)
+    return get_agent(work, request)
+
+
+# -- sessions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A live session: whose, which, and the public ids it may not serve because another agent does."""
+
+    id: bytes
+    agent_uid: bytes
+    taken: tuple[str, ...]
+
+
+def open_session(store: Store, agent_uid: bytes, hello: Hello, *, new_id: NewId, now: int) -> Session:
+    """The agent is connected; what its Hello declares is bound to it, created where nobody knew it.
+
+    A participant that another agent is bound to, or that the enrollment token does not allow, stays as it is
+    and is listed in `taken`. Raises PermissionDenied for an agent that is banned or not known.
+    """
+    agent = store.fleet.agent(agent_uid)
+    if agent is None or agent.banned_at is not None:
+        raise PermissionDenied("this agent is banned or not known; enroll it again", reason="BANNED")
+    taken = []
+    for state in hello.participants:
+        participant = store.fleet.participant(agent.project_id, state.participant)
+        bound_elsewhere = participant and participant.agent_uid not in (None, agent_uid)
+        if bound_elsewhere or not agent.may_serve(state.participant):
+            taken.append(state.participant)
+            continue
+        participant_id = participant.id if participant else new_id()
+        if participant is None:
+            store.fleet.add_participant(
+                participant_id, project_id=agent.project_id, public_id=state.participant, labels={}, now=now
+            )
+        store.fleet.bind(participant_id, agent_uid, state, now=now)
+    for slot in hello.slots:
+        store.deployments.note_revision(agent_uid, slot.participant, slot.slot_id, slot.revision)
+    session = Session(id=new_id(), agent_uid=agent_uid, taken=tuple(taken))
+    store.fleet.open_session(agent_uid, hello, session_id=session.id, lease_until=now + LEASE, now=now)
+    store.fleet.observe(
+        agent_uid,
+        spool=(hello.spool.depth, hello.spool.size, hello.spool.oldest_at),
+        conditions=taken_conditions(taken, now=now),
+    )
+    return session
+
+
+def taken_conditions(taken: Sequence[str], *, now: int) -> list[dict[str, Any]]:
+    """What an operator should know of participants that a second agent declared."""
+    return [
+        {
+            "code": "PARTICIPANT_TAKEN",
+            "severity": "error",
+            "sinceAt": now,
+            "message": f"{public_id} belongs to another agent, or the enrollment token does not allow it",
+        }
+        for public_id in taken
+    ]

@@ -1,0 +1,106 @@
+"""Use cases of results: tallies in, the numbers of an experiment's present phase out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from control_plane.domain import requests
+from control_plane.domain.experiment import Experiment, Variant
+from control_plane.domain.statistics.proportions import ArmSums
+from control_plane.domain.statistics.summary import ArmSummary, summarise
+from control_plane.services.work import Work
+from control_plane.store.events import ParticipantSums
+from shared.errors import Fault, Invalid, NotFound
+from shared.ids import show_id
+
+POPULATIONS = ("assigned", "delivered")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """What the numbers say of an experiment, for one conversion and one population."""
+
+    experiment: Experiment
+    event_name: str
+    goal: str
+    population: str
+    computed_at: int
+    arms: tuple[tuple[Variant, ArmSummary], ...]
+    not_counted: dict[str, int]
+    lost: int
+
+
+def get(work: Work, request: requests.GetResults) -> Results:
+    """Results of the present phase, from tallies only. Raises Invalid where it is unclear which conversion."""
+    experiment = work.store.experiments.find(work.project_id, request.id)
+    if experiment is None:
+        raise NotFound(f"there is no experiment {request.id!r}", reason="EXPERIMENT_NOT_FOUND")
+    metric = _metric(work, experiment, request.event_name)
+    phase = experiment.phase
+    sums = work.store.events.sums(phase.id, metric[0], population=request.population) if phase else []
+    control = experiment.control
+    summary = summarise(
+        [_arm(variant, sums) for variant in experiment.variants],
+        control=control.key if control else None,
+        alpha=experiment.alpha,
+        goal="decrease" if metric[1] == "decrease" else "increase",
+    )
+    return Results(
+        experiment=experiment,
+        event_name=metric[0],
+        goal=metric[1],
+        population=request.population,
+        computed_at=work.now,
+        arms=tuple(zip(experiment.variants, summary.arms, strict=True)),
+        not_counted=work.store.events.not_counted(phase.id, population=request.population) if phase else {},
+        lost=work.store.events.lost(experiment.id),
+    )
+
+
+def _arm(variant: Variant, sums: list[ParticipantSums]) -> ArmSums:
+    mine = [item for item in sums if item.variant_id == variant.id]
+    return ArmSums(
+        key=variant.key,
+        trials=[item.impressions for item in mine],
+        successes=[item.conversions for item in mine],
+    )
+
+
+def _metric(work: Work, experiment: Experiment, event_name: str) -> tuple[str, str]:
+    """(conversion's name, goal): as asked, else the primary metric, else the only one ever reported."""
+    declared = [experiment.metrics.get("primary"), *experiment.metrics.get("secondary", [])]
+    declared += experiment.metrics.get("guardrail", [])
+    goals = {metric["eventName"]: metric["goal"] for metric in declared if metric}
+    if event_name:
+        return event_name, goals.get(event_name, "increase")
+    if experiment.metrics.get("primary"):
+        primary = experiment.metrics["primary"]
+        return primary["eventName"], primary["goal"]
+    seen = work.store.events.event_names(experiment.phase.id) if experiment.phase else []
+    if len(seen) > 1:
+        fault = Fault(
+            field="eventName",
+            message=f"several conversions were reported: {', '.join(seen)}",
+            remedy="name one, or set metrics.primary",
+        )
+        raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
+    return (seen[0] if seen else "conversion"), "increase"
+
+
+def summarise_phase(work: Work, experiment: Experiment) -> list[dict[str, Any]]:
+    """Every participant's sums in the present phase, as they stand now, JSON-shaped."""
+    if experiment.phase is None:
+        return []
+    phase_id = experiment.phase.id
+    return [
+        {
+            "eventName": name,
+            "population": population,
+            "variantId": show_id(item.variant_id),
+            "participantId": item.participant,
+            "impressions": item.impressions,
+            "conversions": item.conversions,
+        }
+        for name in work.store.events.event_names(phase_id) or [""]
+        for population in POPULATIONS
+        for item in work.store.events.sums(phase_id, name, population=population)
+    ]

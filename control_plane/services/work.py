@@ -1,0 +1,251 @@
+"""One request's unit of work: who asks, when, over which transaction, and who must be woken after.
+
+Hides what every mutation shares: the scope check, the idempotent answer, the audit entry, and that agents
+are woken only after the commit.
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from control_plane.store.access import AuditEntry
+from control_plane.store.database import Database, IntegrityViolation, Tx
+from control_plane.store.store import Store
+from shared.clock import Clock
+from shared.errors import AlreadyExists, Conflict, Invalid, PermissionDenied
+from shared.ids import NewId
+
+T = TypeVar("T")
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    EXPERIMENT_READ = "experiment:read"
+    EXPERIMENT_WRITE = "experiment:write"
+    DEPLOYMENT_WRITE = "deployment:write"
+    CONTENT_READ = "content:read"
+    FLEET_READ = "fleet:read"
+    FLEET_WRITE = "fleet:write"
+    EVENT_WRITE = "event:write"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks; `actor` goes into `createdBy` and the audit log."""
+
+    project_id: bytes
+    actor: str
+    scopes: frozenset[Scope]
+
+    def may(self, scope: Scope) -> bool:
+        """Holds the scope, or `admin`."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """One transaction of one caller at one moment."""
+
+    store: Store
+    caller: Caller
+    now: int
+    new_id: NewId
+    woken: set[bytes] = field(default_factory=set)
+
+    @property
+    def project_id(self) -> bytes:
+        """The caller's project."""
+        return self.caller.project_id
+
+    def touch(self, participant_ids: Iterable[bytes]) -> None:
+        """The participants' agents learn of changed slots once this is committed."""
+        self.woken |= self.store.fleet.touch(sorted(set(participant_ids)))
+
+
+UseCase = Callable[[Work, Any], T]
+Render = Callable[[Work, T], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Runs use cases. `wake` is told the agents whose slots changed, after the commit."""
+
+    database: Database
+    clock: Clock
+    new_id: NewId
+    wake: Callable[[bytes], None]
+
+    async def ask(
+        self, caller: Caller, scope: Scope, use_case: UseCase[T], request: Any, render: Render[T]
+    ) -> Any:
+        """The rendered answer of a use case that changes nothing."""
+        require(caller, scope)
+        now = self.clock.now()
+
+        def work(tx: Tx) -> Any:
+            item = Work(store=Store(tx), caller=caller, now=now, new_id=self.new_id)
+            return render(item, use_case(item, request))
+
+        return await self.database.read(work)
+
+    async def change(
+        self,
+        caller: Caller,
+        scope: Scope,
+        use_case: UseCase[T],
+        request: Any,
+        render: Render[T],
+        *,
+        operation: str,
+        request_id: str,
+        body: Mapping[str, Any],
+    ) -> Any:
+        """The rendered answer of a use case, durable; repeated with the same `request_id`, the same answer.
+
+        Raises Conflict where the request id was used for another request. `body` is what is fingerprinted
+        and, with content replaced by digests, audited.
+        """
+        require(caller, scope)
+        now = self.clock.now()
+        fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
+
+        def work(tx: Tx) -> tuple[Any, set[bytes]]:
+            item = Work(store=Store(tx), caller=caller, now=now, new_id=self.new_id)
+            access = item.store.access
+            if request_id:
+                given = access.answer(caller.project_id, operation, request_id)
+                if given is not None:
+                    return _repeat(given, fingerprint), set()
+            answer = render(item, use_case(item, request))
+            entry = AuditEntry(
+                id=self.new_id(),
+                actor=caller.actor,
+                operation=operation,
+                resource_id=_resource_id(answer) or str(body.get("id", "")),
+                at=now,
+            )
+            access.add_audit(entry, project_id=caller.project_id, request=_without_content(body))
+            if request_id:
+                access.keep_answer(
+                    caller.project_id,
+                    operation,
+                    request_id,
+                    fingerprint=fingerprint,
+                    answer=_without_secrets(answer),
+                    now=now,
+                )
+            return answer, item.woken
+
+        try:
+            answer, woken = await self.database.write(work)
+        except IntegrityViolation:
+            raise AlreadyExists("a resource with this key, name or id exists already") from None
+        for uid in woken:
+            self.wake(uid)
+        return answer
+
+
+def require(caller: Caller, scope: Scope) -> None:
+    """The caller holds the scope. Raises PermissionDenied naming it."""
+    if not caller.may(scope):
+        raise PermissionDenied(f"this needs a key with the scope {scope.value}", reason="MISSING_SCOPE")
+
+
+def check_request_id(request_id: str) -> str:
+    """A usable idempotency key. Raises Invalid."""
+    if len(request_id) > 128:
+        raise Invalid("Idempotency-Key is at most 128 characters", reason="INVALID_FIELDS")
+    return request_id
+
+
+def _repeat(given: tuple[bytes, Any], fingerprint: bytes) -> Any:
+    if not hmac.compare_digest(given[0], fingerprint):
+        raise Conflict(
+            "this Idempotency-Key was used for another request; use a fresh one",
+            reason="IDEMPOTENCY_KEY_REUSED",
+        )
+    return given[1]
+
+
+def _resource_id(answer: Any) -> str:
+    if not isinstance(answer, dict):
+        return ""
+    inner = answer.get("experiment")
+    return str((inner if isinstance(inner, dict) else answer).get("id", ""))
+
+
+_SECRETS = ("secret", "token")
+_CONTENT = ("content", "contentBase64")
+
+
+def _without_secrets(answer: Any) -> Any:
+    """A kept answer never repeats a secret that is shown once."""
+    if isinstance(answer, dict):
+        return {key: value for key, value in answer.items() if key not in _SECRETS}
+    return answer
+
+
+def _without_content(body: Any) -> Any:
+    """The request with every content replaced by its digest."""
+    if isinstance(body, Mapping):
+        return {
+            key: "sha256:" + hashlib.sha256(value.encode()).hexdigest()
+            if key in _CONTENT and isinstance(value, str)
+            else _without_content(value)
+            for key, value in body.items()
+        }
+    return [_without_content(item) for item in body] if isinstance(body, list | tuple) else body
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """A page of resources and where the next one starts (empty: this was the last)."""
+
+    items: list[Any]
+    next_cursor: str
+
+
+def page_size(limit: int | None) -> int:
+    """The page size asked for, clamped to 1 … 100; 25 by default."""
+    return 25 if limit is None else min(100, max(1, limit))
+
+
+def listing(items: list[Any], size: int, cursor_of: Callable[[Any], str]) -> Listing:
+    """A page of `size` out of up to `size` + 1 items found."""
+    more = len(items) > size
+    return Listing(items=items[:size], next_cursor=cursor_of(items[size - 1]) if more else "")
+
+
+def cursor_id(cursor: str) -> bytes | None:
+    """The id behind a cursor; None for the first page. Raises Invalid where malformed."""
+    if not cursor:
+        return None
+    try:
+        value = bytes.fromhex(cursor)
+    except ValueError:
+        value = b""
+    if len(value) != 16:
+        raise Invalid("cursor: is not one that a list answered", reason="INVALID_CURSOR")
+    return value
+
+
+def cursor_text(cursor: str) -> str:
+    """The text behind a cursor; empty for the first page. Raises Invalid where malformed."""
+    try:
+        return bytes.fromhex(cursor).decode()
+    except ValueError:
+        raise Invalid("cursor: is not one that a list answered", reason="INVALID_CURSOR") from None
+
+
+def hex_of(value: bytes | str) -> str:
+    """A cursor for an id or a text."""
+    return (value.encode() if isinstance(value, str) else value).hex()

@@ -1,0 +1,1 @@
+"""Everything that is kept, and the one place that knows SQL."""

@@ -1,0 +1,225 @@
+"""Projects, keys, enrollment tokens, idempotent answers, the audit log, and who this database is."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from control_plane.store.database import Row, Tx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """What a caller proves itself with; only the SHA-256 of the secret is kept."""
+
+    id: bytes
+    project_id: bytes
+    name: str
+    prefix: str
+    secret_hash: bytes
+    scopes: tuple[str, ...]
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollmentToken:
+    """What lets an agent join; only the SHA-256 of the secret is kept."""
+
+    id: bytes
+    project_id: bytes
+    name: str
+    secret_hash: bytes
+    labels: dict[str, str]
+    max_uses: int
+    uses: int
+    name_pattern: str | None
+    participants: tuple[str, ...]
+    expires_at: int
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """Who changed what."""
+
+    id: bytes
+    actor: str
+    operation: str
+    resource_id: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incarnation:
+    """Which life of the database this is, and the one it succeeds (empty: the first)."""
+
+    id: bytes
+    predecessor: bytes
+
+
+class AccessStore:
+    """Access, within one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    def incarnation(self) -> Incarnation | None:
+        """Which life of the database this is; None before the first start."""
+        rows = {row["key"]: row["value"] for row in self._tx.all("select key, value from meta")}
+        if "incarnation" not in rows:
+            return None
+        return Incarnation(id=rows["incarnation"], predecessor=rows["predecessor"])
+
+    def set_incarnation(self, incarnation: Incarnation) -> None:
+        """This is the database's life from now on."""
+        for key, value in (("incarnation", incarnation.id), ("predecessor", incarnation.predecessor)):
+            self._tx.run(
+                "insert into meta (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
+                (key, value),
+            )
+
+    def project(self, name: str) -> bytes | None:
+        """Id of the project of that name."""
+        row = self._tx.one("select id from project where name = ?", (name,))
+        return row["id"] if row else None
+
+    def add_project(self, project_id: bytes, *, name: str, now: int) -> None:
+        """The project exists."""
+        self._tx.run("insert into project (id, name, created_at) values (?, ?, ?)", (project_id, name, now))
+
+    def add_api_key(self, key: ApiKey) -> None:
+        """The key is valid from now on."""
+        self._tx.run(
+            "insert into api_key (id, project_id, name, prefix, secret_hash, scopes, created_at)"
+            " values (?, ?, ?, ?, ?, ?, ?)",
+            (
+                key.id,
+                key.project_id,
+                key.name,
+                key.prefix,
+                key.secret_hash,
+                json.dumps(key.scopes),
+                key.created_at,
+            ),
+        )
+
+    def api_key(self, secret_hash: bytes) -> ApiKey | None:
+        """The key whose secret has this SHA-256."""
+        row = self._tx.one("select * from api_key where secret_hash = ?", (secret_hash,))
+        if row is None:
+            return None
+        return ApiKey(
+            id=row["id"],
+            project_id=row["project_id"],
+            name=row["name"],
+            prefix=row["prefix"],
+            secret_hash=row["secret_hash"],
+            scopes=tuple(json.loads(row["scopes"])),
+            created_at=row["created_at"],
+        )
+
+    def add_enrollment_token(self, token: EnrollmentToken) -> None:
+        """The token is valid from now on."""
+        self._tx.run(
+            "insert into enrollment_token (id, project_id, name, secret_hash, labels, max_uses, name_pattern,"
+            " participants, expires_at, created_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                token.id,
+                token.project_id,
+                token.name,
+                token.secret_hash,
+                json.dumps(token.labels),
+                token.max_uses,
+                token.name_pattern,
+                json.dumps(token.participants),
+                token.expires_at,
+                token.created_at,
+            ),
+        )
+
+    def enrollment_token(self, secret_hash: bytes) -> EnrollmentToken | None:
+        """The token whose secret has this SHA-256."""
+        row = self._tx.one("select * from enrollment_token where secret_hash = ?", (secret_hash,))
+        return _token(row) if row else None
+
+    def use_enrollment_token(self, token_id: bytes) -> None:
+        """One use more is spent; two agents that race for the last one cannot both get here."""
+        self._tx.run("update enrollment_token set uses = uses + 1 where id = ?", (token_id,))
+
+    def enrollment_tokens(
+        self, project_id: bytes, *, before: bytes | None, limit: int
+    ) -> list[EnrollmentToken]:
+        """Tokens of the project, newest first, from `before` down."""
+        rows = self._tx.all(
+            "select * from enrollment_token where project_id = ? and (? is null or id < ?)"
+            " order by id desc limit ?",
+            (project_id, before, before, limit),
+        )
+        return [_token(row) for row in rows]
+
+    def answer(self, project_id: bytes, operation: str, key: str) -> tuple[bytes, Any] | None:
+        """(fingerprint of the request, answer) that was given under this idempotency key."""
+        row = self._tx.one(
+            "select fingerprint, response from idempotency where project_id = ? and operation = ? and key = ?",
+            (project_id, operation, key),
+        )
+        return (row["fingerprint"], json.loads(row["response"])) if row else None
+
+    def keep_answer(
+        self, project_id: bytes, operation: str, key: str, *, fingerprint: bytes, answer: Any, now: int
+    ) -> None:
+        """The same key gives the same answer from now on."""
+        self._tx.run(
+            "insert into idempotency (project_id, operation, key, fingerprint, response, created_at)"
+            " values (?, ?, ?, ?, ?, ?)",
+            (project_id, operation, key, fingerprint, json.dumps(answer), now),
+        )
+
+    def add_audit(self, entry: AuditEntry, *, project_id: bytes, request: Any) -> None:
+        """The change is on record; `request` holds digests instead of content."""
+        self._tx.run(
+            "insert into audit (id, project_id, actor, operation, resource_id, request, at)"
+            " values (?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.id,
+                project_id,
+                entry.actor,
+                entry.operation,
+                entry.resource_id,
+                json.dumps(request),
+                entry.at,
+            ),
+        )
+
+    def audit(self, project_id: bytes, *, before: bytes | None, limit: int) -> list[AuditEntry]:
+        """Changes in the project, newest first, from `before` down."""
+        rows = self._tx.all(
+            "select id, actor, operation, resource_id, at from audit"
+            " where project_id = ? and (? is null or id < ?) order by id desc limit ?",
+            (project_id, before, before, limit),
+        )
+        return [
+            AuditEntry(
+                id=row["id"],
+                actor=row["actor"],
+                operation=row["operation"],
+                resource_id=row["resource_id"],
+                at=row["at"],
+            )
+            for row in rows
+        ]
+
+
+def _token(row: Row) -> EnrollmentToken:
+    return EnrollmentToken(
+        id=row["id"],
+        project_id=row["project_id"],
+        name=row["name"],
+        secret_hash=row["secret_hash"],
+        labels=json.loads(row["labels"]),
+        max_uses=row["max_uses"],
+        uses=row["uses"],
+        name_pattern=row["name_pattern"],
+        participants=tuple(json.loads(row["participants"])),
+        expires_at=row["expires_at"],
+        created_at=row["created_at"],
+    )

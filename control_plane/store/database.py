@@ -1,0 +1,88 @@
+"""What a store needs of a database: about six verbs, and the migrations that make its tables.
+
+A unit of work is a plain function over a synchronous `Tx`; the driver runs it in a thread of its own.
+That keeps SQL free of `await`, and one hop per unit of work is what makes thousands of small writes a
+second possible.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+Parameters = Sequence[Any]
+
+
+class Tx(Protocol):
+    """One transaction: everything in it is committed together or not at all."""
+
+    def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """The first row, or None."""
+
+    def all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Every row."""
+
+    def run(self, sql: str, parameters: Parameters = ()) -> int:
+        """The number of rows changed. Raises `IntegrityViolation` where a constraint forbids it."""
+
+    def many(self, sql: str, rows: Iterable[Parameters]) -> None:
+        """The statement has run once per row."""
+
+
+class IntegrityViolation(Exception):
+    """A constraint of the schema forbids the change."""
+
+
+class Database(Protocol):
+    """Where transactions run."""
+
+    async def read(self, work: Callable[[Tx], T]) -> T:
+        """What `work` returns over one consistent snapshot; it must not write."""
+
+    async def write(self, work: Callable[[Tx], T]) -> T:
+        """What `work` returns; its changes are durable by then, or undone if it raised."""
+
+    async def backup(self, target: Path) -> None:
+        """`target` is a whole, consistent copy, taken while writes go on."""
+
+    async def close(self) -> None:
+        """Everything committed is on disk and every thread has ended."""
+
+
+def migrate(tx: Tx) -> list[str]:
+    """The schema is the newest; returns the names of the migrations applied now.
+
+    Each migration runs once; one that was applied and has changed since is an error, because nobody
+    could say what the schema is.
+    """
+    tx.run("create table if not exists migration (name text primary key, checksum text not null)")
+    applied = {row["name"]: row["checksum"] for row in tx.all("select name, checksum from migration")}
+    ran = []
+    for name, text in _migrations():
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        if name in applied:
+            if applied[name] != checksum:
+                raise RuntimeError(f"migration {name} is not the one this database was made with")
+            continue
+        for statement in _statements(text):
+            tx.run(statement)
+        tx.run("insert into migration (name, checksum) values (?, ?)", (name, checksum))
+        ran.append(name)
+    unknown = sorted(set(applied) - {name for name, _ in _migrations()})
+    if unknown:
+        raise RuntimeError(f"this database was written by a newer variantd ({unknown[-1]}); run that one")
+    return ran
+
+
+def _migrations() -> list[tuple[str, str]]:
+    folder = files("control_plane.store") / "migrations"
+    found = [(entry.name, entry.read_text()) for entry in folder.iterdir() if entry.name.endswith(".sql")]
+    return sorted(found)
+
+
+def _statements(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
+    return [statement.strip() for statement in "\n".join(lines).split(";") if statement.strip()]

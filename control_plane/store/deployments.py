@@ -1,0 +1,380 @@
+"""Slots with their desired rows, deployments, and the outcomes hosts report."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from control_plane.domain.deployment import Deployment, DeploymentFile, Origin, State, state_after
+from control_plane.store.database import Row, Tx
+from shared.model import Digest, Offer, OfferAction, OfferedFile, Outcome, Reason, show_digest
+
+_DEPLOYMENT = (
+    "select d.*, p.public_id, p.agent_uid, coalesce(a.lease_until, 0) as lease_until from deployment d"
+    " join participant p on p.id = d.participant_id left join agent a on a.uid = p.agent_uid"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDeployment:
+    """A change of a slot's desired state, before it has a revision."""
+
+    id: bytes
+    project_id: bytes
+    experiment_id: bytes
+    variant_id: bytes | None
+    phase_id: bytes | None
+    participant_id: bytes
+    slot_id: bytes
+    origin: Origin
+    action: OfferAction
+    files: Sequence[DeploymentFile]
+    requested_by: str
+    overwrite_drift: bool = False
+    retry: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What a slot should hold, as an offer without content; `ended`: the host is done with it."""
+
+    offer: Offer
+    project_id: bytes
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredOutcome:
+    """A reported outcome; `files`, `reason` and `durations` are JSON-shaped."""
+
+    id: bytes
+    deployment_id: bytes
+    participant: str
+    slot_id: bytes
+    agent_uid: bytes
+    revision: int
+    attempt: int
+    step: str
+    result: str
+    files: list[dict[str, Any]]
+    reason: dict[str, Any] | None
+    quarantined: bool
+    durations: dict[str, int]
+    occurred_at: int
+    received_at: int
+
+
+class DeploymentStore:
+    """Deployments, within one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    def desire(self, new: NewDeployment, *, now: int) -> int:
+        """The slot should hold this from now on; returns its new revision.
+
+        A deployment of the slot that the host was not done with is superseded.
+        """
+        self._tx.run(
+            "update deployment set state = 'superseded', updated_at = ? where participant_id = ? and slot_id = ?"
+            " and state in ('pending', 'offered', 'applying')",
+            (now, new.participant_id, new.slot_id),
+        )
+        row = self._tx.one(
+            "insert into slot (participant_id, id, experiment_id, revision, deployment_id, updated_at)"
+            " values (?, ?, ?, 1, ?, ?) on conflict (participant_id, id) do update set"
+            " revision = max(slot.revision, slot.reported_revision) + 1,"
+            " deployment_id = excluded.deployment_id, updated_at = excluded.updated_at returning revision",
+            (new.participant_id, new.slot_id, new.experiment_id, new.id, now),
+        )
+        assert row is not None
+        revision = int(row["revision"])
+        self._tx.run(
+            "insert into deployment (id, project_id, experiment_id, variant_id, phase_id, participant_id, slot_id,"
+            " revision, origin, action, state, overwrite_drift, retry, requested_by, created_at, updated_at)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?)",
+            (
+                new.id,
+                new.project_id,
+                new.experiment_id,
+                new.variant_id,
+                new.phase_id,
+                new.participant_id,
+                new.slot_id,
+                revision,
+                new.origin.value,
+                new.action.value,
+                int(new.overwrite_drift),
+                int(new.retry),
+                new.requested_by,
+                now,
+                now,
+            ),
+        )
+        self._tx.many(
+            "insert into deployment_file (deployment_id, path, desired_digest, size) values (?, ?, ?, ?)",
+            [(new.id, file.path, file.desired, file.size) for file in new.files],
+        )
+        return revision
+
+    def slots_of(self, experiment_id: bytes) -> list[tuple[bytes, bytes, list[str], bool]]:
+        """(participant's internal id, slot id, paths, still open) of every slot of the experiment."""
+        rows = self._tx.all(
+            "select s.participant_id, s.id, s.deployment_id, d.action from slot s"
+            " join deployment d on d.id = s.deployment_id where s.experiment_id = ?",
+            (experiment_id,),
+        )
+        return [
+            (
+                row["participant_id"],
+                row["id"],
+                [file.path for file in self._files(row["deployment_id"])],
+                row["action"] == OfferAction.WRITE.value,
+            )
+            for row in rows
+        ]
+
+    def desired(self, agent_uid: bytes) -> list[Desired]:
+        """What every slot of the agent's participants should hold."""
+        rows = self._tx.all(
+            "select d.*, s.applied_before, p.public_id from slot s join deployment d on d.id = s.deployment_id"
+            " join participant p on p.id = s.participant_id where p.agent_uid = ? and p.deleted_at is null"
+            " order by d.id",
+            (agent_uid,),
+        )
+        digests: dict[bytes, tuple[Digest, ...]] = {}
+        found = []
+        for row in rows:
+            experiment_id = row["experiment_id"]
+            if experiment_id not in digests:
+                digests[experiment_id] = self._experiment_digests(experiment_id)
+            found.append(
+                Desired(
+                    offer=Offer(
+                        deployment_id=row["id"],
+                        participant=row["public_id"],
+                        slot_id=row["slot_id"],
+                        revision=row["revision"],
+                        action=OfferAction(row["action"]),
+                        files=tuple(
+                            OfferedFile(path=file.path, digest=file.desired, size=file.size)
+                            for file in self._files(row["id"])
+                        ),
+                        retry=bool(row["retry"]),
+                        overwrite_drift=bool(row["overwrite_drift"]),
+                        applied_before=bool(row["applied_before"]),
+                        experiment_digests=digests[experiment_id],
+                    ),
+                    project_id=row["project_id"],
+                    ended=State(row["state"]).ended,
+                )
+            )
+        return found
+
+    def may_fetch(self, agent_uid: bytes, value: Digest) -> bytes | None:
+        """The project whose content the agent may read under this digest; None where no slot of it needs it."""
+        row = self._tx.one(
+            "select d.project_id from slot s join deployment d on d.id = s.deployment_id"
+            " join deployment_file f on f.deployment_id = d.id join participant p on p.id = s.participant_id"
+            " where p.agent_uid = ? and f.desired_digest = ? limit 1",
+            (agent_uid, value),
+        )
+        return row["project_id"] if row else None
+
+    def offered(self, deployment_ids: Iterable[bytes], *, now: int) -> None:
+        """The agent was told of these deployments."""
+        self._tx.many(
+            "update deployment set state = case state when 'pending' then 'offered' else state end,"
+            " offered_at = coalesce(offered_at, ?), updated_at = ? where id = ?",
+            [(now, now, deployment_id) for deployment_id in deployment_ids],
+        )
+
+    def note_revision(self, agent_uid: bytes, participant: str, slot_id: bytes, revision: int) -> None:
+        """The host took up this revision of the slot; the next one will be higher."""
+        self._tx.run(
+            "update slot set reported_revision = max(reported_revision, ?) where id = ? and participant_id in"
+            " (select id from participant where agent_uid = ? and public_id = ? and deleted_at is null)",
+            (revision, slot_id, agent_uid, participant),
+        )
+
+    def record(self, agent_uid: bytes, outcome: Outcome, *, outcome_id: bytes, now: int) -> str | None:
+        """The outcome is stored once and its deployment stands accordingly; returns the new state.
+
+        None where the agent has no such slot or revision, or the outcome was stored before.
+        """
+        row = self._tx.one(
+            "select d.id, d.participant_id, d.state, d.attempts from deployment d join participant p"
+            " on p.id = d.participant_id where p.agent_uid = ? and p.public_id = ? and p.deleted_at is null"
+            " and d.slot_id = ? and d.revision = ?",
+            (agent_uid, outcome.participant, outcome.slot_id, outcome.revision),
+        )
+        if row is None or not self._add_outcome(row, agent_uid, outcome, outcome_id=outcome_id, now=now):
+            return None
+        state = state_after(State(row["state"]), outcome, latest_attempt=row["attempts"])
+        reason = json.dumps(_reason(outcome.reason)) if outcome.reason else None
+        self._tx.run(
+            "update deployment set state = ?, attempts = max(attempts, ?), reason = ?, updated_at = ?,"
+            " applied_at = case when ? then coalesce(applied_at, ?) else applied_at end,"
+            " confirmed_at = case when ? then coalesce(confirmed_at, ?) else confirmed_at end where id = ?",
+            (
+                state.value,
+                outcome.attempt,
+                reason,
+                now,
+                outcome.result.holds,
+                outcome.occurred_at,
+                state is State.CONFIRMED,
+                outcome.occurred_at,
+                row["id"],
+            ),
+        )
+        self._tx.many(
+            "update deployment_file set running_digest = ?, attempted_digest = ? where deployment_id = ?"
+            " and path = ?",
+            [(file.running, file.desired, row["id"], file.path) for file in outcome.files],
+        )
+        self._tx.run(
+            "update slot set reported_revision = max(reported_revision, ?),"
+            " applied_before = max(applied_before, ?) where participant_id = ? and id = ?",
+            (outcome.revision, int(outcome.result.holds), row["participant_id"], outcome.slot_id),
+        )
+        return state.value
+
+    def _add_outcome(
+        self, deployment: Row, agent_uid: bytes, outcome: Outcome, *, outcome_id: bytes, now: int
+    ) -> bool:
+        files = [
+            {
+                "path": file.path,
+                "desiredDigest": show_digest(file.desired),
+                "runningDigest": show_digest(file.running),
+                "previousDigest": show_digest(file.previous),
+            }
+            for file in outcome.files
+        ]
+        d = outcome.durations
+        durations = {
+            "fetch": d.fetch,
+            "check": d.check,
+            "write": d.write,
+            "reload": d.reload,
+            "probe": d.probe,
+        }
+        changed = self._tx.run(
+            "insert into outcome (id, deployment_id, participant_id, slot_id, agent_uid, revision, attempt, step,"
+            " result, files, reason, quarantined, durations, occurred_at, received_at)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
+            (
+                outcome_id,
+                deployment["id"],
+                deployment["participant_id"],
+                outcome.slot_id,
+                agent_uid,
+                outcome.revision,
+                outcome.attempt,
+                outcome.step.value,
+                outcome.result.value,
+                json.dumps(files),
+                json.dumps(_reason(outcome.reason)) if outcome.reason else None,
+                int(outcome.quarantined),
+                json.dumps(durations),
+                outcome.occurred_at,
+                now,
+            ),
+        )
+        return changed > 0
+
+    def get(self, project_id: bytes, deployment_id: bytes, *, now: int) -> Deployment | None:
+        """The deployment of the project with this id."""
+        row = self._tx.one(f"{_DEPLOYMENT} where d.project_id = ? and d.id = ?", (project_id, deployment_id))
+        return self._deployment(row, now) if row else None
+
+    def of_experiment(
+        self, experiment_id: bytes, *, before: bytes | None, limit: int, now: int
+    ) -> list[Deployment]:
+        """Deployments of the experiment, newest first, from `before` down."""
+        rows = self._tx.all(
+            f"{_DEPLOYMENT} where d.experiment_id = ? and (? is null or d.id < ?) order by d.id desc limit ?",
+            (experiment_id, before, before, limit),
+        )
+        return [self._deployment(row, now) for row in rows]
+
+    def outcomes(self, deployment_id: bytes, *, after: bytes | None, limit: int) -> list[StoredOutcome]:
+        """What the host reported about the deployment, oldest first, from `after` up."""
+        rows = self._tx.all(
+            "select o.*, p.public_id from outcome o join participant p on p.id = o.participant_id"
+            " where o.deployment_id = ? and (? is null or o.id > ?) order by o.id limit ?",
+            (deployment_id, after, after, limit),
+        )
+        return [
+            StoredOutcome(
+                id=row["id"],
+                deployment_id=row["deployment_id"],
+                participant=row["public_id"],
+                slot_id=row["slot_id"],
+                agent_uid=row["agent_uid"],
+                revision=row["revision"],
+                attempt=row["attempt"],
+                step=row["step"],
+                result=row["result"],
+                files=json.loads(row["files"]),
+                reason=json.loads(row["reason"]) if row["reason"] else None,
+                quarantined=bool(row["quarantined"]),
+                durations=json.loads(row["durations"]),
+                occurred_at=row["occurred_at"],
+                received_at=row["received_at"],
+            )
+            for row in rows
+        ]
+
+    def _files(self, deployment_id: bytes) -> tuple[DeploymentFile, ...]:
+        rows = self._tx.all(
+            "select * from deployment_file where deployment_id = ? order by path", (deployment_id,)
+        )
+        return tuple(
+            DeploymentFile(
+                path=row["path"],
+                desired=row["desired_digest"],
+                size=row["size"],
+                running=row["running_digest"],
+                attempted=row["attempted_digest"],
+            )
+            for row in rows
+        )
+
+    def _experiment_digests(self, experiment_id: bytes) -> tuple[Digest, ...]:
+        rows = self._tx.all(
+            "select distinct f.digest from variant_file f join variant v on v.id = f.variant_id"
+            " where v.experiment_id = ? order by f.digest",
+            (experiment_id,),
+        )
+        return tuple(row["digest"] for row in rows)
+
+    def _deployment(self, row: Row, now: int) -> Deployment:
+        return Deployment(
+            id=row["id"],
+            experiment_id=row["experiment_id"],
+            variant_id=row["variant_id"],
+            phase_id=row["phase_id"],
+            participant=row["public_id"],
+            agent_uid=row["agent_uid"],
+            slot_id=row["slot_id"],
+            revision=row["revision"],
+            origin=Origin(row["origin"]),
+            action=row["action"],
+            state=State(row["state"]),
+            attempts=row["attempts"],
+            reason=json.loads(row["reason"]) if row["reason"] else None,
+            connected=now < row["lease_until"],
+            requested_by=row["requested_by"],
+            created_at=row["created_at"],
+            offered_at=row["offered_at"],
+            applied_at=row["applied_at"],
+            confirmed_at=row["confirmed_at"],
+            updated_at=row["updated_at"],
+            files=self._files(row["id"]),
+        )
+
+
+def _reason(reason: Reason) -> dict[str, str]:
+    return {"code": reason.code.value, "message": reason.message, "remedy": reason.remedy}

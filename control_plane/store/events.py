@@ -1,0 +1,390 @@
+"""Views, events, and the sums that results read."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from control_plane.domain.attribution import (
+    Attributed,
+    Enrolled,
+    Happening,
+    Seen,
+    Standing,
+    Tallies,
+    UnitKey,
+    UnitState,
+    settle,
+)
+from control_plane.store.database import Row, Tx
+from shared.model import Digest, Event, EventKind, View
+
+_CHUNK = 500  # bound parameters of one statement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """An event as it is kept; `reason` says why it takes part in nothing, if it does not."""
+
+    id: bytes
+    project_id: bytes
+    participant_id: bytes | None
+    agent_uid: bytes | None
+    event: Event
+    recorded_at: int
+    received_at: int
+    epoch: bytes | None
+    seq: int | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantSums:
+    """What one assigned participant did in a phase, for one population and one conversion."""
+
+    variant_id: bytes
+    participant: str
+    impressions: int
+    conversions: int
+
+
+class EventStore:
+    """Views, events and tallies, within one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    # -- the position of each spool
+
+    def epoch(self, agent_uid: bytes, epoch: bytes) -> tuple[int, bytes] | None:
+        """(high-water sequence, chain hash there) of an agent's epoch; None before its first batch."""
+        row = self._tx.one(
+            "select high_seq, chain from spool_epoch where agent_uid = ? and epoch = ?", (agent_uid, epoch)
+        )
+        return (row["high_seq"], row["chain"]) if row else None
+
+    def move_epoch(self, agent_uid: bytes, epoch: bytes, *, high_seq: int, chain: bytes, now: int) -> None:
+        """Everything of the epoch up to `high_seq` is stored."""
+        self._tx.run(
+            "insert into spool_epoch (agent_uid, epoch, high_seq, chain, updated_at) values (?, ?, ?, ?, ?)"
+            " on conflict (agent_uid, epoch) do update set high_seq = excluded.high_seq,"
+            " chain = excluded.chain, updated_at = excluded.updated_at",
+            (agent_uid, epoch, high_seq, chain, now),
+        )
+
+    def add_loss(self, agent_uid: bytes, epoch: bytes, *, reason: str, count: int) -> None:
+        """So many records more are declared lost for this reason."""
+        self._tx.run(
+            "insert into spool_loss (agent_uid, epoch, reason, count) values (?, ?, ?, ?)"
+            " on conflict (agent_uid, epoch, reason) do update set count = spool_loss.count + excluded.count",
+            (agent_uid, epoch, reason, count),
+        )
+
+    # -- facts
+
+    def known(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Which of these record ids are stored already."""
+        found: set[bytes] = set()
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            marks = ", ".join("?" * len(chunk))
+            for table in ("event", "view"):
+                rows = self._tx.all(f"select id from {table} where id in ({marks})", chunk)  # noqa: S608
+                found.update(row["id"] for row in rows)
+        return found
+
+    def take_key(self, project_id: bytes, key: str, event_id: bytes, *, now: int) -> bool:
+        """The application's event id is taken by this event; False where another one has it."""
+        changed = self._tx.run(
+            "insert into event_key (project_id, key, event_id, seen_at) values (?, ?, ?, ?)"
+            " on conflict do nothing",
+            (project_id, key, event_id, now),
+        )
+        return changed > 0
+
+    def add_views(self, views: Iterable[tuple[bytes, bytes, View]], *, now: int) -> None:
+        """(record id, participant's internal id, view), all stored."""
+        self._tx.many(
+            "insert into view (participant_id, path, from_at, id, digest, state, received_at)"
+            " values (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (participant_id, view.path, view.from_at, record_id, view.digest, view.state.value, now)
+                for record_id, participant_id, view in views
+            ],
+        )
+
+    def views(self, participant_id: bytes, path: str, *, low: int, high: int) -> list[Seen]:
+        """Views of a target file from `low` to `high`, and the last one before."""
+        rows = self._tx.all(
+            "select from_at, id, digest from view where participant_id = ? and path = ? and from_at <= ?"
+            " and from_at >= coalesce((select max(from_at) from view where participant_id = ? and path = ?"
+            " and from_at <= ?), 0) order by from_at, id",
+            (participant_id, path, high, participant_id, path, low),
+        )
+        return [Seen(from_at=row["from_at"], id=row["id"], digest=row["digest"]) for row in rows]
+
+    def next_view_at(self, participant_id: bytes, path: str, moment: int) -> int | None:
+        """When the first view after `moment` begins."""
+        row = self._tx.one(
+            "select min(from_at) as at from view where participant_id = ? and path = ? and from_at > ?",
+            (participant_id, path, moment),
+        )
+        return row["at"] if row else None
+
+    def add_events(self, events: Iterable[StoredEvent]) -> None:
+        """The events are stored."""
+        self._tx.many(
+            "insert into event (id, project_id, participant_id, participant_name, agent_uid, kind, event_name,"
+            " subject, path, digest, value_micros, properties, event_id, source, occurred_at, recorded_at,"
+            " received_at, epoch, seq, reason)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    item.id,
+                    item.project_id,
+                    item.participant_id,
+                    item.event.participant,
+                    item.agent_uid,
+                    item.event.kind.value,
+                    item.event.event_name,
+                    item.event.subject,
+                    item.event.path,
+                    item.event.digest,
+                    item.event.value_micros,
+                    item.event.properties_json,
+                    item.event.event_id,
+                    item.event.source.value,
+                    item.event.occurred_at,
+                    item.recorded_at,
+                    item.received_at,
+                    item.epoch,
+                    item.seq,
+                    item.reason,
+                )
+                for item in events
+            ],
+        )
+
+    # -- attribution
+
+    def participants_of(self, agent_uid: bytes) -> dict[str, bytes]:
+        """Internal id by public id of the participants bound to the agent."""
+        rows = self._tx.all(
+            "select id, public_id from participant where agent_uid = ? and deleted_at is null", (agent_uid,)
+        )
+        return {row["public_id"]: row["id"] for row in rows}
+
+    def enrolled(self, participant_id: bytes) -> list[Enrolled]:
+        """Every assignment the participant ever had, as attribution needs it."""
+        rows = self._tx.all(
+            "select a.phase_id, a.variant_id, a.from_at, a.to_at, e.settle_seconds from assignment a"
+            " join experiment e on e.id = a.experiment_id"
+            " where a.participant_id = ? and a.variant_id is not null order by a.from_at",
+            (participant_id,),
+        )
+        return [
+            Enrolled(
+                phase_id=row["phase_id"],
+                variant_id=row["variant_id"],
+                digests=self._variant_digests(row["variant_id"]),
+                from_at=row["from_at"],
+                to_at=row["to_at"],
+                settle=settle(row["settle_seconds"]),
+            )
+            for row in rows
+        ]
+
+    def _variant_digests(self, variant_id: bytes) -> Mapping[str, Digest]:
+        rows = self._tx.all("select path, digest from variant_file where variant_id = ?", (variant_id,))
+        return {row["path"]: row["digest"] for row in rows}
+
+    def attributed_between(self, participant_id: bytes, low: int, high: int | None) -> list[Attributed]:
+        """Attributed events of the participant from `low` on, before `high` if given."""
+        rows = self._tx.all(
+            "select t.*, e.path, e.digest from event e join attributed_event t on t.event_id = e.id"
+            " where e.participant_id = ? and e.occurred_at >= ? and (? is null or e.occurred_at < ?)",
+            (participant_id, low, high, high),
+        )
+        return [_attributed(row) for row in rows]
+
+    def attributed_of(self, key: UnitKey) -> list[Attributed]:
+        """Every attributed event of a unit."""
+        rows = self._tx.all(
+            "select t.*, e.path, e.digest from attributed_event t join event e on e.id = t.event_id"
+            " where t.phase_id = ? and t.participant_id = ? and t.block = 0 and t.subject = ?",
+            (key.phase_id, key.participant_id, key.subject),
+        )
+        return [_attributed(row) for row in rows]
+
+    def put_attributed(self, participant_id: bytes, items: Iterable[Attributed]) -> None:
+        """The events stand in their phases as given, new or judged again."""
+        self._tx.many(
+            "insert into attributed_event (phase_id, participant_id, block, subject, occurred_at, event_id,"
+            " variant_id, kind, event_name, value_micros, assigned, delivered)"
+            " values (?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " on conflict (phase_id, participant_id, block, subject, occurred_at, event_id)"
+            " do update set delivered = excluded.delivered",
+            [
+                (
+                    item.phase_id,
+                    participant_id,
+                    item.event.subject,
+                    item.event.occurred_at,
+                    item.event.id,
+                    item.variant_id,
+                    item.event.kind.value,
+                    item.event.event_name,
+                    item.event.value_micros,
+                    item.assigned.value,
+                    item.delivered.value,
+                )
+                for item in items
+            ],
+        )
+
+    def count_standings(self, changes: Mapping[tuple[bytes, str, str], int]) -> None:
+        """So many events more (or fewer) stand so: (phase, population, standing) → change."""
+        self._tx.many(
+            "insert into standing (phase_id, population, standing, count) values (?, ?, ?, ?)"
+            " on conflict (phase_id, population, standing) do update set count = standing.count + excluded.count",
+            [(*key, change) for key, change in sorted(changes.items()) if change],
+        )
+
+    def unit(self, key: UnitKey) -> UnitState:
+        """The unit's first moments."""
+        state = UnitState(assigned={}, delivered={})
+        for row in self._tx.all(
+            "select event_name, first_assigned, first_delivered from unit"
+            " where phase_id = ? and participant_id = ? and block = 0 and subject = ?",
+            (key.phase_id, key.participant_id, key.subject),
+        ):
+            for firsts, value in (
+                (state.assigned, row["first_assigned"]),
+                (state.delivered, row["first_delivered"]),
+            ):
+                if row["event_name"] or value is not None:
+                    firsts[row["event_name"]] = value
+        return state
+
+    def put_unit(self, key: UnitKey, state: UnitState) -> None:
+        """The unit's first moments are as given."""
+        self._tx.many(
+            "insert into unit (phase_id, participant_id, block, subject, event_name, first_assigned,"
+            " first_delivered) values (?, ?, 0, ?, ?, ?, ?)"
+            " on conflict (phase_id, participant_id, block, subject, event_name) do update set"
+            " first_assigned = excluded.first_assigned, first_delivered = excluded.first_delivered",
+            [
+                (
+                    key.phase_id,
+                    key.participant_id,
+                    key.subject,
+                    name,
+                    state.assigned.get(name),
+                    state.delivered.get(name),
+                )
+                for name in sorted(set(state.assigned) | set(state.delivered))
+            ],
+        )
+
+    def add_tallies(self, tallies: Tallies) -> None:
+        """Every tally row has changed by as much."""
+        rows = []
+        for cell in tallies.cells():
+            a, d = tallies.assigned[cell], tallies.delivered[cell]
+            sums = (a.count, a.units, a.value, d.count, d.units, d.value)
+            if any(sums):
+                key = (cell.phase_id, cell.variant_id, cell.participant_id, cell.event_name, cell.day)
+                rows.append((*key, *sums))
+        self._tx.many(
+            "insert into tally (phase_id, variant_id, participant_id, block, event_name, day, assigned_count,"
+            " assigned_units, assigned_value, delivered_count, delivered_units, delivered_value)"
+            " values (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " on conflict (phase_id, variant_id, participant_id, block, event_name, day) do update set"
+            " assigned_count = tally.assigned_count + excluded.assigned_count,"
+            " assigned_units = tally.assigned_units + excluded.assigned_units,"
+            " assigned_value = tally.assigned_value + excluded.assigned_value,"
+            " delivered_count = tally.delivered_count + excluded.delivered_count,"
+            " delivered_units = tally.delivered_units + excluded.delivered_units,"
+            " delivered_value = tally.delivered_value + excluded.delivered_value",
+            rows,
+        )
+
+    def add_activity(self, activity: Mapping[tuple[bytes, str, str, int], tuple[int, int]]) -> None:
+        """(participant, path, event name, day) → (count, value micros), added."""
+        self._tx.many(
+            "insert into activity (participant_id, path, event_name, day, count, value) values (?, ?, ?, ?, ?, ?)"
+            " on conflict (participant_id, path, event_name, day) do update set"
+            " count = activity.count + excluded.count, value = activity.value + excluded.value",
+            [(*key, *sums) for key, sums in sorted(activity.items())],
+        )
+
+    # -- what results read
+
+    def sums(self, phase_id: bytes, event_name: str, *, population: str) -> list[ParticipantSums]:
+        """Impressions and conversions of every assigned participant of the phase, also of the silent ones."""
+        count = "delivered_count" if population == "delivered" else "assigned_count"
+        rows = self._tx.all(
+            f"select a.variant_id, p.public_id, coalesce(sum(case t.event_name when '' then t.{count} end), 0) as m,"  # noqa: S608
+            f" coalesce(sum(case t.event_name when ? then t.{count} end), 0) as c"
+            " from assignment a join participant p on p.id = a.participant_id left join tally t"
+            " on t.phase_id = a.phase_id and t.variant_id = a.variant_id and t.participant_id = a.participant_id"
+            " and t.event_name in ('', ?) where a.phase_id = ? and a.variant_id is not null"
+            " group by a.variant_id, p.public_id order by a.variant_id, p.public_id",
+            (event_name, event_name, phase_id),
+        )
+        return [
+            ParticipantSums(
+                variant_id=row["variant_id"],
+                participant=row["public_id"],
+                impressions=row["m"],
+                conversions=row["c"],
+            )
+            for row in rows
+        ]
+
+    def event_names(self, phase_id: bytes) -> list[str]:
+        """Names of the conversions that were counted or are pending in the phase."""
+        rows = self._tx.all(
+            "select distinct event_name from unit where phase_id = ? and event_name <> '' order by event_name",
+            (phase_id,),
+        )
+        return [row["event_name"] for row in rows]
+
+    def not_counted(self, phase_id: bytes, *, population: str) -> dict[str, int]:
+        """Events of the phase that count for nothing, by reason; `pending` ones wait for an impression."""
+        rows = self._tx.all(
+            "select standing, count from standing where phase_id = ? and population = ? and count > 0",
+            (phase_id, population),
+        )
+        standings = {row["standing"]: row["count"] for row in rows}
+        eligible = standings.pop(Standing.ELIGIBLE.value, 0)
+        count = "delivered_count" if population == "delivered" else "assigned_count"
+        counted = self._tx.one(f"select sum({count}) as n from tally where phase_id = ?", (phase_id,))  # noqa: S608
+        pending = eligible - ((counted["n"] or 0) if counted else 0)
+        return {**({"pending": pending} if pending else {}), **standings}
+
+    def lost(self, experiment_id: bytes) -> int:
+        """Records declared lost by agents that serve participants of the experiment."""
+        row = self._tx.one(
+            "select sum(count) as n from spool_loss where agent_uid in (select distinct p.agent_uid"
+            " from assignment a join participant p on p.id = a.participant_id where a.experiment_id = ?)",
+            (experiment_id,),
+        )
+        return (row["n"] or 0) if row else 0
+
+
+def _attributed(row: Row) -> Attributed:
+    return Attributed(
+        phase_id=row["phase_id"],
+        variant_id=row["variant_id"],
+        event=Happening(
+            id=row["event_id"],
+            kind=EventKind(row["kind"]),
+            event_name=row["event_name"],
+            subject=row["subject"],
+            path=row["path"],
+            digest=row["digest"],
+            value_micros=row["value_micros"],
+            occurred_at=row["occurred_at"],
+        ),
+        assigned=Standing(row["assigned"]),
+        delivered=Standing(row["delivered"]),
+    )

@@ -1,0 +1,406 @@
+"""Experiments, variants, content, phases, assignments and claims."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from control_plane.domain.experiment import (
+    Assignment,
+    Conflict,
+    Experiment,
+    Phase,
+    Status,
+    Variant,
+    VariantFile,
+)
+from control_plane.store.database import Row, Tx
+from shared.ids import parse_id
+from shared.model import Digest, digest
+
+
+class ExperimentStore:
+    """Experiments, within one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    # -- experiments
+
+    def next_number(self, project_id: bytes) -> int:
+        """The next experiment number of the project, taken."""
+        self._tx.run("update project set last_number = last_number + 1 where id = ?", (project_id,))
+        row = self._tx.one("select last_number from project where id = ?", (project_id,))
+        assert row is not None
+        return int(row["last_number"])
+
+    def keys(self, project_id: bytes) -> set[str]:
+        """Every experiment key taken in the project."""
+        return {
+            row["key"]
+            for row in self._tx.all("select key from experiment where project_id = ?", (project_id,))
+        }
+
+    def add(self, experiment: Experiment) -> None:
+        """The experiment exists, without variants. Raises IntegrityViolation where its key is taken."""
+        values = _experiment_values(experiment)
+        columns = ", ".join(values)
+        marks = ", ".join("?" * len(values))
+        self._tx.run(f"insert into experiment ({columns}) values ({marks})", list(values.values()))  # noqa: S608
+
+    def save(self, experiment: Experiment) -> None:
+        """The experiment's own columns are as given; its version has grown by one."""
+        values = _experiment_values(experiment)
+        assignments = ", ".join(f"{column} = ?" for column in values if column != "version")
+        self._tx.run(
+            f"update experiment set {assignments}, version = version + 1 where id = ?",  # noqa: S608
+            [*(value for column, value in values.items() if column != "version"), experiment.id],
+        )
+
+    def find(self, project_id: bytes, id_or_key: str) -> Experiment | None:
+        """The experiment of the project with this id or key, whole."""
+        wanted = parse_id(id_or_key)
+        row = self._tx.one(
+            "select * from experiment where project_id = ? and (id = ? or key = ?)",
+            (project_id, wanted, id_or_key),
+        )
+        return self._whole(row) if row else None
+
+    def get(self, experiment_id: bytes) -> Experiment:
+        """The experiment with this id, whole."""
+        row = self._tx.one("select * from experiment where id = ?", (experiment_id,))
+        assert row is not None
+        return self._whole(row)
+
+    def page(
+        self, project_id: bytes, *, status: str | None, search: str, before: bytes | None, limit: int
+    ) -> list[Experiment]:
+        """Experiments of the project that are not archived, newest first, from `before` down."""
+        like = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").lower() + "%"
+        rows = self._tx.all(
+            "select * from experiment where project_id = ? and archived = 0 and (? is null or id < ?)"
+            " and (? is null or status = ?) and (lower(name) like ? escape '\\' or key like ? escape '\\'"
+            " or lower(description) like ? escape '\\' or id = ?) order by id desc limit ?",
+            (project_id, before, before, status, status, like, like, like, parse_id(search), limit),
+        )
+        return [self._whole(row) for row in rows]
+
+    def delete(self, experiment_id: bytes) -> None:
+        """The draft and everything in it is gone."""
+        for sql in (
+            "delete from claim where experiment_id = ?",
+            "delete from deployment_file where deployment_id in (select id from deployment where experiment_id = ?)",
+            "delete from outcome where deployment_id in (select id from deployment where experiment_id = ?)",
+            "delete from deployment where experiment_id = ?",
+            "delete from slot where experiment_id = ?",
+            "delete from experiment where id = ?",
+        ):
+            self._tx.run(sql, (experiment_id,))
+
+    def keep_snapshot(self, experiment_id: bytes, snapshot: Any) -> None:
+        """The results as they were when the experiment was completed."""
+        self._tx.run("update experiment set snapshot = ? where id = ?", (json.dumps(snapshot), experiment_id))
+
+    def _whole(self, row: Row) -> Experiment:
+        return replace(
+            _experiment(row),
+            variants=self.variants(row["id"]),
+            phase=self._phase(row["phase_id"]) if row["phase_id"] else None,
+        )
+
+    # -- variants and content
+
+    def variants(self, experiment_id: bytes) -> tuple[Variant, ...]:
+        """The experiment's variants in their order."""
+        files: dict[bytes, list[VariantFile]] = {}
+        for row in self._tx.all(
+            "select f.* from variant_file f join variant v on v.id = f.variant_id"
+            " where v.experiment_id = ? order by f.path",
+            (experiment_id,),
+        ):
+            file = VariantFile(path=row["path"], digest=row["digest"], size=row["size"])
+            files.setdefault(row["variant_id"], []).append(file)
+        rows = self._tx.all(
+            "select * from variant where experiment_id = ? order by position", (experiment_id,)
+        )
+        return tuple(_variant(row, files.get(row["id"], [])) for row in rows)
+
+    def put_variant(self, variant: Variant) -> None:
+        """The variant is as given, new or changed. Raises IntegrityViolation where its key is taken."""
+        self._tx.run(
+            "insert into variant (id, experiment_id, position, key, name, description, is_control, weight,"
+            " config, metadata, created_at, updated_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " on conflict (id) do update set name = excluded.name, description = excluded.description,"
+            " is_control = excluded.is_control, weight = excluded.weight, config = excluded.config,"
+            " metadata = excluded.metadata, updated_at = excluded.updated_at",
+            (
+                variant.id,
+                variant.experiment_id,
+                variant.position,
+                variant.key,
+                variant.name,
+                variant.description,
+                int(variant.is_control),
+                variant.weight,
+                _json(variant.config),
+                _json(variant.metadata),
+                variant.created_at,
+                variant.updated_at,
+            ),
+        )
+        self._tx.run("delete from variant_file where variant_id = ?", (variant.id,))
+        self._tx.many(
+            "insert into variant_file (variant_id, path, digest, size) values (?, ?, ?, ?)",
+            [(variant.id, file.path, file.digest, file.size) for file in variant.files],
+        )
+
+    def delete_variant(self, variant_id: bytes) -> None:
+        """The variant is gone."""
+        self._tx.run("delete from variant where id = ?", (variant_id,))
+
+    def put_content(self, project_id: bytes, body: bytes) -> Digest:
+        """The content is kept under its digest."""
+        value = digest(body)
+        self._tx.run(
+            "insert into content (project_id, digest, body) values (?, ?, ?) on conflict do nothing",
+            (project_id, value, body),
+        )
+        return value
+
+    def content(self, project_id: bytes, value: Digest) -> bytes | None:
+        """The content with this digest."""
+        row = self._tx.one(
+            "select body from content where project_id = ? and digest = ?", (project_id, value)
+        )
+        return row["body"] if row else None
+
+    # -- phases and assignments
+
+    def add_phase(self, experiment_id: bytes, run: int, phase: Phase) -> None:
+        """The phase is open."""
+        weights = {variant_id.hex(): weight for variant_id, weight in phase.weights.items()}
+        self._tx.run(
+            "insert into phase (id, experiment_id, run, number, algorithm, seed, weights, traffic_allocation,"
+            " opened_at, closed_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                phase.id,
+                experiment_id,
+                run,
+                phase.number,
+                phase.algorithm,
+                phase.seed,
+                json.dumps(weights),
+                phase.traffic_allocation,
+                phase.opened_at,
+                phase.closed_at,
+            ),
+        )
+
+    def close_phase(self, phase_id: bytes, *, now: int) -> None:
+        """The phase and its assignments end now."""
+        self._tx.run("update phase set closed_at = ? where id = ? and closed_at is null", (now, phase_id))
+        self._tx.run("update assignment set to_at = ? where phase_id = ? and to_at is null", (now, phase_id))
+
+    def add_assignments(self, assignments: Sequence[tuple[Assignment, bytes, dict[str, str]]]) -> None:
+        """(assignment, participant's internal id, labels used), all in force."""
+        self._tx.many(
+            "insert into assignment (id, phase_id, experiment_id, participant_id, variant_id, method, block,"
+            " stratum, position, labels_used, from_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    item.id,
+                    item.phase_id,
+                    item.experiment_id,
+                    participant_id,
+                    item.variant_id,
+                    item.method,
+                    item.block,
+                    item.stratum,
+                    item.position,
+                    json.dumps(labels),
+                    item.from_at,
+                )
+                for item, participant_id, labels in assignments
+            ],
+        )
+
+    def assignments(self, phase_id: bytes, *, after: str = "", limit: int = 1_000_000) -> list[Assignment]:
+        """Assignments of the phase by participant, from `after` up."""
+        rows = self._tx.all(
+            "select a.*, p.public_id from assignment a join participant p on p.id = a.participant_id"
+            " where a.phase_id = ? and p.public_id > ? order by p.public_id limit ?",
+            (phase_id, after, limit),
+        )
+        return [
+            Assignment(
+                id=row["id"],
+                experiment_id=row["experiment_id"],
+                phase_id=row["phase_id"],
+                participant=row["public_id"],
+                variant_id=row["variant_id"],
+                block=row["block"],
+                stratum=row["stratum"],
+                position=row["position"],
+                from_at=row["from_at"],
+                to_at=row["to_at"],
+                forced_by=row["forced_by"],
+            )
+            for row in rows
+        ]
+
+    def force(
+        self, phase_id: bytes, participant_id: bytes, variant_id: bytes, *, actor: str, now: int
+    ) -> bool:
+        """Where another variant is assigned, the assignment is marked forced; whether it was another."""
+        row = self._tx.one(
+            "select variant_id from assignment where phase_id = ? and participant_id = ?",
+            (phase_id, participant_id),
+        )
+        if row is None or row["variant_id"] == variant_id:
+            return False
+        self._tx.run(
+            "update assignment set forced_by = ?, forced_at = ? where phase_id = ? and participant_id = ?",
+            (actor, now, phase_id, participant_id),
+        )
+        return True
+
+    # -- claims
+
+    def claim(
+        self, experiment_id: bytes, participant_ids: Iterable[bytes], paths: Sequence[str], *, now: int
+    ) -> None:
+        """The experiment holds these files of these participants. Raises IntegrityViolation otherwise."""
+        self._tx.many(
+            "insert into claim (participant_id, path, experiment_id, taken_at) values (?, ?, ?, ?)"
+            " on conflict (participant_id, path) do update set taken_at = excluded.taken_at"
+            " where claim.experiment_id = excluded.experiment_id",
+            [(participant, path, experiment_id, now) for participant in participant_ids for path in paths],
+        )
+
+    def conflicts(
+        self, experiment_id: bytes, participant_ids: Sequence[bytes], paths: Sequence[str]
+    ) -> list[Conflict]:
+        """Who else holds any of these files of these participants."""
+        found = []
+        for participant_id in participant_ids:
+            rows = self._tx.all(
+                "select c.path, e.key, p.public_id from claim c join experiment e on e.id = c.experiment_id"
+                " join participant p on p.id = c.participant_id"
+                " where c.participant_id = ? and c.experiment_id <> ? order by c.path",
+                (participant_id, experiment_id),
+            )
+            found += [
+                Conflict(participant=row["public_id"], path=row["path"], holder=row["key"])
+                for row in rows
+                if row["path"] in paths
+            ]
+        return found
+
+    def release(self, experiment_id: bytes) -> None:
+        """The experiment holds nothing."""
+        self._tx.run("delete from claim where experiment_id = ?", (experiment_id,))
+
+    def _phase(self, phase_id: bytes) -> Phase:
+        row = self._tx.one("select * from phase where id = ?", (phase_id,))
+        assert row is not None
+        return Phase(
+            id=row["id"],
+            number=row["number"],
+            algorithm=row["algorithm"],
+            seed=row["seed"],
+            weights={bytes.fromhex(key): value for key, value in json.loads(row["weights"]).items()},
+            traffic_allocation=row["traffic_allocation"],
+            opened_at=row["opened_at"],
+            closed_at=row["closed_at"],
+        )
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _experiment_values(e: Experiment) -> dict[str, Any]:
+    return {
+        "id": e.id,
+        "project_id": e.project_id,
+        "number": e.number,
+        "key": e.key,
+        "name": e.name,
+        "description": e.description,
+        "type": e.type,
+        "status": e.status.value,
+        "archived": int(e.archived),
+        "target_file": e.target_file,
+        "selector": json.dumps(e.selector),
+        "metrics": json.dumps(e.metrics),
+        "settle_seconds": e.settle_seconds,
+        "alpha": e.alpha,
+        "labels": json.dumps(e.labels),
+        "metadata": _json(e.metadata),
+        "run": e.run,
+        "seed": e.seed,
+        "phase_id": e.phase.id if e.phase else None,
+        "winner_variant_id": e.winner_variant_id,
+        "conclusion": e.conclusion,
+        "conclusion_comment": e.conclusion_comment,
+        "created_by": e.created_by,
+        "version": e.version,
+        "created_at": e.created_at,
+        "updated_at": e.updated_at,
+        "started_at": e.started_at,
+        "paused_at": e.paused_at,
+        "stopped_at": e.stopped_at,
+        "completed_at": e.completed_at,
+    }
+
+
+def _experiment(row: Row) -> Experiment:
+    return Experiment(
+        id=row["id"],
+        project_id=row["project_id"],
+        number=row["number"],
+        key=row["key"],
+        name=row["name"],
+        description=row["description"],
+        type=row["type"],
+        status=Status(row["status"]),
+        archived=bool(row["archived"]),
+        target_file=row["target_file"],
+        selector=json.loads(row["selector"]),
+        metrics=json.loads(row["metrics"]),
+        settle_seconds=row["settle_seconds"],
+        alpha=row["alpha"],
+        labels=json.loads(row["labels"]),
+        metadata=json.loads(row["metadata"]) if row["metadata"] else None,
+        run=row["run"],
+        seed=row["seed"],
+        winner_variant_id=row["winner_variant_id"],
+        conclusion=row["conclusion"],
+        conclusion_comment=row["conclusion_comment"],
+        created_by=row["created_by"],
+        version=row["version"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        started_at=row["started_at"],
+        paused_at=row["paused_at"],
+        stopped_at=row["stopped_at"],
+        completed_at=row["completed_at"],
+    )
+
+
+def _variant(row: Row, files: Iterable[VariantFile]) -> Variant:
+    return Variant(
+        id=row["id"],
+        experiment_id=row["experiment_id"],
+        position=row["position"],
+        key=row["key"],
+        name=row["name"],
+        description=row["description"],
+        is_control=bool(row["is_control"]),
+        weight=row["weight"],
+        files=tuple(files),
+        config=json.loads(row["config"]) if row["config"] else None,
+        metadata=json.loads(row["metadata"]) if row["metadata"] else None,
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

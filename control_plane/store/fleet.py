@@ -1,0 +1,286 @@
+"""Agents, participants and presence."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from control_plane.domain.fleet import Agent, Participant, ParticipantFile
+from control_plane.store.database import Row, Tx
+from shared.model import Hello, ParticipantState
+
+_PARTICIPANT = (
+    "select p.*, a.hostname, a.labels as agent_labels, a.last_seen_at, coalesce(a.lease_until, 0) as lease_until"
+    " from participant p left join agent a on a.uid = p.agent_uid"
+)
+
+
+class FleetStore:
+    """Agents and participants, within one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    # -- agents
+
+    def add_agent(self, agent: Agent) -> None:
+        """The agent is enrolled."""
+        self._tx.run(
+            "insert into agent (uid, project_id, name, hostname, labels, participant_patterns,"
+            " certificate_serial, certificate_not_after, enrolled_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                agent.uid,
+                agent.project_id,
+                agent.name,
+                agent.hostname,
+                json.dumps(agent.labels),
+                json.dumps(agent.participant_patterns),
+                agent.certificate_serial,
+                agent.certificate_not_after,
+                agent.enrolled_at,
+            ),
+        )
+
+    def set_certificate(self, uid: bytes, *, serial: str, not_after: int) -> None:
+        """The agent's newest certificate."""
+        self._tx.run(
+            "update agent set certificate_serial = ?, certificate_not_after = ? where uid = ?",
+            (serial, not_after, uid),
+        )
+
+    def agent(self, uid: bytes) -> Agent | None:
+        """The agent with this uid."""
+        row = self._tx.one("select * from agent where uid = ?", (uid,))
+        return self._agent(row) if row else None
+
+    def agents(self, project_id: bytes, *, before: bytes | None, limit: int) -> list[Agent]:
+        """Agents of the project, newest first, from `before` down."""
+        rows = self._tx.all(
+            "select * from agent where project_id = ? and (? is null or uid < ?) order by uid desc limit ?",
+            (project_id, before, before, limit),
+        )
+        return [self._agent(row) for row in rows]
+
+    def ban(self, uid: bytes, *, now: int) -> None:
+        """The agent may not come back."""
+        self._tx.run("update agent set banned_at = coalesce(banned_at, ?) where uid = ?", (now, uid))
+
+    def banned(self) -> set[bytes]:
+        """Uids of every banned agent."""
+        return {row["uid"] for row in self._tx.all("select uid from agent where banned_at is not null")}
+
+    def open_session(
+        self, uid: bytes, hello: Hello, *, session_id: bytes, lease_until: int, now: int
+    ) -> None:
+        """The agent is connected by this session and is what its Hello says."""
+        platform = {"os": hello.platform.os, "kernel": hello.platform.kernel, "arch": hello.platform.arch}
+        labels = {f"host.{name}": value for name, value in hello.labels.items()}
+        self._tx.run(
+            "update agent set hostname = ?, host_labels = ?, version = ?, capabilities = ?, platform = ?,"
+            " session_id = ?, session_epoch = ?, boot_id = ?, connected_at = ?, last_seen_at = ?,"
+            " lease_until = ?, spool = ? where uid = ?",
+            (
+                hello.hostname,
+                json.dumps(labels),
+                hello.agent_version,
+                json.dumps(hello.capabilities),
+                json.dumps(platform),
+                session_id,
+                hello.session_epoch,
+                hello.boot_id,
+                now,
+                now,
+                lease_until,
+                _spool(hello.spool.depth, hello.spool.size, hello.spool.oldest_at),
+                uid,
+            ),
+        )
+
+    def renew_leases(self, sessions: Sequence[tuple[bytes, bytes, int]], *, lease: int) -> None:
+        """(agent, session, last seen): each lease reaches to last seen + `lease`, unless a newer session took it."""
+        self._tx.many(
+            "update agent set last_seen_at = ?, lease_until = ? where uid = ? and session_id = ?",
+            [(seen, seen + lease, uid, session) for uid, session, seen in sessions],
+        )
+
+    def end_session(self, uid: bytes, session_id: bytes, *, now: int) -> None:
+        """The agent is lost from now on, unless a newer session has taken over."""
+        self._tx.run(
+            "update agent set lease_until = ?, last_seen_at = ? where uid = ? and session_id = ?",
+            (now, now, uid, session_id),
+        )
+
+    def observe(
+        self, uid: bytes, *, spool: tuple[int, int, int], conditions: Sequence[dict[str, Any]]
+    ) -> None:
+        """The agent's telemetry as last reported."""
+        self._tx.run(
+            "update agent set spool = ?, conditions = ? where uid = ?",
+            (_spool(*spool), json.dumps(list(conditions)), uid),
+        )
+
+    def touch(self, participant_ids: Sequence[bytes]) -> set[bytes]:
+        """The generation of every agent that serves one of the participants has grown; their uids."""
+        uids = set()
+        for participant_id in participant_ids:
+            row = self._tx.one("select agent_uid from participant where id = ?", (participant_id,))
+            if row and row["agent_uid"]:
+                uids.add(row["agent_uid"])
+        self._tx.many(
+            "update agent set generation = generation + 1 where uid = ?", [(uid,) for uid in sorted(uids)]
+        )
+        return uids
+
+    def _agent(self, row: Row) -> Agent:
+        lost = self._tx.one("select sum(count) as n from spool_loss where agent_uid = ?", (row["uid"],))
+        names = self._tx.all(
+            "select public_id from participant where agent_uid = ? and deleted_at is null order by public_id",
+            (row["uid"],),
+        )
+        return Agent(
+            uid=row["uid"],
+            project_id=row["project_id"],
+            name=row["name"],
+            hostname=row["hostname"],
+            labels=json.loads(row["labels"]),
+            host_labels=json.loads(row["host_labels"]),
+            participant_patterns=tuple(json.loads(row["participant_patterns"])),
+            generation=row["generation"],
+            version=row["version"],
+            capabilities=tuple(json.loads(row["capabilities"])),
+            platform=json.loads(row["platform"]) if row["platform"] else None,
+            session_id=row["session_id"],
+            session_epoch=row["session_epoch"],
+            boot_id=row["boot_id"],
+            connected_at=row["connected_at"],
+            last_seen_at=row["last_seen_at"],
+            lease_until=row["lease_until"],
+            certificate_serial=row["certificate_serial"],
+            certificate_not_after=row["certificate_not_after"],
+            spool=json.loads(row["spool"]) if row["spool"] else None,
+            conditions=tuple(json.loads(row["conditions"])),
+            enrolled_at=row["enrolled_at"],
+            banned_at=row["banned_at"],
+            lost=(lost["n"] or 0) if lost else 0,
+            participants=tuple(name["public_id"] for name in names),
+        )
+
+    # -- participants
+
+    def add_participant(
+        self, participant_id: bytes, *, project_id: bytes, public_id: str, labels: dict[str, str], now: int
+    ) -> None:
+        """The participant exists, unbound. Raises IntegrityViolation where the public id is taken."""
+        self._tx.run(
+            "insert into participant (id, project_id, public_id, labels, created_at, updated_at)"
+            " values (?, ?, ?, ?, ?, ?)",
+            (participant_id, project_id, public_id, json.dumps(labels), now, now),
+        )
+
+    def participant(self, project_id: bytes, public_id: str) -> Participant | None:
+        """The live participant with this public id."""
+        row = self._tx.one(
+            f"{_PARTICIPANT} where p.project_id = ? and p.public_id = ? and p.deleted_at is null",
+            (project_id, public_id),
+        )
+        return _participant(row) if row else None
+
+    def participants(
+        self, project_id: bytes, *, after: str = "", limit: int = 1_000_000
+    ) -> list[Participant]:
+        """Live participants of the project by public id, from `after` up."""
+        rows = self._tx.all(
+            f"{_PARTICIPANT} where p.project_id = ? and p.deleted_at is null and p.public_id > ?"
+            " order by p.public_id limit ?",
+            (project_id, after, limit),
+        )
+        return [_participant(row) for row in rows]
+
+    def bind(self, participant_id: bytes, uid: bytes, state: ParticipantState, *, now: int) -> None:
+        """The agent serves the participant, as its configuration says."""
+        labels = {f"host.{name}": value for name, value in state.labels.items()}
+        self._tx.run(
+            "update participant set agent_uid = ?, host_labels = ?, targets = ?, drift_policy = ?, exposure = ?,"
+            " updated_at = ? where id = ?",
+            (
+                uid,
+                json.dumps(labels),
+                json.dumps(state.targets),
+                state.drift.value,
+                state.exposure.value,
+                now,
+                participant_id,
+            ),
+        )
+
+    def set_labels(self, participant_id: bytes, labels: dict[str, str], *, now: int) -> None:
+        """These are all the participant's labels from the API."""
+        self._tx.run(
+            "update participant set labels = ?, updated_at = ? where id = ?",
+            (json.dumps(labels), now, participant_id),
+        )
+
+    def delete_participant(self, participant_id: bytes, *, now: int) -> None:
+        """The public id is free again."""
+        self._tx.run("update participant set deleted_at = ? where id = ?", (now, participant_id))
+
+    def held_by(self, participant_id: bytes) -> list[str]:
+        """Keys of the experiments that hold a file of the participant."""
+        rows = self._tx.all(
+            "select distinct e.key from claim c join experiment e on e.id = c.experiment_id"
+            " where c.participant_id = ? order by e.key",
+            (participant_id,),
+        )
+        return [row["key"] for row in rows]
+
+    def files(self, participant_id: bytes) -> list[ParticipantFile]:
+        """The participant's target files that an experiment holds, with what the last view saw."""
+        rows = self._tx.all(
+            "select f.path, f.desired_digest, f.running_digest, s.revision, s.experiment_id, d.variant_id"
+            " from slot s join deployment d on d.id = s.deployment_id"
+            " join deployment_file f on f.deployment_id = d.id"
+            " join claim c on c.participant_id = s.participant_id and c.path = f.path"
+            " and c.experiment_id = s.experiment_id where s.participant_id = ? order by f.path",
+            (participant_id,),
+        )
+        files = []
+        for row in rows:
+            seen = self._tx.one(
+                "select digest, state from view where participant_id = ? and path = ?"
+                " order by from_at desc, id desc limit 1",
+                (participant_id, row["path"]),
+            )
+            files.append(
+                ParticipantFile(
+                    path=row["path"],
+                    desired=row["desired_digest"],
+                    running=seen["digest"] if seen else row["running_digest"],
+                    revision=row["revision"],
+                    state=seen["state"] if seen else None,
+                    experiment_id=row["experiment_id"],
+                    variant_id=row["variant_id"],
+                )
+            )
+        return files
+
+
+def _spool(depth: int, size: int, oldest_at: int) -> str:
+    return json.dumps({"depth": depth, "bytes": size, "oldestAt": oldest_at})
+
+
+def _participant(row: Row) -> Participant:
+    inherited = json.loads(row["agent_labels"]) if row["agent_labels"] else {}
+    return Participant(
+        id=row["id"],
+        public_id=row["public_id"],
+        agent_uid=row["agent_uid"],
+        hostname=row["hostname"],
+        labels={**inherited, **json.loads(row["labels"])},
+        host_labels=json.loads(row["host_labels"]),
+        targets=tuple(json.loads(row["targets"])),
+        drift_policy=row["drift_policy"],
+        exposure=row["exposure"],
+        last_seen_at=row["last_seen_at"],
+        lease_until=row["lease_until"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

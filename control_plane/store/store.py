@@ -1,0 +1,19 @@
+"""Every question the services ask of what is kept, by noun, over one transaction."""
+
+from control_plane.store.access import AccessStore
+from control_plane.store.database import Tx
+from control_plane.store.deployments import DeploymentStore
+from control_plane.store.events import EventStore
+from control_plane.store.experiments import ExperimentStore
+from control_plane.store.fleet import FleetStore
+
+
+class Store:
+    """The nouns of one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self.access = AccessStore(tx)
+        self.experiments = ExperimentStore(tx)
+        self.fleet = FleetStore(tx)
+        self.deployments = DeploymentStore(tx)
+        self.events = EventStore(tx)
