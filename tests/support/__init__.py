@@ -1,0 +1,1 @@
+"""What tests of several areas share: time, waiting, peers that follow a script."""
