@@ -72,7 +72,7 @@ def after(status: Status, verb: Verb) -> Status:
     raise FailedPrecondition(
         f"a {status} experiment cannot {verb}{remedy}; allowed now: {', '.join(names)}",
         reason="WRONG_STATE",
-        details={"status": status.value, "allowedVerbs": names},
+        details={"state": status.value, "allowedVerbs": names},
     )
 
 

@@ -212,12 +212,11 @@ class AnalysisSpec(Request):
 
 
 class _Structure(Request):
-    @model_validator(mode="before")
-    @classmethod
-    def _participants_once(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "participantIds" in values and "participants" in values:
+    @model_validator(mode="after")
+    def _participants_once(self) -> Self:
+        if self.given("participant_ids") and self.given("participants"):
             raise ValueError("send participantIds or participants, not both")
-        return values
+        return self
 
     @property
     def selector(self) -> Selector | None:

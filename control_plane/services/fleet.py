@@ -117,11 +117,14 @@ class Session:
     taken: tuple[str, ...]
 
 
-def open_session(store: Store, agent_uid: bytes, hello: Hello, *, new_id: NewId, now: int) -> Session:
+def open_session(
+    store: Store, agent_uid: bytes, hello: Hello, *, predecessor: bytes, new_id: NewId, now: int
+) -> Session:
     """The agent is connected; what its Hello declares is bound to it, created where nobody knew it.
 
     A participant that another agent is bound to, or that the enrollment token does not allow, stays as it is
-    and is listed in `taken`. Raises PermissionDenied for an agent that is banned or not known.
+    and is listed in `taken`. Where this database succeeds the one the agent knew (`predecessor`), what its
+    slots want overtakes what the host has. Raises PermissionDenied for an agent that is banned or not known.
     """
     agent = store.fleet.agent(agent_uid)
     if agent is None or agent.banned_at is not None:
@@ -141,6 +144,8 @@ def open_session(store: Store, agent_uid: bytes, hello: Hello, *, new_id: NewId,
         store.fleet.bind(participant_id, agent_uid, state, now=now)
     for slot in hello.slots:
         store.deployments.note_revision(agent_uid, slot.participant, slot.slot_id, slot.revision)
+    if predecessor and hello.incarnation == predecessor:
+        store.deployments.overtake(agent_uid)
     session = Session(id=new_id(), agent_uid=agent_uid, taken=tuple(taken))
     store.fleet.open_session(agent_uid, hello, session_id=session.id, lease_until=now + LEASE, now=now)
     store.fleet.observe(

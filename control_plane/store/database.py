@@ -8,7 +8,6 @@ second possible.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -44,9 +43,6 @@ class Database(Protocol):
 
     async def write(self, work: Callable[[Tx], T]) -> T:
         """What `work` returns; its changes are durable by then, or undone if it raised."""
-
-    async def backup(self, target: Path) -> None:
-        """`target` is a whole, consistent copy, taken while writes go on."""
 
     async def close(self) -> None:
         """Everything committed is on disk and every thread has ended."""

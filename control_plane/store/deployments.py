@@ -197,6 +197,27 @@ class DeploymentStore:
             (revision, slot_id, agent_uid, participant),
         )
 
+    def overtake(self, agent_uid: bytes) -> None:
+        """No slot of the agent's participants wants a revision below one its host has taken up.
+
+        For a database that was restored from a backup: hosts refuse to go backwards, so what the restored
+        rows want becomes a newer revision.
+        """
+        for row in self._tx.all(
+            "select s.participant_id, s.id, s.deployment_id, s.reported_revision + 1 as revision from slot s"
+            " join participant p on p.id = s.participant_id"
+            " where p.agent_uid = ? and s.reported_revision > s.revision",
+            (agent_uid,),
+        ):
+            self._tx.run(
+                "update deployment set revision = ?, state = 'pending' where id = ?",
+                (row["revision"], row["deployment_id"]),
+            )
+            self._tx.run(
+                "update slot set revision = ? where participant_id = ? and id = ?",
+                (row["revision"], row["participant_id"], row["id"]),
+            )
+
     def record(self, agent_uid: bytes, outcome: Outcome, *, outcome_id: bytes, now: int) -> str | None:
         """The outcome is stored once and its deployment stands accordingly; returns the new state.
 

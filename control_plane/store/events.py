@@ -343,10 +343,16 @@ class EventStore:
     def event_names(self, phase_id: bytes) -> list[str]:
         """Names of the conversions that were counted or are pending in the phase."""
         rows = self._tx.all(
-            "select distinct event_name from unit where phase_id = ? and event_name <> '' order by event_name",
-            (phase_id,),
+            "select event_name from phase_event_name where phase_id = ? order by event_name", (phase_id,)
         )
         return [row["event_name"] for row in rows]
+
+    def add_event_names(self, names: Iterable[tuple[bytes, str]]) -> None:
+        """(phase, conversion's name) pairs, known from now on; impressions have none."""
+        self._tx.many(
+            "insert into phase_event_name (phase_id, event_name) values (?, ?) on conflict do nothing",
+            [pair for pair in names if pair[1]],
+        )
 
     def not_counted(self, phase_id: bytes, *, population: str) -> dict[str, int]:
         """Events of the phase that count for nothing, by reason; `pending` ones wait for an impression."""

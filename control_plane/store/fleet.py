@@ -64,9 +64,10 @@ class FleetStore:
         """The agent may not come back."""
         self._tx.run("update agent set banned_at = coalesce(banned_at, ?) where uid = ?", (now, uid))
 
-    def banned(self) -> set[bytes]:
-        """Uids of every banned agent."""
-        return {row["uid"] for row in self._tx.all("select uid from agent where banned_at is not null")}
+    def may_speak(self, uid: bytes) -> bytes | None:
+        """The project of an agent that is known and not banned; None for any other."""
+        row = self._tx.one("select project_id from agent where uid = ? and banned_at is null", (uid,))
+        return row["project_id"] if row else None
 
     def open_session(
         self, uid: bytes, hello: Hello, *, session_id: bytes, lease_until: int, now: int

@@ -135,13 +135,6 @@ class SqliteDatabase:
         for item in group:
             item.settle(None)
 
-    async def backup(self, target: Path) -> None:
-        def copy() -> None:
-            with closing(sqlite3.connect(self._path)) as source, closing(sqlite3.connect(target)) as copied:
-                source.backup(copied)
-
-        await asyncio.get_running_loop().run_in_executor(self._readers, copy)
-
     async def close(self) -> None:
         self._queue.put(None)
         await asyncio.to_thread(self._writer.join)
@@ -176,6 +169,12 @@ class _Work:
             self.future.set_exception(failure)
         else:
             self.future.set_result(self._result)
+
+
+def backup_database(source: Path, target: Path) -> None:
+    """`target` is a whole, consistent copy of the database in `source`, taken while others write to it."""
+    with closing(sqlite3.connect(source)) as origin, closing(sqlite3.connect(target)) as copied:
+        origin.backup(copied)
 
 
 def _unavailable(error: sqlite3.Error) -> Unavailable:

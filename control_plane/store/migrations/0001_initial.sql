@@ -171,6 +171,11 @@ create table event_key (
   primary key (project_id, key)
 ) strict, without rowid;
 
+-- Names of the conversions that were attributed to a phase.
+create table phase_event_name (
+  phase_id blob not null, event_name text not null, primary key (phase_id, event_name)
+) strict, without rowid;
+
 -- event_name '' carries the first exposure; a named row exists once such a conversion was seen, its
 -- moments are null until one counts.
 create table unit (

@@ -1,0 +1,119 @@
+"""JSON-shaped resources ↔ operator messages, for any message, by its descriptor.
+
+REST shows the JSON shape; gRPC shows the same words in snake_case. Both come from this one translation, so
+the two cannot drift apart: a resource that names a field its message does not have fails here.
+
+Rules: camelCase ↔ snake_case; an enum value is its name in lower case without the prefix; a Timestamp is
+RFC 3339 with milliseconds; bytes are base64; null is absent. Whether a 64-bit number is a JSON string (a
+revision) or a number (a count) is the resource's own choice; both are understood.
+"""
+
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from shared.clock import SECOND, from_rfc3339, to_rfc3339
+
+M = TypeVar("M", bound=Message)
+
+# Descriptors are `Any` below: the pure and the C implementation have unrelated types.
+
+_WIDE = (
+    FieldDescriptor.CPPTYPE_INT64,
+    FieldDescriptor.CPPTYPE_UINT64,
+)
+
+
+def to_message(resource: Mapping[str, Any], kind: type[M]) -> M:
+    """The message of a JSON-shaped resource. Raises KeyError for a field the message does not have."""
+    message = kind()
+    _fill(message, resource)
+    return message
+
+
+def _fill(message: Message, resource: Mapping[str, Any]) -> None:
+    fields = {field.json_name: field for field in message.DESCRIPTOR.fields}
+    for name, value in resource.items():
+        if value is None:
+            continue
+        field = fields[name]
+        if _is_map(field):
+            getattr(message, field.name).update(value)
+        elif field.is_repeated:
+            for item in value:
+                _add(message, field, item)
+        elif field.message_type is not None:
+            _fill_sub(getattr(message, field.name), value)
+        else:
+            setattr(message, field.name, _scalar(field, value))
+
+
+def _add(message: Message, field: Any, item: Any) -> None:
+    repeated = getattr(message, field.name)
+    if field.message_type is not None:
+        _fill_sub(repeated.add(), item)
+    else:
+        repeated.append(_scalar(field, item))
+
+
+def _fill_sub(message: Message, value: Any) -> None:
+    message.SetInParent()
+    if isinstance(message, Timestamp):
+        moment = from_rfc3339(value)
+        message.seconds, message.nanos = moment // SECOND, moment % SECOND * 1000
+    elif isinstance(message, Struct):
+        ParseDict(value, message)
+    else:
+        _fill(message, value)
+
+
+def _scalar(field: Any, value: Any) -> Any:
+    if field.enum_type is not None:
+        return field.enum_type.values_by_name[_prefix(field.enum_type) + value.upper()].number
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return b64decode(value)
+    return int(value) if field.cpp_type in _WIDE else value
+
+
+def from_message(message: Message) -> dict[str, Any]:
+    """The JSON-shaped values of the fields that are set; an unspecified enum or an empty list is absent."""
+    values: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        if _is_map(field):
+            values[field.json_name] = dict(value)
+        elif field.is_repeated:
+            values[field.json_name] = [_shown(field, item) for item in value]
+        else:
+            values[field.json_name] = _shown(field, value)
+    return values
+
+
+def _shown(field: Any, value: Any) -> Any:
+    if isinstance(value, Timestamp):
+        return to_rfc3339(value.seconds * SECOND + value.nanos // 1000)
+    if isinstance(value, Struct):
+        return MessageToDict(value)
+    if isinstance(value, Message):
+        return from_message(value)
+    if field.enum_type is not None:
+        name = field.enum_type.values_by_number.get(value)
+        return name.name.removeprefix(_prefix(field.enum_type)).lower() if name else str(value)
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return b64encode(value).decode()
+    return value
+
+
+def _is_map(field: Any) -> bool:
+    entry = field.message_type
+    return entry is not None and bool(entry.GetOptions().map_entry)
+
+
+def _prefix(enum: Any) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"

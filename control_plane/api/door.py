@@ -1,0 +1,49 @@
+"""What both transports do with a request: who calls, is it well-formed, run it, answer.
+
+Hides authentication and the two ways an operation runs, so that `rest` and `rpc` only translate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from control_plane.api.operations import Operation
+from control_plane.domain import requests
+from control_plane.services.access import authenticate
+from control_plane.services.work import Caller, Services, check_request_id
+from control_plane.store.store import Store
+from shared.errors import Unauthenticated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """The way in."""
+
+    services: Services
+
+    async def caller(self, authorization: str) -> Caller:
+        """Who sends this `Authorization`. Raises Unauthenticated."""
+        scheme, _, secret = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not secret:
+            raise Unauthenticated(reason="NO_API_KEY")
+        return await self.services.database.read(lambda tx: authenticate(Store(tx), secret.strip()))
+
+    async def run(
+        self, operation: Operation, caller: Caller, values: Mapping[str, Any], *, request_id: str = ""
+    ) -> Any:
+        """The JSON-shaped answer of an operation to JSON-shaped values."""
+        request = requests.parse(operation.request, values)
+        if not operation.changes:
+            return await self.services.ask(
+                caller, operation.scope, operation.use_case, request, operation.render
+            )
+        return await self.services.change(
+            caller,
+            operation.scope,
+            operation.use_case,
+            request,
+            operation.render,
+            operation=operation.rpc,
+            request_id=check_request_id(request_id),
+            body=values,
+        )

@@ -1,0 +1,137 @@
+"""Operator gRPC: the same operations as methods of the generated services, and enrollment beside them."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message_factory import GetMessageClass
+
+from control_plane.api import errors
+from control_plane.api.codec import from_message, to_message
+from control_plane.api.door import Door
+from control_plane.api.operations import Operation
+from control_plane.services.access import EnrollRequest, enroll
+from control_plane.store.store import Store
+from shared import tls
+from shared.errors import ResourceExhausted
+from shared.pb.variantd.agent.v1 import agent_pb2, agent_pb2_grpc
+from shared.pb.variantd.operator.v1 import operator_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def add_operator_services(server: grpc.aio.Server, door: Door, operations: Sequence[Operation]) -> list[str]:
+    """Every operation is served; returns the full names of the services."""
+    by_rpc = {operation.rpc: operation for operation in operations}
+    names = []
+    for service in operator_pb2.DESCRIPTOR.services_by_name.values():
+        handlers: dict[str, Any] = {}
+        for method in service.methods:
+            operation = by_rpc[f"{service.name}.{method.name}"]
+            request_class = GetMessageClass(method.input_type)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                _handler(door, operation, GetMessageClass(method.output_type)),
+                request_deserializer=request_class.FromString,
+                response_serializer=lambda message: message.SerializeToString(),
+            )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+        names.append(service.full_name)
+    return names
+
+
+def _handler(door: Door, operation: Operation, answer_class: Any) -> Callable[[Any, Context], Awaitable[Any]]:
+    async def handle(message: Any, context: Context) -> Any:
+        try:
+            metadata = dict(context.invocation_metadata() or ())
+            caller = await door.caller(str(metadata.get("authorization", "")))
+            values = from_message(message)
+            request_id = values.pop("requestId", "")
+            for ours, theirs in (("limit", "pageSize"), ("cursor", "pageToken")):
+                if theirs in values:
+                    values[ours] = values.pop(theirs)
+            answer = await door.run(operation, caller, values, request_id=request_id)
+        except Exception as failure:
+            await errors.abort(context, errors.explain(failure, operation.rpc))
+        return _message(answer, answer_class)
+
+    return handle
+
+
+def _message(answer: Any, kind: Any) -> Any:
+    if kind is Empty:
+        return Empty()
+    if "pagination" in answer:
+        field = next(field for field in kind.DESCRIPTOR.fields if field.name != "next_page_token")
+        token = answer["pagination"]["nextCursor"]
+        return to_message({field.json_name: answer["entities"], "nextPageToken": token}, kind)
+    return to_message(answer, kind)
+
+
+ENROLLMENTS_PER_SECOND = 20.0
+
+
+class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
+    """How a host gets its identity; needs no API key, so it has a rate limit of its own."""
+
+    Recover = staticmethod(errors.not_served)
+
+    def __init__(
+        self,
+        door: Door,
+        authority: tls.Authority,
+        *,
+        addresses: Callable[[], tuple[str, ...]],
+        incarnation: bytes,
+    ) -> None:
+        self._door = door
+        self._authority = authority
+        self._addresses = addresses
+        self._incarnation = incarnation
+        self._bucket = Bucket(rate=ENROLLMENTS_PER_SECOND, burst=ENROLLMENTS_PER_SECOND)
+
+    async def Enroll(self, request: agent_pb2.EnrollRequest, context: Context) -> agent_pb2.EnrollResponse:
+        """An identity for a token."""
+        services = self._door.services
+        try:
+            if not self._bucket.take(services.clock.monotonic()):
+                raise ResourceExhausted("too many hosts enroll at once; try again in a second")
+            wanted = EnrollRequest(
+                secret=request.secret,
+                signing_request=request.signing_request,
+                name=request.name,
+                hostname=request.hostname,
+                previous_certificate=request.previous_certificate,
+                previous_signature=request.previous_signature,
+            )
+            now = services.clock.now()
+            done = await services.database.write(
+                lambda tx: enroll(Store(tx), self._authority, wanted, new_id=services.new_id, now=now)
+            )
+        except Exception as failure:
+            await errors.abort(context, errors.explain(failure, "EnrollmentService.Enroll"))
+        return agent_pb2.EnrollResponse(
+            agent_uid=done.agent_uid,
+            certificate=tls.pem_to_der(done.certificate),
+            ca_certificates=[self._authority.der],
+            addresses=self._addresses(),
+            incarnation=self._incarnation,
+        )
+
+
+class Bucket:
+    """A token bucket: `rate` a second, at most `burst` at once."""
+
+    def __init__(self, *, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._level, self._at = burst, float("-inf")
+
+    def take(self, moment: float) -> bool:
+        """Whether there was one to take at `moment` (monotonic seconds)."""
+        elapsed = moment - self._at if self._at != float("-inf") else 0.0
+        self._level = min(self._burst, self._level + elapsed * self._rate)
+        self._at = moment
+        if self._level < 1.0:
+            return False
+        self._level -= 1.0
+        return True

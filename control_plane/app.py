@@ -1,0 +1,266 @@
+"""The composition root: opens, wires, serves, stops. Tests use this very one on port 0."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from socket import gethostname
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
+
+# One event loop per process touches gRPC, and nothing forks after it is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import grpc
+from aiohttp import web
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from control_plane.api import resources
+from control_plane.api.door import Door
+from control_plane.api.operations import operations
+from control_plane.api.rest import application
+from control_plane.api.rpc import EnrollmentServicer, add_operator_services
+from control_plane.api.sync import AgentServicer, Sessions, origin
+from control_plane.config import Settings
+from control_plane.data import DataDir, write_private
+from control_plane.services import access
+from control_plane.services.work import Services
+from control_plane.store.database import Database, Tx
+from control_plane.store.sqlite import SqliteDatabase
+from control_plane.store.store import Store
+from shared import VERSION, lifecycle, logs, tls
+from shared.clock import SECOND, Clock
+from shared.errors import FailedPrecondition
+from shared.ids import NewId
+from shared.pb.variantd.agent.v1 import agent_pb2, agent_pb2_grpc
+
+_log = logs.get(__name__)
+
+STOP_GRACE_SECONDS = 3.0
+_CERTIFICATE_DAYS = 90
+
+_SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a second server on the same port is refused, not mixed in
+    ("grpc.max_receive_message_length", 4 * 1_048_576),
+    ("grpc.max_send_message_length", 4 * 1_048_576),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # without it a stopped peer is noticed only after a minute
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.server.max_pending_requests", 16_384),  # a returning fleet gets Busy from us, not a reset
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the listeners are, HOST:PORT."""
+
+    http: str
+    operator: str
+    agents: str
+
+
+async def run(settings: Settings, clock: Clock, new_id: NewId, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set, then drains: agents are asked to leave before the listeners close."""
+    data = DataDir(settings.data_dir)
+    data.prepare()
+    lock = data.lock()
+    try:
+        authority = data.authority(clock)
+        database = SqliteDatabase.open(data.database)
+        try:
+            await _serve(settings, data, authority, database, clock, new_id, stop)
+        finally:
+            await database.close()
+    finally:
+        data.addresses.unlink(missing_ok=True)
+        os.close(lock)
+
+
+async def _serve(
+    settings: Settings,
+    data: DataDir,
+    authority: tls.Authority,
+    database: Database,
+    clock: Clock,
+    new_id: NewId,
+    stop: asyncio.Event,
+) -> None:
+    first = await database.write(lambda tx: _first_start(tx, data, clock, new_id))
+    registry = CollectorRegistry()
+    services = Services(database=database, clock=clock, new_id=new_id, wake=lambda uid: sessions.wake(uid))
+    sessions = Sessions(services, registry)
+    own = origin(first.incarnation, authority)
+    certificates = _Certificates(authority, [*settings.advertise, *_local_names()], clock)
+
+    agents = grpc.aio.server(options=_SERVER_OPTIONS)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(services, sessions, lambda: own), agents)
+    agents_health = _add_health(agents, [agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name])
+    agents_port = _listen(agents, settings.agents, certificates.credentials(clients=True))
+
+    operator = grpc.aio.server(options=_SERVER_OPTIONS)
+    operator_port = _listen(operator, settings.operator, certificates.credentials(clients=False))
+    reached_at = _Reached(settings, operator_port=operator_port, agents_port=agents_port)
+
+    door = Door(services=services)
+    table = operations(resources.enrollment_token(reached_at.operator, authority.der))
+    enrollment = EnrollmentServicer(
+        door, authority, addresses=reached_at.agents, incarnation=first.incarnation.id
+    )
+    agent_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, operator)
+    names = add_operator_services(operator, door, table)
+    names.append(agent_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name)
+    operator_health = _add_health(operator, names)
+
+    async def ready() -> str | None:
+        if sessions.draining:
+            return "stopping"
+        await database.read(lambda tx: tx.one("select 1"))
+        return None
+
+    app = application(door, table, ready=ready, registry=registry)
+    async with _http(app, settings) as http:
+        await agents.start()
+        await operator.start()
+        addresses = Addresses(
+            http=http,
+            operator=_with_port(settings.operator, operator_port),
+            agents=_with_port(settings.agents, agents_port),
+        )
+        data.write_addresses(
+            {"http": addresses.http, "operator": addresses.operator, "agents": addresses.agents}
+        )
+        _log.info(
+            "control_plane.ready",
+            version=VERSION,
+            http=addresses.http,
+            operator=addresses.operator,
+            agents=addresses.agents,
+        )
+        lifecycle.sd_notify("READY=1")
+        await lifecycle.run_until(stop, sessions.keep_leases)
+        lifecycle.sd_notify("STOPPING=1")
+        _log.info("control_plane.stopping")
+        for servicer in (agents_health, operator_health):
+            await servicer.enter_graceful_shutdown()
+        await sessions.drain()
+        await asyncio.gather(agents.stop(STOP_GRACE_SECONDS), operator.stop(STOP_GRACE_SECONDS))
+
+
+def _first_start(tx: Tx, data: DataDir, clock: Clock, new_id: NewId) -> access.FirstStart:
+    first = access.initialise(Store(tx), new_id=new_id, now=clock.now())
+    if first.operator_key is not None:
+        # Before the commit: a crash in between makes a fresh key next time, never a database nobody can enter.
+        write_private(data.operator_key, first.operator_key.encode() + b"\n")
+        _log.info("operator_key.written", file=str(data.operator_key))
+    return first
+
+
+def _listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> int:
+    try:
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise FailedPrecondition(
+            f"cannot listen on {address}; is another server there?", reason="ADDRESS_IN_USE"
+        ) from None
+
+
+def _add_health(server: grpc.aio.Server, services: list[str]) -> health.HealthServicer:
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for name in [*services, ""]:
+        servicer._server_status[name] = health_pb2.HealthCheckResponse.SERVING
+    names = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
+    return servicer
+
+
+@asynccontextmanager
+async def _http(app: web.Application, settings: Settings) -> AsyncIterator[str]:
+    """The HTTP listener, up; yields HOST:PORT."""
+    context = None
+    if settings.http_tls:
+        context = SSLContext(PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.http_tls.certificate, settings.http_tls.key)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        host, _, port = settings.http.rpartition(":")
+        site = web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context)
+        try:
+            await site.start()
+        except OSError as error:
+            raise FailedPrecondition(
+                f"cannot listen on {settings.http}: {error.strerror}", reason="ADDRESS_IN_USE"
+            ) from None
+        yield _with_port(settings.http, runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def _with_port(address: str, port: int) -> str:
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _local_names() -> list[str]:
+    return ["localhost", "127.0.0.1", "::1", gethostname()]
+
+
+class _Reached:
+    """Under which addresses hosts reach the gRPC listeners."""
+
+    def __init__(self, settings: Settings, *, operator_port: int, agents_port: int) -> None:
+        self._operator = self._names(settings, settings.operator, operator_port)
+        self._agents = self._names(settings, settings.agents, agents_port)
+
+    @staticmethod
+    def _names(settings: Settings, address: str, port: int) -> tuple[str, ...]:
+        return tuple(f"{name}:{port}" for name in settings.advertise) or (_with_port(address, port),)
+
+    def operator(self) -> tuple[str, ...]:
+        return self._operator
+
+    def agents(self) -> tuple[str, ...]:
+        return self._agents
+
+
+class _Certificates:
+    """The gRPC listeners' certificate, issued by our own authority and renewed at two thirds of its life."""
+
+    def __init__(self, authority: tls.Authority, names: list[str], clock: Clock) -> None:
+        self._authority = authority
+        self._names = list(dict.fromkeys(names))
+        self._clock = clock
+        self._renew_at = 0
+        self._current = self._issue()
+
+    def _issue(self) -> tuple[bytes, bytes]:
+        now = self._clock.now()
+        self._renew_at = now + _CERTIFICATE_DAYS * 86_400 * SECOND * 2 // 3
+        return self._authority.issue_server(self._names, now=now, days=_CERTIFICATE_DAYS)
+
+    def credentials(self, *, clients: bool) -> grpc.ServerCredentials:
+        """Server credentials; with `clients`, only peers with a certificate of ours get in."""
+        given = self._configuration(clients)
+        last = self._current
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal last
+            if self._clock.now() >= self._renew_at:
+                self._current = self._issue()
+            if self._current is last:
+                return None
+            last = self._current
+            return self._configuration(clients)
+
+        return grpc.dynamic_ssl_server_credentials(given, fetch, require_client_authentication=clients)  # type: ignore[arg-type]  # None: unchanged
+
+    def _configuration(self, clients: bool) -> grpc.ServerCertificateConfiguration:  # noqa: FBT001  private
+        certificate, key = self._current
+        roots = self._authority.certificate if clients else None
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], roots)

@@ -1,0 +1,168 @@
+"""Deployments by hand, and waiting until hosts hold what they should."""
+
+from typing import Annotated
+
+import typer
+
+from control_plane.cli import show
+from control_plane.cli.session import Exit, Failure, Session, Timeout, request_id, wait_until
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+HOLDS = frozenset({"applied", "confirmed"})
+FAILED = frozenset({"refused", "rolled_back", "stuck", "superseded"})
+
+
+def deploy(
+    session: Session,
+    *,
+    experiment: Annotated[str, typer.Argument(help="Id or key.")],
+    participant: Annotated[str, typer.Option("--participant", "-p", help="Whose file.")],
+    variant: Annotated[str, typer.Option("--variant", "-v", help="Id or key of the variant.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Until the host holds it, or has refused.")] = False,
+    timeout: Timeout = 60.0,
+    require_connected: Annotated[
+        bool, typer.Option("--require-connected", help="Fail at once unless its agent is connected.")
+    ] = False,
+    overwrite_drift: Annotated[
+        bool, typer.Option("--overwrite-drift", help="Apply over a file that somebody else changed.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again although the host has quarantined this content.")
+    ] = False,
+) -> None:
+    """Put a variant onto one participant now.
+
+    Without an agent connected the deployment is pending until one is. Deploying another variant than the
+    assigned one makes the assignment `forced`. With --wait: exit code 3 where the host refused, 5 where it
+    took too long.
+    """
+    deployment = session.call(
+        session.deployments.CreateDeployment,
+        pb.CreateDeploymentRequest(
+            id=experiment,
+            participant_id=participant,
+            variant_id=variant,
+            require_connected=require_connected,
+            overwrite_drift=overwrite_drift,
+            retry=retry,
+            request_id=request_id(),
+        ),
+    )
+    if wait:
+        deployment = _settled(session, deployment, timeout)
+    offline = "" if deployment.connected or deployment.state in HOLDS else "; its agent is not connected"
+    session.show(deployment, f"{variant} on {participant}: {deployment.state}{offline}")
+    if wait and deployment.state in FAILED:
+        raise Failure(f"{participant} {_why(deployment)}", exit_code=Exit.NOT_CONVERGED)
+    if wait and deployment.state not in HOLDS:
+        raise Failure(
+            f"{participant} is still {deployment.state} after {timeout:g} s{offline}",
+            exit_code=Exit.TIMED_OUT,
+        )
+
+
+def _settled(session: Session, deployment: pb.Deployment, timeout: float) -> pb.Deployment:
+    latest = deployment
+
+    def ended() -> bool:
+        nonlocal latest
+        request = pb.GetDeploymentRequest(id=deployment.id)
+        latest = session.call_unless_lost(session.deployments.GetDeployment, request) or latest
+        return latest.state in HOLDS | FAILED
+
+    wait_until(session, ended, seconds=timeout, doing=f"waiting for {deployment.participant_id}")
+    return latest
+
+
+def _why(deployment: pb.Deployment) -> str:
+    reason = deployment.reason
+    text = f"has {deployment.state.replace('_', ' ')} it"
+    if deployment.state == "superseded":
+        text = "was given something newer meanwhile: superseded"
+    if not reason.code:
+        return text
+    return f"{text}: {reason.code}: {reason.message}" + (f"; {reason.remedy}" if reason.remedy else "")
+
+
+def wait_for(
+    session: Session,
+    *,
+    experiment: Annotated[str, typer.Argument(help="Id or key.")],
+    timeout: Timeout = 60.0,
+) -> None:
+    """Wait until every host has done what it was last told for this experiment.
+
+    Exit code 3 where one has refused or undone it, 5 where one has not answered in time.
+    """
+    found: list[pb.Deployment] = []
+
+    def ended() -> bool:
+        found[:] = current(session, experiment)
+        return all(item.state in HOLDS | FAILED for item in found)
+
+    in_time = wait_until(session, ended, seconds=timeout, doing=f"waiting for the hosts of {experiment}")
+    if session.json:
+        show.print_json(session.out, show.page(found))
+    else:
+        holding = sum(item.state in HOLDS for item in found)
+        show.say(session.out, f"{experiment}: {holding} of {len(found)} participants hold what they should")
+    failed = [item for item in found if item.state in FAILED]
+    for item in failed:
+        show.say(session.err, f"  {item.participant_id} {_why(item)}")
+    waiting = [item for item in found if item.state not in HOLDS | FAILED]
+    for item in waiting:
+        show.say(session.err, f"  {item.participant_id} is {item.state}{_offline(item)}")
+    if failed:
+        raise Failure(f"{len(failed)} did not take what they were told", exit_code=Exit.NOT_CONVERGED)
+    if not in_time:
+        raise Failure(f"{len(waiting)} have not ended after {timeout:g} s", exit_code=Exit.TIMED_OUT)
+
+
+def _offline(deployment: pb.Deployment) -> str:
+    return "" if deployment.connected else "; its agent is not connected"
+
+
+def current(session: Session, experiment: str) -> list[pb.Deployment]:
+    """The newest deployment of each participant's slot, by participant."""
+    request = pb.ListDeploymentsRequest(id=experiment)
+    newest: dict[tuple[str, str], pb.Deployment] = {}
+    for item in session.pages(session.deployments.ListDeployments, request, "deployments"):
+        newest.setdefault((item.participant_id, item.slot_id), item)
+    return [newest[key] for key in sorted(newest)]
+
+
+def show_deployments(
+    session: Session,
+    *,
+    experiment: Annotated[str, typer.Argument(help="Id or key.")],
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many, newest first.")
+    ] = None,
+) -> None:
+    """What was deployed for an experiment, newest first, and what became of it."""
+    request = pb.ListDeploymentsRequest(id=experiment)
+    found = list(session.pages(session.deployments.ListDeployments, request, "deployments", limit=limit))
+    if session.json:
+        show.print_json(session.out, show.page(found))
+        return
+    keys = {variant.id: variant.key for variant in session.experiment(experiment).variants}
+    show.print_table(
+        session.out,
+        ("id", "participant", "action", "variant", "origin", "state", "attempts", "reason", "updated"),
+        (
+            (
+                item.id,
+                item.participant_id,
+                item.action,
+                keys.get(item.variant_id, item.variant_id),
+                item.origin,
+                item.state,
+                item.attempts,
+                item.reason.code,
+                show.moment(item, "updated_at"),
+            )
+            for item in found
+        ),
+        empty=f"nothing was deployed for {experiment} yet",
+        right=("attempts",),
+    )

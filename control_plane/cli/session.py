@@ -1,0 +1,298 @@
+"""What every command has: the global options, a connection once it is needed, and one way to fail.
+
+A command is a function of a `Session` and its own options; `command` gives it the global ones too, so
+they may stand before or after the command's name, and turns every failure into its line and exit code.
+"""
+
+import functools
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
+
+import grpc
+import typer
+from google.protobuf.message import Message
+from rich.console import Console
+
+from control_plane.cli import show
+from control_plane.cli.connection import (
+    CALL_SECONDS,
+    Exit,
+    Failure,
+    Peer,
+    Wanted,
+    failure_of,
+    open_channel,
+    peer,
+)
+from shared.clock import Clock, SystemClock
+from shared.ids import new_id, show_id
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+from shared.pb.variantd.operator.v1 import operator_pb2_grpc as rpc
+
+P = ParamSpec("P")
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One run of a command."""
+
+    wanted: Wanted = field(default_factory=Wanted)
+    json: bool = False
+    out: Console = field(default_factory=show.console)
+    err: Console = field(default_factory=lambda: show.console(error=True))
+    clock: Clock = field(default_factory=SystemClock)
+    sleep: Callable[[float], None] = time.sleep
+
+    @functools.cached_property
+    def peer(self) -> Peer:
+        """Who is spoken to."""
+        return peer(self.wanted, os.environ)
+
+    @functools.cached_property
+    def _channel(self) -> grpc.Channel:
+        return open_channel(self.peer)
+
+    @functools.cached_property
+    def experiments(self) -> "rpc.ExperimentServiceStub":
+        """Experiments and variants."""
+        return rpc.ExperimentServiceStub(self._channel)
+
+    @functools.cached_property
+    def assignments(self) -> "rpc.AssignmentServiceStub":
+        """Who has what."""
+        return rpc.AssignmentServiceStub(self._channel)
+
+    @functools.cached_property
+    def deployments(self) -> "rpc.DeploymentServiceStub":
+        """What slots should hold."""
+        return rpc.DeploymentServiceStub(self._channel)
+
+    @functools.cached_property
+    def results(self) -> "rpc.ResultsServiceStub":
+        """What the numbers say."""
+        return rpc.ResultsServiceStub(self._channel)
+
+    @functools.cached_property
+    def fleet(self) -> "rpc.FleetServiceStub":
+        """Participants and agents."""
+        return rpc.FleetServiceStub(self._channel)
+
+    @functools.cached_property
+    def access(self) -> "rpc.AccessServiceStub":
+        """Keys and the audit log."""
+        return rpc.AccessServiceStub(self._channel)
+
+    def call(self, method: "grpc.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
+        """The answer. Raises Failure with the control plane's own words."""
+        try:
+            return method(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise failure_of(error, self.peer.server) from None
+
+    def call_unless_lost(
+        self, method: "grpc.UnaryUnaryMultiCallable[Request, Response]", request: Request
+    ) -> Response | None:
+        """The answer, or None while the control plane cannot be reached: for reads that are repeated."""
+        try:
+            return method(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE:
+                return None
+            raise failure_of(error, self.peer.server) from None
+
+    def pages(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        entities: str,
+        *,
+        limit: int | None = None,
+    ) -> Iterator[Any]:
+        """Every entity of every page of a list, up to `limit`; `request` is used up."""
+        wanted: Any = request
+        left = limit
+        while left is None or left > 0:
+            wanted.page_size = 100 if left is None else min(100, left)
+            answer: Any = self.call(method, request)
+            found = getattr(answer, entities)
+            yield from found
+            left = None if left is None else left - len(found)
+            wanted.page_token = answer.next_page_token
+            if not answer.next_page_token:
+                return
+
+    def experiment(self, id_or_key: str) -> pb.Experiment:
+        """The experiment with its variants."""
+        return self.call(self.experiments.GetExperiment, pb.GetExperimentRequest(id=id_or_key))
+
+    def show(self, message: Message, sentence: str) -> None:
+        """The resource as JSON, or else the sentence about it."""
+        if self.json:
+            show.print_json(self.out, show.to_json(message))
+        else:
+            show.say(self.out, sentence)
+
+
+def request_id() -> str:
+    """A fresh request id: a call that is repeated below us answers the same."""
+    return show_id(new_id())
+
+
+# -- the global options
+
+
+_PANEL = "Global options"
+_GLOBAL: dict[str, Any] = {
+    "server": Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="HOST:PORT",
+            help="Operator gRPC of the control plane.",
+            rich_help_panel=_PANEL,
+        ),
+    ],
+    "ca": Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="Its CA certificate, PEM.", rich_help_panel=_PANEL),
+    ],
+    "api_key_file": Annotated[
+        str | None,
+        typer.Option(
+            "--api-key-file",
+            metavar="FILE",
+            help="A file with the API key; - is standard input.",
+            rich_help_panel=_PANEL,
+        ),
+    ],
+    "profile": Annotated[
+        str | None,
+        typer.Option("--profile", metavar="NAME", help="A profile that login wrote.", rich_help_panel=_PANEL),
+    ],
+    "json": Annotated[
+        bool, typer.Option("--json", help="Print the JSON that REST answers.", rich_help_panel=_PANEL)
+    ],
+}
+
+
+def globals_from(options: dict[str, Any], before: Session | None = None) -> Session:
+    """The session of global options; what stood before the command's name fills in."""
+    json = options.pop("json")
+    wanted = Wanted(**{name: options.pop(name) for name in _GLOBAL if name != "json"})
+    if before is None:
+        return Session(wanted=wanted, json=json)
+    filled = {name: getattr(wanted, name) or getattr(before.wanted, name) for name in Wanted.__slots__}
+    return replace(before, wanted=Wanted(**filled), json=json or before.json)
+
+
+def command(
+    app: typer.Typer, name: str | None = None, *, examples: str = ""
+) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[Concatenate[Session, P], None]]:
+    """Registers a command; its docstring is its help, `examples` (one a line) stand below it."""
+
+    def register(
+        function: Callable[Concatenate[Session, P], None],
+    ) -> Callable[Concatenate[Session, P], None]:
+        epilog = "\n\n".join(f"  $ {line.strip()}" for line in examples.strip().splitlines())
+        app.command(name, epilog=epilog or None)(with_globals(function))
+        return function
+
+    return register
+
+
+def with_globals(function: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
+    """The function as typer calls it: with the global options besides, and its failures told."""
+
+    @functools.wraps(function)
+    def run(ctx: typer.Context, **options: Any) -> None:
+        session = globals_from(options, ctx.obj if isinstance(ctx.obj, Session) else None)
+        ctx.obj = session
+        try:
+            function(session, **options)  # type: ignore[call-arg]  # typer passes them by name
+        except Failure as failure:
+            tell(session.err, failure)
+            raise typer.Exit(failure.exit_code) from None
+
+    own = list(inspect.signature(function).parameters.values())[1:]
+    extra = [_parameter("ctx", typer.Context, inspect.Parameter.empty)]
+    extra += [_parameter(name, kind, False if name == "json" else None) for name, kind in _GLOBAL.items()]
+    parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in [*own, *extra]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    return run
+
+
+def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
+def tell(err: Console, failure: Failure) -> None:
+    """The failure is on standard error."""
+    for line in failure.lines():
+        show.say(err, line)
+
+
+# -- waiting
+
+
+def wait_until(session: Session, done: Callable[[], bool], *, seconds: float, doing: str) -> bool:
+    """True once `done()` is, False if it was not within `seconds`; asked quickly first, then every second."""
+    started, pause = session.clock.monotonic(), 0.05
+    with session.err.status(doing) if session.err.is_terminal else _Quiet():
+        while not done():
+            left = seconds - (session.clock.monotonic() - started)
+            if left <= 0:
+                return False
+            session.sleep(min(pause, left))
+            pause = min(1.0, pause * 1.5)
+    return True
+
+
+class _Quiet:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration(text: str) -> float:
+    """Seconds of `90`, `500ms`, `60s`, `5m`, `1h` or `2d`. Raises BadParameter."""
+    number = text.rstrip("smhd")
+    try:
+        value = float(number) * _UNITS[text[len(number) :] or "s"]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0 < value <= 366 * 86400:
+        raise typer.BadParameter(f"{text!r} is not a duration such as 60s, 5m or 1h")
+    return value
+
+
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout", metavar="DURATION", parser=duration, help="How long to wait, such as 60s or 5m."
+    ),
+]
+
+
+__all__ = [
+    "Exit",
+    "Failure",
+    "Session",
+    "Timeout",
+    "command",
+    "duration",
+    "request_id",
+    "tell",
+    "wait_until",
+    "with_globals",
+]

@@ -1,0 +1,158 @@
+"""The data directory: what is in it, how it comes about, how it is backed up and restored.
+
+variantd.db        the database
+ca/ca.pem, key.pem the certificate authority; never in the database, part of every backup
+operator.api-key   the first key (0600)
+addresses.json     where the running server listens, written once it is ready
+"""
+
+import fcntl
+import json
+import os
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from control_plane.services import access
+from control_plane.store.sqlite import SqliteDatabase, backup_database
+from control_plane.store.store import Store
+from shared import tls
+from shared.clock import Clock
+from shared.errors import FailedPrecondition, Invalid
+from shared.ids import NewId
+
+_IN_BACKUP = ("variantd.db", "ca/ca.pem", "ca/key.pem", "operator.api-key")
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """A data directory."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        """The database's file."""
+        return self.path / "variantd.db"
+
+    @property
+    def ca_certificate(self) -> Path:
+        """The authority's certificate, for clients to trust."""
+        return self.path / "ca" / "ca.pem"
+
+    @property
+    def operator_key(self) -> Path:
+        """The first API key."""
+        return self.path / "operator.api-key"
+
+    @property
+    def addresses(self) -> Path:
+        """Where the running server listens."""
+        return self.path / "addresses.json"
+
+    def prepare(self) -> None:
+        """The directory exists and only its owner can look into it."""
+        (self.path / "ca").mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.chmod(0o700)
+
+    def lock(self) -> int:
+        """A descriptor that holds the directory for this process. Raises FailedPrecondition where taken."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise FailedPrecondition(
+                f"another variantd is using {self.path}; stop it, or name another --data-dir", reason="LOCKED"
+            ) from None
+        return descriptor
+
+    def authority(self, clock: Clock) -> tls.Authority:
+        """The certificate authority, made at the first call."""
+        key_file = self.path / "ca" / "key.pem"
+        if not self.ca_certificate.exists():
+            made = tls.new_authority("variantd CA", now=clock.now())
+            write_private(key_file, tls.key_to_pem(made.key))
+            write_private(self.ca_certificate, made.certificate)
+        return tls.Authority(
+            key=tls.key_from_pem(key_file.read_bytes()), certificate=self.ca_certificate.read_bytes()
+        )
+
+    def write_addresses(self, addresses: dict[str, str]) -> None:
+        """The server is ready and listens there."""
+        write_private(self.addresses, json.dumps(addresses).encode())
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """The file is exactly this, durable, readable by its owner only; never half of it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """What was renamed in the directory survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def backup(data: DataDir, target: Path) -> None:
+    """`target` is a tar file with everything a restore needs, taken while the server may be running."""
+    if not data.database.exists():
+        raise Invalid(f"{data.path} is not a data directory of variantd")
+    with tempfile.TemporaryDirectory(dir=target.resolve().parent) as folder:
+        copied = Path(folder) / "variantd.db"
+        backup_database(data.database, copied)
+        archive = Path(folder) / "backup.tar"
+        with tarfile.open(archive, "w") as tar:
+            for name in _IN_BACKUP:
+                file = copied if name == "variantd.db" else data.path / name
+                if file.exists():
+                    tar.add(file, arcname=name, recursive=False)
+        archive.chmod(0o600)
+        descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        archive.replace(target)
+    sync_directory(target.resolve().parent)
+
+
+async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
+    """The directory, empty before, holds the backup as a new incarnation that agents adopt by themselves.
+
+    Raises Invalid where the directory is not empty or the file is no backup.
+    """
+    if data.path.exists() and any(data.path.iterdir()):
+        raise Invalid(f"{data.path} is not empty; restore into a new directory")
+    files: dict[str, bytes] = {}
+    try:
+        with tarfile.open(source) as tar:
+            for member in tar.getmembers():
+                if member.name in _IN_BACKUP and member.isfile():
+                    content = tar.extractfile(member)
+                    files[member.name] = content.read() if content else b""
+    except (OSError, tarfile.TarError) as error:
+        raise Invalid(f"{source} is not a backup of variantd: {error}") from None
+    missing = [name for name in _IN_BACKUP[:3] if name not in files]
+    if missing:
+        raise Invalid(f"{source} is not a backup of variantd: it has no {missing[0]}")
+    data.prepare()
+    for name, body in files.items():
+        write_private(data.path / name, body)
+    database = SqliteDatabase.open(data.database)
+    try:
+        await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id))
+    finally:
+        await database.close()

@@ -1,0 +1,303 @@
+"""Ingest: a batch of an agent's spool becomes facts and sums, exactly once, in one transaction.
+
+The position in the spool (epoch, high-water sequence, chain hash) decides what is new; record ids dedupe
+what an agent re-sends under another epoch; the application's own ids dedupe its repeats. Attribution is
+`domain.attribution`; this module finds what it needs and applies what it says.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from control_plane.domain.attribution import (
+    Attributed,
+    Enrolled,
+    Happening,
+    Tallies,
+    Timeline,
+    UnitKey,
+    advance,
+    attribute,
+    recount,
+    with_views,
+)
+from control_plane.store.events import EventStore, StoredEvent
+from shared import wire
+from shared.clock import SECOND, utc_day
+from shared.errors import Invalid, ResourceExhausted
+from shared.model import CHAIN_START, Batch, Event, EventKind, Loss, Record, View, chain
+
+MAX_RECORDS = 1_000
+FUTURE = 300 * SECOND
+"""An event later than this after its arrival has a wrong clock behind it; it is kept, and counts nowhere."""
+MAX_EVENT_NAMES = 100
+
+
+class Verdict(StrEnum):
+    """What the agent has to do about its epoch."""
+
+    OK = "ok"
+    EPOCH_DIVERGED = "epoch_diverged"
+
+
+class Kept(StrEnum):
+    """Why an accepted event takes part in no experiment."""
+
+    NO_EXPERIMENT = "NO_ACTIVE_EXPERIMENT"
+    NOT_BOUND = "PARTICIPANT_NOT_BOUND"
+    FUTURE = "OCCURRED_IN_FUTURE"
+    DUPLICATE = "DUPLICATE_EVENT_ID"
+    TOO_MANY_NAMES = "TOO_MANY_EVENT_NAMES"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything of the epoch up to `through_seq` is durable and counted."""
+
+    through_seq: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Whose batch it is."""
+
+    project_id: bytes
+    agent_uid: bytes
+    now: int
+
+
+def report(store: EventStore, source: Source, batch: Batch) -> Report:
+    """The batch is stored and counted, once; what was acknowledged before changes nothing.
+
+    A batch that starts above the mark (this database was restored) records the difference as lost and goes
+    on. One whose chain hash does not fit says EPOCH_DIVERGED and stores nothing.
+    """
+    if len(batch.records) > MAX_RECORDS:
+        raise ResourceExhausted(f"a batch has at most {MAX_RECORDS} records", reason="BATCH_TOO_LARGE")
+    mark, known_chain = store.epoch(source.agent_uid, batch.epoch) or (0, CHAIN_START)
+    skip = max(0, mark + 1 - batch.first_seq)
+    through = max(mark, batch.first_seq + len(batch.records) - 1)
+    value = batch.chain
+    for raw in batch.records[: min(skip, len(batch.records))]:
+        value = chain(value, raw)
+    gap = batch.first_seq - mark - 1
+    comparable = gap <= 0 and skip <= len(batch.records)
+    if comparable and value != known_chain:
+        return Report(through_seq=mark, verdict=Verdict.EPOCH_DIVERGED)
+    fresh = batch.records[skip:]
+    if not fresh:
+        return Report(through_seq=mark, verdict=Verdict.OK)
+    if gap > 0:
+        store.add_loss(source.agent_uid, batch.epoch, reason="lost_by_restore", count=gap)
+    for raw in fresh:
+        value = chain(value, raw)
+    _Ingest(store=store, source=source, epoch=batch.epoch).run(batch.first_seq + skip, fresh)
+    store.move_epoch(source.agent_uid, batch.epoch, high_seq=through, chain=value, now=source.now)
+    return Report(through_seq=through, verdict=Verdict.OK)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Ingest:
+    """One batch on its way into the store."""
+
+    store: EventStore
+    source: Source
+    epoch: bytes
+    participants: Mapping[str, bytes] = field(default_factory=dict)
+    stored: list[StoredEvent] = field(default_factory=list)
+    happened: defaultdict[bytes, list[Happening]] = field(default_factory=lambda: defaultdict(list))
+    seen: defaultdict[bytes, list[View]] = field(default_factory=lambda: defaultdict(list))
+    standings: defaultdict[tuple[bytes, str, str], int] = field(default_factory=lambda: defaultdict(int))
+    tallies: Tallies = field(default_factory=Tallies)
+
+    def run(self, first_seq: int, raws: Sequence[bytes]) -> None:
+        self.participants = self.store.participants_of(self.source.agent_uid)
+        records = list(self._decoded(first_seq, raws))
+        known = self.store.known([record.id for _, record in records])
+        views: list[tuple[bytes, bytes, View]] = []
+        for seq, record in records:
+            if record.id in known:
+                continue
+            known.add(record.id)
+            if isinstance(record.body, Loss):
+                self._lose(record.body)
+            elif isinstance(record.body, View):
+                self._see(record.id, record.body, views)
+            else:
+                self._hear(seq, record, record.body)
+        self.store.add_views(views, now=self.source.now)
+        self._count()
+
+    def _decoded(self, first_seq: int, raws: Sequence[bytes]) -> Iterable[tuple[int, Record]]:
+        """The records that can be read; one that cannot is counted as such, it must not stop the rest."""
+        for seq, raw in enumerate(raws, first_seq):
+            try:
+                yield seq, wire.record_from_bytes(raw)
+            except Invalid:
+                self.store.add_loss(self.source.agent_uid, self.epoch, reason="malformed", count=1)
+
+    def _lose(self, loss: Loss) -> None:
+        self.store.add_loss(
+            self.source.agent_uid, loss.epoch or self.epoch, reason=loss.reason, count=loss.count
+        )
+
+    def _see(self, record_id: bytes, view: View, views: list[tuple[bytes, bytes, View]]) -> None:
+        participant_id = self.participants.get(view.participant)
+        if participant_id is not None:
+            views.append((record_id, participant_id, view))
+            self.seen[participant_id].append(view)
+
+    def _hear(self, seq: int, record: Record, event: Event) -> None:
+        participant_id = self.participants.get(event.participant)
+        reason: Kept | None = None
+        if participant_id is None:
+            reason = Kept.NOT_BOUND
+        elif event.occurred_at > self.source.now + FUTURE:
+            reason = Kept.FUTURE
+        elif event.event_id and not self.store.take_key(
+            self.source.project_id, event.event_id, record.id, now=self.source.now
+        ):
+            reason = Kept.DUPLICATE
+        self.stored.append(
+            StoredEvent(
+                id=record.id,
+                project_id=self.source.project_id,
+                participant_id=participant_id,
+                agent_uid=self.source.agent_uid,
+                event=event,
+                recorded_at=record.recorded_at,
+                received_at=self.source.now,
+                epoch=self.epoch,
+                seq=seq,
+                reason=reason.value if reason else None,
+            )
+        )
+        if participant_id is not None and reason is None:
+            self.happened[participant_id].append(_happening(record.id, event))
+
+    # -- counting
+
+    def _count(self) -> None:
+        unattributed: dict[bytes, Kept] = {}
+        for participant_id in sorted(set(self.happened) | set(self.seen)):
+            unattributed |= self._count_participant(participant_id)
+        self.store.add_events(
+            replace(item, reason=unattributed[item.id].value) if item.id in unattributed else item
+            for item in self.stored
+        )
+        self.store.count_standings(self.standings)
+        self.store.add_tallies(self.tallies)
+        self._add_activity()
+
+    def _count_participant(self, participant_id: bytes) -> dict[bytes, Kept]:
+        """The participant's new events and views are in `tallies`; returns which events belong nowhere."""
+        enrolled = self.store.enrolled(participant_id)
+        events = self.happened.get(participant_id, [])
+        nowhere: dict[bytes, Kept] = {}
+        by_unit: defaultdict[UnitKey, list[Attributed]] = defaultdict(list)
+        fresh: list[Attributed] = []
+        if events and enrolled:
+            timelines = self._timelines(participant_id, enrolled, [event.occurred_at for event in events])
+            names = {phase.phase_id: set(self.store.event_names(phase.phase_id)) for phase in enrolled}
+            for event in events:
+                items = [
+                    item
+                    for item in attribute(event, enrolled, timelines)
+                    if _admit(item, names[item.phase_id])
+                ]
+                covered = any(phase.covers(event.occurred_at) for phase in enrolled)
+                if not items:
+                    nowhere[event.id] = (
+                        Kept.TOO_MANY_NAMES if covered and event.event_name else Kept.NO_EXPERIMENT
+                    )
+                self.store.add_event_names((item.phase_id, item.event.event_name) for item in items)
+                for item in items:
+                    by_unit[UnitKey(item.phase_id, participant_id, event.subject)].append(item)
+                    self._stand(item, 1)
+                fresh += items
+        else:
+            nowhere = {event.id: Kept.NO_EXPERIMENT for event in events}
+        judged_again = self._judge_again(participant_id, enrolled)
+        for old, new in judged_again:
+            self._stand(old, -1)
+            self._stand(new, 1)
+        moved = {UnitKey(new.phase_id, participant_id, new.event.subject) for _, new in judged_again}
+        for key in sorted(set(by_unit) | moved, key=lambda k: (k.phase_id, k.subject)):
+            self._count_unit(key, by_unit.get(key, []), judged_again if key in moved else [])
+        self.store.put_attributed(participant_id, [*fresh, *(new for _, new in judged_again)])
+        return nowhere
+
+    def _count_unit(
+        self, key: UnitKey, fresh: Sequence[Attributed], judged_again: Sequence[tuple[Attributed, Attributed]]
+    ) -> None:
+        state = self.store.unit(key)
+        if judged_again or not advance(state, key, fresh, self.tallies):
+            before = self.store.attributed_of(key)
+            changed = {new.event.id: new for _, new in judged_again if new.phase_id == key.phase_id}
+            after = [changed.get(item.event.id, item) for item in before] + list(fresh)
+            state = recount(key, before, after, self.tallies)
+        self.store.put_unit(key, state)
+
+    def _judge_again(
+        self, participant_id: bytes, enrolled: Sequence[Enrolled]
+    ) -> list[tuple[Attributed, Attributed]]:
+        """(as it stood, as it stands) of stored events whose content a view of this batch tells otherwise."""
+        phases = {phase.phase_id: phase for phase in enrolled}
+        views = self.seen.get(participant_id, [])
+        if not views or not phases:
+            return []
+        low = min(view.from_at for view in views)
+        touched = self.store.attributed_between(participant_id, low, None)
+        if not touched:
+            return []
+        moments = [item.event.occurred_at for item in touched]
+        timelines = self._timelines(participant_id, enrolled, [low, *moments])
+        pairs = [(item, with_views(item, phases[item.phase_id], timelines)) for item in touched]
+        return [(old, new) for old, new in pairs if old != new]
+
+    def _timelines(
+        self, participant_id: bytes, enrolled: Sequence[Enrolled], moments: Sequence[int]
+    ) -> dict[str, Timeline]:
+        settle = max(phase.settle for phase in enrolled)
+        paths = sorted({path for phase in enrolled for path in phase.digests})
+        low, high = min(moments) - settle, max(moments)
+        return {path: Timeline(self.store.views(participant_id, path, low=low, high=high)) for path in paths}
+
+    def _stand(self, item: Attributed, change: int) -> None:
+        self.standings[(item.phase_id, "assigned", item.assigned.value)] += change
+        self.standings[(item.phase_id, "delivered", item.delivered.value)] += change
+
+    def _add_activity(self) -> None:
+        activity: defaultdict[tuple[bytes, str, str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
+        for participant_id, events in self.happened.items():
+            for event in events:
+                key = (participant_id, event.path, event.event_name, utc_day(event.occurred_at))
+                count, value = activity[key]
+                activity[key] = (count + 1, value + (event.value_micros or 0))
+        self.store.add_activity(activity)
+
+
+def _admit(item: Attributed, names: set[str]) -> bool:
+    """Whether the phase counts conversions of this name: the first so many names it meets."""
+    name = item.event.event_name
+    if item.event.kind is EventKind.IMPRESSION or name in names:
+        return True
+    if len(names) >= MAX_EVENT_NAMES:
+        return False
+    names.add(name)
+    return True
+
+
+def _happening(record_id: bytes, event: Event) -> Happening:
+    return Happening(
+        id=record_id,
+        kind=event.kind,
+        event_name=event.event_name,
+        subject=event.subject,
+        path=event.path,
+        digest=event.digest,
+        value_micros=event.value_micros,
+        occurred_at=event.occurred_at,
+    )
