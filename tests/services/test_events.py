@@ -1,0 +1,196 @@
+"""Ingest over a real database: exactly once, in any order, nothing lost silently."""
+
+from itertools import permutations
+
+import pytest
+
+from control_plane.domain import requests
+from control_plane.services import experiments, results
+from control_plane.services.events import Verdict
+from shared.model import Batch, Record
+from tests.support.builders import Spooled, World, content_digest, seconds
+
+
+async def running(world: World, *participants: str, settle: int = 0) -> tuple[bytes, dict[str, str]]:
+    """(agent, variant key by participant) of a running experiment."""
+    uid = await world.agent(*participants)
+    started = await world.start(await world.experiment(*participants, settle=settle))
+    return uid, await world.assigned(started)
+
+
+async def tallies(world: World) -> list[tuple[object, ...]]:
+    """Every tally, by an oracle's own SQL."""
+    rows = await world.rows(
+        "select v.key, p.public_id, t.event_name, t.day, t.assigned_count, t.assigned_units, t.assigned_value,"
+        " t.delivered_count, t.delivered_units, t.delivered_value from tally t"
+        " join variant v on v.id = t.variant_id join participant p on p.id = t.participant_id"
+        " where t.assigned_count or t.delivered_count or t.assigned_units or t.delivered_units"
+        " order by 1, 2, 3, 4"
+    )
+    return [tuple(row.values()) for row in rows]
+
+
+def facts(world: World, variant: str, now: int) -> dict[str, Record]:
+    """A view, then an impression on it, then a conversion."""
+    return {
+        "view": world.view("p", content_digest(variant), at=now + seconds(1)),
+        "impression": world.impression("p", at=now + seconds(2)),
+        "conversion": world.conversion("p", at=now + seconds(3), value_micros=2_500_000),
+    }
+
+
+@pytest.mark.parametrize("order", list(permutations(["view", "impression", "conversion"])))
+@pytest.mark.parametrize("split", [True, False], ids=["three batches", "one batch"])
+async def test_every_order_of_arrival_gives_the_same_tallies(
+    world: World, order: tuple[str, ...], split: bool
+) -> None:
+    """View, impression and conversion count the same in all six orders, in one batch or three."""
+    uid, assigned = await running(world, "p")
+    variant = assigned["p"]
+    records = facts(world, variant, world.clock.now())
+    groups = [[name] for name in order] if split else [list(order)]
+    for group in groups:
+        await world.report(uid, *(records[name] for name in group))
+    day = world.clock.now() // 86_400_000_000
+    assert await tallies(world) == [
+        (variant, "p", "", day, 1, 1, 0, 1, 1, 0),
+        (variant, "p", "done", day, 1, 1, 2_500_000, 1, 1, 2_500_000),
+    ]
+
+
+async def test_a_late_view_takes_back_what_was_counted_as_delivered(world: World) -> None:
+    """A view that arrives late and says other content moves its events out of `delivered`, not of `assigned`."""
+    uid, assigned = await running(world, "p")
+    variant, now = assigned["p"], world.clock.now()
+    await world.report(uid, *facts(world, variant, now).values())
+    await world.report(uid, world.view("p", content_digest("other"), at=now + seconds(1.5)))
+    day = now // 86_400_000_000
+    assert await tallies(world) == [
+        (variant, "p", "", day, 1, 1, 0, 0, 0, 0),
+        (variant, "p", "done", day, 1, 1, 2_500_000, 0, 0, 0),
+    ]
+
+
+async def test_a_batch_sent_twice_counts_once(world: World) -> None:
+    """The acknowledgement may be lost; the same batch again changes nothing and answers the same mark."""
+    uid, assigned = await running(world, "p")
+    spool = Spooled(epoch=world.new_id())
+    batch = spool.batch(*facts(world, assigned["p"], world.clock.now()).values())
+    first = await world.send(uid, batch)
+    before = await tallies(world)
+    again = await world.send(uid, batch)
+    assert (first.through_seq, again.through_seq) == (3, 3)
+    assert await tallies(world) == before
+
+
+async def test_an_overlapping_batch_adds_only_what_is_new(world: World) -> None:
+    """A batch that begins below the mark is taken from the mark on."""
+    uid, _ = await running(world, "p")
+    now = world.clock.now()
+    records = [world.impression("p", at=now + seconds(n)) for n in range(4)]
+    whole = Spooled(epoch=world.new_id()).batch(*records)
+    head = Batch(epoch=whole.epoch, first_seq=1, chain=whole.chain, records=whole.records[:2], tail_seq=2)
+    await world.send(uid, head)
+    report = await world.send(uid, whole)
+    assert report.through_seq == 4
+    assert [row["assigned_count"] for row in await world.rows("select * from tally")] == [4]
+
+
+async def test_the_same_records_under_a_new_epoch_count_once(world: World) -> None:
+    """After EPOCH_DIVERGED an agent re-sends under a new epoch; record ids dedupe."""
+    uid, _ = await running(world, "p")
+    records = [world.impression("p", at=world.clock.now() + seconds(n)) for n in range(3)]
+    await world.send(uid, Spooled(epoch=world.new_id()).batch(*records[:2]))
+    report = await world.send(uid, Spooled(epoch=world.new_id()).batch(*records))
+    assert report.verdict is Verdict.OK
+    assert [row["assigned_count"] for row in await world.rows("select * from tally")] == [3]
+
+
+async def test_another_history_of_an_epoch_is_told_apart(world: World) -> None:
+    """A chain hash that does not fit answers EPOCH_DIVERGED and stores nothing."""
+    uid, _ = await running(world, "p")
+    now = world.clock.now()
+    epoch = world.new_id()
+    await world.send(uid, Spooled(epoch=epoch).batch(world.impression("p", at=now)))
+    other = Spooled(epoch=epoch)
+    other.batch(world.impression("p", at=now + 1))
+    report = await world.send(uid, other.batch(world.impression("p", at=now + 2)))
+    assert report.verdict is Verdict.EPOCH_DIVERGED
+    assert len(await world.rows("select * from event")) == 1
+
+
+async def test_a_restored_server_declares_what_it_forgot(world: World) -> None:
+    """A batch above the mark records the exact difference as lost and goes on."""
+    uid, _ = await running(world, "p")
+    now = world.clock.now()
+    spool = Spooled(epoch=world.new_id())
+    spool.batch(*(world.impression("p", at=now + n) for n in range(5)))
+    report = await world.send(uid, spool.batch(world.impression("p", at=now + 9)))
+    assert report.through_seq == 6
+    losses = await world.rows("select reason, count from spool_loss")
+    assert losses == [{"reason": "lost_by_restore", "count": 5}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("no experiment", "NO_ACTIVE_EXPERIMENT"),
+        ("not bound", "PARTICIPANT_NOT_BOUND"),
+        ("far future", "OCCURRED_IN_FUTURE"),
+        ("duplicate", "DUPLICATE_EVENT_ID"),
+    ],
+)
+async def test_what_cannot_count_is_kept_with_its_reason(world: World, kind: str, reason: str) -> None:
+    """An accepted event is never dropped: it is stored with why it counts nowhere."""
+    uid = await world.agent("p", "q")
+    now = world.clock.now()
+    if kind != "no experiment":
+        await world.start(await world.experiment("p"))
+    records = {
+        "no experiment": [world.impression("q", at=now)],
+        "not bound": [world.impression("stranger", at=now)],
+        "far future": [world.impression("p", at=now + seconds(3600))],
+        "duplicate": [world.impression("p", at=now, event_id="e") for _ in range(2)],
+    }[kind]
+    await world.report(uid, *records)
+    kept = [row["reason"] for row in await world.rows("select reason from event where reason is not null")]
+    assert kept == [reason]
+
+
+async def test_a_record_nobody_can_read_is_counted(world: World) -> None:
+    """One malformed record does not stop the batch; it is counted as such."""
+    uid, _ = await running(world, "p")
+    spool = Spooled(epoch=world.new_id())
+    good = spool.batch(world.impression("p", at=world.clock.now()))
+    batch = Batch(
+        epoch=good.epoch, first_seq=1, chain=good.chain, records=(b"\xff\xff", *good.records), tail_seq=2
+    )
+    report = await world.send(uid, batch)
+    assert report.through_seq == 2
+    assert await world.rows("select reason, count from spool_loss") == [{"reason": "malformed", "count": 1}]
+    assert len(await world.rows("select * from event")) == 1
+
+
+async def test_events_stay_within_their_phase(world: World) -> None:
+    """What happens after completion belongs to no phase; what happened before still counts when it is late."""
+    uid, assigned = await running(world, "p")
+    before = world.impression("p", at=world.clock.now() + 1)
+    world.clock.jump(10)
+    await world.do(experiments.complete, requests.Complete(id="test"))
+    await world.report(uid, before, world.impression("p", at=world.clock.now() + 1))
+    found = await world.do(results.get, requests.GetResults(id="test", eventName="done"))
+    counts = {variant.key: arm.impressions for variant, arm in found.arms}
+    assert counts == {"a": 0, "b": 0} | {assigned["p"]: 1}
+
+
+async def test_results_count_what_waits_and_why(world: World) -> None:
+    """A conversion without an impression is shown as pending, an early one as settling."""
+    uid, _ = await running(world, "p", settle=60)
+    now = world.clock.now()
+    await world.report(
+        uid,
+        world.impression("p", at=now + seconds(1)),
+        world.conversion("p", at=now + seconds(100)),
+    )
+    found = await world.do(results.get, requests.GetResults(id="test", eventName="done"))
+    assert found.not_counted == {"pending": 1, "settling": 1}
