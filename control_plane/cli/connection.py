@@ -50,6 +50,10 @@ class Failure(Exception):
         return [f"variantctl: {summary}{code}", *(_fault_line(fault) for fault in self.faults)]
 
 
+class Unreachable(Failure):
+    """No control plane answered; the same call may succeed later."""
+
+
 def _fault_line(fault: Fault) -> str:
     remedy = f"; {fault.remedy}" if fault.remedy else ""
     return f"  {fault.field}: {fault.message}{remedy}"
@@ -289,7 +293,7 @@ def _unanswered(status: grpc.StatusCode, message: str, server: str) -> Failure:
             why = "nothing listens there; is `variantd serve` running?"
         else:
             why = message
-        return Failure(f"cannot reach {server}: {why}")
+        return Unreachable(f"cannot reach {server}: {why}")
     if status is grpc.StatusCode.UNIMPLEMENTED:
         return Failure(f"the control plane at {server} does not know this call; it may be older: {message}")
     exit_code = Exit.CONFLICT if status in _CONFLICTS else Exit.ERROR

@@ -67,7 +67,7 @@ def _settled(session: Session, deployment: pb.Deployment, timeout: float) -> pb.
     def ended() -> bool:
         nonlocal latest
         request = pb.GetDeploymentRequest(id=deployment.id)
-        latest = session.call_unless_lost(session.deployments.GetDeployment, request) or latest
+        latest = session.call(session.deployments.GetDeployment, request)
         return latest.state in HOLDS | FAILED
 
     wait_until(session, ended, seconds=timeout, doing=f"waiting for {deployment.participant_id}")

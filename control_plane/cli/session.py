@@ -24,6 +24,7 @@ from control_plane.cli.connection import (
     Exit,
     Failure,
     Peer,
+    Unreachable,
     Wanted,
     failure_of,
     open_channel,
@@ -94,17 +95,6 @@ class Session:
         try:
             return method(request, timeout=CALL_SECONDS)
         except grpc.RpcError as error:
-            raise failure_of(error, self.peer.server) from None
-
-    def call_unless_lost(
-        self, method: "grpc.UnaryUnaryMultiCallable[Request, Response]", request: Request
-    ) -> Response | None:
-        """The answer, or None while the control plane cannot be reached: for reads that are repeated."""
-        try:
-            return method(request, timeout=CALL_SECONDS)
-        except grpc.RpcError as error:
-            if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE:
-                return None
             raise failure_of(error, self.peer.server) from None
 
     def pages(
@@ -243,10 +233,20 @@ def tell(err: Console, failure: Failure) -> None:
 
 
 def wait_until(session: Session, done: Callable[[], bool], *, seconds: float, doing: str) -> bool:
-    """True once `done()` is, False if it was not within `seconds`; asked quickly first, then every second."""
+    """True once `done()` is, False if it was not within `seconds`; asked quickly first, then every second.
+
+    A control plane that restarts meanwhile is waited for as well.
+    """
+
+    def is_done() -> bool:
+        try:
+            return done()
+        except Unreachable:
+            return False
+
     started, pause = session.clock.monotonic(), 0.05
     with session.err.status(doing) if session.err.is_terminal else _Quiet():
-        while not done():
+        while not is_done():
             left = seconds - (session.clock.monotonic() - started)
             if left <= 0:
                 return False

@@ -111,11 +111,18 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError("a participant is listed twice")
+    return value
+
+
 Weight = Annotated[int, Field(ge=0, le=100), BeforeValidator(_whole)]
 Name = Annotated[str, Field(min_length=1, max_length=400)]
 Text = Annotated[str, Field(max_length=3000)]
 Target = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_target)]
 ParticipantId = Annotated[str, AfterValidator(_participant)]
+ParticipantIds = Annotated[tuple[ParticipantId, ...], Field(max_length=10_000), AfterValidator(_distinct)]
 Key = Annotated[str, AfterValidator(_key)]
 Labels = Annotated[dict[str, str], AfterValidator(_labels)]
 Limit = Annotated[int | None, Field(), BeforeValidator(_whole)]
@@ -187,15 +194,13 @@ class MetricsSpec(Request):
 class Selector(Request):
     """Which participants: a list of ids, or all that carry the labels."""
 
-    ids: tuple[ParticipantId, ...] = Field(default=(), max_length=10_000)
+    ids: ParticipantIds = ()
     labels: Labels = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if self.ids and self.labels:
             raise ValueError("participants are chosen by ids or by labels, not both")
-        if len(set(self.ids)) != len(self.ids):
-            raise ValueError("a participant is listed twice")
         return self
 
 
@@ -235,7 +240,7 @@ class CreateExperiment(_Structure):
     type: Literal["ab"] = "ab"
     target_file: Target | None = None
     variants: tuple[VariantSpec, ...] = Field(default=(), max_length=200)
-    participant_ids: Annotated[tuple[ParticipantId, ...], Field(max_length=10_000)] | None = None
+    participant_ids: ParticipantIds | None = None
     participants: Selector | None = None
     metrics: MetricsSpec = MetricsSpec()
     exposure_criteria: Exposure = Exposure()
@@ -251,7 +256,7 @@ class UpdateExperiment(_Structure):
     name: Name | None = None
     description: Text | None = None
     target_file: Target | None = None
-    participant_ids: Annotated[tuple[ParticipantId, ...], Field(max_length=10_000)] | None = None
+    participant_ids: ParticipantIds | None = None
     participants: Selector | None = None
     metrics: MetricsSpec | None = None
     exposure_criteria: Exposure | None = None

@@ -1,0 +1,113 @@
+"""Logging in, and who did what."""
+
+import getpass
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from control_plane.cli import show
+from control_plane.cli.connection import (
+    DEFAULT_PROFILE,
+    Exit,
+    Failure,
+    Peer,
+    check_server,
+    profiles_path,
+    read_file,
+    read_key,
+    save_profile,
+)
+from control_plane.cli.session import Session, request_id
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
+
+
+def login(
+    session: Session,
+    *,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data-dir", metavar="DIR", help="Of a control plane on this machine, as its user."),
+    ] = None,
+) -> None:
+    """Remember a control plane, its CA and a key, so that other commands need no flags.
+
+    With --data-dir a key of your own is made by the control plane that serves from there. From elsewhere,
+    give --server, --ca and --api-key-file. --profile NAME remembers several.
+    """
+    wanted = session.wanted
+    if data_dir is not None:
+        if wanted.server or wanted.ca or wanted.api_key_file:
+            raise Failure("--data-dir says server, CA and key already", exit_code=Exit.USAGE)
+        found = _personal(session, _local(data_dir))
+    elif wanted.server and wanted.ca and wanted.api_key_file:
+        found = Peer(
+            server=check_server(wanted.server),
+            ca=read_file(wanted.ca, "the CA certificate"),
+            api_key=read_key(wanted.api_key_file),
+        )
+        _try(session, found)
+    else:
+        raise Failure("give --data-dir DIR, or --server, --ca and --api-key-file", exit_code=Exit.USAGE)
+    name = wanted.profile or DEFAULT_PROFILE
+    path = profiles_path(os.environ)
+    save_profile(path, name, found)
+    if session.json:
+        show.print_json(session.out, {"profile": name, "server": found.server, "file": str(path)})
+    else:
+        show.say(session.out, f"logged in to {found.server}; profile {name} is in {path}")
+
+
+def _local(data_dir: Path) -> Peer:
+    """The control plane that serves from a directory, with its operator's key."""
+    addresses = data_dir / "addresses.json"
+    try:
+        server = json.loads(read_file(addresses, "the control plane's addresses"))["operator"]
+    except (ValueError, KeyError, TypeError):
+        raise Failure(f"{addresses} does not say where the control plane is") from None
+    host, _, port = str(server).rpartition(":")
+    here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  # where it listens, seen from here
+    return Peer(
+        server=check_server(f"{here}:{port}"),
+        ca=read_file(data_dir / "ca" / "ca.pem", "the CA certificate"),
+        api_key=read_key(str(data_dir / "operator.api-key")),
+    )
+
+
+def _personal(session: Session, found: Peer) -> Peer:
+    """The same control plane with a fresh key in the caller's name."""
+    session.peer = found
+    name = f"{getpass.getuser()}@{socket.gethostname()}"[:128]
+    request = pb.CreateApiKeyRequest(name=name, request_id=request_id())
+    key = session.call(session.access.CreateApiKey, request)
+    return Peer(server=found.server, ca=found.ca, api_key=key.secret)
+
+
+def _try(session: Session, found: Peer) -> None:
+    """Raises Failure unless the control plane knows the key; what it may do does not matter here."""
+    session.peer = found
+    try:
+        session.call(session.experiments.ListExperiments, pb.ListExperimentsRequest(page_size=1))
+    except Failure as failure:
+        if failure.reason != "MISSING_SCOPE":
+            raise
+
+
+def audit(session: Session, *, limit: Limit = 50) -> None:
+    """Who changed what, newest first."""
+    request = pb.ListAuditLogRequest()
+    found = list(session.pages(session.access.ListAuditLog, request, "entries", limit=limit))
+    if session.json:
+        show.print_json(session.out, show.page(found))
+        return
+    show.print_table(
+        session.out,
+        ("at", "who", "operation", "resource"),
+        ((show.moment(item, "at"), item.actor, item.operation, item.resource_id) for item in found),
+        empty="nothing was changed yet",
+    )

@@ -1,0 +1,443 @@
+"""`variantctl apply`: an experiment becomes what its manifest says, or is what it says already.
+
+Hides the comparison of a manifest with a resource, and in which calls the difference is made. Nothing is
+sent before the whole plan is known to be allowed.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+
+from control_plane.cli import show
+from control_plane.cli.manifest import Manifest, Metric, VariantManifest, load
+from control_plane.cli.session import Exit, Failure, Session, request_id
+from shared.errors import Fault
+from shared.model import digest, show_digest
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+ALWAYS = frozenset({"name", "description", "labels", "metadata"})
+"""What may change after the start, of an experiment and of a variant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A variant of the manifest and the one there is; None where it is to be added or removed."""
+
+    wanted: VariantManifest | None
+    present: pb.Variant | None
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return self.present.key if self.present else self.wanted.label if self.wanted else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One field that will be different; `before` None: it is added, `after` None: it is removed.
+
+    `variant` is None for a field of the experiment itself; `name` is empty for a variant as a whole.
+    """
+
+    variant: Pair | None = None
+    name: str
+    before: Any
+    after: Any
+
+    @property
+    def field(self) -> str:
+        """Where in the manifest."""
+        if self.variant is None:
+            return self.name
+        return f"variants.{self.variant.label}" + (f".{self.name}" if self.name else "")
+
+    @property
+    def always(self) -> bool:
+        """Allowed in every state."""
+        return self.name in ALWAYS
+
+    @property
+    def said(self) -> str:
+        """The change in words."""
+        if self.before is None:
+            return _brief(self.after)
+        return f"{_brief(self.before)} → {_brief(self.after)}" if self.after is not None else "removed"
+
+    def line(self) -> str:
+        """The change for people."""
+        sign = "+" if self.before is None else "~" if self.after is not None else "-"
+        return f"  {sign} {self.field}: {self.said}"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, str):
+        return value[:19] + "…" if value.startswith("sha256:") else value
+    if isinstance(value, Mapping):
+        return ", ".join(
+            f"{name} {_brief(item)}" for name, item in value.items() if item not in ("", None, {})
+        )
+    return json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What apply will do; `present` is None where the experiment is to be created."""
+
+    manifest: Manifest
+    present: pb.Experiment | None
+    pairs: tuple[Pair, ...]
+    changes: tuple[Change, ...]
+
+    @property
+    def action(self) -> str:
+        """`create`, `update` or `none`."""
+        return "create" if self.present is None else "update" if self.changes else "none"
+
+
+def apply(
+    session: Session,
+    *,
+    file: Annotated[str, typer.Option("--file", "-f", help="The manifest; - is standard input.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+) -> None:
+    """Make an experiment what a manifest says.
+
+    Creates the experiment of that key, or changes what differs, or does nothing; applying twice is the same
+    as once. What the manifest leaves out has its default. A draft may change in everything, a started
+    experiment only in its name, description, labels and metadata (and its variants'): anything else is
+    exit code 4. `contentFile` is relative to the manifest.
+    """
+    manifest = load(file)
+    plan = make_plan(manifest, find(session, manifest.key))
+    refuse_locked(plan)
+    if not session.json:
+        _show_plan(session, plan)
+    outcome = plan.present if dry_run or plan.action == "none" else carry_out(session, plan)
+    if session.json:
+        answer = {
+            "action": plan.action,
+            "dryRun": dry_run,
+            "changes": [
+                {"field": item.field, "before": item.before, "after": item.after} for item in plan.changes
+            ],
+            "experiment": show.to_json(outcome) if outcome else None,
+        }
+        show.print_json(session.out, answer)
+    elif dry_run:
+        show.say(session.out, "nothing was changed: --dry-run")
+    elif outcome is not None and plan.action != "none":
+        show.say(session.out, f"{outcome.key} is {show.word(outcome, 'status')}; {planned(outcome)}")
+
+
+def _show_plan(session: Session, plan: Plan) -> None:
+    words = {"create": "will be created", "update": "will be changed", "none": "nothing to do"}
+    show.say(session.out, f"{plan.manifest.key}: {words[plan.action]}")
+    for change in plan.changes:
+        show.say(session.out, change.line())
+
+
+def planned(experiment: pb.Experiment) -> str:
+    """`12 participants: friendly 6, concise 6`."""
+    counts = [
+        f"{variant.key} {experiment.assignment_counts.get(variant.id, 0)}" for variant in experiment.variants
+    ]
+    return f"{experiment.participant_count} participants" + (f": {', '.join(counts)}" if counts else "")
+
+
+# -- the plan
+
+
+def find(session: Session, key: str) -> pb.Experiment | None:
+    """The experiment of this key, or None."""
+    try:
+        return session.experiment(key)
+    except Failure as failure:
+        if failure.reason == "EXPERIMENT_NOT_FOUND":
+            return None
+        raise
+
+
+def make_plan(manifest: Manifest, present: pb.Experiment | None) -> Plan:
+    """Everything that is not yet as the manifest says."""
+    pairs = tuple(_pairs(manifest.variants, present.variants if present else ()))
+    before = _fields_of(present) if present else dict.fromkeys(_defaults())
+    after = _fields(manifest)
+    skip = {} if present else _defaults()
+    changes = [
+        Change(name=name, before=before[name], after=value)
+        for name, value in after.items()
+        if before[name] != value and skip.get(name, before) != value
+    ]
+    for pair in pairs:
+        changes += _variant_changes(pair)
+    return Plan(manifest=manifest, present=present, pairs=pairs, changes=tuple(changes))
+
+
+def _defaults() -> dict[str, Any]:
+    return _fields_of(
+        pb.Experiment(
+            exposure_criteria=pb.ExposureCriteria(settle_seconds=60), analysis=pb.Analysis(alpha=0.05)
+        )
+    )
+
+
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "description": manifest.description,
+        "labels": manifest.labels,
+        "metadata": manifest.metadata,
+        "targetFile": manifest.target_file,
+        "participants": {"ids": sorted(manifest.participant_ids), "labels": manifest.participant_labels},
+        "metrics": {
+            "primary": _metric(manifest.primary) if manifest.primary else None,
+            "secondary": [_metric(item) for item in manifest.secondary],
+            "guardrail": [_metric(item) for item in manifest.guardrail],
+        },
+        "exposureCriteria": {"settleSeconds": manifest.settle_seconds},
+        "analysis": {"alpha": manifest.alpha},
+    }
+
+
+def _metric(metric: Metric) -> dict[str, str]:
+    return {"eventName": metric.event_name, "goal": metric.goal}
+
+
+def _fields_of(present: pb.Experiment) -> dict[str, Any]:
+    shown = show.to_json(present)
+    selector = present.participants
+    return {
+        "name": present.name,
+        "description": present.description,
+        "labels": shown["labels"],
+        "metadata": shown["metadata"] or {},
+        "targetFile": shown["targetFile"],
+        "participants": {"ids": sorted(selector.ids), "labels": dict(selector.labels)},
+        "metrics": shown["metrics"] or show.to_json(pb.Metrics()),
+        "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
+        "analysis": {"alpha": present.analysis.alpha},
+    }
+
+
+def _pairs(wanted: Sequence[VariantManifest], present: Iterable[pb.Variant]) -> Iterator[Pair]:
+    """Variants by key, or by name where the manifest gives no key."""
+    left = list(present)
+    matched: dict[int, pb.Variant] = {}
+    for index, item in sorted(enumerate(wanted), key=lambda entry: entry[1].key is None):
+        for other in left:
+            if other.key == item.key if item.key else other.name == item.name:
+                matched[index] = other
+                left.remove(other)
+                break
+    for index, item in enumerate(wanted):
+        yield Pair(wanted=item, present=matched.get(index))
+    for other in left:
+        yield Pair(wanted=None, present=other)
+
+
+def _variant_changes(pair: Pair) -> Iterator[Change]:
+    before = _variant_of(pair.present) if pair.present else None
+    after = _variant(pair.wanted) if pair.wanted else None
+    if before is None or after is None:
+        yield Change(variant=pair, name="", before=before, after=after)
+        return
+    for name in (name for name in after if name != "files" and before[name] != after[name]):
+        yield Change(variant=pair, name=name, before=before[name], after=after[name])
+    old, new = before["files"], after["files"]
+    for path in sorted({*old, *new}):
+        if old.get(path) != new.get(path):
+            yield Change(variant=pair, name=f"files[{path}]", before=old.get(path), after=new.get(path))
+
+
+def _variant(wanted: VariantManifest) -> dict[str, Any]:
+    return {
+        "name": wanted.name,
+        "description": wanted.description,
+        "isControl": wanted.is_control,
+        "weight": wanted.weight,
+        "config": wanted.config,
+        "metadata": wanted.metadata,
+        "files": {path: show_digest(digest(body)) for path, body in sorted(wanted.files.items())},
+    }
+
+
+def _variant_of(present: pb.Variant) -> dict[str, Any]:
+    shown = show.to_json(present)
+    return {
+        **{name: shown[name] for name in ("name", "description", "isControl", "weight")},
+        "config": shown["config"] or {},
+        "metadata": shown["metadata"] or {},
+        "files": {file.path: file.digest for file in present.files},
+    }
+
+
+def refuse_locked(plan: Plan) -> None:
+    """Raises Failure for a plan that the experiment's state, or the protocol, does not allow."""
+    if plan.present is None:
+        return
+    status = show.word(plan.present, "status")
+    locked = [change for change in plan.changes if not change.always]
+    if status != "draft" and locked:
+        faults = [Fault(field=change.field, message=change.said) for change in locked]
+        raise Failure(
+            f"{plan.manifest.key} is {status}: variants, contents and settings are locked after the start;"
+            " nothing was changed",
+            exit_code=Exit.CONFLICT,
+            reason="LOCKED",
+            faults=faults,
+        )
+    for change in plan.changes:
+        # An update says what it sends; an empty map and an absent text are what it does not send.
+        if change.field in ("labels", "targetFile") and not change.after:
+            fault = Fault(
+                field=change.field, message="cannot be emptied once set", remedy="delete the draft first"
+            )
+            raise Failure("the draft cannot become that", reason="CANNOT_EMPTY", faults=[fault])
+
+
+# -- carrying it out
+
+
+def carry_out(session: Session, plan: Plan) -> pb.Experiment:
+    """The experiment as the manifest says. A call that fails leaves the earlier ones done: apply again."""
+    if plan.present is None:
+        answer = session.call(session.experiments.CreateExperiment, _create(plan.manifest))
+        _warn(session, answer)
+        return answer
+    own = {change.name for change in plan.changes if change.variant is None}
+    if own:
+        request = _update(plan.manifest, plan.present, own)
+        _warn(session, session.call(session.experiments.UpdateExperiment, request))
+    # Removals first: a key that is used again must be free.
+    for pair in sorted(plan.pairs, key=lambda pair: pair.wanted is not None):
+        fields = {change.name.partition("[")[0] for change in plan.changes if change.variant is pair}
+        if fields:
+            _change_variant(session, plan.present.id, pair, fields)
+    return session.experiment(plan.present.id)
+
+
+def _warn(session: Session, experiment: pb.Experiment) -> None:
+    for warning in experiment.warnings:
+        show.say(session.err, f"variantctl: warning: {warning.message} ({warning.code})")
+
+
+def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
+    return pb.CreateExperimentRequest(
+        name=manifest.name,
+        key=manifest.key,
+        description=manifest.description,
+        target_file=manifest.target_file,
+        variants=[
+            pb.VariantSpec(
+                key=item.key,
+                name=item.name,
+                description=item.description,
+                is_control=item.is_control,
+                weight=item.weight,
+                files=_files(item),
+                config=_struct(item.config) if item.config else None,
+                metadata=_struct(item.metadata) if item.metadata else None,
+            )
+            for item in manifest.variants
+        ],
+        participants=_selector(manifest),
+        metrics=_metrics(manifest),
+        exposure_criteria=pb.ExposureCriteria(settle_seconds=manifest.settle_seconds),
+        analysis=pb.Analysis(alpha=manifest.alpha),
+        labels=manifest.labels,
+        metadata=_struct(manifest.metadata) if manifest.metadata else None,
+        request_id=request_id(),
+    )
+
+
+def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.UpdateExperimentRequest:
+    alpha, settle = pb.Analysis(alpha=manifest.alpha), manifest.settle_seconds
+    return pb.UpdateExperimentRequest(
+        id=present.id,
+        name=manifest.name if "name" in fields else None,
+        description=manifest.description if "description" in fields else None,
+        target_file=manifest.target_file if "targetFile" in fields else None,
+        participants=_selector(manifest) if "participants" in fields else None,
+        metrics=_metrics(manifest) if "metrics" in fields else None,
+        exposure_criteria=pb.ExposureCriteria(settle_seconds=settle)
+        if "exposureCriteria" in fields
+        else None,
+        analysis=alpha if "analysis" in fields else None,
+        labels=manifest.labels if "labels" in fields else None,
+        metadata=_struct(manifest.metadata) if "metadata" in fields else None,
+        request_id=request_id(),
+    )
+
+
+def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: set[str]) -> None:
+    wanted, present = pair.wanted, pair.present
+    if wanted is None:
+        assert present is not None
+        gone = pb.DeleteVariantRequest(id=experiment_id, variant_id=present.id, request_id=request_id())
+        session.call(session.experiments.DeleteVariant, gone)
+        return
+    if present is None:
+        added = pb.AddVariantRequest(
+            id=experiment_id,
+            key=wanted.key,
+            name=wanted.name,
+            description=wanted.description,
+            is_control=wanted.is_control,
+            weight=wanted.weight,
+            files=_files(wanted),
+            config=_struct(wanted.config) if wanted.config else None,
+            metadata=_struct(wanted.metadata) if wanted.metadata else None,
+            request_id=request_id(),
+        )
+        session.call(session.experiments.AddVariant, added)
+        return
+    changed = pb.UpdateVariantRequest(
+        id=experiment_id,
+        variant_id=present.id,
+        name=wanted.name if "name" in fields else None,
+        description=wanted.description if "description" in fields else None,
+        is_control=wanted.is_control if "isControl" in fields else None,
+        weight=wanted.weight if "weight" in fields else None,
+        files=_files(wanted) if "files" in fields else None,
+        config=_struct(wanted.config) if "config" in fields else None,
+        metadata=_struct(wanted.metadata) if "metadata" in fields else None,
+        request_id=request_id(),
+    )
+    session.call(session.experiments.UpdateVariant, changed)
+
+
+def _files(variant: VariantManifest) -> list[pb.FileSpec]:
+    return [_file(path, body) for path, body in sorted(variant.files.items())]
+
+
+def _file(path: str, body: bytes) -> pb.FileSpec:
+    try:
+        return pb.FileSpec(path=path, content=body.decode())
+    except UnicodeDecodeError:
+        return pb.FileSpec(path=path, content_base64=body)
+
+
+def _selector(manifest: Manifest) -> pb.ParticipantSelector:
+    return pb.ParticipantSelector(ids=manifest.participant_ids, labels=manifest.participant_labels)
+
+
+def _metrics(manifest: Manifest) -> pb.Metrics:
+    return pb.Metrics(
+        primary=_goal(manifest.primary) if manifest.primary else None,
+        secondary=[_goal(item) for item in manifest.secondary],
+        guardrail=[_goal(item) for item in manifest.guardrail],
+    )
+
+
+def _goal(metric: Metric) -> pb.Metric:
+    goal = pb.GOAL_DECREASE if metric.goal == "decrease" else pb.GOAL_INCREASE
+    return pb.Metric(event_name=metric.event_name, goal=goal)
+
+
+def _struct(values: dict[str, Any]) -> Struct:
+    return ParseDict(values, Struct())

@@ -1,0 +1,236 @@
+"""Experiments and the steps of their life."""
+
+import enum
+from typing import Annotated
+
+import typer
+
+from control_plane.cli import show
+from control_plane.cli.apply import planned
+from control_plane.cli.session import Session, request_id
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")]
+
+
+class Status(enum.StrEnum):
+    """Where an experiment is in its life."""
+
+    DRAFT = "draft"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    COMPLETED = "completed"
+
+
+class Then(enum.StrEnum):
+    """What completing does to the files."""
+
+    KEEP = "keep"
+    RESTORE = "restore"
+
+
+class Found(enum.StrEnum):
+    """What an experiment found."""
+
+    WON = "won"
+    LOST = "lost"
+    INCONCLUSIVE = "inconclusive"
+    STOPPED_EARLY = "stopped_early"
+    INVALID = "invalid"
+
+
+class Output(enum.StrEnum):
+    """How to print a resource."""
+
+    JSON = "json"
+    YAML = "yaml"
+
+
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
+
+
+def list_experiments(
+    session: Session,
+    *,
+    status: Annotated[Status | None, typer.Option("--status", help="Only these.")] = None,
+    search: Annotated[str, typer.Option("--search", help="Part of id, key, name or description.")] = "",
+    limit: Limit = None,
+) -> None:
+    """Experiments, newest first."""
+    request = pb.ListExperimentsRequest(search=search)
+    if status is not None:
+        request.status = pb.ExperimentStatus.Value(f"EXPERIMENT_STATUS_{status.upper()}")
+    found = list(session.pages(session.experiments.ListExperiments, request, "experiments", limit=limit))
+    if session.json:
+        show.print_json(session.out, show.page(found))
+        return
+    show.print_table(
+        session.out,
+        ("key", "name", "status", "target", "participants", "updated"),
+        (
+            (
+                item.key,
+                item.name,
+                show.word(item, "status"),
+                ", ".join(item.target_files),
+                planned(item),
+                show.moment(item, "updated_at"),
+            )
+            for item in found
+        ),
+        empty="there is no such experiment" if search or status else "there is no experiment yet",
+    )
+
+
+def get(
+    session: Session,
+    *,
+    experiment: Name,
+    output: Annotated[Output | None, typer.Option("--output", "-o", help="The whole resource.")] = None,
+) -> None:
+    """One experiment with its variants."""
+    found = session.experiment(experiment)
+    if session.json or output is Output.JSON:
+        show.print_json(session.out, show.to_json(found))
+        return
+    if output is Output.YAML:
+        import yaml  # only here: it is not free to import
+
+        text = yaml.safe_dump(show.to_json(found), sort_keys=False, allow_unicode=True)
+        print(text, end="", file=session.out.file)
+        return
+    _describe(session, found)
+
+
+def _describe(session: Session, found: pb.Experiment) -> None:
+    primary = found.metrics.primary
+    ended = show.word(found, "conclusion") if found.HasField("conclusion") else None
+    winner = {variant.id: variant.key for variant in found.variants}.get(found.winner_variant_id)
+    facts: dict[str, object] = {
+        "key": found.key,
+        "name": found.name,
+        "id": found.id,
+        "status": show.word(found, "status"),
+        "description": found.description,
+        "target": ", ".join(found.target_files),
+        "metric": f"{primary.event_name} ({show.word(primary, 'goal')})" if primary.event_name else None,
+        "participants": planned(found),
+        "created": f"{show.moment(found, 'created_at')} by {found.created_by}",
+        "started": show.moment(found, "started_at"),
+        "completed": show.moment(found, "completed_at"),
+        "conclusion": ended,
+        "comment": found.conclusion_comment,
+        "winner": winner,
+    }
+    show.print_facts(session.out, {name: value for name, value in facts.items() if value})
+    print(file=session.out.file)
+    show.print_table(
+        session.out,
+        ("variant", "name", "control", "weight", "file", "bytes", "digest"),
+        (
+            (
+                variant.key,
+                variant.name,
+                "control" if variant.is_control else "",
+                variant.weight,
+                file.path if file else None,
+                file.size if file else None,
+                file.digest[:19] + "…" if file else None,
+            )
+            for variant in found.variants
+            for file in (variant.files or [None])
+        ),
+        empty="it has no variants yet",
+        right=("weight", "bytes"),
+    )
+
+
+# -- life
+
+
+def start(session: Session, *, experiment: Name) -> None:
+    """Fix the assignments and put every participant's variant onto its file."""
+    request = pb.StartExperimentRequest(id=experiment, request_id=request_id())
+    _moved(session, session.call(session.experiments.StartExperiment, request))
+
+
+def pause(session: Session, *, experiment: Name) -> None:
+    """Let nobody further in; files stay and are measured."""
+    request = pb.PauseExperimentRequest(id=experiment, request_id=request_id())
+    _moved(session, session.call(session.experiments.PauseExperiment, request))
+
+
+def resume(session: Session, *, experiment: Name) -> None:
+    """Let participants in again; every participant keeps its variant."""
+    request = pb.ResumeExperimentRequest(id=experiment, request_id=request_id())
+    _moved(session, session.call(session.experiments.ResumeExperiment, request))
+
+
+def stop(session: Session, *, experiment: Name) -> None:
+    """Let nobody further in for good; files stay and are measured."""
+    request = pb.StopExperimentRequest(id=experiment, request_id=request_id())
+    _moved(session, session.call(session.experiments.StopExperiment, request))
+
+
+def complete(
+    session: Session,
+    *,
+    experiment: Name,
+    then: Annotated[
+        Then, typer.Option("--then", help="keep leaves the files, restore puts every baseline back exactly.")
+    ] = Then.KEEP,
+    winner: Annotated[str | None, typer.Option("--winner", help="Id or key of the variant that won.")] = None,
+    conclusion: Annotated[Found | None, typer.Option("--conclusion", help="What it found.")] = None,
+    comment: Annotated[str | None, typer.Option("--comment", help="Why.")] = None,
+) -> None:
+    """End an experiment: its results are frozen, its files kept or restored."""
+    request = pb.CompleteExperimentRequest(
+        id=experiment,
+        winner_variant_id=winner,
+        conclusion=pb.Conclusion.Value(f"CONCLUSION_{conclusion.upper()}") if conclusion else None,
+        conclusion_comment=comment,
+        then=then.value,
+        request_id=request_id(),
+    )
+    _moved(session, session.call(session.experiments.CompleteExperiment, request))
+
+
+def _moved(session: Session, answer: pb.LifecycleResponse) -> None:
+    found = answer.experiment
+    session.show(answer, f"{found.key} is {show.word(found, 'status')}; {planned(found)}")
+
+
+def delete(session: Session, *, experiment: Name) -> None:
+    """Remove a draft, or archive a completed experiment."""
+    request = pb.DeleteExperimentRequest(id=experiment, request_id=request_id())
+    session.call(session.experiments.DeleteExperiment, request)
+    if not session.json:
+        show.say(session.out, f"{experiment} is gone from the lists")
+
+
+def show_assignments(session: Session, *, experiment: Name, limit: Limit = None) -> None:
+    """Who has which variant; of a draft, who would get which."""
+    request = pb.ListAssignmentsRequest(id=experiment)
+    found = list(session.pages(session.assignments.ListAssignments, request, "assignments", limit=limit))
+    if session.json:
+        show.print_json(session.out, show.page(found))
+        return
+    keys = {variant.id: variant.key for variant in session.experiment(experiment).variants}
+    show.print_table(
+        session.out,
+        ("participant", "variant", "method", "block", "position", "from"),
+        (
+            (
+                item.participant_id,
+                keys.get(item.variant_id, item.variant_id),
+                "planned" if item.planned else item.method,
+                item.block,
+                item.position,
+                show.moment(item, "from_at"),
+            )
+            for item in found
+        ),
+        empty=f"nobody takes part in {experiment} yet",
+        right=("position",),
+    )

@@ -1,0 +1,257 @@
+"""Agents, what lets one join, and participants."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from control_plane.cli import show
+from control_plane.cli.session import Exit, Failure, Session, duration, request_id
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+AgentId = Annotated[str, typer.Argument(metavar="AGENT", help="Id of the agent; `agents list` shows it.")]
+ParticipantId = Annotated[str, typer.Argument(metavar="PARTICIPANT", help="Public id.")]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", "-l", metavar="NAME=VALUE", help="May be repeated.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
+
+_ISO = re.compile(r"P(?=.)(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+S)?)?")
+
+
+def labels_of(pairs: list[str] | None) -> dict[str, str]:
+    """`NAME=VALUE` texts as a mapping. Raises BadParameter."""
+    labels = {}
+    for pair in pairs or ():
+        name, separator, value = pair.partition("=")
+        if not name or not separator:
+            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE")
+        labels[name] = value
+    return labels
+
+
+# -- agents
+
+
+def list_agents(session: Session, *, limit: Limit = None) -> None:
+    """Agents, newest first."""
+    found = list(session.pages(session.fleet.ListAgents, pb.ListAgentsRequest(), "agents", limit=limit))
+    if session.json:
+        show.print_json(session.out, show.page(found))
+        return
+    show.print_table(
+        session.out,
+        ("id", "name", "presence", "version", "participants", "spool", "certificate", "labels", "conditions"),
+        (
+            (
+                item.id,
+                item.name,
+                "banned" if item.HasField("banned_at") else item.presence,
+                item.version,
+                len(item.participant_ids),
+                item.spool.depth if item.HasField("spool") else None,
+                f"{item.certificate.days_left} days" if item.HasField("certificate") else None,
+                show.labels(item.labels),
+                ", ".join(condition.code for condition in item.conditions),
+            )
+            for item in found
+        ),
+        empty="no agent has enrolled yet; `variantctl agents token` lets one join",
+        right=("participants", "spool", "certificate"),
+    )
+
+
+def get_agent(session: Session, *, agent: AgentId) -> None:
+    """One agent: what it runs, serves and holds, and what is wrong there."""
+    found = session.call(session.fleet.GetAgent, pb.GetAgentRequest(id=agent))
+    if session.json:
+        show.print_json(session.out, show.to_json(found))
+        return
+    platform = found.platform
+    facts: dict[str, object] = {
+        "id": found.id,
+        "name": found.name,
+        "hostname": found.hostname,
+        "presence": found.presence,
+        "connected": show.moment(found, "connected_at"),
+        "last seen": show.moment(found, "last_seen_at"),
+        "enrolled": show.moment(found, "enrolled_at"),
+        "banned": show.moment(found, "banned_at"),
+        "version": found.version,
+        "platform": f"{platform.os} {platform.kernel} {platform.arch}"
+        if found.HasField("platform")
+        else None,
+        "labels": show.labels(found.labels),
+        "participants": ", ".join(found.participant_ids),
+        "certificate": f"{found.certificate.days_left} days left" if found.HasField("certificate") else None,
+        "spool": f"{found.spool.depth} records waiting, {found.spool.lost} lost"
+        if found.HasField("spool")
+        else None,
+    }
+    show.print_facts(session.out, {name: value for name, value in facts.items() if value})
+    for item in found.conditions:
+        since = show.moment(item, "since_at")
+        show.say(session.out, f"{item.severity}: {item.code} since {since}: {item.message}")
+
+
+def ban_agent(session: Session, *, agent: AgentId) -> None:
+    """Take an agent's identity away for good; its live session is cut."""
+    found = session.call(session.fleet.BanAgent, pb.BanAgentRequest(id=agent, request_id=request_id()))
+    session.show(found, f"{found.name} ({found.id}) is banned")
+
+
+def token(
+    session: Session,
+    *,
+    name: Annotated[str, typer.Option("--name", help="What it is for.")] = "variantctl",
+    label: Labels = None,
+    ttl: Annotated[str, typer.Option("--ttl", metavar="DURATION", help="1h, 7d or ISO 8601.")] = "1h",
+    max_uses: Annotated[int, typer.Option("--max-uses", min=1, help="How many agents may join.")] = 1,
+    name_pattern: Annotated[
+        str | None, typer.Option("--name-pattern", help="Shell pattern the agent's name must match.")
+    ] = None,
+    participants: Annotated[
+        list[str] | None,
+        typer.Option("--participants", help="Shell pattern of participants it may serve; may be repeated."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the token alone.")] = False,
+) -> None:
+    """Make a token that lets an agent join, and say what to run on the host.
+
+    It is shown this once and kept as a hash. Hand it over as you would a password.
+    """
+    made = session.call(
+        session.fleet.CreateEnrollmentToken,
+        pb.CreateEnrollmentTokenRequest(
+            name=name,
+            labels=labels_of(label),
+            ttl=ttl if _ISO.fullmatch(ttl) else f"PT{max(1, round(duration(ttl)))}S",
+            max_uses=max_uses,
+            name_pattern=name_pattern,
+            participants=participants or (),
+            request_id=request_id(),
+        ),
+    )
+    if session.json:
+        show.print_json(session.out, show.to_json(made))
+    elif quiet:
+        show.say(session.out, made.token)
+    else:
+        print(_on_the_host(made), file=session.out.file)
+
+
+def _on_the_host(made: pb.EnrollmentToken) -> str:
+    hosts = "one host" if made.max_uses == 1 else f"each of up to {made.max_uses} hosts"
+    return f"""# On {hosts}, before {show.moment(made, "expires_at")}:
+variant-agent enroll --token-file - --state-dir /var/lib/variant-agent <<'TOKEN'
+{made.token}
+TOKEN
+variant-agent run --config /etc/variant-agent/agent.toml --state-dir /var/lib/variant-agent"""
+
+
+# -- participants
+
+
+def list_participants(session: Session, *, limit: Limit = None) -> None:
+    """Participants and what is on their files."""
+    request = pb.ListParticipantsRequest()
+    found = list(session.pages(session.fleet.ListParticipants, request, "participants", limit=limit))
+    if session.json:
+        show.print_json(session.out, show.page(found))
+        return
+    show.print_table(
+        session.out,
+        ("id", "presence", "host", "files", "labels"),
+        (
+            (
+                item.id,
+                item.presence,
+                item.hostname,
+                ", ".join(f"{file.path} {file.state or 'unknown'}" for file in item.files),
+                show.labels(item.labels),
+            )
+            for item in found
+        ),
+        empty="there is no participant yet",
+    )
+
+
+def get_participant(session: Session, *, participant: ParticipantId) -> None:
+    """One participant and its target files."""
+    found = _participant(session, participant)
+    if session.json:
+        show.print_json(session.out, show.to_json(found))
+        return
+    facts: dict[str, object] = {
+        "id": found.id,
+        "presence": found.presence,
+        "host": found.hostname,
+        "agent": found.agent_id,
+        "last seen": show.moment(found, "last_seen_at"),
+        "labels": show.labels(found.labels),
+        "targets": ", ".join(found.targets),
+        "drift": found.drift_policy,
+        "exposure": found.exposure,
+    }
+    show.print_facts(session.out, {name: value for name, value in facts.items() if value})
+    print(file=session.out.file)
+    show.print_table(
+        session.out,
+        ("file", "state", "wanted", "on disk", "revision", "experiment"),
+        (
+            (
+                file.path,
+                file.state or "unknown",
+                file.desired_digest[:19] if file.HasField("desired_digest") else "the baseline",
+                file.running_digest[:19],
+                file.revision,
+                file.experiment_id,
+            )
+            for file in found.files
+        ),
+        empty="no experiment has a file here",
+        right=("revision",),
+    )
+
+
+def _participant(session: Session, public_id: str) -> pb.Participant:
+    return session.call(session.fleet.GetParticipant, pb.GetParticipantRequest(id=public_id))
+
+
+def create_participant(session: Session, *, participant: ParticipantId, label: Labels = None) -> None:
+    """Make a participant before its agent connects."""
+    request = pb.CreateParticipantRequest(id=participant, labels=labels_of(label), request_id=request_id())
+    found = session.call(session.fleet.CreateParticipant, request)
+    session.show(found, f"{found.id} exists; {_labelled(found)}")
+
+
+def label_participant(
+    session: Session,
+    *,
+    participant: ParticipantId,
+    labels: Annotated[list[str], typer.Argument(metavar="NAME=VALUE|NAME-", help="NAME- takes one away.")],
+) -> None:
+    """Set and take away labels of a participant; the others stay."""
+    before = _participant(session, participant)
+    after = {name: value for name, value in before.labels.items() if not name.startswith("host.")}
+    for change in labels:
+        if "=" not in change and change.endswith("-"):
+            if after.pop(change[:-1], None) is None:
+                raise Failure(f"{participant} has no label {change[:-1]!r}", exit_code=Exit.ERROR)
+        else:
+            after |= labels_of([change])
+    request = pb.UpdateParticipantRequest(id=participant, labels=after, request_id=request_id())
+    found = session.call(session.fleet.UpdateParticipant, request)
+    session.show(found, f"{found.id} {_labelled(found)}")
+
+
+def _labelled(found: pb.Participant) -> str:
+    return f"is labelled {show.labels(found.labels)}" if found.labels else "has no labels"
+
+
+def delete_participant(session: Session, *, participant: ParticipantId) -> None:
+    """Remove a participant that takes part in nothing."""
+    request = pb.DeleteParticipantRequest(id=participant, request_id=request_id())
+    session.call(session.fleet.DeleteParticipant, request)
+    if not session.json:
+        show.say(session.out, f"{participant} is removed")

@@ -1,0 +1,188 @@
+"""Results for people: counts, rates with their intervals as bars, and why a number is absent."""
+
+import enum
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from control_plane.cli import show
+from control_plane.cli.session import Session
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+BAR_CELLS = 25
+
+
+class Population(enum.StrEnum):
+    """Whose events count."""
+
+    ASSIGNED = "assigned"
+    DELIVERED = "delivered"
+
+
+_MEANING = {
+    "assigned": "everything an assigned participant did, whatever was on disk",
+    "delivered": "only while the assigned variant was on disk",
+}
+_REASONS = {
+    "NO_IMPRESSIONS": "no impressions yet",
+    "TOO_FEW_PARTICIPANTS": "fewer than two participants with impressions",
+    "NO_VARIATION": "its participants do not differ",
+    "ONE_IMPRESSION_EACH": "every participant has one impression",
+    "CONVERSIONS_EXCEED_IMPRESSIONS": "more conversions than impressions",
+    "NO_CONTROL": "there is no control to compare with",
+}
+
+
+def results(
+    session: Session,
+    *,
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")],
+    event: Annotated[
+        str, typer.Option("--event", help="The conversion; default: the primary metric's.")
+    ] = "",
+    population: Annotated[
+        Population, typer.Option("--population", help="Whose events count.")
+    ] = Population.ASSIGNED,
+) -> None:
+    """What the numbers say: rates, the difference from control, who is probably best.
+
+    Intervals and p-values treat the participant as the unit, however many impressions it has.
+    """
+    found = _ask(session, experiment, event, population)
+    if session.json:
+        show.print_json(session.out, show.to_json(found))
+        return
+    other = next(item for item in Population if item is not population)
+    beside = _ask(session, experiment, event, other)
+    _headline(session, found)
+    _variants(session, found)
+    _absent(session, found)
+    _beside(session, beside)
+    _not_counted(session, found)
+
+
+def _ask(session: Session, experiment: str, event: str, population: Population) -> pb.Results:
+    request = pb.GetResultsRequest(id=experiment, event_name=event, population=population.value)
+    return session.call(session.results.GetResults, request)
+
+
+def _headline(session: Session, found: pb.Results) -> None:
+    metric = f"{found.metric.event_name} ({show.word(found.metric, 'goal')})"
+    show.say(session.out, f"{found.key} is {show.word(found, 'status')}; {metric}; {_population(found)}")
+
+
+def _population(found: pb.Results) -> str:
+    return f"{found.population}: {_MEANING.get(found.population, '')}".rstrip(": ")
+
+
+def _variants(session: Session, found: pb.Results) -> None:
+    sure = f"{100 * (1 - found.alpha):g} %"
+    scale = _scale(found.variants)
+    show.print_table(
+        session.out,
+        (
+            *("variant", "participants", "exposed", "impressions", "conversions", "rate", f"{sure} credible"),
+            *(_axis(scale), "P(best)", f"difference, {sure}", "p"),
+        ),
+        (
+            (
+                f"{item.name} (control)" if item.is_control else item.name,
+                item.participants,
+                item.participants_exposed,
+                item.impressions,
+                item.conversions,
+                _percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
+                _interval(item.credible_interval) if item.HasField("credible_interval") else None,
+                bar(item, scale),
+                _percent(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
+                _difference(item),
+                f"{item.p_value:.3f}" if item.HasField("p_value") else None,
+            )
+            for item in found.variants
+        ),
+        empty="there are no variants yet",
+        right=("participants", "exposed", "impressions", "conversions", "rate", "P(best)", "p"),
+    )
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"
+
+
+def _points(rate: float) -> str:
+    return f"{100 * rate:+.1f}"
+
+
+def _interval(interval: pb.Interval) -> str:
+    return f"{100 * interval.low:.1f} … {100 * interval.high:.1f} %"
+
+
+def _difference(item: pb.VariantResult) -> str | None:
+    if item.is_control:
+        return "baseline"
+    if not item.HasField("difference"):
+        return None
+    text = f"{_points(item.difference)} points"
+    if item.HasField("difference_interval"):
+        interval = item.difference_interval
+        text += f" ({_points(interval.low)} … {_points(interval.high)})"
+    return text
+
+
+def _scale(variants: Sequence[pb.VariantResult]) -> tuple[float, float]:
+    """What the bars span: from the lowest to the highest end of any interval."""
+    given = [item.credible_interval for item in variants if item.HasField("credible_interval")]
+    low, high = min((i.low for i in given), default=0.0), max((i.high for i in given), default=1.0)
+    return (low, high) if low < high else (low, low + 1e-9)
+
+
+def _axis(scale: tuple[float, float]) -> str:
+    low, high = f"{100 * scale[0]:.1f}", f"{100 * scale[1]:.1f}"
+    return f"{low}{high:>{BAR_CELLS - len(low)}}"
+
+
+def bar(item: pb.VariantResult, scale: tuple[float, float]) -> str:
+    """The interval as a bar on `scale`, the rate as a dot on it; empty where there is none."""
+    if not item.HasField("credible_interval"):
+        return ""
+    cells = [" "] * BAR_CELLS
+    low, high = _cell(item.credible_interval.low, scale), _cell(item.credible_interval.high, scale)
+    cells[low : high + 1] = "─" * (high - low + 1)
+    cells[low], cells[high] = "├", "┤"
+    if item.HasField("conversion_rate"):
+        cells[_cell(item.conversion_rate, scale)] = "●"
+    return "".join(cells)
+
+
+def _cell(value: float, scale: tuple[float, float]) -> int:
+    share = (value - scale[0]) / (scale[1] - scale[0])
+    return min(BAR_CELLS - 1, max(0, round(share * (BAR_CELLS - 1))))
+
+
+def _absent(session: Session, found: pb.Results) -> None:
+    for item in found.variants:
+        by_reason: dict[str, list[str]] = {}
+        for name, code in sorted(item.reasons.items()):
+            if code != "IS_CONTROL":
+                by_reason.setdefault(code, []).append(name)
+        for code, names in sorted(by_reason.items()):
+            why = _REASONS.get(code, "not defined")
+            show.say(session.out, f"{item.name}: no {', '.join(names)}: {why} ({code})")
+
+
+def _beside(session: Session, beside: pb.Results) -> None:
+    rates = [
+        f"{item.name} {item.conversions}/{item.impressions}"
+        + (f" = {_percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
+        for item in beside.variants
+    ]
+    show.say(session.out, f"{_population(beside)}: {', '.join(rates)}")
+
+
+def _not_counted(session: Session, found: pb.Results) -> None:
+    if found.rejected:
+        counts = ", ".join(f"{item.count} {item.reason}" for item in found.rejected)
+        show.say(session.out, f"not counted: {counts}")
+    if found.lost.count:
+        show.say(session.out, f"lost on hosts: {found.lost.count} records")
