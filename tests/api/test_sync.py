@@ -1,0 +1,310 @@
+"""The agents' listener over real mutual TLS: who gets in, what is offered, what is stored."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from shared import tls, wire
+from shared.clock import SystemClock
+from shared.model import OfferAction, Reason, ReasonCode, Result, SlotState, Step, digest
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+from shared.pb.variantd.agent.v1 import agent_pb2_grpc
+from tests.support.builders import Spooled, make_hello
+from tests.support.plane import Identity, Plane, running_plane
+from tests.support.stream import make_outcome, session
+from tests.support.waiting import eventually
+
+PAIR = [
+    {"name": "A", "content": "a", "weight": 50, "isControl": True},
+    {"name": "B", "content": "b", "weight": 50},
+]
+
+
+async def started(plane: Plane, *participants: str, **fields: object) -> str:
+    """The path of a running experiment."""
+    values = {"name": "Tone", "targetFile": "soul.md", "variants": PAIR, "participantIds": participants}
+    made = await plane.made("/v1/experiments", {**values, **fields})
+    await plane.made(f"/v1/experiments/{made['id']}/start", None)
+    return f"/v1/experiments/{made['id']}"
+
+
+async def refused(identity: Identity) -> grpc.StatusCode:
+    """With which status the stream is refused."""
+    async with identity.channel() as channel:
+        call = agent_pb2_grpc.AgentServiceStub(channel).Sync()  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            async with asyncio.timeout(10):
+                await call.write(pb.SyncRequest(hello=wire.hello_to_pb(make_hello("p"))))
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+                await call
+        code: grpc.StatusCode = failure.value.code()
+        return code
+
+
+async def enroll_refused(plane: Plane, token: str, *, name: str = "host") -> grpc.StatusCode:
+    """With which status enrollment is refused."""
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await plane.enroll(token, name=name)
+    code: grpc.StatusCode = failure.value.code()
+    return code
+
+
+# -- who gets in
+
+
+async def test_a_token_is_spent(plane: Plane) -> None:
+    """A replayed token is refused; with maxUses 2, two hosts that race get in and a third does not."""
+    once = await plane.token()
+    await plane.enroll(once)
+    assert await enroll_refused(plane, once) is grpc.StatusCode.UNAUTHENTICATED
+    twice = await plane.token(maxUses=2)
+    raced = await asyncio.gather(*(plane.enroll(twice) for _ in range(4)), return_exceptions=True)
+    assert sum(isinstance(item, Identity) for item in raced) == 2
+
+
+async def test_an_expired_token_is_refused(plane: Plane) -> None:
+    """One second after its end a token is worth nothing."""
+    token = await plane.token(ttl="PT1S")
+    ends = (await plane.rest("GET", "/v1/enrollment-tokens")).body["entities"][0]["expiresAt"]
+
+    async def expired() -> bool:
+        fresh = await plane.made("/v1/enrollment-tokens", {})
+        return bool(fresh["createdAt"] > ends)
+
+    await eventually(expired)
+    assert await enroll_refused(plane, token) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_foreign_or_unfitting_token_is_refused(plane: Plane) -> None:
+    """A made-up secret and a name outside the pattern are refused alike."""
+    ticket = wire.ticket_from_token(await plane.token())
+    forged = wire.ticket_to_token(replace(ticket, secret=bytes(32)))
+    assert await enroll_refused(plane, forged) is grpc.StatusCode.UNAUTHENTICATED
+    named = await plane.token(namePattern="web-*")
+    assert await enroll_refused(plane, named, name="db-1") is grpc.StatusCode.UNAUTHENTICATED
+    assert (await plane.enroll(named, name="web-1")).uid
+
+
+async def test_a_foreign_certificate_does_not_get_in(plane: Plane) -> None:
+    """A certificate of another authority ends at the handshake; a server's certificate is no agent's."""
+    identity = await plane.enroll(await plane.token())
+    foreign = tls.new_authority("other", now=SystemClock().now())
+    key = tls.new_key()
+    certificate = foreign.issue_agent(
+        tls.new_signing_request(key, "x"),
+        project_id=bytes(16),
+        agent_uid=identity.uid,
+        now=SystemClock().now(),
+    )
+    stranger = replace(identity, key=tls.key_to_pem(key), certificate=certificate)
+    assert await refused(stranger) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_enrolling_again_with_the_old_key_keeps_the_uid(plane: Plane) -> None:
+    """Proof of the old key keeps the identity; a signature by another key makes a new agent."""
+    identity = await plane.enroll(await plane.token())
+    for proof, kept in ((tls.key_from_pem(identity.key), True), (tls.new_key(), False)):
+        ticket = wire.ticket_from_token(await plane.token())
+        signing_request = tls.new_signing_request(tls.new_key(), "host")
+        answer = await agent_pb2_grpc.EnrollmentServiceStub(plane.operator).Enroll(  # type: ignore[no-untyped-call, misc]
+            pb.EnrollRequest(
+                secret=ticket.secret,
+                signing_request=signing_request,
+                name="host",
+                previous_certificate=tls.pem_to_der(identity.certificate),
+                previous_signature=tls.sign(proof, signing_request),
+            )
+        )
+        assert (answer.agent_uid == identity.uid) is kept
+
+
+async def test_a_ban_cuts_the_stream_and_keeps_out(plane: Plane) -> None:
+    """A banned agent's live session ends, its batches are refused, and it does not come back."""
+    identity = await plane.enroll(await plane.token())
+    agent = (await plane.rest("GET", "/v1/agents")).body["entities"][0]["id"]
+    async with session(identity, make_hello("p")) as stream:
+        await plane.made(f"/v1/agents/{agent}:ban", None)
+        with pytest.raises(grpc.aio.AioRpcError) as cut:
+            async with asyncio.timeout(5):
+                await stream.call.read()
+                await stream.call
+        assert cut.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert await refused(identity) is grpc.StatusCode.PERMISSION_DENIED
+    async with identity.channel() as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as batch:
+            request = wire.batch_to_pb(Spooled(epoch=bytes(16)).batch())
+            await agent_pb2_grpc.AgentServiceStub(channel).ReportSpool(request)  # type: ignore[no-untyped-call, misc]
+        assert batch.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+# -- what is offered and stored
+
+
+async def test_an_offer_its_outcome_and_the_acknowledgement(plane: Plane) -> None:
+    """A start reaches the connected agent; its outcome is stored before it is acknowledged, once."""
+    identity = await plane.enroll(await plane.token())
+    async with session(identity, make_hello("p")) as stream:
+        at = await started(plane, "p")
+        offer = await stream.offer()
+        assert (offer.action, offer.revision, offer.files[0].path) == (OfferAction.WRITE, 1, "soul.md")
+        assert digest(offer.files[0].content or b"") == offer.files[0].digest
+        assert len(offer.experiment_digests) == 2
+        for _ in range(2):
+            ack = await stream.report(offer, Result.APPLIED)
+            assert ack.revision == 1
+        deployment = (await plane.rest("GET", f"{at}/deployments")).body["entities"][0]
+        assert deployment["state"] == "applied"
+        assert deployment["files"][0]["runningDigest"] == deployment["files"][0]["desiredDigest"]
+        outcomes = (await plane.rest("GET", f"/v1/deployments/{deployment['id']}/outcomes")).body["entities"]
+        assert [item["result"] for item in outcomes] == ["applied"]
+
+        await plane.made(f"{at}/complete", {"then": "restore"})
+        restore = await stream.offer()
+        assert (restore.action, restore.revision, restore.applied_before) == (OfferAction.RESTORE, 2, True)
+
+
+async def test_a_refusal_is_visible_with_code_message_and_remedy(plane: Plane) -> None:
+    """What the host says of a refusal is what the operator reads, in the deployment and its history."""
+    identity = await plane.enroll(await plane.token())
+    reason = Reason(code=ReasonCode.TARGET_NOT_ALLOWED, message="no glob allows it", remedy="add it")
+    async with session(identity, make_hello("p")) as stream:
+        at = await started(plane, "p")
+        offer = await stream.offer()
+        await stream.report(offer, Result.REFUSED, reason=reason)
+        deployment = (await plane.rest("GET", f"{at}/deployments")).body["entities"][0]
+        assert deployment["state"] == "refused"
+        assert deployment["reason"] == {
+            "code": "TARGET_NOT_ALLOWED",
+            "message": "no glob allows it",
+            "remedy": "add it",
+        }
+
+
+async def test_a_returning_agent_is_offered_only_what_it_does_not_know(plane: Plane) -> None:
+    """Hello tells everything: known revisions are not offered again, a fresh host gets all of them."""
+    identity = await plane.enroll(await plane.token())
+    await started(plane, "p", "q")
+    async with session(identity, make_hello("p", "q")) as stream:
+        offers = [await stream.offer(), await stream.offer()]
+    known = SlotState(
+        participant=offers[0].participant,
+        slot_id=offers[0].slot_id,
+        revision=1,
+        files=(),
+        step=Step.SWAPPED,
+        result=Result.APPLIED,
+    )
+    async with session(identity, make_hello("p", "q", session_epoch=2, slots=(known,))) as stream:
+        assert (await stream.offer()).participant == offers[1].participant
+        await stream.send(heartbeat=pb.Heartbeat(sequence=7))
+        assert (await stream.receive("heartbeat_ack")).sequence == 7
+
+
+async def test_the_newest_of_several_changes_is_offered(plane: Plane) -> None:
+    """The mailbox has one place per slot: an agent that comes late gets the newest revision only."""
+    identity = await plane.enroll(await plane.token())
+    at = await started(plane, "p")
+    for variant in ("a", "b", "a"):
+        await plane.made(f"{at}/deployments", {"participantId": "p", "variantId": variant})
+    async with session(identity, make_hello("p")) as stream:
+        assert (await stream.offer()).revision == 4
+        await stream.send(heartbeat=pb.Heartbeat(sequence=1))
+        await stream.receive("heartbeat_ack")
+
+
+async def test_a_second_agent_does_not_take_a_participant(plane: Plane) -> None:
+    """The first agent to declare a participant keeps it; the second sees a condition and gets no offer."""
+    first, second = await plane.enroll(await plane.token()), await plane.enroll(await plane.token())
+    async with session(first, make_hello("p")), session(second, make_hello("p")) as other:
+        await started(plane, "p")
+        await other.send(heartbeat=pb.Heartbeat(sequence=1))
+        await other.receive("heartbeat_ack")
+    agents = (await plane.rest("GET", "/v1/agents")).body["entities"]
+    conditions = {item["id"]: [c["code"] for c in item["conditions"]] for item in agents}
+    assert sorted(conditions.values()) == [[], ["PARTICIPANT_TAKEN"]]
+
+
+async def test_an_agent_cannot_report_for_another(plane: Plane) -> None:
+    """An outcome for a participant of another agent is acknowledged and changes nothing."""
+    owner, other = await plane.enroll(await plane.token()), await plane.enroll(await plane.token())
+    async with session(owner, make_hello("p")) as stream:
+        at = await started(plane, "p")
+        offer = await stream.offer()
+        async with session(other, make_hello("q")) as liar:
+            await liar.send(outcome=wire.outcome_to_pb(make_outcome(offer, Result.STUCK)))
+            await liar.receive("outcome_ack")
+        deployment = (await plane.rest("GET", f"{at}/deployments")).body["entities"][0]
+        assert deployment["state"] == "offered"
+
+
+async def test_content_is_fetched_by_digest_and_only_by_whom_it_concerns(plane: Plane) -> None:
+    """Content above the inline limit comes by FetchContent; another agent does not get it."""
+    owner, other = await plane.enroll(await plane.token()), await plane.enroll(await plane.token())
+    large = "x" * 400_000
+    variants = [{**PAIR[0], "content": large}, {**PAIR[1], "content": large + "y"}]
+    async with session(owner, make_hello("p")) as stream:
+        await started(plane, "p", variants=variants)
+        file = (await stream.offer()).files[0]
+        assert file.content is None
+        request = pb.FetchContentRequest(digest=file.digest)
+        async with owner.channel() as channel:
+            stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+            body = b"".join([chunk.chunk async for chunk in stub.FetchContent(request)])
+        assert digest(body) == file.digest
+        async with other.channel() as channel:
+            stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await anext(aiter(stub.FetchContent(request)))
+            assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_presence_follows_the_session(plane: Plane) -> None:
+    """Connected while the stream lives, lost after it, never seen before it."""
+    identity = await plane.enroll(await plane.token())
+
+    async def presence() -> str:
+        return str((await plane.rest("GET", "/v1/agents")).body["entities"][0]["presence"])
+
+    assert await presence() == "never_seen"
+    async with session(identity, make_hello("p")) as stream:
+        assert await presence() == "connected"
+        await stream.send(goodbye=pb.Goodbye(reason="stop"))
+
+    async def lost() -> bool:
+        return await presence() == "lost"
+
+    await eventually(lost)
+
+
+async def test_a_malformed_message_ends_the_stream_with_its_field(plane: Plane) -> None:
+    """A peer that breaks the protocol is told which field, and the server goes on."""
+    identity = await plane.enroll(await plane.token())
+    async with session(identity, make_hello("p")) as stream:
+        await stream.send(outcome=pb.Outcome(participant_id="p", slot_id=b"short"))
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            async with asyncio.timeout(5):
+                await stream.call.read()
+                await stream.call
+        assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "slot_id" in (failure.value.details() or "")
+    async with session(identity, make_hello("p", session_epoch=2)):
+        pass
+
+
+async def test_stopping_asks_agents_to_leave(tmp_path: Path) -> None:
+    """A stopping server drains: the agent gets Drain before its stream ends."""
+    async with running_plane(tmp_path / "data") as plane:
+        identity = await plane.enroll(await plane.token())
+        channel = identity.channel()
+        stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+        call = stub.Sync()
+        await call.write(pb.SyncRequest(hello=wire.hello_to_pb(make_hello("p"))))
+        assert (await call.read()).WhichOneof("message") == "welcome"
+        reading = asyncio.create_task(call.read())
+    message = await reading
+    assert message.WhichOneof("message") == "drain"
+    await channel.close()

@@ -1,0 +1,73 @@
+"""An agent's end of the Sync stream, driven by hand."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from shared import wire
+from shared.model import FileOutcome, Hello, Offer, Outcome, Reason, Result, Step
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+from shared.pb.variantd.agent.v1 import agent_pb2_grpc
+from tests.support.plane import Identity
+
+WITHIN_SECONDS = 10
+
+
+class Stream:
+    """A session, message by message."""
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+        self.welcome: pb.Welcome | None = None
+
+    async def send(self, **message: Any) -> None:
+        """The message is on its way."""
+        await self.call.write(pb.SyncRequest(**message))
+
+    async def receive(self, kind: str) -> Any:
+        """The next message, which has to be of this kind."""
+        async with asyncio.timeout(WITHIN_SECONDS):
+            message = await self.call.read()
+        assert message is not grpc.aio.EOF, "the stream ended"
+        assert message.WhichOneof("message") == kind, message
+        return getattr(message, kind)
+
+    async def offer(self) -> Offer:
+        """The next message, which has to be an offer."""
+        return wire.offer_from_pb(await self.receive("offer"))
+
+    async def report(self, offer: Offer, result: Result, *, reason: Reason | None = None) -> pb.OutcomeAck:
+        """The outcome of an offer is stored; its acknowledgement."""
+        await self.send(outcome=wire.outcome_to_pb(make_outcome(offer, result, reason=reason)))
+        ack: pb.OutcomeAck = await self.receive("outcome_ack")
+        return ack
+
+
+def make_outcome(offer: Offer, result: Result, *, reason: Reason | None = None, attempt: int = 1) -> Outcome:
+    """What a host reports of an offer."""
+    return Outcome(
+        participant=offer.participant,
+        slot_id=offer.slot_id,
+        revision=offer.revision,
+        attempt=attempt,
+        step=Step.SWAPPED,
+        result=result,
+        files=tuple(
+            FileOutcome(path=f.path, desired=f.digest, running=f.digest, previous=None) for f in offer.files
+        ),
+        occurred_at=1_800_000_000_000_000,
+        reason=reason,
+    )
+
+
+@asynccontextmanager
+async def session(identity: Identity, hello: Hello) -> AsyncIterator[Stream]:
+    """An admitted session."""
+    async with identity.channel() as channel:
+        stream = Stream(agent_pb2_grpc.AgentServiceStub(channel).Sync())  # type: ignore[no-untyped-call]
+        await stream.send(hello=wire.hello_to_pb(hello))
+        stream.welcome = await stream.receive("welcome")
+        yield stream
