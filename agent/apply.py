@@ -1,0 +1,485 @@
+"""The apply machine of one participant: an offer becomes what is on disk, or a reason why not.
+
+received → fetched → allowed → staged → checked → intent journalled → swapped → reloaded → final journalled.
+Before the intent, a failure leaves every file untouched. From the intent on, every end is reachable from the
+journal alone, so a restart finishes what was begun or undoes it; each file is one whole version throughout.
+Whoever calls makes sure that one thing at a time happens to a participant.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from agent import commands
+from agent.config import ParticipantConfig
+from agent.files import Staged, Workspace
+from agent.journal import FileImage, Journal, Slot, SlotFile
+from agent.plan import Planned, Planner, holder, successor
+from agent.policy import Refused, allow, show
+from agent.swap import Swapper, is_unchanged
+from shared.clock import Clock
+from shared.errors import Error
+from shared.ids import NewId
+from shared.logs import get
+from shared.model import (
+    Digest,
+    Durations,
+    FileOutcome,
+    Offer,
+    OfferAction,
+    OfferedFile,
+    Outcome,
+    Reason,
+    ReasonCode,
+    Result,
+    Step,
+    View,
+    ViewState,
+    digest,
+)
+
+T = TypeVar("T")
+_log = get(__name__)
+
+Fetch = Callable[[Digest, int], Awaitable[bytes]]
+"""Gets content by digest and size."""
+
+
+async def blocking(work: Callable[[], T]) -> T:
+    """What `work` returns, having run in a thread to its end, even where the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            task.exception()  # seen; the cancellation is what counts now
+        raise
+
+
+@dataclass(slots=True, kw_only=True)
+class _Attempt:
+    """Where one attempt got to."""
+
+    slot: Slot
+    offer: Offer | None = None
+    step: Step = Step.RECEIVED
+    took: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def durations(self) -> Durations:
+        return Durations(**{part: round(seconds * 1000) for part, seconds in self.took.items()})
+
+
+class Applier:
+    """Applies offers to one participant's files; `slots` is the truth about them, journalled."""
+
+    def __init__(
+        self,
+        *,
+        config: ParticipantConfig,
+        slots: dict[bytes, Slot],
+        journal: Journal,
+        clock: Clock,
+        new_id: NewId,
+        fetch: Fetch,
+        record_view: Callable[[View], Awaitable[None]],
+        output: Path,
+    ) -> None:
+        self.config = config
+        self.slots = slots
+        self.workspace = Workspace(config.root, follow_symlinks=config.follow_symlinks)
+        self.seen: dict[str, View] = {}
+        self.unsaved: set[bytes] = set()
+        self._planner = Planner(config=config, workspace=self.workspace, journal=journal, slots=slots)
+        self._swapper = Swapper(
+            workspace=self.workspace,
+            max_bytes=config.max_bytes,
+            journal=journal,
+            clock=clock,
+            new_id=new_id,
+        )
+        self._journal, self._clock = journal, clock
+        self._fetch, self._record_view, self._output = fetch, record_view, output
+
+    # -- what is known -------------------------------------------------------------------------------
+
+    def held(self) -> list[tuple[Slot, SlotFile]]:
+        """Every target that an open slot holds."""
+        return [
+            (slot, file)
+            for slot in self.slots.values()
+            for file in slot.files
+            if (held := holder(self.slots, file.real)) is not None and held[0] is slot and held[1] is file
+        ]
+
+    def sweep(self) -> int:
+        """Temporary files of an interrupted apply are gone; how many there were. Blocks."""
+        return self.workspace.sweep(self.config.targets)
+
+    def on_disk(self, real: str) -> tuple[Digest | None, ViewState]:
+        """What the file holds now and how that stands to what should be there. Blocks.
+
+        What cannot be read as a file, such as a directory or link in its place, is drifted without a digest.
+        """
+        held = holder(self.slots, real)
+        try:
+            found = self.workspace.digest(real)
+        except Refused:
+            return None, ViewState.UNMANAGED if held is None else ViewState.DRIFTED
+        if held is None:
+            return found, ViewState.UNMANAGED
+        if found == held[1].applied:
+            return found, ViewState.APPLIED
+        return found, ViewState.MISSING if found is None else ViewState.DRIFTED
+
+    async def look(self, file: SlotFile, *, from_at: int, always: bool = False) -> None:
+        """What is on disk is recorded as a view, where it differs from the last one (or `always`)."""
+        found, state = await blocking(lambda: self.on_disk(file.real))
+        view = View(participant=self.config.id, path=file.path, digest=found, state=state, from_at=from_at)
+        last = self.seen.get(file.path)
+        if not always and last is not None and (last.digest, last.state) == (found, state):
+            return
+        await self._record_view(view)
+        self.seen[file.path] = view
+
+    # -- an offer ------------------------------------------------------------------------------------
+
+    async def apply(self, offer: Offer) -> Outcome:
+        """`offer` is applied, refused or undone; the outcome is journalled and owed until acknowledged."""
+        slot = self.slots.get(offer.slot_id)
+        if slot is not None and offer.revision < slot.revision:
+            return self._regression(offer, slot)
+        if slot is not None and slot.outcome is not None and _is_done(slot, offer):
+            return slot.outcome
+        attempt = _Attempt(offer=offer, slot=_begun(offer, slot))
+        try:
+            if offer.action is OfferAction.CLOSE:
+                return await self._close(attempt)
+            contents = await self._contents(offer, attempt)
+            plan = await blocking(lambda: self._planner.plan(offer, attempt.slot, contents))
+            attempt.step = Step.ALLOWED
+            plan = await self._staged(plan, attempt, offer)
+        except Refused as refused:
+            return await self._refuse(attempt, refused.reason)
+        return await self._swap(plan, attempt)
+
+    async def _close(self, attempt: _Attempt) -> Outcome:
+        attempt.step = Step.SWAPPED
+        closed = replace(attempt.slot, closed=True, result=Result.APPLIED)
+        self.slots[closed.slot_id] = closed
+        for file in closed.files:
+            await self.look(file, from_at=self._clock.now())
+        return await self._end(closed, attempt)
+
+    def _regression(self, offer: Offer, slot: Slot) -> Outcome:
+        reason = Reason(
+            code=ReasonCode.REGRESSION,
+            message=f"revision {offer.revision} is below {slot.revision}, which this host has taken up",
+            remedy="deploy again; a rollback is a new revision with the old content",
+        )
+        return refused_unseen(offer, reason, now=self._clock.now())
+
+    async def _contents(self, offer: Offer, attempt: _Attempt) -> dict[str, bytes]:
+        """Every file's content, right by digest. Policy comes first: what is not allowed is never fetched."""
+        if offer.action is OfferAction.RESTORE:
+            for path in {file.path for file in offer.files} | {file.path for file in attempt.slot.files}:
+                allow(self.config, path, size=None)
+            return {}
+        for file in offer.files:
+            allow(self.config, file.path, size=len(file.content) if file.content is not None else file.size)
+        started = self._clock.monotonic()
+        contents = {file.path: await self._content(file) for file in offer.files}
+        attempt.took["fetch"] = self._clock.monotonic() - started
+        attempt.step = Step.FETCHED
+        return contents
+
+    async def _content(self, file: OfferedFile) -> bytes:
+        content = file.content
+        if content is None:
+            try:
+                content = await self._fetch(file.digest or b"", file.size)
+            except (Error, OSError) as error:
+                raise Refused(
+                    ReasonCode.IO_ERROR,
+                    f"the content of {show(file.path)} could not be fetched: {type(error).__name__}",
+                    "look at the connection to the control plane, then deploy again",
+                ) from error
+        if digest(content) != file.digest:
+            raise Refused(
+                ReasonCode.DIGEST_MISMATCH,
+                f"the content that came for {show(file.path)} is not the one that was offered",
+                "deploy again; if it stays, look for what alters the connection",
+            )
+        allow(self.config, file.path, size=len(content))
+        return content
+
+    # -- before the intent: files untouched ------------------------------------------------------------
+
+    async def _staged(self, plan: list[Planned], attempt: _Attempt, offer: Offer) -> list[Planned]:
+        """`plan` with every new content durable beside its target, and accepted by the host's check."""
+        done: list[Planned] = []
+        try:
+            started = self._clock.monotonic()
+            await blocking(lambda: done.extend(self._swapper.stage(planned) for planned in plan))
+            attempt.took["write"] = self._clock.monotonic() - started
+            attempt.step = Step.STAGED
+            if self.config.check and offer.action is OfferAction.WRITE:
+                started = self._clock.monotonic()
+                for planned in done:
+                    if planned.staged is not None:
+                        await self._check(planned.staged)
+                attempt.took["check"] = self._clock.monotonic() - started
+            attempt.step = Step.CHECKED
+        except BaseException:
+            await blocking(lambda: self._swapper.discard(done))
+            raise
+        return done
+
+    async def _check(self, staged: Staged) -> None:
+        path = str(self.config.root / staged.temp)
+        command = [part.replace("{staged}", path) for part in self.config.check]
+        fault = await self._command(command, "check")
+        if fault:
+            raise Refused(
+                ReasonCode.CHECK_FAILED,
+                f"the host's check of {show(staged.path)} {fault}",
+                f"correct the content; what it said is in output/{self.config.id}.check in the state directory",
+            )
+
+    async def _command(self, command: list[str], name: str) -> str:
+        finished = await commands.run(command, cwd=self.config.root, clock=self._clock)
+        if finished.fault:
+            await blocking(lambda: self._write_output(name, finished.output))
+        return finished.fault
+
+    def _write_output(self, name: str, output: bytes) -> None:
+        # Stays on the host: what a command prints may quote the content, and content is secret.
+        self._output.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._output / f"{self.config.id}.{name}").write_bytes(output)
+
+    # -- from the intent on: every end is reachable from the journal -------------------------------------
+
+    async def _swap(self, plan: list[Planned], attempt: _Attempt) -> Outcome:
+        started = self._clock.monotonic()
+        intent = replace(
+            attempt.slot,
+            files=_merged(attempt.slot, plan),
+            step=Step.CHECKED,
+            result=Result.IN_PROGRESS,
+            reload_owed=bool(self.config.reload) and any(not is_unchanged(p.file) for p in plan),
+        )
+        try:
+            intent = await blocking(lambda: self._swapper.intend(intent, plan))
+            self.slots[intent.slot_id] = intent
+        except Refused as refused:
+            return await self._refuse(attempt, refused.reason)
+        failure = await blocking(lambda: self._swapper.forward(intent))
+        attempt.took["write"] = attempt.took.get("write", 0.0) + self._clock.monotonic() - started
+        swapped_at = {planned.file.path: intent.swapped_at for planned in plan}
+        return await self._conclude(intent, attempt, failure, swapped_at=swapped_at)
+
+    async def _conclude(
+        self, intent: Slot, attempt: _Attempt, failure: Reason | None, *, swapped_at: dict[str, int]
+    ) -> Outcome:
+        """The reload hook ran where it is owed, or all is undone; the end is journalled."""
+        swapped = failure is None
+        if swapped:
+            attempt.step = Step.SWAPPED
+            # The journal follows with the final; in memory already, so that views say who holds the file.
+            self.slots[intent.slot_id] = _done(intent)
+            await self._look_at(intent, swapped_at)
+            failure = await self._reload(intent, attempt)
+        if failure is None:
+            return await self._end(replace(_done(intent), result=Result.APPLIED), attempt, intent=intent)
+        touched, stuck = await blocking(lambda: self._swapper.back(intent))
+        undone = _undone(intent)
+        self.slots[intent.slot_id] = undone
+        await self._look_at(intent, {})
+        if swapped and intent.reload_owed:
+            await self._command(list(self.config.reload), "reload")  # the application may hold what is gone
+        result = Result.STUCK if stuck else Result.ROLLED_BACK if touched else Result.REFUSED
+        return await self._end(
+            replace(undone, result=result), attempt, intent=intent, reason=stuck or failure
+        )
+
+    async def _look_at(self, slot: Slot, swapped_at: dict[str, int]) -> None:
+        for file in slot.files:
+            if file.change is not None:
+                await self.look(file, from_at=swapped_at.get(file.path, self._clock.now()))
+
+    async def _reload(self, intent: Slot, attempt: _Attempt) -> Reason | None:
+        if not intent.reload_owed or not self.config.reload:
+            return None
+        attempt.step = Step.RELOAD_OWED
+        started = self._clock.monotonic()
+        fault = await self._command(list(self.config.reload), "reload")
+        attempt.took["reload"] = self._clock.monotonic() - started
+        if not fault:
+            attempt.step = Step.RELOADED
+            return None
+        return Reason(
+            code=ReasonCode.RELOAD_FAILED,
+            message=f"the host's reload command {fault}",
+            remedy=f"what it said is in output/{self.config.id}.reload in the agent's state directory",
+        )
+
+    # -- ends ------------------------------------------------------------------------------------------
+
+    async def recover(self) -> list[Outcome]:
+        """What was begun before the last stop is finished, or undone where it cannot be."""
+        return [await self._recover(slot) for slot in tuple(self.slots.values()) if slot.intends]
+
+    async def _recover(self, intent: Slot) -> Outcome:
+        attempt = _Attempt(slot=intent, step=Step.CHECKED)
+        there = await blocking(lambda: self._swapper.already_new(intent))
+        failure = await blocking(lambda: self._swapper.forward(intent))
+        # A rename of this moment is as of now; one that the stop came after is as of the intent.
+        swapped_at = {file.path: intent.swapped_at for file in there}
+        return await self._conclude(intent, attempt, failure, swapped_at=swapped_at)
+
+    async def _refuse(self, attempt: _Attempt, reason: Reason) -> Outcome:
+        return await self._end(replace(attempt.slot, result=Result.REFUSED), attempt, reason=reason)
+
+    async def _end(
+        self, slot: Slot, attempt: _Attempt, *, intent: Slot | None = None, reason: Reason | None = None
+    ) -> Outcome:
+        """The attempt's outcome is journalled with the slot."""
+        files = await blocking(lambda: self._file_outcomes(attempt, intent))
+        outcome = Outcome(
+            participant=slot.participant,
+            slot_id=slot.slot_id,
+            revision=slot.revision,
+            attempt=slot.attempt,
+            step=attempt.step,
+            result=slot.result,
+            files=files,
+            occurred_at=self._clock.now(),
+            reason=reason,
+            durations=attempt.durations,
+        )
+        slot = replace(slot, step=attempt.step).ended(outcome)
+        await blocking(lambda: self._save_all(slot, intent))
+        _log.info(
+            "apply.ended",
+            participant=slot.participant,
+            slot=slot.slot_id.hex(),
+            revision=slot.revision,
+            attempt=slot.attempt,
+            result=slot.result,
+            step=slot.step,
+            reason=reason and reason.code,
+        )
+        return outcome
+
+    def _save_all(self, slot: Slot, intent: Slot | None) -> None:
+        if slot.action is OfferAction.RESTORE and slot.result.holds and intent is not None:
+            for file in intent.files:
+                later = successor(self.slots, slot, file)
+                if file.applied is not None and file.change is None and later is not None:
+                    self.save(_with_baseline(later[0], later[1], file.before))
+        self.save(slot)
+
+    def save(self, slot: Slot) -> None:
+        """The slot is as given, durably, or else `unsaved`: then a restart begins from its intent."""
+        self.slots[slot.slot_id] = slot
+        try:
+            self._journal.save(slot)
+        except OSError as error:
+            self.unsaved.add(slot.slot_id)
+            _log.error("journal.unwritable", participant=slot.participant, error=error.strerror)
+        else:
+            self.unsaved.discard(slot.slot_id)
+
+    def _file_outcomes(self, attempt: _Attempt, intent: Slot | None) -> tuple[FileOutcome, ...]:
+        changes = {file.path: file.change for file in intent.files if file.change} if intent else {}
+        offered = {file.path: file.digest for file in attempt.offer.files} if attempt.offer else {}
+        outcomes = []
+        for path in {**offered, **changes}:
+            running = self._running(path)
+            if path in changes:
+                desired, previous = changes[path].new.digest, changes[path].old.digest
+            else:
+                writes = attempt.offer is not None and attempt.offer.action is OfferAction.WRITE
+                desired, previous = offered[path] if writes else running, running
+            if path:  # a file without a name was refused, and has no place in an outcome
+                outcomes.append(FileOutcome(path=path, desired=desired, running=running, previous=previous))
+        return tuple(outcomes)
+
+    def _running(self, path: str) -> Digest | None:
+        try:
+            # What is no target is none of the control plane's business, not even by its digest.
+            allow(self.config, path, size=None)
+            return self.workspace.digest(self.workspace.locate(path))
+        except Refused:
+            return None
+
+
+def refused_unseen(offer: Offer, reason: Reason, *, now: int) -> Outcome:
+    """The outcome of an offer that never got as far as a slot's journal."""
+    return Outcome(
+        participant=offer.participant,
+        slot_id=offer.slot_id,
+        revision=offer.revision,
+        attempt=1,
+        step=Step.RECEIVED,
+        result=Result.REFUSED,
+        files=tuple(
+            FileOutcome(path=file.path, desired=file.digest, running=None, previous=None)
+            for file in offer.files
+            if file.path
+        ),
+        occurred_at=now,
+        reason=reason,
+    )
+
+
+def _begun(offer: Offer, slot: Slot | None) -> Slot:
+    if slot is None:
+        return Slot(
+            participant=offer.participant,
+            slot_id=offer.slot_id,
+            revision=offer.revision,
+            attempt=1,
+            action=offer.action,
+            step=Step.RECEIVED,
+            result=Result.REFUSED,
+        )
+    attempt = slot.attempt + 1 if slot.revision == offer.revision else 1
+    return replace(slot, revision=offer.revision, attempt=attempt, action=offer.action)
+
+
+def _is_done(slot: Slot, offer: Offer) -> bool:
+    """The very same offer was applied; somebody who wants it written over a drift says so."""
+    same_offer = slot.revision == offer.revision and slot.action is offer.action
+    return same_offer and slot.result.holds and not offer.overwrite_drift
+
+
+def _done(intent: Slot) -> Slot:
+    """The slot once everything it intends is in place."""
+    if intent.action is OfferAction.RESTORE:
+        files = tuple(replace(file, change=None, applied=None) for file in intent.files)
+        return replace(intent, files=files, closed=True, reload_owed=False)
+    files = tuple(
+        replace(file, change=None, applied=file.change.new.digest) if file.change else file
+        for file in intent.files
+    )
+    return replace(intent, files=files, closed=False, reload_owed=False)
+
+
+def _undone(intent: Slot) -> Slot:
+    """The slot once nothing it intended is in place."""
+    files = tuple(replace(file, change=None) for file in intent.files)
+    return replace(intent, files=files, reload_owed=False)
+
+
+def _merged(slot: Slot, plan: Iterable[Planned]) -> tuple[SlotFile, ...]:
+    files = {file.path: file for file in slot.files} | {planned.file.path: planned.file for planned in plan}
+    return tuple(files.values())
+
+
+def _with_baseline(slot: Slot, file: SlotFile, before: FileImage | None) -> Slot:
+    files = tuple(replace(entry, before=before) if entry is file else entry for entry in slot.files)
+    return replace(slot, files=files)

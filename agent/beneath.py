@@ -1,0 +1,139 @@
+"""Opens what lies beneath a directory without ever crossing a symbolic link.
+
+Hides `openat2`, which the standard library does not offer, and the walk of `O_NOFOLLOW` steps that stands in
+for it where the kernel or a sandbox lacks it. Paths come as tuples of plain names; errors are OSError: ELOOP
+for a link, EXDEV for a way out. Everything here blocks.
+"""
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+_SYS_OPENAT2 = 437  # the same number on every architecture
+_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x01, 0x02, 0x04, 0x08
+_EAGAIN_TRIES = 128
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """The descriptor, closed at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    number = errno.EAGAIN
+    # A rename elsewhere on the path makes the kernel give up; it means "again".
+    for _ in range(_EAGAIN_TRIES):
+        fd: int = _libc.syscall(
+            _SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
+        )
+        if fd >= 0:
+            return fd
+        number = ctypes.get_errno()
+        if number not in (errno.EAGAIN, errno.EINTR):
+            break
+    raise OSError(number, os.strerror(number), path)
+
+
+def open_directory(root: int, parts: Sequence[str]) -> int:
+    """A descriptor of a directory beneath `root`, reached without crossing a link."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    if not parts:
+        return os.open(".", flags | os.O_CLOEXEC, dir_fd=root)
+    try:
+        return _openat2(root, "/".join(parts), flags, _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS)
+    except OSError as error:
+        # ENOSYS: an old kernel; EPERM: a sandbox that answers so for system calls it does not know.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    fd = os.dup(root)
+    for name in parts:
+        try:
+            following = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        except NotADirectoryError:
+            # Linux says so of a link too where a directory was asked for.
+            is_link = stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+            raise OSError(errno.ELOOP if is_link else errno.ENOTDIR, name) from None
+        finally:
+            os.close(fd)
+        fd = following
+    return fd
+
+
+def deepest(root: int, parts: tuple[str, ...]) -> tuple[int, int]:
+    """How many of `parts` exist as directories, and a descriptor of the last one that does."""
+    for depth in range(len(parts), 0, -1):
+        with suppress(FileNotFoundError):
+            return depth, open_directory(root, parts[:depth])
+    return 0, open_directory(root, ())
+
+
+def read_link(root: int, directory: list[str], name: str) -> str | None:
+    """Where the link leads; None where there is no link, or nothing, of that name."""
+    try:
+        with closing(open_directory(root, directory)) as fd:
+            return os.readlink(name, dir_fd=fd)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+
+
+def present(directory: int, name: str) -> os.stat_result | None:
+    """The regular file of that name, None where there is none.
+
+    Raises OSError for anything else: ELOOP a link, EISDIR a directory, ENXIO a FIFO, socket or device.
+    """
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISREG(found.st_mode):
+        return found
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, name)
+    if stat.S_ISDIR(found.st_mode):
+        raise OSError(errno.EISDIR, name)
+    raise OSError(errno.ENXIO, name)
+
+
+@contextmanager
+def open_regular(root: int, parts: Sequence[str]) -> Iterator[int | None]:
+    """A descriptor of the regular file there, None where there is none; never blocks."""
+    try:
+        directory = open_directory(root, parts[:-1])
+    except FileNotFoundError:
+        yield None
+        return
+    with closing(directory):
+        if present(directory, parts[-1]) is None:
+            yield None
+            return
+        # What was a file a moment ago may be a FIFO now: O_NONBLOCK does not wait for its writer.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+        with closing(os.open(parts[-1], flags, dir_fd=directory)) as fd:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.ENXIO, parts[-1])
+            yield fd
+
+
+def is_mount_point(directory: int, name: str) -> bool:
+    """Something is mounted on `name`; False too where the kernel cannot tell."""
+    try:
+        os.close(_openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, _NO_XDEV))
+    except OSError as error:
+        return error.errno == errno.EXDEV
+    return False

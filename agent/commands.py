@@ -1,0 +1,93 @@
+"""Runs the commands agent.toml names: bounded in time and output, and never with anything of the server's.
+
+Hides process groups and pipes. A command that forks, hangs or prints without end costs its time limit and a
+few KiB, nothing more.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.clock import Clock
+
+LIMIT_SECONDS = 30.0
+OUTPUT_BYTES = 16 * 1024
+"""The last so many bytes of a command's output are kept."""
+
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")  # not NOTIFY_SOCKET, not the agent's secrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How a command ended: `fault` is empty where it succeeded, else one clause without any output."""
+
+    fault: str
+    output: bytes
+
+
+async def run(command: Sequence[str], *, cwd: Path, clock: Clock) -> Finished:
+    """`command` ran in its own process group, which is killed when the limit passes or we are cancelled.
+
+    A process it left running in the background stays after a success, as a reload may start a service.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    kept = bytearray()
+    loop = asyncio.get_running_loop()
+    try:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                cwd=cwd,
+                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writer,
+                stderr=writer,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return Finished(fault=f"could not be started: {error.strerror}", output=b"")
+        finally:
+            os.close(writer)
+        # Not asyncio's own pipe: its end would be awaited, and a background process may keep it open.
+        loop.add_reader(reader, _drain, loop, reader, kept)
+        fault = await _ending(process, clock)
+        _drain(loop, reader, kept)
+        return Finished(fault=fault, output=bytes(kept))
+    finally:
+        loop.remove_reader(reader)
+        os.close(reader)
+
+
+async def _ending(process: asyncio.subprocess.Process, clock: Clock) -> str:
+    ended = asyncio.ensure_future(process.wait())
+    limit = asyncio.ensure_future(clock.sleep(LIMIT_SECONDS))
+    try:
+        await asyncio.wait((ended, limit), return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            return f"did not end within {LIMIT_SECONDS:g} seconds and was killed"
+        status = ended.result()
+        if status < 0:
+            return f"was ended by signal {-status}"
+        return f"ended with status {status}" if status else ""
+    finally:
+        limit.cancel()
+        if not ended.done():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await ended
+
+
+def _drain(loop: asyncio.AbstractEventLoop, reader: int, kept: bytearray) -> None:
+    try:
+        chunk = os.read(reader, 1 << 16)
+    except BlockingIOError:
+        return
+    if not chunk:
+        loop.remove_reader(reader)
+    kept += chunk
+    del kept[:-OUTPUT_BYTES]

@@ -1,0 +1,359 @@
+"""Brings every slot to its newest offer and knows, at any moment, what each one holds.
+
+The door to the host half of the agent: hides queues, threads, the apply machines and the journal behind
+offers in, outcomes and views out. One thing at a time happens to a participant, so there is one writer per
+slot and per target; participants do not wait for one another.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.apply import Applier, Fetch, blocking, refused_unseen
+from agent.config import AgentConfig
+from agent.journal import Journal, Slot
+from agent.plan import holder
+from agent.policy import Refused, unknown_participant
+from shared.clock import Clock
+from shared.ids import NewId
+from shared.logs import get
+from shared.model import (
+    Condition,
+    Digest,
+    FileState,
+    Offer,
+    Outcome,
+    OutcomeKey,
+    Reason,
+    ReasonCode,
+    Result,
+    SlotState,
+    View,
+    ViewState,
+    show_digest,
+)
+
+MAX_QUEUED = 16_384
+"""Offers waiting; one more is dropped, as a lost message costs time and never correctness."""
+
+MAX_UNJOURNALLED = 4_096
+"""Outcomes kept that belong to no journal; beyond that the oldest go."""
+
+PARALLEL = 8
+"""Participants worked on at once."""
+
+_log = get(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What a target holds: `digest` and `state` as last seen on disk, `desired` as the slot put it there."""
+
+    slot_id: bytes
+    digest: Digest | None
+    desired: Digest | None
+    state: ViewState
+
+
+class Reconciler:
+    """Applies offers to the participants of `config`; keeps its journal in `state_dir`/journal."""
+
+    def __init__(
+        self,
+        *,
+        config: AgentConfig,
+        state_dir: Path,
+        clock: Clock,
+        new_id: NewId,
+        record_view: Callable[[View], Awaitable[None]],
+        fetch: Fetch,
+        on_outcome: Callable[[Outcome], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._clock, self._on_outcome, self._on_change = clock, on_outcome, on_change
+        self._journal = Journal(state_dir / "journal")
+        self._appliers = {
+            participant.id: Applier(
+                config=participant,
+                slots={},
+                journal=self._journal,
+                clock=clock,
+                new_id=new_id,
+                fetch=fetch,
+                record_view=record_view,
+                output=state_dir / "output",
+            )
+            for participant in config.participants
+        }
+        self._locks = {participant: asyncio.Lock() for participant in self._appliers}
+        self._queued: dict[str, dict[bytes, Offer]] = {participant: {} for participant in self._appliers}
+        self._acknowledged: dict[str, list[OutcomeKey]] = {participant: [] for participant in self._appliers}
+        self._unjournalled: OrderedDict[OutcomeKey, Outcome] = OrderedDict()
+        self._busy: set[str] = set()
+        self._wake = asyncio.Event()
+        self._strangers: tuple[str, ...] = ()
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """What an earlier run began is finished or undone, leftovers are gone, open slots have a first view."""
+        slots = await blocking(lambda: self._journal.load(now=self._clock.now()))
+        for (participant, slot_id), slot in slots.items():
+            if participant in self._appliers:
+                self._appliers[participant].slots[slot_id] = slot
+        self._strangers = tuple(sorted({participant for participant, _ in slots} - set(self._appliers)))
+        for applier in self._appliers.values():
+            for outcome in await applier.recover():
+                self._on_outcome(outcome)
+            swept = await blocking(lambda sweep=applier.sweep: sweep())  # type: ignore[misc]
+            if swept:
+                _log.info("apply.swept", participant=applier.config.id, files=swept)
+            for _, file in applier.held():
+                if file.path not in applier.seen:
+                    await applier.look(file, from_at=self._clock.now())
+        self._on_change()
+
+    async def run(self) -> None:
+        """Applies what is offered until cancelled; what is half done then is finished by the next `start`."""
+        limit = asyncio.Semaphore(PARALLEL)
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    self._wake.clear()
+                    for participant in self._appliers:
+                        waits = self._queued[participant] or self._acknowledged[participant]
+                        if waits and participant not in self._busy:
+                            self._busy.add(participant)
+                            group.create_task(self._serve(participant, limit))
+                    await self._wake.wait()
+        finally:
+            await blocking(self._save_acknowledged)
+
+    async def _serve(self, participant: str, limit: asyncio.Semaphore) -> None:
+        applier, queued = self._appliers[participant], self._queued[participant]
+        try:
+            async with limit:
+                while queued:
+                    async with self._locks[participant]:
+                        await self._apply(applier, queued.pop(next(iter(queued))))
+                async with self._locks[participant]:
+                    await blocking(lambda: self._save_acknowledged_of(participant))
+        finally:
+            self._busy.discard(participant)
+            self._wake.set()
+
+    async def _apply(self, applier: Applier, offer: Offer) -> None:
+        before = applier.slots.get(offer.slot_id)
+        outcome = await applier.apply(offer)
+        slot = applier.slots.get(offer.slot_id)
+        self._report(outcome, journalled=slot is not None and slot.outcome is outcome)
+        if _watch(before) != _watch(slot):
+            self._on_change()
+
+    def _report(self, outcome: Outcome, *, journalled: bool) -> None:
+        if not journalled:
+            self._unjournalled[outcome.key] = outcome
+            while len(self._unjournalled) > MAX_UNJOURNALLED:
+                self._unjournalled.popitem(last=False)
+        self._on_outcome(outcome)
+
+    # -- offers and outcomes -------------------------------------------------------------------------
+
+    def offer(self, offer: Offer) -> None:
+        """`offer` will be applied, unless a newer one for its slot comes first; never waits."""
+        queued = self._queued.get(offer.participant)
+        if queued is None:
+            reason = unknown_participant(offer.participant).reason
+            self._report(refused_unseen(offer, reason, now=self._clock.now()), journalled=False)
+            return
+        older = queued.get(offer.slot_id)
+        if older is not None and older.revision != offer.revision:
+            older, offer = sorted((older, offer), key=lambda one: one.revision)
+            self._report(
+                refused_unseen(older, _superseded(older, offer), now=self._clock.now()), journalled=False
+            )
+        elif older is None and sum(map(len, self._queued.values())) >= MAX_QUEUED:
+            _log.warning("apply.queue_full", participant=offer.participant, slot=offer.slot_id.hex())
+            return
+        queued[offer.slot_id] = offer
+        self._wake.set()
+
+    def unacknowledged(self) -> tuple[Outcome, ...]:
+        """Every outcome the control plane has not acknowledged, oldest first within a slot."""
+        acknowledged = {key for keys in self._acknowledged.values() for key in keys}
+        journalled = (
+            outcome
+            for applier in self._appliers.values()
+            for slot in applier.slots.values()
+            for outcome in slot.unacknowledged
+            if outcome.key not in acknowledged
+        )
+        return (*self._unjournalled.values(), *journalled)
+
+    def acknowledged(self, key: OutcomeKey) -> None:
+        """The outcome is not owed any more; `run` makes that durable soon. Idempotent.
+
+        A stop before that sends the outcome once more, which changes nothing at the other end.
+        """
+        if self._unjournalled.pop(key, None) is None and key.participant in self._acknowledged:
+            self._acknowledged[key.participant].append(key)
+            self._wake.set()
+
+    def _save_acknowledged(self) -> None:
+        for participant in self._appliers:
+            self._save_acknowledged_of(participant)
+
+    def _save_acknowledged_of(self, participant: str) -> None:
+        """Acknowledgements, and what could not be written before, are durable."""
+        applier = self._appliers[participant]
+        keys = self._acknowledged[participant]
+        changed = {
+            key.slot_id
+            for key in keys
+            if (slot := applier.slots.get(key.slot_id)) and slot.acknowledged(key) != slot
+        }
+        for slot_id in changed | applier.unsaved:
+            slot = applier.slots[slot_id]
+            for key in keys:
+                slot = slot.acknowledged(key) if key.slot_id == slot_id else slot
+            applier.save(slot)
+        del keys[:]
+
+    def settled(self) -> bool:
+        """No offer is waiting or being applied."""
+        return not any(self._queued.values()) and not self._busy
+
+    # -- what is on disk -----------------------------------------------------------------------------
+
+    async def observed(self, participant: str, path: str) -> None:
+        """What a target holds now is recorded as a view, where that changed; call whenever it may have."""
+        applier = self._appliers.get(participant)
+        if applier is None:
+            return
+        async with self._locks[participant]:
+            for _, file in applier.held():
+                if file.path == path:
+                    await applier.look(file, from_at=self._clock.now())
+
+    def watched(self) -> Mapping[tuple[str, str], Path]:
+        """(participant, path) of every target an open slot holds → the absolute path of its real file."""
+        return {
+            (participant, file.path): applier.config.root / file.real
+            for participant, applier in self._appliers.items()
+            for _, file in applier.held()
+        }
+
+    def slots(self) -> tuple[SlotState, ...]:
+        """Every slot on record, with digests as they are on disk this moment.
+
+        Reads files; safe to call from a thread, which is where to call it from with many participants.
+        """
+        return tuple(
+            SlotState(
+                participant=participant,
+                slot_id=slot.slot_id,
+                revision=slot.revision,
+                files=tuple(
+                    FileState(path=file.path, digest=applier.on_disk(file.real)[0]) for file in slot.files
+                ),
+                step=slot.step,
+                result=slot.result,
+                quarantined=bool(slot.quarantined),
+            )
+            for participant, applier in self._appliers.items()
+            for slot in tuple(applier.slots.values())
+        )
+
+    def view_of(self, participant: str, path: str) -> Holding | None:
+        """What a target holds as last seen; None where no slot holds it."""
+        applier = self._appliers.get(participant)
+        for slot, file in applier.held() if applier else ():
+            view = applier.seen.get(file.path) if applier else None
+            if file.path == path and view is not None:
+                return Holding(
+                    slot_id=slot.slot_id, digest=view.digest, desired=file.applied, state=view.state
+                )
+        return None
+
+    # -- how it goes ---------------------------------------------------------------------------------
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """What is wrong with journals and slots."""
+        found = list(self._journal.conditions())
+        for participant in self._strangers:
+            found.append(
+                self._condition("PARTICIPANT_UNKNOWN", f"{participant} has slots but is not in agent.toml")
+            )
+        for participant, applier in self._appliers.items():
+            if applier.unsaved:
+                found.append(
+                    self._condition("JOURNAL_UNWRITABLE", f"{participant}'s journal could not be written")
+                )
+            for slot in applier.slots.values():
+                if slot.result is Result.STUCK:
+                    message = f"slot {slot.slot_id.hex()} of {participant} is neither done nor undone"
+                    found.append(self._condition("SLOT_STUCK", message, since=slot))
+                lost = [file.path for file in slot.files if file.applied is not None and file.before is None]
+                if lost and not slot.closed:
+                    message = f"no baseline is on record for {', '.join(lost)} of {participant}"
+                    found.append(self._condition("BASELINE_LOST", message, since=slot))
+        return tuple(found)
+
+    def _condition(self, code: str, message: str, *, since: Slot | None = None) -> Condition:
+        at = since.outcome.occurred_at if since is not None and since.outcome is not None else 0
+        severity = "warning" if code in ("BASELINE_LOST", "PARTICIPANT_UNKNOWN") else "error"
+        return Condition(code=code, severity=severity, since_at=at or self._clock.now(), message=message)
+
+    def status(self) -> list[dict[str, object]]:
+        """Per slot: where it stands and what its files hold as last seen; ready for JSON."""
+        return [
+            _status(applier, slot)
+            for applier in self._appliers.values()
+            for slot in tuple(applier.slots.values())
+        ]
+
+
+def _status(applier: Applier, slot: Slot) -> dict[str, object]:
+    reason = slot.outcome.reason if slot.outcome is not None else None
+    return {
+        "participantId": slot.participant,
+        "slotId": slot.slot_id.hex(),
+        "revision": str(slot.revision),
+        "attempt": slot.attempt,
+        "action": slot.action.value,
+        "step": slot.step.value,
+        "result": slot.result.value,
+        "closed": slot.closed,
+        "reason": reason and {"code": reason.code.value, "message": reason.message, "remedy": reason.remedy},
+        "files": [
+            {
+                "path": file.path,
+                "desiredDigest": show_digest(file.applied),
+                "runningDigest": show_digest(view.digest) if view is not None else None,
+                "state": _state(applier, slot, file.real, view),
+            }
+            for file in slot.files
+            for view in [applier.seen.get(file.path)]
+        ],
+    }
+
+
+def _state(applier: Applier, slot: Slot, real: str, view: View | None) -> str:
+    held = holder(applier.slots, real)
+    if view is None or held is None or held[0] is not slot:
+        return ViewState.UNMANAGED.value
+    return view.state.value
+
+
+def _watch(slot: Slot | None) -> object:
+    return None if slot is None or slot.closed else [(file.real, file.applied is None) for file in slot.files]
+
+
+def _superseded(older: Offer, newer: Offer) -> Reason:
+    return Refused(
+        ReasonCode.SUPERSEDED,
+        f"revision {older.revision} was not begun before revision {newer.revision} came",
+        "nothing; the newer revision is applied",
+    ).reason

@@ -1,0 +1,156 @@
+"""The steps of an apply that touch the disk: stage, journal the intent, put in place, put back.
+
+Everything here is told by an intent alone and may be repeated, so the same code serves an apply and the
+restart after one that was interrupted. Blocks.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from agent.files import Staged, Workspace, refusal
+from agent.journal import FileImage, Journal, Slot, SlotFile
+from agent.plan import Planned, image, kept, same
+from agent.policy import Refused, show
+from shared.clock import Clock
+from shared.ids import NewId
+from shared.model import Reason, ReasonCode
+
+
+class Swapper:
+    """Puts what was planned or intended into one participant's files, of at most `max_bytes` each."""
+
+    def __init__(
+        self, *, workspace: Workspace, max_bytes: int, journal: Journal, clock: Clock, new_id: NewId
+    ) -> None:
+        self._workspace, self._max_bytes = workspace, max_bytes
+        self._journal, self._clock, self._new_id = journal, clock, new_id
+
+    def stage(self, planned: Planned) -> Planned:
+        """`planned` with its new content durable beside the target, where it has to be written at all."""
+        file, new = planned.file, planned.new
+        change = file.change
+        if change is None or new is None or same(change.old, change.new):
+            return planned
+        staged = self._workspace.stage(file.real, new, token=self._new_id().hex())
+        old = replace(change.old, made=staged.missing)
+        before = old if file.before == change.old else file.before
+        original = old if file.original == change.old else file.original
+        change = replace(change, old=old, temp=staged.temp)
+        file = replace(file, before=before, original=original, change=change)
+        return replace(planned, file=file, staged=staged)
+
+    def discard(self, plan: Iterable[Planned]) -> None:
+        """What was staged for `plan` is gone again."""
+        for planned in plan:
+            if planned.staged is not None:
+                self._workspace.discard(planned.staged)
+
+    def intend(self, intent: Slot, plan: list[Planned]) -> Slot:
+        """The intent and everything needed to undo it are durable."""
+        try:
+            for planned in plan:
+                change = planned.file.change
+                if change is not None and change.old.digest is not None:
+                    present = self._workspace.read(planned.file.real, limit=self._max_bytes)
+                    if present is None or self._journal.keep(present.content) != change.old.digest:
+                        raise _changed_meanwhile(planned.file.path)
+            # Read before the first rename, so that the old view ends no later than the old content does.
+            intent = replace(intent, swapped_at=self._clock.now())
+            self._journal.save(intent)
+        except (OSError, Refused) as error:
+            self.discard(plan)
+            if isinstance(error, Refused):
+                raise
+            reason = refusal(error, "the agent's state directory").reason
+            raise Refused(reason.code, reason.message, reason.remedy) from error
+        return intent
+
+    def forward(self, intent: Slot) -> Reason | None:
+        """Every file is what the intent says, or the reason why one is not. Idempotent."""
+        try:
+            pending = [file for file in intent.files if file.change and not self._is(file, file.change.new)]
+            for file in pending:
+                if file.change and not self._is(file, file.change.old):
+                    raise _changed_meanwhile(file.path)
+            for file in pending:
+                self._put_new(file)
+        except Refused as refused:
+            return refused.reason
+        return None
+
+    def _put_new(self, file: SlotFile) -> None:
+        assert file.change is not None
+        old, new, temp = file.change.old, file.change.new, file.change.temp
+        if temp is not None and new.digest is not None:
+            staged = Staged(path=file.real, temp=temp, digest=new.digest, missing=old.made)
+            if self._workspace.is_staged(staged):
+                self._workspace.swap(staged)
+                return
+        self._put(file, new)
+
+    def _put(self, file: SlotFile, wanted: FileImage) -> None:
+        """The file is what is wanted, from what the journal keeps."""
+        if wanted.digest is None:
+            self._workspace.remove(file.real, made=wanted.made)
+            return
+        content = kept(self._journal, wanted)
+        if content is None:
+            raise Refused(
+                ReasonCode.IO_ERROR,
+                f"the agent stopped before {show(file.path)} was in place, and its new content is gone",
+                "deploy again",
+            )
+        self._workspace.swap(self._workspace.stage(file.real, content, token=self._new_id().hex()))
+
+    def _is(self, file: SlotFile, wanted: FileImage) -> bool:
+        # The digest first: it works whatever the size of what somebody else may have put there.
+        if self._workspace.digest(file.real) != wanted.digest:
+            return False
+        return same(image(self._workspace.read(file.real, limit=self._max_bytes)), wanted)
+
+    def back(self, intent: Slot) -> tuple[bool, Reason | None]:
+        """Every file is what it was: whether one had to be put back, and why one could not be.
+
+        A file that somebody else changed meanwhile stays as it is: it is neither ours to keep nor to undo.
+        """
+        touched, failure = False, None
+        for file in reversed(intent.files):
+            change = file.change
+            if change is None or is_unchanged(file):
+                continue
+            if change.temp is not None and change.new.digest is not None:
+                self._workspace.discard(Staged(path=file.real, temp=change.temp, digest=change.new.digest))
+            try:
+                if self._is(file, change.new):
+                    touched = True
+                    self._put(file, change.old)
+                elif change.old.digest is None:
+                    self._workspace.remove_directories(change.old.made)
+            except Refused as refused:
+                if refused.reason.code not in (ReasonCode.SYMLINK_REFUSED, ReasonCode.NOT_A_REGULAR_FILE):
+                    failure = refused.reason
+        return touched, failure
+
+    def already_new(self, intent: Slot) -> list[SlotFile]:
+        """The files that are what the intent says."""
+        found = []
+        for file in intent.files:
+            try:
+                if file.change is not None and self._is(file, file.change.new):
+                    found.append(file)
+            except Refused:
+                continue  # `forward` meets it again and says why
+        return found
+
+
+def is_unchanged(file: SlotFile) -> bool:
+    """Nothing has to be written."""
+    return file.change is None or same(file.change.old, file.change.new)
+
+
+def _changed_meanwhile(path: str) -> Refused:
+    return Refused(
+        ReasonCode.DRIFTED,
+        f"{show(path)} was changed by somebody else while it was being applied",
+        "look at the change, then deploy again",
+    )
