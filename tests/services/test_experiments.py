@@ -1,0 +1,113 @@
+"""Starting, assigning, completing: what is recorded can be replayed and is all there."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane.domain import requests
+from control_plane.domain.assignment import Arm, Placement, replay
+from control_plane.domain.experiment import normalised
+from control_plane.services import experiments, fleet
+from shared.errors import AlreadyExists, FailedPrecondition
+from tests.support.builders import World
+
+
+async def test_the_record_of_a_start_replays(world: World) -> None:
+    """Phase and assignments hold all that the procedure needs to give the same result again."""
+    names = [f"bot-{n}" for n in range(14)]
+    await world.agent(*names[:6])
+    await world.agent(*names[6:11])
+    started = await world.start(await world.experiment(*names))
+    found = await world.ask(lambda store: store.experiments.assignments(started.phase.id))
+    keys = {variant.id: variant.key for variant in started.variants}
+    placements = [
+        Placement(
+            participant=item.participant,
+            arm=keys[item.variant_id],
+            stratum=item.stratum,
+            block=item.block,
+            position=item.position,
+        )
+        for item in found
+    ]
+    arms = [Arm(key=keys[key], weight=weight) for key, weight in started.phase.weights.items()]
+    assert len(placements) == 14
+    assert replay(placements, arms, seed=started.phase.seed)
+    assert len({item.stratum for item in placements}) == 3
+    assert abs(Counter(item.arm for item in placements)["a"] - 7) <= 1
+
+
+async def test_the_plan_is_what_a_start_does(world: World) -> None:
+    """Planned assignments of the draft are the ones that are fixed."""
+    names = [f"bot-{n}" for n in range(8)]
+    await world.agent(*names)
+    draft = await world.experiment(*names)
+    planned = await world.do(experiments.list_assignments, requests.PageOf(id="test", limit=100))
+    started = await world.start(draft)
+    fixed = await world.assigned(started)
+    keys = {variant.id: variant.key for variant in started.variants}
+    assert {item.participant: keys[item.variant_id] for item in planned.items} == fixed
+
+
+async def test_labels_select_participants(world: World) -> None:
+    """A selector by labels takes who carries them at the start."""
+    await world.agent("x")
+    for name, role in (("bot-1", "support"), ("bot-2", "sales"), ("bot-3", "support")):
+        await world.do(fleet.create_participant, requests.CreateParticipant(id=name, labels={"role": role}))
+    values = {"participants": {"labels": {"role": "support"}}}
+    view = await world.do(
+        experiments.create,
+        requests.parse(
+            requests.CreateExperiment,
+            {
+                "name": "By label",
+                "targetFile": "a.md",
+                "variants": [
+                    {"name": "a", "content": "a", "weight": 50, "isControl": True},
+                    {"name": "b", "content": "b", "weight": 50},
+                ],
+                **values,
+            },
+        ),
+    )
+    started = await world.start(view.experiment)
+    assert set(await world.assigned(started)) == {"bot-1", "bot-3"}
+
+
+async def test_completing_releases_the_claims(world: World) -> None:
+    """While one experiment holds a file another cannot start on it; once completed, it can."""
+    await world.agent("p")
+    await world.start(await world.experiment("p"))
+    second = await world.experiment("p", name="Second")
+    with pytest.raises(FailedPrecondition, match="held by experiment test"):
+        await world.start(second)
+    await world.do(experiments.complete, requests.parse(requests.Complete, {"id": "test", "then": "restore"}))
+    assert (await world.start(second)).status == "running"
+
+
+async def test_the_same_key_twice_is_refused(world: World) -> None:
+    """A key names one experiment; a key made from a name gets a suffix instead."""
+    await world.experiment(key="one")
+    with pytest.raises(AlreadyExists):
+        await world.experiment(key="one")
+    assert [(await world.experiment(name="Same")).key for _ in range(2)] == ["same", "same-2"]
+
+
+async def test_the_snapshot_is_kept_at_completion(world: World) -> None:
+    """What every participant had done when the experiment was completed is frozen."""
+    uid = await world.agent("p")
+    await world.start(await world.experiment("p"))
+    await world.report(uid, world.impression("p", at=world.clock.now()))
+    await world.do(experiments.complete, requests.parse(requests.Complete, {"id": "test"}))
+    rows = await world.rows("select snapshot from experiment")
+    assert '"impressions": 1' in rows[0]["snapshot"]
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=20))
+def test_normalised_weights_sum_to_100(weights: list[int]) -> None:
+    """Planned weights are whole per cents that sum to 100, whatever was typed."""
+    found = normalised(weights)
+    assert sum(found) == 100
+    assert all(share >= 0 for share in found)
