@@ -5,40 +5,136 @@ This module puts the commands together; each module beside it is one kind of the
 
 import sys
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from control_plane.cli import access, apply, deploying, experiments, fleet, results
-from control_plane.cli.session import Failure, Session, command, globals_options, tell
+from control_plane.cli import access, apply, deploying, experiments, fleet, results, show
+from control_plane.cli.session import Exit, Failure, Session, add, tell, with_globals
 
 app = typer.Typer(
     name="variantctl",
-    help="Controlled experiments on files: apply, start, deploy, and see what the numbers say.",
     epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 hosts did not converge, 4 conflict, 5 timed out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _sub(name: str, text: str) -> typer.Typer:
-    made = typer.Typer(help=text, no_args_is_help=True)
-    app.add_typer(made, name=name)
-    return made
-
-
-def _version(wanted: bool) -> None:  # noqa: FBT001  # typer's callbacks take the value
+def _version(wanted: bool) -> None:  # noqa: FBT001  # typer hands callbacks the value
     if wanted:
         print(f"variantctl {version('variantd')}")
         raise typer.Exit
 
 
-@globals_options(app)
 def _root(
-    session: Session,
+    _: Session,
     *,
-    version: Annotated[  # noqa: A002
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-) -> None: ...
+) -> None:
+    """Controlled experiments on files: apply a manifest, start, deploy, see what the numbers say.
+
+    Global options may stand before or after the command. Without them, VARIANTD_SERVER, VARIANTD_CA and
+    VARIANTD_API_KEY count, then the profile that `variantctl login` wrote.
+    """
+
+
+def _group(name: str, text: str) -> typer.Typer:
+    made = typer.Typer(help=text, no_args_is_help=True)
+    app.add_typer(made, name=name)
+    return made
+
+
+app.callback()(with_globals(_root))
+
+add(
+    app,
+    "login",
+    access.login,
+    """variantctl login --data-dir /var/lib/variantd
+    variantctl login --profile prod --server ab.example.org:7401 --ca ca.pem --api-key-file - < key""",
+)
+add(
+    app,
+    "apply",
+    apply.apply,
+    """variantctl apply -f experiment.yaml --dry-run
+    variantctl apply -f experiment.yaml && variantctl experiments start soul-tone""",
+)
+add(
+    app,
+    "deploy",
+    deploying.deploy,
+    """variantctl deploy soul-tone --participant bot-7 --variant concise --wait --timeout 2m
+    variantctl deploy soul-tone -p bot-7 -v concise --wait --overwrite-drift""",
+)
+add(
+    app,
+    "results",
+    results.results,
+    """variantctl results soul-tone
+    variantctl results soul-tone --population delivered --event resolved --json""",
+)
+add(app, "audit", access.audit, "variantctl audit --limit 20")
+
+_experiments = _group("experiments", "Experiments and the steps of their life.")
+add(_experiments, "list", experiments.list_experiments, "variantctl experiments list --status running")
+add(_experiments, "get", experiments.get, "variantctl experiments get soul-tone -o yaml")
+add(_experiments, "start", experiments.start, "variantctl experiments start soul-tone")
+add(_experiments, "pause", experiments.pause)
+add(_experiments, "resume", experiments.resume)
+add(_experiments, "stop", experiments.stop)
+add(
+    _experiments,
+    "complete",
+    experiments.complete,
+    """variantctl experiments complete soul-tone --then restore
+    variantctl experiments complete soul-tone --winner concise --conclusion won --comment 'shipped'""",
+)
+add(_experiments, "wait", deploying.wait_for, "variantctl experiments wait soul-tone --timeout 2m")
+add(_experiments, "assignments", experiments.show_assignments)
+add(_experiments, "deployments", deploying.show_deployments)
+add(_experiments, "delete", experiments.delete)
+
+_agents = _group("agents", "Agents: the daemons on hosts, and what lets one join.")
+add(_agents, "list", fleet.list_agents)
+add(_agents, "get", fleet.get_agent)
+add(
+    _agents,
+    "token",
+    fleet.token,
+    """variantctl agents token --ttl 1h
+    variantctl agents token --quiet --max-uses 20 --label role=support --name-pattern 'host-*' > token""",
+)
+add(_agents, "ban", fleet.ban_agent)
+
+_participants = _group("participants", "Participants: the workspaces that take part.")
+add(_participants, "list", fleet.list_participants)
+add(_participants, "get", fleet.get_participant)
+add(
+    _participants,
+    "create",
+    fleet.create_participant,
+    "variantctl participants create bot-7 --label role=support",
+)
+add(
+    _participants,
+    "label",
+    fleet.label_participant,
+    "variantctl participants label bot-7 tier=gold trial-",
+)
+add(_participants, "delete", fleet.delete_participant)
+
+
+def main() -> None:
+    """The console script; leaves with an exit code, never with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names may hold what an old locale cannot show; a ? is better than no answer.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # real streams here
+    try:
+        app()
+    except Exception as error:
+        failure = Failure(f"something is wrong with variantctl itself: {type(error).__name__}: {error}")
+        tell(show.console(error=True), failure)
+        sys.exit(Exit.ERROR)

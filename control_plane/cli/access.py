@@ -15,6 +15,7 @@ from control_plane.cli.connection import (
     Exit,
     Failure,
     Peer,
+    check_profile_name,
     check_server,
     profiles_path,
     read_file,
@@ -41,6 +42,7 @@ def login(
     give --server, --ca and --api-key-file. --profile NAME remembers several.
     """
     wanted = session.wanted
+    name = check_profile_name(wanted.profile or DEFAULT_PROFILE)
     if data_dir is not None:
         if wanted.server or wanted.ca or wanted.api_key_file:
             raise Failure("--data-dir says server, CA and key already", exit_code=Exit.USAGE)
@@ -54,7 +56,6 @@ def login(
         _try(session, found)
     else:
         raise Failure("give --data-dir DIR, or --server, --ca and --api-key-file", exit_code=Exit.USAGE)
-    name = wanted.profile or DEFAULT_PROFILE
     path = profiles_path(os.environ)
     save_profile(path, name, found)
     if session.json:

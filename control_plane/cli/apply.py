@@ -79,7 +79,7 @@ def _brief(value: Any) -> str:
         return value[:19] + "…" if value.startswith("sha256:") else value
     if isinstance(value, Mapping):
         return ", ".join(
-            f"{name} {_brief(item)}" for name, item in value.items() if item not in ("", None, {})
+            f"{name} {_brief(item)}" for name, item in value.items() if item not in ("", None, {}, [])
         )
     return json.dumps(value, ensure_ascii=False)
 
@@ -146,7 +146,8 @@ def planned(experiment: pb.Experiment) -> str:
     counts = [
         f"{variant.key} {experiment.assignment_counts.get(variant.id, 0)}" for variant in experiment.variants
     ]
-    return f"{experiment.participant_count} participants" + (f": {', '.join(counts)}" if counts else "")
+    count = experiment.participant_count
+    return f"{count} participant{'s' * (count != 1)}" + (f": {', '.join(counts)}" if counts else "")
 
 
 # -- the plan

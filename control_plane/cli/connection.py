@@ -129,6 +129,13 @@ def check_server(server: str) -> str:
     return server
 
 
+def check_profile_name(name: str) -> str:
+    """The name as given. Raises Failure where no profile can be called that."""
+    if not _PROFILE_NAME.fullmatch(name):
+        raise Failure(f"{name!r} is not a profile name: letters, digits, - and _", exit_code=Exit.USAGE)
+    return name
+
+
 def check_key(key: str) -> str:
     """The key without surrounding space. Raises Failure where it cannot be one."""
     key = key.strip()
@@ -188,8 +195,6 @@ def _profile(table: Mapping[str, Any]) -> Peer:
 
 def save_profile(path: Path, name: str, profile: Peer) -> None:
     """The profile is stored under `name`, durable and readable by its owner only; the others stay."""
-    if not _PROFILE_NAME.fullmatch(name):
-        raise Failure(f"{name!r} is not a profile name: letters, digits, - and _", exit_code=Exit.USAGE)
     profiles = {**load_profiles(path), name: profile}
     lines = ["# Written by `variantctl login`. Holds API keys.\n"]
     for each, stored in sorted(profiles.items()):

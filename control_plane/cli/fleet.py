@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import show
-from control_plane.cli.session import Exit, Failure, Session, duration, request_id
+from control_plane.cli.session import Failure, Session, duration, request_id
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 AgentId = Annotated[str, typer.Argument(metavar="AGENT", help="Id of the agent; `agents list` shows it.")]
@@ -237,12 +237,15 @@ def label_participant(
     for change in labels:
         if "=" not in change and change.endswith("-"):
             if after.pop(change[:-1], None) is None:
-                raise Failure(f"{participant} has no label {change[:-1]!r}", exit_code=Exit.ERROR)
+                raise Failure(f"{participant} has no label {change[:-1]!r}")
         else:
             after |= labels_of([change])
     request = pb.UpdateParticipantRequest(id=participant, labels=after, request_id=request_id())
     found = session.call(session.fleet.UpdateParticipant, request)
     session.show(found, f"{found.id} {_labelled(found)}")
+    kept = sorted(change for change in labels if change.endswith("-") and change[:-1] in found.labels)
+    if kept:
+        raise Failure(f"{kept[0][:-1]} comes with the enrollment token of its agent and stays")
 
 
 def _labelled(found: pb.Participant) -> str:

@@ -1,13 +1,13 @@
 """What every command has: the global options, a connection once it is needed, and one way to fail.
 
-A command is a function of a `Session` and its own options; `command` gives it the global ones too, so
+A command is a function of a `Session` and its own options; `add` gives it the global ones too, so
 they may stand before or after the command's name, and turns every failure into its line and exit code.
 """
 
+import asyncio
 import functools
 import inspect
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,7 +49,6 @@ class Session:
     out: Console = field(default_factory=show.console)
     err: Console = field(default_factory=lambda: show.console(error=True))
     clock: Clock = field(default_factory=SystemClock)
-    sleep: Callable[[float], None] = time.sleep
 
     @functools.cached_property
     def peer(self) -> Peer:
@@ -182,19 +181,13 @@ def globals_from(options: dict[str, Any], before: Session | None = None) -> Sess
     return replace(before, wanted=Wanted(**filled), json=json or before.json)
 
 
-def command(
-    app: typer.Typer, name: str | None = None, *, examples: str = ""
-) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[Concatenate[Session, P], None]]:
-    """Registers a command; its docstring is its help, `examples` (one a line) stand below it."""
-
-    def register(
-        function: Callable[Concatenate[Session, P], None],
-    ) -> Callable[Concatenate[Session, P], None]:
-        epilog = "\n\n".join(f"  $ {line.strip()}" for line in examples.strip().splitlines())
-        app.command(name, epilog=epilog or None)(with_globals(function))
-        return function
-
-    return register
+def add(
+    app: typer.Typer, name: str, function: Callable[Concatenate[Session, P], None], examples: str = ""
+) -> None:
+    """`app` has the command; the docstring is its help, `examples` (one a line) stand below it."""
+    lines = [f"$ {line.strip()}" for line in examples.strip().splitlines()]
+    epilog = "\n\n".join(["Examples:", *lines]) if lines else None
+    app.command(name, epilog=epilog)(with_globals(function))
 
 
 def with_globals(function: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
@@ -250,7 +243,7 @@ def wait_until(session: Session, done: Callable[[], bool], *, seconds: float, do
             left = seconds - (session.clock.monotonic() - started)
             if left <= 0:
                 return False
-            session.sleep(min(pause, left))
+            asyncio.run(session.clock.sleep(min(pause, left)))
             pause = min(1.0, pause * 1.5)
     return True
 
@@ -264,8 +257,10 @@ class _Quiet:
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def duration(text: str) -> float:
+def duration(text: str | float) -> float:
     """Seconds of `90`, `500ms`, `60s`, `5m`, `1h` or `2d`. Raises BadParameter."""
+    if not isinstance(text, str):
+        return text  # a default, which typer parses as well
     number = text.rstrip("smhd")
     try:
         value = float(number) * _UNITS[text[len(number) :] or "s"]
@@ -289,7 +284,7 @@ __all__ = [
     "Failure",
     "Session",
     "Timeout",
-    "command",
+    "add",
     "duration",
     "request_id",
     "tell",
