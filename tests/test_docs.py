@@ -1,0 +1,39 @@
+"""The reference pages name everything there is."""
+
+import dataclasses
+from pathlib import Path
+
+from agent import config as agent_config
+from control_plane.api.operations import operations
+from control_plane.config import Settings
+from control_plane.services.events import Kept
+from shared.errors import Code
+from shared.model import ReasonCode
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "reference"
+
+
+def test_every_operation_is_on_the_page() -> None:
+    """Every route with its gRPC method, scope and status."""
+    page = (DOCS / "rest.md").read_text()
+    for o in operations(lambda work, item: None):
+        row = f"| `{o.method} {o.path}` | `{o.rpc}` | `{o.scope.value}` | {o.status} |"
+        assert row in page, row
+
+
+def test_every_code_is_on_the_page() -> None:
+    """Every error code, reason code and reason an event is kept for."""
+    page = (DOCS / "codes.md").read_text()
+    for code in [*Code, *ReasonCode, *Kept]:
+        assert f"`{code.value}`" in page, code
+
+
+def test_every_setting_is_on_the_page() -> None:
+    """Every setting of the server and every key of agent.toml."""
+    page = (DOCS / "configuration.md").read_text()
+    names = [*Settings.model_fields, *agent_config._AGENT_KEYS, *agent_config._PARTICIPANT_KEYS]
+    for name in names:
+        assert f"`{name}`" in page, name
+    assert {field.name for field in dataclasses.fields(agent_config.AgentConfig)} - {"participants"} <= set(
+        names
+    )
