@@ -10,7 +10,7 @@ from typing import Any
 
 from control_plane.api import resources
 from control_plane.domain import requests
-from control_plane.services import access, deployments, experiments, fleet, results
+from control_plane.services import access, deployments, experiments, fleet, lifecycle, results
 from control_plane.services.work import Scope, Work
 
 
@@ -99,14 +99,14 @@ def operations(enrollment_token: Callable[[Work, Any], Any]) -> tuple[Operation,
             of + "/status",
             write,
             requests.Transition,
-            e.transition,
+            lifecycle.transition,
             one,
         ),
-        verb("start", e.start, requests.ById),
-        verb("pause", e.pause, requests.ById),
-        verb("resume", e.resume, requests.ById),
-        verb("stop", e.stop, requests.ById),
-        verb("complete", e.complete, requests.Complete),
+        verb("start", lifecycle.start, requests.ById),
+        verb("pause", lifecycle.pause, requests.ById),
+        verb("resume", lifecycle.resume, requests.ById),
+        verb("stop", lifecycle.stop, requests.ById),
+        verb("complete", lifecycle.complete, requests.Complete),
         op(
             "ExperimentService.ListVariants",
             "GET",

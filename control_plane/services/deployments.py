@@ -6,7 +6,8 @@ from control_plane.domain import requests
 from control_plane.domain.deployment import Deployment, Origin
 from control_plane.domain.experiment import Verb, after
 from control_plane.domain.fleet import Presence
-from control_plane.services.experiments import files_of, find, find_variant
+from control_plane.services.experiments import find, find_variant
+from control_plane.services.lifecycle import files_of
 from control_plane.services.work import Listing, Work, cursor_id, hex_of, listing, page_size
 from control_plane.store.deployments import NewDeployment
 from shared.errors import FailedPrecondition, Fault, NotFound

@@ -1,29 +1,23 @@
-"""Use cases of experiments: drafting, starting, and every other step of their life."""
+"""Use cases of experiments: reading them, and drafting them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain import requests
-from control_plane.domain.assignment import ALGORITHM, Arm, Candidate, assign
-from control_plane.domain.deployment import DeploymentFile, Origin
+from control_plane.domain.assignment import Candidate
 from control_plane.domain.experiment import (
     Assignment,
     Experiment,
-    Phase,
-    Readiness,
     Status,
     Variant,
     VariantFile,
     Verb,
     after,
-    faults_at_start,
     key_from,
     plan,
-    verb_towards,
 )
 from control_plane.domain.fleet import Participant, matches
-from control_plane.services.results import summarise_phase
 from control_plane.services.work import (
     Listing,
     Work,
@@ -33,10 +27,8 @@ from control_plane.services.work import (
     listing,
     page_size,
 )
-from control_plane.store.deployments import NewDeployment
 from shared.errors import AlreadyExists, FailedPrecondition, Fault, Invalid, NotFound
 from shared.ids import new_secret, parse_id
-from shared.model import OfferAction
 
 MAX_CONTENT_BYTES = 1_048_576
 
@@ -77,7 +69,7 @@ def find_variant(experiment: Experiment, id_or_key: str) -> Variant:
 
 def get(work: Work, request: requests.ById) -> View:
     """One experiment with its variants."""
-    return _view(work, find(work, request.id))
+    return view_of(work, find(work, request.id))
 
 
 def list_page(work: Work, request: requests.ListExperiments) -> Listing:
@@ -91,7 +83,7 @@ def list_page(work: Work, request: requests.ListExperiments) -> Listing:
         limit=size + 1,
     )
     page = listing(found, size, lambda item: hex_of(item.id))
-    return replace(page, items=[_view(work, item) for item in page.items])
+    return replace(page, items=[view_of(work, item) for item in page.items])
 
 
 def list_variants(work: Work, request: requests.ById) -> View:
@@ -101,7 +93,7 @@ def list_variants(work: Work, request: requests.ById) -> View:
 
 def get_variant(work: Work, request: requests.OfVariant) -> tuple[View, Variant]:
     """One variant and the experiment around it."""
-    view = _view(work, find(work, request.id))
+    view = view_of(work, find(work, request.id))
     return view, find_variant(view.experiment, request.variant_id)
 
 
@@ -117,7 +109,8 @@ def list_assignments(work: Work, request: requests.PageOf) -> Listing:
     return listing(found, size, lambda item: hex_of(item.participant))
 
 
-def _view(work: Work, experiment: Experiment) -> View:
+def view_of(work: Work, experiment: Experiment) -> View:
+    """The experiment with its assignments: the present phase's, or in draft the planned ones."""
     if experiment.phase is None:
         return View(experiment=experiment, assignments=_planned(work, experiment))
     return View(
@@ -128,9 +121,9 @@ def _view(work: Work, experiment: Experiment) -> View:
 
 def _planned(work: Work, experiment: Experiment) -> tuple[Assignment, ...]:
     """What a start would assign now; locks nothing."""
-    participants = _selected(work, experiment.selector)
+    participants = selected(work, experiment.selector)
     by_key = {variant.key: variant for variant in experiment.variants}
-    placements = plan(experiment, _candidates(participants))
+    placements = plan(experiment, candidates(participants))
     return tuple(
         Assignment(
             id=None,
@@ -147,7 +140,8 @@ def _planned(work: Work, experiment: Experiment) -> tuple[Assignment, ...]:
     )
 
 
-def _selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
+def selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
+    """The live participants a selector names, or whose labels it matches, now."""
     ids, labels = selector.get("ids", []), selector.get("labels", {})
     if ids:
         found = [work.store.fleet.participant(work.project_id, public_id) for public_id in ids]
@@ -158,7 +152,7 @@ def _selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
     return [participant for participant in everyone if matches(participant.labels, labels)]
 
 
-def _candidates(participants: Sequence[Participant]) -> list[Candidate]:
+def candidates(participants: Sequence[Participant]) -> list[Candidate]:
     """Stratum: the agent, because what is common to a host is common to its participants."""
     return [
         Candidate(
@@ -207,7 +201,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
     for index, spec in enumerate(request.variants):
         _put_new_variant(work, experiment, spec, field=f"variants.{index}")
         experiment = replace(experiment, variants=store.variants(experiment.id))
-    view = _view(work, experiment)
+    view = view_of(work, experiment)
     return replace(view, warnings=tuple(warnings), created=True)
 
 
@@ -322,7 +316,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     if request.target_file and request.target_file != experiment.target_file:
         _retarget(work, experiment, request.target_file)
     work.store.experiments.save(changed)
-    return replace(_view(work, work.store.experiments.get(experiment.id)), warnings=tuple(warnings))
+    return replace(view_of(work, work.store.experiments.get(experiment.id)), warnings=tuple(warnings))
 
 
 def _retarget(work: Work, experiment: Experiment, target: str) -> None:
@@ -356,7 +350,7 @@ def add_variant(work: Work, request: requests.AddVariant) -> tuple[View, Variant
     after(experiment.status, Verb.EDIT)
     variant = _put_new_variant(work, experiment, request, field="variant")
     work.store.experiments.save(replace(experiment, updated_at=work.now))
-    return _view(work, work.store.experiments.get(experiment.id)), variant
+    return view_of(work, work.store.experiments.get(experiment.id)), variant
 
 
 def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, Variant]:
@@ -381,7 +375,7 @@ def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, V
     )
     work.store.experiments.put_variant(changed)
     work.store.experiments.save(replace(experiment, updated_at=work.now))
-    return _view(work, work.store.experiments.get(experiment.id)), changed
+    return view_of(work, work.store.experiments.get(experiment.id)), changed
 
 
 def delete_variant(work: Work, request: requests.OfVariant) -> None:
@@ -391,163 +385,3 @@ def delete_variant(work: Work, request: requests.OfVariant) -> None:
     after(experiment.status, Verb.EDIT)
     work.store.experiments.delete_variant(variant.id)
     work.store.experiments.save(replace(experiment, updated_at=work.now))
-
-
-# -- life
-
-
-def start(work: Work, request: requests.ById) -> View:
-    """Assignments are fixed, claims taken, and every participant's slot should hold its variant.
-
-    Raises FailedPrecondition with every fault by field where the experiment is not ready.
-    """
-    experiment = find(work, request.id)
-    status = after(experiment.status, Verb.START)
-    participants = _selected(work, experiment.selector)
-    ids = {participant.public_id: participant.id for participant in participants}
-    store = work.store.experiments
-    conflicts = store.conflicts(experiment.id, list(ids.values()), experiment.target_files)
-    faults = faults_at_start(experiment, Readiness(participants=len(participants), conflicts=conflicts))
-    if faults:
-        listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
-        raise FailedPrecondition(f"the experiment is not ready: {listed}", reason="NOT_READY", faults=faults)
-    store.claim(experiment.id, ids.values(), experiment.target_files, now=work.now)
-    phase = Phase(
-        id=work.new_id(),
-        number=1,
-        algorithm=ALGORITHM,
-        seed=experiment.seed,
-        weights={variant.id: variant.weight for variant in experiment.variants},
-        traffic_allocation=100,
-        opened_at=work.now,
-        closed_at=None,
-    )
-    store.add_phase(experiment.id, experiment.run, phase)
-    _assign(work, experiment, phase, participants)
-    store.save(replace(experiment, status=status, phase=phase, started_at=work.now, updated_at=work.now))
-    return _view(work, store.get(experiment.id))
-
-
-def _assign(work: Work, experiment: Experiment, phase: Phase, participants: Sequence[Participant]) -> None:
-    by_key = {variant.key: variant for variant in experiment.variants}
-    by_name = {participant.public_id: participant for participant in participants}
-    arms = [Arm(key=variant.key, weight=variant.weight) for variant in experiment.variants]
-    rows = []
-    for placement in assign(_candidates(participants), arms, seed=phase.seed):
-        participant, variant = by_name[placement.participant], by_key[placement.arm]
-        assignment = Assignment(
-            id=work.new_id(),
-            experiment_id=experiment.id,
-            phase_id=phase.id,
-            participant=placement.participant,
-            variant_id=variant.id,
-            block=placement.block,
-            stratum=placement.stratum,
-            position=placement.position,
-            from_at=work.now,
-        )
-        rows.append((assignment, participant.id, participant.labels))
-        work.store.deployments.desire(
-            NewDeployment(
-                id=work.new_id(),
-                project_id=work.project_id,
-                experiment_id=experiment.id,
-                variant_id=variant.id,
-                phase_id=phase.id,
-                participant_id=participant.id,
-                slot_id=experiment.id,
-                origin=Origin.START,
-                action=OfferAction.WRITE,
-                files=files_of(variant),
-                requested_by=work.caller.actor,
-            ),
-            now=work.now,
-        )
-    work.store.experiments.add_assignments(rows)
-    work.touch(participant_id for _, participant_id, _ in rows)
-
-
-def files_of(variant: Variant) -> list[DeploymentFile]:
-    """What a slot holds once it holds the variant."""
-    return [DeploymentFile(path=file.path, desired=file.digest, size=file.size) for file in variant.files]
-
-
-def pause(work: Work, request: requests.ById) -> View:
-    """Intake is closed; files stay and are measured."""
-    return _move(work, request.id, Verb.PAUSE, paused_at=work.now)
-
-
-def resume(work: Work, request: requests.ById) -> View:
-    """Intake is open again; every participant keeps its variant."""
-    return _move(work, request.id, Verb.RESUME, paused_at=None)
-
-
-def stop(work: Work, request: requests.ById) -> View:
-    """Intake is closed for good; files stay and are measured."""
-    return _move(work, request.id, Verb.STOP, paused_at=None, stopped_at=work.now)
-
-
-def _move(work: Work, id_or_key: str, verb: Verb, **moments: int | None) -> View:
-    experiment = find(work, id_or_key)
-    moved = replace(experiment, status=after(experiment.status, verb), updated_at=work.now, **moments)  # type: ignore[arg-type]  # only the optional moments are given
-    work.store.experiments.save(moved)
-    return _view(work, work.store.experiments.get(experiment.id))
-
-
-def complete(work: Work, request: requests.Complete) -> View:
-    """The experiment has ended: results frozen, claims released, files kept or restored exactly."""
-    experiment = find(work, request.id)
-    status = after(experiment.status, Verb.COMPLETE)
-    winner = find_variant(experiment, request.winner_variant_id) if request.winner_variant_id else None
-    store = work.store.experiments
-    store.keep_snapshot(experiment.id, summarise_phase(work, experiment))
-    if experiment.phase:
-        store.close_phase(experiment.phase.id, now=work.now)
-    restore = request.then == "restore"
-    slots = work.store.deployments.slots_of(experiment.id)
-    for participant_id, slot_id, paths, is_open in slots:
-        if not is_open:
-            continue
-        work.store.deployments.desire(
-            NewDeployment(
-                id=work.new_id(),
-                project_id=work.project_id,
-                experiment_id=experiment.id,
-                variant_id=None,
-                phase_id=experiment.phase.id if experiment.phase else None,
-                participant_id=participant_id,
-                slot_id=slot_id,
-                origin=Origin.RESTORE if restore else Origin.CLOSE,
-                action=OfferAction.RESTORE if restore else OfferAction.CLOSE,
-                files=[DeploymentFile(path=path, desired=None, size=0) for path in paths],
-                requested_by=work.caller.actor,
-            ),
-            now=work.now,
-        )
-    work.touch(participant_id for participant_id, _, _, is_open in slots if is_open)
-    store.release(experiment.id)
-    store.save(
-        replace(
-            experiment,
-            status=status,
-            winner_variant_id=winner.id if winner else None,
-            conclusion=request.conclusion,
-            conclusion_comment=request.conclusion_comment,
-            paused_at=None,
-            completed_at=work.now,
-            updated_at=work.now,
-        )
-    )
-    return _view(work, store.get(experiment.id))
-
-
-def transition(work: Work, request: requests.Transition) -> View:
-    """The experiment is running, paused or completed; asking for where it is changes nothing."""
-    experiment = find(work, request.id)
-    verb = verb_towards(experiment.status, Status(request.status))
-    by_id = requests.ById(id=request.id)
-    if verb is None:
-        return _view(work, experiment)
-    if verb is Verb.COMPLETE:
-        return complete(work, requests.Complete(id=request.id))
-    return {Verb.START: start, Verb.PAUSE: pause, Verb.RESUME: resume}[verb](work, by_id)

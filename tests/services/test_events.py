@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import experiments, results
+from control_plane.services import lifecycle, results
 from control_plane.services.events import Verdict
 from shared.model import Batch, Record
 from tests.support.builders import Spooled, World, content_digest, seconds
@@ -176,7 +176,7 @@ async def test_events_stay_within_their_phase(world: World) -> None:
     uid, assigned = await running(world, "p")
     before = world.impression("p", at=world.clock.now() + 1)
     world.clock.jump(10)
-    await world.do(experiments.complete, requests.Complete(id="test"))
+    await world.do(lifecycle.complete, requests.Complete(id="test"))
     await world.report(uid, before, world.impression("p", at=world.clock.now() + 1))
     found = await world.do(results.get, requests.GetResults(id="test", eventName="done"))
     counts = {variant.key: arm.impressions for variant, arm in found.arms}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from control_plane.domain import requests
 from control_plane.domain.assignment import Arm, Placement, replay
 from control_plane.domain.experiment import normalised
-from control_plane.services import experiments, fleet
+from control_plane.services import experiments, fleet, lifecycle
 from shared.errors import AlreadyExists, FailedPrecondition
 from tests.support.builders import World
 
@@ -83,7 +83,7 @@ async def test_completing_releases_the_claims(world: World) -> None:
     second = await world.experiment("p", name="Second")
     with pytest.raises(FailedPrecondition, match="held by experiment test"):
         await world.start(second)
-    await world.do(experiments.complete, requests.parse(requests.Complete, {"id": "test", "then": "restore"}))
+    await world.do(lifecycle.complete, requests.parse(requests.Complete, {"id": "test", "then": "restore"}))
     assert (await world.start(second)).status == "running"
 
 
@@ -100,7 +100,7 @@ async def test_the_snapshot_is_kept_at_completion(world: World) -> None:
     uid = await world.agent("p")
     await world.start(await world.experiment("p"))
     await world.report(uid, world.impression("p", at=world.clock.now()))
-    await world.do(experiments.complete, requests.parse(requests.Complete, {"id": "test"}))
+    await world.do(lifecycle.complete, requests.parse(requests.Complete, {"id": "test"}))
     rows = await world.rows("select snapshot from experiment")
     assert '"impressions": 1' in rows[0]["snapshot"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from control_plane.domain import requests
 from control_plane.domain.fleet import Agent
-from control_plane.services import access, events, experiments, fleet
+from control_plane.services import access, events, experiments, fleet, lifecycle
 from control_plane.services.work import Caller, Scope, Work
 from control_plane.store.database import Tx
 from control_plane.store.sqlite import SqliteDatabase
@@ -125,7 +125,7 @@ class World:
 
     async def start(self, experiment: Any) -> Any:
         """The experiment, running."""
-        view = await self.do(experiments.start, requests.ById(id=experiment.key))
+        view = await self.do(lifecycle.start, requests.ById(id=experiment.key))
         return view.experiment
 
     async def assigned(self, experiment: Any) -> dict[str, str]:

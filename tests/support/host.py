@@ -76,17 +76,10 @@ class Host:
 
     async def apply(self, offer: Offer) -> Outcome:
         """The outcome of `offer`."""
-        before = len(self.outcomes)
+        self.heard.clear()
         self.reconciler.offer(offer)
         async with asyncio.timeout(30):
-            while len(self.outcomes) == before or not self.reconciler.settled():
-                self.heard.clear()
-                if len(self.outcomes) > before and self.reconciler.settled():
-                    break
-                if len(self.outcomes) > before:
-                    await asyncio.sleep(0)
-                else:
-                    await self.heard.wait()
+            await self.heard.wait()
         return self.outcomes[-1]
 
     def text(self, path: str) -> str | None:
@@ -110,7 +103,7 @@ async def running_host(
 ) -> AsyncIterator[Host]:
     """A host over `directory`/root with its state in `directory`/state; may be entered again and again."""
     root, state = directory / "root", directory / "state"
-    state.mkdir(mode=0o700, exist_ok=True)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = configure(make_config(directory, make_participant(root, **participant)))
     made: list[Host] = []
 
