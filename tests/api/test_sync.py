@@ -308,3 +308,19 @@ async def test_stopping_asks_agents_to_leave(tmp_path: Path) -> None:
     message = await reading
     assert message.WhichOneof("message") == "drain"
     await channel.close()
+
+
+async def test_above_the_admission_rate_agents_are_told_when_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Busy names a window; the operator's API answers meanwhile."""
+    monkeypatch.setattr("control_plane.api.sync.ADMISSIONS_PER_SECOND", 0.0)
+    async with running_plane(tmp_path / "data") as plane:
+        identity = await plane.enroll(await plane.token())
+        async with identity.channel() as channel:
+            call = agent_pb2_grpc.AgentServiceStub(channel).Sync()  # type: ignore[no-untyped-call]
+            await call.write(pb.SyncRequest(hello=wire.hello_to_pb(make_hello("p"))))
+            message = await call.read()
+            assert message.busy.retry_window_ms > 0
+            assert await call.read() is grpc.aio.EOF
+        assert (await plane.rest("GET", "/v1/experiments")).status == 200

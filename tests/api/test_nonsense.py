@@ -1,0 +1,62 @@
+"""Whatever is sent, the answer is a refusal that says why: never a 500, never a traceback."""
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from control_plane.api.operations import Operation, operations
+from control_plane.api.rpc import Bucket
+from tests.support.plane import Plane
+
+OPERATIONS = operations(lambda work, item: None)
+
+LEAVES: list[Any] = [
+    None, True, False, 0, -1, 1.5, 1e308, 2**63, 2**70, "", "x", "\x00", "ü" * 5000, "../..", "/", "sk_", [], {}, [[]],
+]  # fmt: skip
+
+
+def nonsense(random: Random, depth: int = 0) -> Any:
+    """A JSON value nobody meant."""
+    kind = random.random()
+    if depth > 2 or kind < 0.5:
+        return random.choice(LEAVES)
+    if kind < 0.75:
+        return [nonsense(random, depth + 1) for _ in range(random.randint(0, 3))]
+    return {
+        random.choice(["a", "id", "ids", "labels", "primary"]): nonsense(random, depth + 1) for _ in range(2)
+    }
+
+
+def body_for(operation: Operation, random: Random) -> dict[str, Any]:
+    """Some of the operation's own fields with nonsense in them."""
+    fields = [field.alias or name for name, field in operation.request.model_fields.items()]
+    chosen = random.sample(fields, random.randint(0, len(fields)))
+    return {field: nonsense(random) for field in chosen}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.rpc)
+async def test_nonsense_is_refused(plane: Plane, operation: Operation) -> None:
+    """Forty seeded bodies and paths per operation: each answer is below 500 and is JSON."""
+    random = Random(operation.rpc)
+    await plane.made("/v1/experiments", {"name": "Tone", "targetFile": "a.md", "key": "tone"})
+    for _ in range(40):
+        path = operation.path
+        for name in ("{id}", "{variantId}"):
+            path = path.replace(
+                name, random.choice(["tone", "x", "%00", "..%2f", "01a1fc04-0c05-7232-8ad5-b189d7015a12"])
+            )
+        if operation.method == "GET":
+            query = "&".join(f"{key}={str(value)[:50]}" for key, value in body_for(operation, random).items())
+            answer = await plane.rest("GET", f"{path}?{query.replace('#', '')}")
+        else:
+            answer = await plane.rest(operation.method, path, body_for(operation, random))
+        assert answer.status < 500, (path, answer.body)
+
+
+def test_a_bucket_lets_through_its_rate() -> None:
+    """A burst at once, then the rate, whatever the clock's start."""
+    bucket = Bucket(rate=2.0, burst=3.0)
+    assert [bucket.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take(100.5), bucket.take(100.5)] == [True, False]
+    assert [bucket.take(900.0) for _ in range(4)] == [True, True, True, False]
