@@ -310,7 +310,8 @@ class Workspace:
     def _directories(self, root: int, globs: tuple[str, ...]) -> set[tuple[str, ...]]:
         found: set[tuple[str, ...]] = set()
         for glob in globs:
-            _reachable(root, (), glob.split("/")[:-1], found)
+            names = glob.split("/")
+            _reachable(root, (), names if names[-1] == "**" else names[:-1], found)
         return found
 
     def _behind_links(self, root: int, directories: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
