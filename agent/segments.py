@@ -17,6 +17,7 @@ from pathlib import Path
 
 import google_crc32c
 
+from agent.durable import sync_directory
 from shared import logs, wire
 from shared.model import CHAIN_START, Loss, Record
 
@@ -199,15 +200,6 @@ def find_epochs(directory: Path, cursor: "Cursor") -> list[Epoch]:
             epoch.acked = epoch.segments[0].first_seq - 1
         epoch.tail = max(epoch.tail, epoch.acked)
     return sorted(epochs.values(), key=lambda epoch: epoch.id)
-
-
-def sync_directory(path: Path) -> None:
-    """Names made and removed in the directory are durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _read(path: Path, start: int) -> bytes:

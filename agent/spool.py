@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from agent.durable import sync_directory
 from agent.segments import (
     FRAME_OVERHEAD,
     MAX_PAYLOAD,
@@ -33,7 +34,6 @@ from agent.segments import (
     Segment,
     find_epochs,
     segment_name,
-    sync_directory,
     to_frame,
 )
 from shared import logs, wire

@@ -1,0 +1,64 @@
+"""How this host speaks gRPC: the options of every channel, and what a failed call means.
+
+Hides the transport's names. Liveness options are those of the control plane's listener; see also
+`agent.session` for the heartbeats, which are the authority.
+"""
+
+import grpc
+
+from agent.identity import Identity
+from shared import errors
+
+OPTIONS: list[tuple[str, int]] = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
+    ("grpc.use_local_subchannel_pool", 1),  # two identities in one process never share a connection
+    # When to try again is decided here, with jitter and state on disk; the channel only follows.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+
+NOT_RETRIED_SOON = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
+
+_ERRORS: dict[grpc.StatusCode, type[errors.Error]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.Invalid,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
+    grpc.StatusCode.ABORTED: errors.Conflict,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
+    grpc.StatusCode.UNIMPLEMENTED: errors.FailedPrecondition,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
+}
+
+
+def open_channel(address: str, *, ca: bytes, identity: Identity | None = None) -> grpc.aio.Channel:
+    """A TLS channel to whoever proves to be `address` under `ca` (PEM); mutual TLS with an identity."""
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=ca,
+        private_key=identity.key if identity else None,
+        certificate_chain=identity.certificate if identity else None,
+    )
+    return grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+
+
+def failure(error: grpc.aio.AioRpcError) -> errors.Error:
+    """The failure of a call as one of ours."""
+    kind = _ERRORS.get(error.code(), errors.Unavailable)
+    return kind(first_line(error.details()) or error.code().name, reason=error.code().name)
+
+
+def first_line(text: str | None) -> str:
+    """What a sentence may quote of a text from elsewhere."""
+    return (text or "").partition("\n")[0][:500]

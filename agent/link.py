@@ -1,0 +1,399 @@
+"""The way to the control plane: sessions one after the other, what rides beside them, when to try again.
+
+Hides addresses, credentials, back-off that outlives the process, and which incarnation of the control plane
+is trusted. Losing the link costs time only: files stay, reports wait in the spool, outcomes until they are
+acknowledged. Lives in exactly one event loop, on one channel for as long as its address is the same.
+"""
+
+import asyncio
+import os
+import platform
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from socket import gethostname
+
+import grpc
+
+from agent import identity as identities
+from agent.channel import NOT_RETRIED_SOON, failure, first_line, open_channel
+from agent.config import AgentConfig
+from agent.health import Conditions
+from agent.identity import Identity
+from agent.reconciler import Reconciler
+from agent.session import Ended, Session
+from agent.spool import Receipt
+from shared import VERSION, logs, wire
+from shared.backoff import Backoff
+from shared.clock import SECOND, Clock, to_rfc3339
+from shared.errors import Invalid, Unavailable
+from shared.ids import show_id
+from shared.model import (
+    Batch,
+    Condition,
+    Digest,
+    Hello,
+    Offer,
+    Outcome,
+    OutcomeKey,
+    ParticipantState,
+    Platform,
+    SpoolState,
+)
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+from shared.pb.variantd.agent.v1 import agent_pb2_grpc
+
+_log = logs.get(__name__)
+
+BACKOFF = Backoff(base=1.0, factor=2.0, cap=300.0)
+LASTED_SECONDS = 60.0  # a session that lived so long was a good one
+RECONNECT_JITTER = 10.0
+CALL_SECONDS = 60.0  # deadline of a unary call
+BATCH_LIMITS = (500, 512 * 1024)  # records, bytes; the control plane may ask for less
+CERTIFICATE_WARNING_DAYS = 7
+SKEW_SECONDS = 60
+DAY = 86_400 * SECOND
+
+
+class Link:
+    """The host's link; `run` it as long as the agent lives.
+
+    `conditions` are those of the whole agent, told to the control plane; the link's own are `conditions()`.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: AgentConfig,
+        state_dir: Path,
+        reconciler: Reconciler,
+        spool: Callable[[], SpoolState],
+        clock: Clock,
+        random: Random,
+        observed: Callable[[], tuple[Condition, ...]] = tuple,
+        reconnect_jitter: float = RECONNECT_JITTER,
+    ) -> None:
+        self._config, self._state_dir, self._reconciler, self._spool = config, state_dir, reconciler, spool
+        self._clock, self._random, self._observed = clock, random, observed
+        self._jitter = reconnect_jitter
+        self._identity = identities.load(state_dir)
+        self._state = identities.load_session_state(state_dir, now=clock.now())
+        self._conditions = Conditions(clock)
+        self._address = 0
+        self._channel: grpc.aio.Channel | None = None
+        self._session: Session | None = None
+        self._trusted = asyncio.Event()  # a session is open with a control plane that may be believed
+        self._since = clock.now()
+        self._opened_at = 0.0
+        self._what = "waiting" if self._identity else "not_enrolled"
+        self._session_id = ""
+        self._last_error = ""
+        self._skew = 0
+        self.limits = BATCH_LIMITS
+
+    # -- what others ask and say -----------------------------------------------------------------
+
+    def outcome(self, outcome: Outcome) -> None:
+        """The outcome goes up now where a session is open; it is told again at the next one anyway."""
+        if self._session is not None:
+            self._session.tell(outcome)
+
+    async def report(self, batch: Batch) -> Receipt:
+        """What the control plane says of `batch`; waits until there is one to ask. Raises shared.errors."""
+        async with self._stub() as stub:
+            response = await stub.ReportSpool(wire.batch_to_pb(batch), timeout=CALL_SECONDS)
+        diverged = response.verdict == pb.SPOOL_VERDICT_EPOCH_DIVERGED
+        return Receipt(through_seq=response.through_seq, diverged=diverged)
+
+    async def fetch(self, digest: Digest, size: int) -> bytes:
+        """At most `size` bytes the control plane has under `digest`; unchecked. Raises shared.errors.
+
+        A stream that breaks is taken up where it broke, twice.
+        """
+        content = bytearray()
+        for tries_left in (2, 1, 0):
+            request = pb.FetchContentRequest(digest=digest, offset=len(content))
+            try:
+                async with self._stub() as stub:
+                    call = stub.FetchContent(request, timeout=CALL_SECONDS)
+                    async for piece in call:
+                        content += piece.chunk
+                        if len(content) > size:
+                            call.cancel()
+                            raise Invalid("the content is longer than the offer said", reason="TOO_LARGE")
+                return bytes(content)
+            except Unavailable:
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """What is wrong with the link now, the certificate by this host's own clock included."""
+        self._judge_certificate()
+        return self._conditions.now()
+
+    @property
+    def connected(self) -> bool:
+        """A session is open."""
+        return self._what == "connected"
+
+    def status(self) -> dict[str, object]:
+        """What an operator asks first about the link, in JSON."""
+        identity = self._identity
+        return {
+            "state": self._what,
+            "sinceAt": to_rfc3339(self._since),
+            "address": self._current_address() if identity else None,
+            "sessionId": self._session_id or None,
+            "sessionEpoch": self._state.epoch,
+            "attempt": self._state.attempt,
+            "lastError": self._last_error or None,
+            "clockSkewMs": self._skew // 1000,
+            "incarnation": show_id(identity.incarnation) if identity and identity.incarnation else None,
+        }
+
+    def identity(self) -> dict[str, object]:
+        """Who this host is to the control plane, in JSON."""
+        if self._identity is None:
+            return {"enrolled": False, "agentId": None, "certificate": None}
+        left = self._identity.not_after - self._clock.now()
+        certificate = {"notAfterAt": to_rfc3339(self._identity.not_after), "daysLeft": left // DAY}
+        return {"enrolled": True, "agentId": self._identity.uid, "certificate": certificate}
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keeps a session open until cancelled, then says Goodbye."""
+        if self._identity is None:
+            message = "this host never enrolled: `variant-agent enroll` with a token gives it an identity"
+            self._conditions.hold("NOT_ENROLLED", "warning", message)
+            _log.warning("link.not_enrolled", remedy="variant-agent enroll --token-file FILE")
+            await asyncio.Event().wait()
+        wait = BACKOFF.delay(self._state.attempt - 1, self._random) if self._state.attempt else 0.0
+        try:
+            while True:
+                await self._clock.sleep(wait)
+                wait = await self._after(await self._converse())
+        finally:
+            self._now("stopped")
+            await self._close_channel()
+
+    async def _converse(self) -> Ended:
+        """One session, from the first packet to the last."""
+        self._now("connecting")
+        await self._save(replace(self._state, epoch=self._state.epoch + 1))
+        hello = await asyncio.to_thread(self._hello)
+        stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(self._open_channel())
+        call = stub.Sync()
+        self._opened_at = 0.0
+        self._session = Session(call=call, party=self, clock=self._clock, random=self._random)
+        try:
+            return await self._session.run(hello)
+        finally:
+            self._session = None
+            self._session_id = ""
+            self._trusted.clear()
+
+    async def _after(self, ended: Ended) -> float:
+        """Seconds until the next session may be opened."""
+        opened = bool(self._opened_at)
+        if opened and self._clock.monotonic() - self._opened_at >= LASTED_SECONDS:
+            await self._save(replace(self._state, attempt=0))
+        self._now("waiting")
+        _log.info(
+            "link.session_ended",
+            planned=ended.planned,
+            opened=opened,
+            code=ended.code.name,
+            detail=ended.detail,
+            attempt=self._state.attempt,
+        )
+        if ended.planned:
+            return ended.wait or self._random.uniform(0.0, min(1.0, self._jitter))
+        attempt = self._state.attempt
+        await self._save(replace(self._state, attempt=attempt + 1))
+        self._last_error = f"{ended.code.name}: {first_line(ended.detail)}"
+        if ended.code in NOT_RETRIED_SOON:
+            message = f"the control plane refuses this host: {first_line(ended.detail) or ended.code.name}"
+            self._conditions.hold("REFUSED", "error", message)
+            return self._random.uniform(BACKOFF.cap / 2, BACKOFF.cap)
+        self._conditions.hold("UNREACHABLE", "warning", f"no control plane: {self._last_error}")
+        if opened and not attempt:
+            return self._random.uniform(0.0, self._jitter)
+        await self._next_address()
+        return BACKOFF.delay(attempt, self._random)
+
+    def _hello(self) -> Hello:
+        assert self._identity is not None
+        system = platform.uname()
+        return Hello(
+            agent_version=VERSION,
+            boot_id=_boot_id(),
+            session_epoch=self._state.epoch,
+            incarnation=self._identity.incarnation,
+            hostname=gethostname()[:253],
+            platform=Platform(os=system.system.lower(), kernel=system.release, arch=system.machine),
+            labels=self._config.labels,
+            participants=tuple(
+                ParticipantState(
+                    participant=participant.id,
+                    labels=participant.labels,
+                    targets=participant.targets,
+                    drift=participant.drift,
+                    exposure=participant.exposure,
+                )
+                for participant in self._config.participants
+            ),
+            slots=self._reconciler.slots(),
+            spool=self._spool(),
+        )
+
+    # -- what a session tells (session.Party) ----------------------------------------------------
+
+    async def welcomed(self, welcome: pb.Welcome) -> bool:
+        """The session is open; whether its incarnation is, or now became, the one this host follows."""
+        assert self._identity is not None
+        self._opened_at = self._clock.monotonic()
+        self._session_id = show_id(welcome.session_id) if len(welcome.session_id) == 16 else ""
+        self._last_error = ""
+        self._now("connected")
+        self._conditions.end("UNREACHABLE")
+        self._conditions.end("REFUSED")
+        if welcome.limits.batch_records and welcome.limits.batch_bytes:
+            records, size = BATCH_LIMITS
+            self.limits = (min(records, welcome.limits.batch_records), min(size, welcome.limits.batch_bytes))
+        if welcome.incarnation != self._identity.incarnation and not await self._follow(welcome):
+            message = (
+                "the control plane's database is another one than before and cannot prove to succeed it; "
+                "offers are refused and reports kept: restore the right one, or enroll again to accept this one"
+            )
+            self._conditions.hold("INCARNATION_CHANGED", "error", message)
+            _log.error("link.incarnation_refused", incarnation=welcome.incarnation.hex())
+            return False
+        self._conditions.end("INCARNATION_CHANGED")
+        self._trusted.set()
+        _log.info("link.connected", session=self._session_id, address=self._current_address())
+        return True
+
+    async def _follow(self, welcome: pb.Welcome) -> bool:
+        """Whether the incarnation is adopted: the first one, or a successor signed by the authority."""
+        assert self._identity is not None
+        known = self._identity.incarnation
+        if known and (
+            welcome.predecessor != known or not await asyncio.to_thread(_is_signed, self._identity, welcome)
+        ):
+            return False
+        self._identity = await asyncio.to_thread(
+            identities.adopt, self._state_dir, self._identity, welcome.incarnation
+        )
+        _log.info("link.incarnation_adopted", incarnation=welcome.incarnation.hex(), predecessor=known.hex())
+        return True
+
+    def offered(self, offer: Offer) -> None:
+        self._reconciler.offer(offer)
+
+    def acknowledged(self, key: OutcomeKey) -> None:
+        self._reconciler.acknowledged(key)
+
+    def unacknowledged(self) -> tuple[Outcome, ...]:
+        return self._reconciler.unacknowledged()
+
+    async def alive(self, server_time: int) -> None:
+        """A heartbeat was answered: a session that lasts resets the back-off, clocks are compared."""
+        self._skew = self._clock.now() - server_time
+        if abs(self._skew) > SKEW_SECONDS * SECOND:
+            message = f"this host's clock differs from the control plane's by {self._skew // SECOND} s"
+            self._conditions.hold("CLOCK_SKEW", "warning", message)
+        else:
+            self._conditions.end("CLOCK_SKEW")
+        if self._state.attempt and self._clock.monotonic() - self._opened_at >= LASTED_SECONDS:
+            await self._save(replace(self._state, attempt=0))
+
+    def observation(self) -> pb.Observation:
+        free = os.statvfs(self._state_dir)
+        left = self._identity.not_after - self._clock.now() if self._identity else 0
+        return pb.Observation(
+            state_free_bytes=free.f_bavail * free.f_frsize,
+            certificate_days_left=left // DAY,
+            spool=wire.spool_state_to_pb(self._spool()),
+            conditions=wire.conditions_to_pb(self._observed()),
+        )
+
+    # -- the channel -----------------------------------------------------------------------------
+
+    def _current_address(self) -> str:
+        assert self._identity is not None
+        return self._identity.addresses[self._address % len(self._identity.addresses)]
+
+    def _open_channel(self) -> grpc.aio.Channel:
+        assert self._identity is not None
+        if self._channel is None:
+            self._channel = open_channel(
+                self._current_address(), ca=self._identity.ca, identity=self._identity
+            )
+        return self._channel
+
+    async def _close_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def _next_address(self) -> None:
+        if self._identity and len(self._identity.addresses) > 1:
+            self._address += 1
+            await self._close_channel()
+
+    @asynccontextmanager
+    async def _stub(self) -> "AsyncIterator[agent_pb2_grpc.AgentServiceAsyncStub]":
+        """For one call, once a session is open; what the call raises leaves as one of shared.errors."""
+        await self._trusted.wait()
+        try:
+            yield agent_pb2_grpc.AgentServiceStub(self._open_channel())
+        except grpc.aio.AioRpcError as error:
+            raise failure(error) from None
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _now(self, what: str) -> None:
+        self._what, self._since = what, self._clock.now()
+
+    async def _save(self, state: identities.SessionState) -> None:
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            await asyncio.to_thread(identities.save_session_state, self._state_dir, state)
+            self._conditions.end("STATE_UNWRITABLE")
+        except OSError as error:  # a full disk must not cost the link; the numbers live on in memory
+            self._conditions.hold("STATE_UNWRITABLE", "error", f"{self._state_dir}: {error.strerror}")
+
+    def _judge_certificate(self) -> None:
+        if self._identity is None:
+            return
+        left = (self._identity.not_after - self._clock.now()) // DAY
+        remedy = "enroll again with a new token; the agent keeps its identity"
+        if left < 0:
+            self._conditions.hold(
+                "CERTIFICATE_EXPIRED", "error", f"the agent's certificate has ended; {remedy}"
+            )
+        elif left < CERTIFICATE_WARNING_DAYS:
+            message = f"the agent's certificate ends in {left} days; {remedy}"
+            self._conditions.hold("CERTIFICATE_EXPIRES_SOON", "warning", message)
+
+
+def _is_signed(identity: Identity, welcome: pb.Welcome) -> bool:
+    from shared import tls
+
+    message = b"variantd incarnation" + welcome.incarnation + welcome.predecessor
+    return any(
+        tls.signed_by(authority, welcome.incarnation_signature, message) for authority in identity.authorities
+    )
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

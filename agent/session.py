@@ -1,0 +1,227 @@
+"""One Sync stream: from Hello to its end, whoever ends it.
+
+Hides what grpc.aio asks for: reads in a task that enqueues (a read under a timeout would end the call),
+writes in one task (they may not overlap, and cancelling one ends the call), liveness by a watchdog that
+cancels the call once, cancellation never swallowed, a leave that is told by Goodbye.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+from typing import Any, Protocol
+
+import grpc
+
+from shared import logs, wire
+from shared.clock import Clock
+from shared.errors import Invalid
+from shared.model import Hello, Offer, Outcome, OutcomeKey
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+
+_log = logs.get(__name__)
+
+OPENING_SECONDS = 30.0  # for connection, Hello and Welcome together
+PATIENCE = 3  # heartbeats without answer
+LEAVE_SECONDS = 2.0  # for Goodbye to be taken
+INBOX = 256  # messages read ahead; a control plane that floods is slowed down by its own transport
+OBSERVE_EVERY = 3  # heartbeats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a session ended.
+
+    `planned`: it was asked for, so the next one may be opened after `wait` seconds without suspicion.
+    Otherwise `code` and `detail` say what happened.
+    """
+
+    planned: bool = False
+    wait: float = 0.0
+    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+    detail: str = ""
+
+
+class Party(Protocol):
+    """The agent, as one session sees it."""
+
+    async def welcomed(self, welcome: pb.Welcome) -> bool:
+        """The session is open; whether this control plane may be trusted with offers and reports."""
+
+    def offered(self, offer: Offer) -> None:
+        """A trusted control plane says what a slot should hold."""
+
+    def acknowledged(self, key: OutcomeKey) -> None:
+        """An outcome is durable there."""
+
+    def unacknowledged(self) -> tuple[Outcome, ...]:
+        """Outcomes to tell again."""
+
+    async def alive(self, server_time: int) -> None:
+        """The control plane answered a heartbeat."""
+
+    def observation(self) -> pb.Observation:
+        """Telemetry of this moment."""
+
+
+class _Signal(Enum):
+    ENDED = "the call has ended, or a task of the session has failed"
+    LEAVE = "it is time to leave"
+
+
+Call = grpc.aio.StreamStreamCall[pb.SyncRequest, pb.SyncResponse]
+
+
+class Session:
+    """A session on one call; `run` it once."""
+
+    def __init__(self, *, call: Call, party: Party, clock: Clock, random: Random) -> None:
+        self._call, self._party, self._clock, self._random = call, party, clock, random
+        self._inbox: asyncio.Queue[pb.SyncResponse | _Signal] = asyncio.Queue()
+        self._room = asyncio.Semaphore(INBOX)
+        self._outbox: asyncio.Queue[pb.SyncRequest | None] = asyncio.Queue()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._trusted = False
+        self._unanswered = 0
+        self._cut = ""
+
+    def tell(self, outcome: Outcome) -> None:
+        """The outcome goes up on this stream, where the other side is trusted; else a later one tells it."""
+        if self._trusted:
+            self._outbox.put_nowait(pb.SyncRequest(outcome=wire.outcome_to_pb(outcome)))
+
+    async def run(self, hello: Hello) -> Ended:
+        """How the session ended. Cancelled, it says Goodbye first."""
+        self._outbox.put_nowait(pb.SyncRequest(hello=wire.hello_to_pb(hello)))
+        self._start("write", self._write())
+        self._start("read", self._read())
+        self._start("watch", self._watch_opening())
+        try:
+            return await self._converse()
+        except asyncio.CancelledError:
+            await self._leave("stop")
+            raise
+        finally:
+            self._call.cancel()
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        previous = self._tasks.get(name)
+        if previous is not None:
+            previous.cancel()
+        self._tasks[name] = asyncio.create_task(work, name=f"session-{name}")
+
+        def done(task: asyncio.Task[None]) -> None:
+            if name == "read" or (not task.cancelled() and task.exception()):
+                self._inbox.put_nowait(_Signal.ENDED)
+
+        self._tasks[name].add_done_callback(done)
+
+    # -- what comes in ---------------------------------------------------------------------------
+
+    async def _converse(self) -> Ended:
+        while True:
+            message = await self._inbox.get()
+            if message is _Signal.ENDED:
+                return await self._lost()
+            if isinstance(message, _Signal):
+                await self._leave("drain")
+                return Ended(planned=True, detail="drained")
+            self._room.release()
+            if message.WhichOneof("message") == "busy":
+                return Ended(planned=True, wait=self._within(message.busy.retry_window_ms), detail="busy")
+            if message.WhichOneof("message") == "ask_full":
+                await self._leave("reload")
+                return Ended(planned=True, detail="asked for a whole Hello")
+            try:
+                await self._heard(message)
+            except Invalid as error:
+                _log.warning("session.message_refused", reason=error.reason, error=error.message)
+
+    async def _heard(self, message: pb.SyncResponse) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "welcome":
+            await self._open(message.welcome)
+        elif kind == "offer" and self._trusted:
+            self._party.offered(wire.offer_from_pb(message.offer))
+        elif kind == "outcome_ack" and self._trusted:
+            self._party.acknowledged(wire.outcome_ack_from_pb(message.outcome_ack))
+        elif kind == "heartbeat_ack":
+            self._unanswered = 0
+            await self._party.alive(message.heartbeat_ack.server_time_us)
+        elif kind == "drain":
+            self._start("drain", self._drain(self._within(message.drain.window_ms)))
+        else:  # a request this version does not serve, or a message of a later one
+            _log.debug("session.message_ignored", kind=kind, trusted=self._trusted)
+
+    async def _open(self, welcome: pb.Welcome) -> None:
+        self._trusted = await self._party.welcomed(welcome)
+        self._unanswered = 0
+        self._start("watch", self._watch(max(welcome.heartbeat_interval_ms, 100) / 1000))
+        for outcome in self._party.unacknowledged():
+            self.tell(outcome)
+
+    async def _lost(self) -> Ended:
+        """The call has ended on its own, or was cut: its status says why."""
+        for task in self._tasks.values():
+            if task.done() and not task.cancelled() and (failure := task.exception()):
+                raise failure
+        code, detail = await self._call.code(), await self._call.details()
+        if self._cut:
+            return Ended(code=grpc.StatusCode.DEADLINE_EXCEEDED, detail=self._cut)
+        return Ended(code=code, detail=detail or "the control plane ended the session")
+
+    def _within(self, window_ms: int) -> float:
+        return self._random.uniform(0.0, window_ms / 1000)
+
+    # -- the tasks -------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        with suppress(grpc.aio.AioRpcError):  # `_lost` asks for the status
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                await self._room.acquire()
+                self._inbox.put_nowait(message)  # type: ignore[arg-type]
+
+    async def _write(self) -> None:
+        # The call may end between any two writes; the reader notices.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while (message := await self._outbox.get()) is not None:
+                await self._call.write(message)
+            await self._call.done_writing()
+
+    async def _watch_opening(self) -> None:
+        await self._clock.sleep(OPENING_SECONDS)
+        self._cut_off("no answer to Hello")
+
+    async def _watch(self, interval: float) -> None:
+        """A heartbeat goes up every `interval`; the call is cut after three without answer."""
+        sequence = 0
+        while True:
+            if sequence % OBSERVE_EVERY == 0:
+                self._outbox.put_nowait(pb.SyncRequest(observation=self._party.observation()))
+            await self._clock.sleep(interval)
+            if self._unanswered >= PATIENCE:
+                self._cut_off("heartbeats stayed without answer")
+                return
+            sequence += 1
+            self._unanswered += 1
+            beat = pb.Heartbeat(sequence=sequence, sent_at_us=self._clock.now())
+            self._outbox.put_nowait(pb.SyncRequest(heartbeat=beat))
+
+    def _cut_off(self, why: str) -> None:
+        self._cut = why
+        self._call.cancel()
+
+    async def _drain(self, wait: float) -> None:
+        await self._clock.sleep(wait)
+        self._inbox.put_nowait(_Signal.LEAVE)
+
+    async def _leave(self, reason: str) -> None:
+        """Goodbye is told, as far as the other side takes it in time; never raises for its sake."""
+        self._outbox.put_nowait(pb.SyncRequest(goodbye=pb.Goodbye(reason=reason)))
+        self._outbox.put_nowait(None)
+        await asyncio.wait([self._tasks["write"], self._tasks["read"]], timeout=LEAVE_SECONDS)

@@ -1,0 +1,598 @@
+"""The conversation with the control plane, over real mutual TLS, against one that follows a script."""
+
+import asyncio
+import json
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+import pytest
+
+from agent import identity as identities
+from agent.config import AgentConfig, parse
+from agent.enrollment import enroll
+from agent.link import Link
+from agent.reconciler import Reconciler
+from shared import tls
+from shared.clock import SECOND, SystemClock
+from shared.errors import FailedPrecondition, Invalid, NotFound, Unauthenticated, Unavailable
+from shared.ids import new_id, show_id
+from shared.model import (
+    CHAIN_START,
+    Batch,
+    Offer,
+    OfferAction,
+    OfferedFile,
+    Result,
+    SpoolState,
+    View,
+    digest,
+)
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+from shared.wire import ticket_from_token, ticket_to_token
+from tests.support.clock import FakeClock
+from tests.support.control_plane import ScriptedControlPlane, in_background
+from tests.support.waiting import eventually
+
+CONTENT = b"Be kind.\n"
+
+
+def configured(tmp_path: Path) -> AgentConfig:
+    root = tmp_path / "bot-1"
+    root.mkdir(exist_ok=True)
+    participant = {"id": "bot-1", "root": str(root), "targets": ["SOUL.md"], "labels": {"tier": "gold"}}
+    table = {"agent": {"name": "host-1", "labels": {"role": "support"}}, "participants": [participant]}
+    return parse(table, relative_to=tmp_path)
+
+
+def offered(
+    content: bytes = CONTENT, *, revision: int = 1, slot: bytes = bytes(16), inline: bool = True
+) -> Offer:
+    file = OfferedFile(
+        path="SOUL.md", digest=digest(content), size=len(content), content=content if inline else None
+    )
+    return Offer(
+        deployment_id=new_id(),
+        participant="bot-1",
+        slot_id=slot,
+        revision=revision,
+        action=OfferAction.WRITE,
+        files=(file,),
+    )
+
+
+class Host:
+    """A link with a real reconciler behind it."""
+
+    def __init__(self, tmp_path: Path, **options: Any) -> None:
+        self.state, self.root = tmp_path / "state", tmp_path / "bot-1"
+        config = configured(tmp_path)
+        self.clock = options.pop("clock", None) or SystemClock()
+        self.views: list[View] = []
+        self.reconciler = Reconciler(
+            config=config,
+            state_dir=self.state,
+            clock=self.clock,
+            new_id=new_id,
+            record_view=self._record,
+            fetch=lambda wanted, size: self.link.fetch(wanted, size),
+            on_outcome=lambda outcome: self.link.outcome(outcome),
+            on_change=lambda: None,
+        )
+        self.link = Link(
+            config=config,
+            state_dir=self.state,
+            reconciler=self.reconciler,
+            spool=lambda: SpoolState(epoch=bytes(16), depth=3),
+            clock=self.clock,
+            random=Random(7),
+            **{"reconnect_jitter": 0.05, **options},
+        )
+
+    async def _record(self, view: View) -> None:
+        self.views.append(view)
+
+    def codes(self) -> set[str]:
+        return {condition.code for condition in self.link.conditions()}
+
+
+@asynccontextmanager
+async def linked(tmp_path: Path, control_plane: ScriptedControlPlane, **options: Any) -> AsyncIterator[Host]:
+    """An enrolled host whose link and reconciler run."""
+    if not (tmp_path / "state").exists():
+        with identities.hold(tmp_path / "state"):
+            await enroll(control_plane.token(), tmp_path / "state", name="host-1")
+    host = Host(tmp_path, **options)
+    await host.reconciler.start()
+    async with in_background(host.reconciler.run()), in_background(host.link.run()):
+        yield host
+
+
+@pytest.fixture
+async def control_plane() -> AsyncIterator[ScriptedControlPlane]:
+    async with ScriptedControlPlane().running() as plane:
+        yield plane
+
+
+# -- enrollment --------------------------------------------------------------------------------------
+
+
+async def test_enrollment_stores_a_private_identity(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Key 0600 in a 0700 directory, everything the daemon needs to connect, and no secret of the token."""
+    state = tmp_path / "state"
+    token = control_plane.token()
+    with identities.hold(state):
+        identity = await enroll(token, state, name="host-1")
+    assert identity == identities.load(state)
+    assert identity.uid == show_id(control_plane.uids[0])
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    files = {path.name: path for path in (state / "identity").iterdir()}
+    assert set(files) >= {"key.pem", "certificate.pem", "ca.pem", "addresses.json", "incarnation"}
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files.values())
+    assert json.loads(files["addresses.json"].read_text()) == {"agents": [control_plane.agents]}
+    assert control_plane.enrolled[0].name == "host-1"
+
+
+async def test_second_enrollment_keeps_the_uid(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """The old key proves who asks; key and certificate are new."""
+    state = tmp_path / "state"
+    with identities.hold(state):
+        first = await enroll(control_plane.token(), state, name="host-1")
+        second = await enroll(control_plane.token(), state, name="host-1")
+    assert second.uid == first.uid
+    assert second.key != first.key
+    assert identities.load(state) == second
+
+
+async def test_used_token_is_refused_with_what_to_do(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """A replay leaves nothing behind and names the remedy."""
+    token = control_plane.token()
+    with identities.hold(tmp_path / "a"), identities.hold(tmp_path / "b"):
+        await enroll(token, tmp_path / "a", name="a")
+        with pytest.raises(Unauthenticated, match="variantctl agents token"):
+            await enroll(token, tmp_path / "b", name="b")
+    assert identities.load(tmp_path / "b") is None
+
+
+async def test_text_that_is_no_token_is_refused(tmp_path: Path) -> None:
+    """Nothing is contacted for it."""
+    with identities.hold(tmp_path / "s"), pytest.raises(Invalid, match="not an enrollment token"):
+        await enroll("sk_abc", tmp_path / "s", name="a")
+
+
+async def test_foreign_server_gets_no_token(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """A server the ticket's authority did not certify never sees the secret."""
+    async with ScriptedControlPlane().running() as foreign:
+        ticket = replace(ticket_from_token(control_plane.token()), addresses=(foreign.operator,))
+        token = ticket_to_token(ticket)
+        with identities.hold(tmp_path / "s"), pytest.raises(Unavailable, match="certificate authority"):
+            await enroll(token, tmp_path / "s", name="a")
+        assert foreign.enrolled == []
+
+
+async def test_interrupted_replacement_of_the_identity_is_finished(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Killed between the two renames, the next start has the new identity."""
+    state = tmp_path / "state"
+    with identities.hold(state):
+        await enroll(control_plane.token(), state, name="host-1")
+        second = await enroll(control_plane.token(), state, name="host-1")
+    (state / "identity").rename(state / "identity.new")
+    (state / "identity.old").mkdir()
+    assert identities.load(state) == second
+
+
+def test_damaged_identity_says_what_to_do(tmp_path: Path) -> None:
+    """Half an identity is never guessed at."""
+    (tmp_path / "identity").mkdir()
+    with pytest.raises(FailedPrecondition, match="enroll again"):
+        identities.load(tmp_path)
+
+
+def test_state_directory_belongs_to_one_process(tmp_path: Path) -> None:
+    """The second is refused in one clear sentence; after the first it may."""
+    with (
+        identities.hold(tmp_path),
+        pytest.raises(FailedPrecondition, match="another variant-agent is running"),
+        identities.hold(tmp_path),
+    ):
+        pass
+    with identities.hold(tmp_path):
+        pass
+
+
+# -- session -----------------------------------------------------------------------------------------
+
+
+async def test_hello_tells_the_whole_truth(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """Everything needed to go on from nothing is in the first message."""
+    async with linked(tmp_path, control_plane):
+        sync = await control_plane.session()
+        hello = sync.hello
+        assert (hello.session_epoch, hello.incarnation) == (1, control_plane.incarnation)
+        assert hello.labels == {"role": "support"}
+        (participant,) = hello.participants
+        assert (participant.participant, participant.targets) == ("bot-1", ("SOUL.md",))
+        assert participant.labels == {"tier": "gold"}
+        assert hello.spool.depth == 3
+        assert hello.slots == ()
+        await eventually(lambda: "observation" in sync.kinds())
+
+
+async def test_offer_becomes_a_file_and_an_outcome(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """The outcome is told on the stream, and owed no longer once acknowledged."""
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        await sync.offer(offered())
+        await eventually(lambda: sync.outcomes)
+        assert sync.outcomes[-1].result is Result.APPLIED
+        assert (host.root / "SOUL.md").read_bytes() == CONTENT
+        await eventually(lambda: not host.reconciler.unacknowledged())
+
+
+async def test_content_above_the_inline_limit_is_fetched(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """In chunks, and taken up where a broken stream ended."""
+    content = bytes(range(256)) * 200
+    control_plane.contents[digest(content)] = content
+    control_plane.break_fetch_after = [10_000, 7_000]
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        await sync.offer(offered(content, inline=False))
+        await eventually(lambda: sync.outcomes)
+        assert (host.root / "SOUL.md").read_bytes() == content
+        assert [fetch.offset for fetch in control_plane.fetches] == [0, 10_000, 17_000]
+
+
+async def test_content_longer_than_offered_is_not_collected(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """A hostile control plane cannot fill memory; content it does not have is told as such."""
+    control_plane.contents[digest(b"x")] = b"x" * 100_000
+    async with linked(tmp_path, control_plane) as host:
+        await control_plane.session()
+        with pytest.raises(Invalid, match="longer than the offer"):
+            await host.link.fetch(digest(b"x"), 500)
+        with pytest.raises(NotFound):
+            await host.link.fetch(digest(b"y"), 500)
+
+
+async def test_outcome_that_was_not_acknowledged_is_told_again(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """A session that breaks between outcome and acknowledgement loses nothing."""
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        sync.end(grpc.StatusCode.UNAVAILABLE)
+        host.reconciler.offer(offered())
+        again = await control_plane.session(2)
+        await eventually(lambda: again.outcomes)
+        assert again.outcomes[-1].result is Result.APPLIED
+        assert again.hello.session_epoch == 2
+
+
+async def test_batches_go_up_beside_the_session(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """The receipt says what is durable; a divergence and a refusal arrive as such."""
+    batch = Batch(epoch=new_id(), first_seq=1, chain=CHAIN_START, records=(b"a", b"b"), tail_seq=2)
+    diverged = pb.ReportSpoolResponse(through_seq=0, verdict=pb.SPOOL_VERDICT_EPOCH_DIVERGED)
+    control_plane.replies = [diverged, (grpc.StatusCode.INVALID_ARGUMENT, "no")]
+    async with linked(tmp_path, control_plane) as host:
+        assert (await host.link.report(batch)).diverged
+        with pytest.raises(Invalid):
+            await host.link.report(batch)
+        assert (await host.link.report(batch)).through_seq == 2
+        assert control_plane.batches == [batch]
+
+
+async def test_stop_says_goodbye(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """A control plane can tell leaving from dying."""
+    async with linked(tmp_path, control_plane):
+        sync = await control_plane.session()
+    await asyncio.wait_for(sync.ended.wait(), 10)
+    assert sync.goodbye == "stop"
+
+
+async def test_lost_session_is_opened_again(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """The control plane crashes and comes back on the same address."""
+    async with linked(tmp_path, control_plane) as host:
+        await control_plane.session()
+        await control_plane.stop()
+        await eventually(lambda: "UNREACHABLE" in host.codes())
+        await control_plane.start()
+        await control_plane.session(2)
+        await eventually(lambda: host.link.connected)
+        assert host.codes() == set()
+
+
+async def test_busy_comes_back_within_the_window(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """Not a failure: the back-off does not grow."""
+    control_plane.instead = [pb.SyncResponse(busy=pb.Busy(retry_window_ms=40))] * 5
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        assert control_plane.streams == 6
+        assert sync.hello.session_epoch == 6
+        assert host.link.status()["attempt"] == 0
+
+
+async def test_drain_leaves_with_goodbye_and_comes_back(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Within the window, and to a new session."""
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        await sync.send(drain=pb.Drain(window_ms=30))
+        await control_plane.session(2)
+        assert sync.goodbye == "drain"
+        assert host.link.status()["attempt"] == 0
+
+
+async def test_asked_for_everything_again(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """AskFull is answered by a new Hello."""
+    async with linked(tmp_path, control_plane):
+        sync = await control_plane.session()
+        await sync.send(ask_full=pb.AskFull())
+        await control_plane.session(2)
+        assert sync.goodbye == "reload"
+
+
+async def test_messages_of_later_versions_are_tolerated(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """So are malformed ones: the session goes on, the next offer is applied."""
+    async with linked(tmp_path, control_plane):
+        sync = await control_plane.session()
+        await sync.send(preflight=pb.Preflight(request_id=new_id()))
+        await sync.send(read_file=pb.ReadFile(request_id=new_id()))
+        await sync.send(offer=pb.Offer(revision=1))
+        await sync.send()
+        await sync.offer(offered())
+        await eventually(lambda: sync.outcomes)
+        assert len(control_plane.syncs) == 1
+
+
+# -- liveness, with time that a test moves ---------------------------------------------------------------
+
+
+async def ticked(clock: FakeClock, seconds: float, until: Any) -> None:
+    """Moves time on in steps of `seconds` until the condition holds."""
+
+    async def step() -> bool:
+        await clock.advance(seconds)
+        return bool(until())
+
+    await eventually(step)
+
+
+async def test_answered_heartbeats_keep_the_session(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Both directions; the session outlives any number of intervals."""
+    control_plane.heartbeat_ms = 10_000
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        sync = await control_plane.session()
+        await eventually(lambda: host.link.connected)
+        for number in range(1, 13):
+            await clock.advance(10)
+            await eventually(lambda number=number: sync.kinds().count("heartbeat") == number)  # type: ignore[misc]
+            await eventually(lambda: host.link._session is not None and host.link._session._unanswered == 0)
+        assert len(control_plane.syncs) == 1
+
+
+async def test_unanswered_heartbeats_end_the_session(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Three without answer: the call is cut by this side, and another is opened."""
+    control_plane.heartbeat_ms = 10_000
+    control_plane.answers_heartbeats = False
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        sync = await control_plane.session()
+        await eventually(lambda: host.link.connected)
+        for _ in range(3):
+            await clock.advance(10)
+        await eventually(lambda: sync.kinds().count("heartbeat") == 3)
+        assert host.link.connected
+        await clock.advance(10)
+        await asyncio.wait_for(sync.ended.wait(), 10)
+        await eventually(lambda: "UNREACHABLE" in host.codes())
+        assert "heartbeats" in str(host.link.status()["lastError"])
+        await ticked(clock, 1, lambda: len(control_plane.syncs) == 2)
+
+
+async def test_silent_server_is_given_up(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """One that takes the stream and never says Welcome is cut after a while."""
+    control_plane.welcomes = False
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        sync = await control_plane.session()
+        await eventually(lambda: clock.sleeping)
+        await clock.advance(30)
+        await asyncio.wait_for(sync.ended.wait(), 10)
+        await eventually(lambda: "no answer to Hello" in str(host.link.status()["lastError"]))
+
+
+async def test_back_off_grows_is_remembered_and_reset_by_a_session_that_lasts(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Refusals of a stream are counted on disk, so a daemon in a crash loop does not hammer."""
+    control_plane.instead = [(grpc.StatusCode.INTERNAL, "no")] * 4
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        for failed in range(1, 5):
+            await ticked(clock, 0.5, lambda failed=failed: control_plane.streams >= failed)
+            await eventually(lambda failed=failed: host.link.status()["attempt"] == failed)
+        assert json.loads((host.state / "session.json").read_text())["attempt"] == 4
+        await ticked(clock, 0.5, lambda: host.link.connected)
+        assert host.link.status()["attempt"] == 4
+        await ticked(clock, 30, lambda: host.link.status()["attempt"] == 0)
+        assert json.loads((host.state / "session.json").read_text())["attempt"] == 0
+
+
+async def test_remembered_failures_delay_the_first_attempt(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Time stands still, so nothing is tried yet."""
+    with identities.hold(tmp_path / "state"):
+        await enroll(control_plane.token(), tmp_path / "state", name="host-1")
+    identities.save_session_state(tmp_path / "state", identities.SessionState(epoch=41, attempt=9))
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock):
+        (left,) = [wait for wait in await eventually(lambda: clock.sleeping) if wait < 3600]
+        assert 1 < left <= 300
+        assert control_plane.streams == 0
+        await clock.advance(300)
+        sync = await control_plane.session()
+        assert sync.hello.session_epoch == 42
+
+
+@pytest.mark.parametrize(
+    "code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "UNIMPLEMENTED"]
+)
+async def test_refusal_is_not_retried_quickly(
+    tmp_path: Path, control_plane: ScriptedControlPlane, code: str
+) -> None:
+    """It goes into health with what the control plane said, and to the far end of the back-off."""
+    control_plane.instead = [(grpc.StatusCode[code], "this agent is banned")] * 9
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        await eventually(lambda: "REFUSED" in host.codes())
+        assert "this agent is banned" in host.link.conditions()[0].message
+        await clock.advance(149)
+        assert control_plane.streams == 1
+        await ticked(clock, 10, lambda: control_plane.streams == 2)
+
+
+# -- trust -------------------------------------------------------------------------------------------
+
+
+async def test_server_of_a_foreign_authority_is_refused(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Whoever takes over the address without the authority's key gets no Hello."""
+    with identities.hold(tmp_path / "state"):
+        await enroll(control_plane.token(), tmp_path / "state", name="host-1")
+    await control_plane.stop()
+    foreign = ScriptedControlPlane()
+    foreign.agents = control_plane.agents
+    async with foreign.running(), linked(tmp_path, control_plane) as host:
+        await eventually(lambda: "UNREACHABLE" in host.codes())
+        assert foreign.streams == 0
+
+
+async def test_agent_certificate_cannot_pose_as_a_server(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """The right authority is not enough: the certificate has to be a server's, for this name."""
+    state = tmp_path / "state"
+    with identities.hold(state):
+        identity = await enroll(control_plane.token(), state, name="host-1")
+    await control_plane.stop()
+    control_plane.server_certificate = (identity.certificate, identity.key)
+    await control_plane.start()
+    async with linked(tmp_path, control_plane) as host:
+        await eventually(lambda: "UNREACHABLE" in host.codes())
+        assert control_plane.streams == 0
+
+
+async def test_agent_of_a_foreign_authority_is_not_let_in(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Mutual: the listener refuses a certificate it did not issue before anything is said."""
+    async with ScriptedControlPlane().running() as other:
+        with identities.hold(tmp_path / "state"):
+            identity = await enroll(other.token(), tmp_path / "state", name="host-1")
+            forged = replace(
+                identity, ca=control_plane.authority.certificate, addresses=(control_plane.agents,)
+            )
+            identities.store(tmp_path / "state", forged)
+        async with linked(tmp_path, control_plane) as host:
+            await eventually(lambda: {"UNREACHABLE", "REFUSED"} & host.codes())
+            assert control_plane.streams == 0
+
+
+async def test_signed_successor_is_adopted(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """A restored database that names its predecessor, signed by the authority, is followed at once."""
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        control_plane.predecessor, control_plane.incarnation = control_plane.incarnation, new_id()
+        sync.end(grpc.StatusCode.UNAVAILABLE)
+        again = await control_plane.session(2)
+        await again.offer(offered())
+        await eventually(lambda: again.outcomes)
+        adopted = identities.load(host.state)
+        assert adopted is not None
+        assert adopted.incarnation == control_plane.incarnation
+
+
+@pytest.mark.parametrize("forgery", ["unsigned", "stranger", "no_predecessor"])
+async def test_other_incarnation_is_not_believed(
+    tmp_path: Path, control_plane: ScriptedControlPlane, forgery: str
+) -> None:
+    """Its offers are refused, reports wait, and health says why; the session stays to be seen."""
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        old, control_plane.incarnation = control_plane.incarnation, new_id()
+        control_plane.predecessor = {"unsigned": old, "stranger": new_id(), "no_predecessor": b""}[forgery]
+        if forgery == "unsigned":
+            control_plane.signer = tls.new_authority("other", now=SystemClock().now())
+        sync.end(grpc.StatusCode.UNAVAILABLE)
+        again = await control_plane.session(2)
+        await eventually(lambda: "INCARNATION_CHANGED" in host.codes())
+        await again.offer(offered())
+        await again.send(drain=pb.Drain(window_ms=1))
+        await control_plane.session(3)
+        assert not (host.root / "SOUL.md").exists()
+        assert again.outcomes == []
+        batch = Batch(epoch=new_id(), first_seq=1, chain=CHAIN_START, records=(b"a",), tail_seq=1)
+        async with in_background(host.link.report(batch)) as report:
+            again = await control_plane.session(3)
+            await again.send(drain=pb.Drain(window_ms=1))
+            await control_plane.session(4)
+            assert not report.done()
+        assert control_plane.batches == []
+
+
+async def test_end_of_the_certificate_is_seen_by_the_own_clock(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """The transport reports an expired certificate as unreachable, so the agent looks for itself."""
+    with identities.hold(tmp_path / "state"):
+        await enroll(control_plane.token(), tmp_path / "state", name="host-1")
+    clock = FakeClock(now=SystemClock().now())
+    host = Host(tmp_path, clock=clock)
+    assert host.codes() == set()
+    assert host.link.identity()["certificate"]["daysLeft"] in (29, 30)  # type: ignore[index]
+    clock.jump(25 * 86_400)
+    assert host.codes() == {"CERTIFICATE_EXPIRES_SOON"}
+    clock.jump(6 * 86_400)
+    assert "CERTIFICATE_EXPIRED" in host.codes()
+
+
+async def test_clock_skew_is_told(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """The control plane's clock comes with every heartbeat."""
+    control_plane.heartbeat_ms = 100
+    clock = FakeClock(now=SystemClock().now() + 3600 * SECOND)
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        await ticked(clock, 0.1, lambda: "CLOCK_SKEW" in host.codes())
+
+
+async def test_host_that_never_enrolled_says_so(tmp_path: Path) -> None:
+    """No attempt, no failure: a condition with the remedy."""
+    host = Host(tmp_path)
+    async with in_background(host.link.run()):
+        await eventually(lambda: "NOT_ENROLLED" in host.codes())
+        assert host.link.status()["state"] == "not_enrolled"
