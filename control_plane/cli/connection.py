@@ -16,7 +16,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import grpc
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core reads this when imported, and chats on stderr
+
+import grpc  # after its setting
 
 from shared.errors import Fault
 
@@ -99,7 +101,8 @@ def peer(wanted: Wanted, environment: Mapping[str, str]) -> Peer:
             "which control plane? Run `variantctl login --data-dir DIR` once, or give --server HOST:PORT",
             exit_code=Exit.USAGE,
         )
-    fitting = stored if stored and stored.server == check_server(server) else None
+    check_server(server)
+    fitting = stored if stored and stored.server == server else None
     ca_file = wanted.ca or (Path(path) if (path := environment.get("VARIANTD_CA")) else None)
     key = read_key(wanted.api_key_file) if wanted.api_key_file else environment.get("VARIANTD_API_KEY", "")
     key = key or (fitting.api_key if fitting else "")
@@ -227,8 +230,6 @@ CALL_SECONDS = 30.0
 
 def open_channel(to: Peer) -> grpc.Channel:
     """A channel that authenticates every call; nothing is sent before the first one."""
-    # C-core writes its own lines to standard error otherwise; what went wrong is said by `failure_of`.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     credentials = grpc.composite_channel_credentials(
         grpc.ssl_channel_credentials(to.ca), grpc.access_token_call_credentials(to.api_key)
     )
@@ -292,7 +293,9 @@ def _unanswered(status: grpc.StatusCode, message: str, server: str) -> Failure:
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Failure(f"{server} did not answer within {CALL_SECONDS:.0f} s", exit_code=Exit.TIMED_OUT)
     if status is grpc.StatusCode.UNAVAILABLE:
-        if "CERTIFICATE_VERIFY_FAILED" in message:
+        if "WRONG_VERSION_NUMBER" in message:
+            why = "it does not speak TLS; is that the operator's port?"
+        elif "SSL_ERROR_SSL" in message or "Peer name" in message:
             why = "its certificate is not from the CA we trust; give its ca.pem with --ca, or log in again"
         elif "Connection refused" in message:
             why = "nothing listens there; is `variantd serve` running?"

@@ -120,18 +120,16 @@ def token(
 
     It is shown this once and kept as a hash. Hand it over as you would a password.
     """
-    made = session.call(
-        session.fleet.CreateEnrollmentToken,
-        pb.CreateEnrollmentTokenRequest(
-            name=name,
-            labels=labels_of(label),
-            ttl=ttl if _ISO.fullmatch(ttl) else f"PT{max(1, round(duration(ttl)))}S",
-            max_uses=max_uses,
-            name_pattern=name_pattern,
-            participants=participants or (),
-            request_id=request_id(),
-        ),
+    request = pb.CreateEnrollmentTokenRequest(
+        name=name,
+        labels=labels_of(label),
+        ttl=ttl if _ISO.fullmatch(ttl) else f"PT{max(1, round(duration(ttl)))}S",
+        max_uses=max_uses,
+        name_pattern=name_pattern,
+        participants=participants or (),
+        request_id=request_id(),
     )
+    made = session.call(session.fleet.CreateEnrollmentToken, request)
     if session.json:
         show.print_json(session.out, show.to_json(made))
     elif quiet:

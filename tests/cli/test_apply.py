@@ -1,0 +1,174 @@
+"""apply: the experiment is what the manifest says, once or many times."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.cli.conftest import Run
+from tests.support.plane import Plane
+
+KEY = "/v1/experiments/soul-tone"
+
+
+async def applied(ctl: Run, manifest: Path, *words: str) -> Any:
+    """The answer of apply."""
+    said = await ctl("apply", "-f", str(manifest), "--json", *words)
+    assert said.code == 0, said.err
+    return said.json
+
+
+def change(manifest: Path, before: str, after: str) -> None:
+    """The manifest says something else."""
+    text = manifest.read_text()
+    assert before in text
+    manifest.write_text(text.replace(before, after))
+
+
+async def test_apply_creates_once(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """The first apply creates what the manifest says, the second finds nothing to do."""
+    first = await applied(ctl, manifest)
+    assert first["action"] == "create"
+    assert first["experiment"]["assignments"] != []
+    shown = (await plane.rest("GET", KEY)).body
+    assert [item["content"] for item in shown["variants"]] == ["be friendly\n", "be concise\n"]
+    assert [item["isControl"] for item in shown["variants"]] == [True, False]
+    assert shown["participants"]["ids"] == ["bot-1", "bot-2"]
+    assert shown["metrics"]["guardrail"] == [{"eventName": "escalated", "goal": "decrease"}]
+    assert shown["exposureCriteria"]["settleSeconds"] == 0
+    second = await applied(ctl, manifest)
+    assert (second["action"], second["changes"]) == ("none", [])
+    assert (await plane.rest("GET", KEY)).body["version"] == shown["version"]
+
+
+async def test_a_dry_run_changes_nothing(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """The plan is shown, of a new experiment and of a changed one, and nothing is sent."""
+    said = await ctl("apply", "-f", str(manifest), "--dry-run")
+    assert (said.code, "will be created" in said.out) == (0, True)
+    assert (await plane.rest("GET", KEY)).status == 404
+    before = (await applied(ctl, manifest))["experiment"]
+    change(manifest, "weight: 50, contentFile: concise.md", "weight: 40, contentFile: concise.md")
+    (manifest.parent / "concise.md").write_text("be very concise\n")
+    said = await ctl("apply", "-f", str(manifest), "--dry-run")
+    assert "  ~ variants.concise.weight: 50 → 40\n" in said.out
+    assert "  ~ variants.concise.files[config/soul.md]: sha256:" in said.out
+    assert (await plane.rest("GET", KEY)).body["version"] == before["version"]
+
+
+async def test_a_draft_becomes_what_the_manifest_says(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """Metadata, structure and variants change; variants that are gone from the manifest are removed."""
+    before = (await applied(ctl, manifest))["experiment"]
+    manifest.write_text(
+        """\
+apiVersion: variantd/v1
+kind: Experiment
+key: soul-tone
+name: Renamed
+labels: {team: a}
+metadata: {ticket: 7}
+targetFile: SOUL.md
+participants: {labels: {role: support}}
+analysis: {alpha: 0.1}
+variants:
+  - {name: Terse, key: concise, weight: 60, isControl: true, contentFile: concise.md, config: {x: [1]}}
+  - {name: Rude, weight: 40, content: be rude}
+"""
+    )
+    after = (await applied(ctl, manifest))["experiment"]
+    assert (after["name"], after["description"], after["labels"]) == ("Renamed", "", {"team": "a"})
+    assert after["metadata"] == {"ticket": 7}
+    assert (after["targetFile"], after["targetFiles"]) == ("SOUL.md", ["SOUL.md"])
+    assert after["participants"] == {"ids": [], "labels": {"role": "support"}}
+    assert after["metrics"] == {"primary": None, "secondary": [], "guardrail": []}
+    assert after["analysis"] == {"alpha": 0.1}
+    assert after["exposureCriteria"] == {"settleSeconds": 60}
+    shown = {item["key"]: item for item in after["variants"]}
+    assert set(shown) == {"concise", "rude"}
+    assert (shown["concise"]["name"], shown["concise"]["weight"]) == ("Terse", 60)
+    assert (shown["concise"]["isControl"], shown["concise"]["config"]) == (True, {"x": [1]})
+    assert shown["concise"]["id"] == before["variants"][1]["id"]
+    assert shown["rude"]["content"] == "be rude"
+    assert (await applied(ctl, manifest))["action"] == "none"
+
+
+async def test_a_key_can_be_used_again_at_once(ctl: Run, manifest: Path) -> None:
+    """A variant renamed without a key is another variant, and its old name is free."""
+    await applied(ctl, manifest)
+    change(manifest, "{name: Concise,", "{name: Friendly, key: concise,")
+    change(manifest, "{name: Friendly, isControl: true,", "{name: Warm, isControl: true,")
+    shown = (await applied(ctl, manifest))["experiment"]["variants"]
+    assert sorted((item["key"], item["name"]) for item in shown) == [
+        ("concise", "Friendly"),
+        ("warm", "Warm"),
+    ]
+
+
+async def test_a_running_experiment_changes_in_metadata_only(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """After the start a name may change; anything else is a conflict that names every field, and no part of
+    such a manifest is applied."""
+    await applied(ctl, manifest)
+    assert (await ctl("experiments", "start", "soul-tone")).code == 0
+    assert (await applied(ctl, manifest))["action"] == "none"
+    change(manifest, "name: Personality A/B test", "name: Personality")
+    change(
+        manifest,
+        "weight: 50, contentFile: concise.md",
+        "weight: 50, description: short, contentFile: concise.md",
+    )
+    after = await applied(ctl, manifest)
+    assert [item["field"] for item in after["changes"]] == ["name", "variants.concise.description"]
+    assert after["experiment"]["name"] == "Personality"
+    change(manifest, "name: Personality", "name: Other")
+    change(manifest, "settleSeconds: 0", "settleSeconds: 5")
+    (manifest.parent / "concise.md").write_text("changed\n")
+    manifest.write_text(manifest.read_text() + "  - {name: Third, weight: 0, content: x}\n")
+    said = await ctl("apply", "-f", str(manifest))
+    assert said.code == 4
+    lines = said.err.splitlines()
+    assert lines[0].startswith("variantctl: soul-tone is running")
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "exposureCriteria",
+        "variants.concise.files[config/soul.md]",
+        "variants.Third",
+    ]
+    assert (await plane.rest("GET", KEY)).body["name"] == "Personality"
+
+
+async def test_what_an_update_cannot_say_is_refused(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """Labels of a draft cannot be emptied by an update; that is said before anything is sent."""
+    manifest.write_text(manifest.read_text() + "labels: {team: a}\n")
+    await applied(ctl, manifest)
+    change(manifest, "labels: {team: a}", "labels: {}")
+    change(manifest, "Concise wins.", "Other.")
+    said = await ctl("apply", "-f", str(manifest))
+    assert (said.code, "labels: cannot be emptied" in said.err) == (1, True)
+    assert (await plane.rest("GET", KEY)).body["description"] == "Concise wins."
+
+
+async def test_the_control_planes_own_refusals_name_the_field(ctl: Run, manifest: Path) -> None:
+    """What only the control plane can know comes back by field."""
+    change(manifest, "targetFile: config/soul.md", "targetFile: ../soul.md")
+    said = await ctl("apply", "-f", str(manifest))
+    assert said.code == 1
+    assert "  targetFile: PATH_ESCAPES_ROOT" in said.err
+
+
+async def test_unknown_participants_are_warned_about(ctl: Run, manifest: Path) -> None:
+    """A typo in a participant's id creates one nobody serves; the warning goes to standard error."""
+    said = await ctl("apply", "-f", str(manifest), "--json")
+    assert said.json["experiment"]["participantCount"] == 2
+    assert "variantctl: warning: no agent has declared bot-1, bot-2 yet" in said.err
+
+
+async def test_a_manifest_from_standard_input(ctl: Run) -> None:
+    """`-f -` reads the manifest from a pipe."""
+    text = "apiVersion: variantd/v1\nkind: Experiment\nkey: piped\nname: Piped\n"
+    said = await ctl("apply", "-f", "-", "--json", stdin=text)
+    assert (said.code, said.json["experiment"]["status"]) == (0, "draft")
+
+
+async def test_bytes_that_are_no_text_arrive_exactly(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """A content file is bytes."""
+    (manifest.parent / "concise.md").write_bytes(b"\xff\x00\r\n")
+    shown = (await applied(ctl, manifest))["experiment"]["variants"][1]
+    assert shown["content"] is None
+    assert shown["files"][0]["contentBase64"] == "/wANCg=="
+    assert (await applied(ctl, manifest))["action"] == "none"

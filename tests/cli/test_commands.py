@@ -1,0 +1,297 @@
+"""Every command against a real control plane, with an agent's stream played by hand."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.model import Reason, ReasonCode, Result
+from tests.cli.conftest import Run, Said
+from tests.support.builders import make_hello
+from tests.support.plane import Plane
+from tests.support.stream import session
+from tests.support.waiting import eventually
+
+REFUSED = Reason(code=ReasonCode.TARGET_NOT_ALLOWED, message="not among the targets", remedy="allow it")
+
+
+@pytest.fixture
+async def running(ctl: Run, manifest: Path) -> Run:
+    """A running experiment `soul-tone` of bot-1 and bot-2."""
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    assert (await ctl("experiments", "start", "soul-tone")).code == 0
+    return ctl
+
+
+def without(value: Any, names: Sequence[str]) -> Any:
+    """The JSON without these keys, anywhere."""
+    if isinstance(value, dict):
+        return {key: without(item, names) for key, item in value.items() if key not in names}
+    return [without(item, names) for item in value] if isinstance(value, list) else value
+
+
+async def test_json_is_what_rest_answers(plane: Plane, running: Run) -> None:
+    """`--json` prints the very resource REST answers: names, nulls, numbers, revisions as text."""
+    token = await plane.token()
+    identity = await plane.enroll(token)
+    async with session(identity, make_hello("bot-1", "bot-2")) as stream:
+        first, second = await stream.offer(), await stream.offer()
+        await stream.report(first, Result.APPLIED)
+        await stream.report(second, Result.REFUSED, reason=REFUSED)
+        agent = (await plane.rest("GET", "/v1/agents")).body["entities"][0]["id"]
+        for words, path in [
+            (("experiments", "get", "soul-tone"), "/v1/experiments/soul-tone"),
+            (("experiments", "list"), "/v1/experiments"),
+            (("experiments", "assignments", "soul-tone"), "/v1/experiments/soul-tone/assignments"),
+            (("experiments", "deployments", "soul-tone"), "/v1/experiments/soul-tone/deployments"),
+            (("participants", "list"), "/v1/participants"),
+            (("participants", "get", "bot-1"), "/v1/participants/bot-1"),
+            (("agents", "list"), "/v1/agents"),
+            (("agents", "get", agent), f"/v1/agents/{agent}"),
+            (("results", "soul-tone"), "/v1/experiments/soul-tone/results"),
+            (("audit",), "/v1/audit-log"),
+        ]:
+            said = await running(*words, "--json")
+            assert (said.code, said.err) == (0, "")
+            rest = (await plane.rest("GET", path)).body
+            # Moments move on; lists leave the warnings of a create out, where a message has an empty list.
+            besides = ("computedAt", "lastSeenAt", "warnings")
+            assert without(said.json, besides) == without(rest, besides), words
+
+
+async def test_a_list_is_whole(plane: Plane, ctl: Run) -> None:
+    """Lists follow their pages to the end, and --limit stops them."""
+    for index in range(130):
+        await plane.made("/v1/participants", {"id": f"bot-{index:03}"})
+    said = await ctl("participants", "list", "--json")
+    assert [item["id"] for item in said.json["entities"]] == [f"bot-{index:03}" for index in range(130)]
+    some = (await ctl("participants", "list", "--json", "--limit", "101")).json["entities"]
+    assert len(some) == 101
+    assert len((await ctl("participants", "list")).out.splitlines()) == 131
+
+
+async def test_global_options_stand_anywhere(plane: Plane, ctl: Run) -> None:
+    """--json and the connection before the command are the same as after it."""
+    before = await ctl("--json", "--profile", "default", "experiments", "list")
+    after = await ctl("experiments", "list", "--json", "--profile", "default")
+    assert before.json == after.json == {"entities": [], "pagination": {"nextCursor": None, "hasMore": False}}
+
+
+# -- life
+
+
+async def test_the_verbs_of_a_life(running: Run) -> None:
+    """Each verb says the state it led to; a verb that does not fit is a conflict naming those that do."""
+    assert (
+        "soul-tone is paused; 2 participants: friendly 1, concise 1"
+        in (await running("experiments", "pause", "soul-tone")).out
+    )
+    said = await running("experiments", "pause", "soul-tone")
+    assert said.code == 4
+    assert said.err.startswith("variantctl: a paused experiment cannot pause; allowed now: resume, ")
+    assert "is running" in (await running("experiments", "resume", "soul-tone")).out
+    assert "is stopped" in (await running("experiments", "stop", "soul-tone")).out
+    words = ("--winner", "concise", "--conclusion", "won", "--comment", "ship it", "--then", "restore")
+    said = await running("experiments", "complete", "soul-tone", *words, "--json")
+    assert said.json["publishStatus"] == "published"
+    ended = said.json["experiment"]
+    assert (ended["status"], ended["conclusion"], ended["conclusionComment"]) == (
+        "completed",
+        "won",
+        "ship it",
+    )
+    assert ended["winnerVariantId"] == ended["variants"][1]["id"]
+    described = (await running("experiments", "get", "soul-tone")).out
+    assert ["winner", "concise"] in [line.split() for line in described.splitlines()]
+    assert (await running("experiments", "delete", "soul-tone")).code == 0
+    assert (await running("experiments", "list")).out == "there is no experiment yet\n"
+
+
+async def test_a_start_that_cannot_be_lists_every_fault(ctl: Run, manifest: Path) -> None:
+    """Each field at fault has a line of its own, with what to do."""
+    text = manifest.read_text().replace("isControl: true, weight: 50", "weight: 40")
+    manifest.write_text(text.replace("[bot-1, bot-2]", "[]"))
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    said = await ctl("experiments", "start", "soul-tone")
+    assert said.code == 4
+    lines = said.err.splitlines()
+    assert lines[0] == "variantctl: the experiment is not ready (NOT_READY)"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "variants.isControl",
+        "variants.weight",
+        "participants",
+    ]
+    assert all("; " in line for line in lines[1:])
+
+
+async def test_what_is_not_there_is_exit_code_1(ctl: Run) -> None:
+    """An unknown experiment is an error, told in one line."""
+    said = await ctl("experiments", "get", "nope")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == "variantctl: there is no experiment 'nope' (EXPERIMENT_NOT_FOUND)\n"
+
+
+async def test_an_experiment_as_yaml(running: Run) -> None:
+    """-o yaml is the resource in YAML."""
+    said = await running("experiments", "get", "soul-tone", "-o", "yaml")
+    assert "key: soul-tone\n" in said.out
+    assert "status: running\n" in said.out
+
+
+# -- deployments
+
+
+async def test_deploying_waits_for_the_host(plane: Plane, running: Run) -> None:
+    """--wait ends with the host's outcome: 0 once it holds the variant, 3 with its reason and remedy."""
+    words = ("deploy", "soul-tone", "-p", "bot-1", "-v", "concise")
+    async with session(await plane.enroll(await plane.token()), make_hello("bot-1")) as stream:
+        await stream.report(await stream.offer(), Result.APPLIED)
+        waiting = asyncio.create_task(running(*words, "--wait"))
+        await stream.report(await stream.offer(), Result.APPLIED)
+        assert await waiting == Said(code=0, out="concise on bot-1: applied\n", err="")
+        waiting = asyncio.create_task(running(*words, "--wait", "--retry"))
+        offer = await stream.offer()
+        assert offer.retry
+        await stream.report(offer, Result.REFUSED, reason=REFUSED)
+        said = await waiting
+    assert (said.code, said.out) == (3, "concise on bot-1: refused\n")
+    assert said.err == (
+        "variantctl: bot-1 has refused it: TARGET_NOT_ALLOWED: not among the targets; allow it\n"
+    )
+
+
+async def test_a_deployment_that_is_superseded_did_not_converge(plane: Plane, running: Run) -> None:
+    """Somebody else's newer deployment ends the wait with 3."""
+    words = ("deploy", "soul-tone", "-p", "bot-1", "-v", "concise")
+    waiting = asyncio.create_task(running(*words, "--wait"))
+
+    async def there() -> bool:
+        found = (await plane.rest("GET", "/v1/experiments/soul-tone/deployments")).body["entities"]
+        return bool(found[0]["origin"] != "start")
+
+    await eventually(there)
+    assert (await running(*words)).code == 0
+    said = await waiting
+    assert (said.code, "superseded" in said.err) == (3, True)
+
+
+async def test_nobody_answers(running: Run) -> None:
+    """A host that is not connected times out with 5, or is 4 at once where a connection is required."""
+    words = ("deploy", "soul-tone", "-p", "bot-1", "-v", "concise")
+    said = await running(*words, "--wait", "--timeout", "100ms")
+    assert said.code == 5
+    assert "still pending after 0.1 s; its agent is not connected" in said.err
+    said = await running(*words, "--require-connected")
+    assert (said.code, "NOT_CONNECTED" in said.err) == (4, True)
+    said = await running("experiments", "wait", "soul-tone", "--timeout", "100ms")
+    assert said.code == 5
+    assert "  bot-2 is pending; its agent is not connected\n" in said.err
+
+
+async def test_waiting_for_an_experiment(plane: Plane, running: Run) -> None:
+    """`experiments wait` ends once every participant's newest deployment has: 0, or 3 naming who failed."""
+    async with session(await plane.enroll(await plane.token()), make_hello("bot-1", "bot-2")) as stream:
+        waiting = asyncio.create_task(running("experiments", "wait", "soul-tone"))
+        first, second = await stream.offer(), await stream.offer()
+        await stream.report(first, Result.APPLIED)
+        await stream.report(second, Result.APPLIED)
+        said = await waiting
+        assert (said.code, said.out) == (0, "soul-tone: 2 of 2 participants hold what they should\n")
+        variant = (await running("experiments", "assignments", "soul-tone", "--json")).json["entities"][0]
+        await running("deploy", "soul-tone", "-p", "bot-1", "-v", variant["variantId"])
+        await stream.report(await stream.offer(), Result.REFUSED, reason=REFUSED)
+        said = await running("experiments", "wait", "soul-tone")
+    assert said.code == 3
+    assert "1 of 2 participants" in said.out
+    assert "  bot-1 has refused it: TARGET_NOT_ALLOWED" in said.err
+
+
+# -- fleet
+
+
+async def test_a_token_and_what_to_do_with_it(plane: Plane, ctl: Run) -> None:
+    """--quiet prints the token alone, which lets an agent join; else it stands in a block for the host."""
+    words = ("--label", "role=support", "--ttl", "30m", "--max-uses", "2", "--name-pattern", "host-*")
+    said = await ctl("agents", "token", "--quiet", *words, "--participants", "bot-*")
+    identity = await plane.enroll(said.out.strip(), name="host-1")
+    assert (await plane.rest("GET", "/v1/agents")).body["entities"][0]["labels"] == {"role": "support"}
+    stored = (await plane.rest("GET", "/v1/enrollment-tokens")).body["entities"][0]
+    assert (stored["maxUses"], stored["uses"], stored["namePattern"]) == (2, 1, "host-*")
+    assert stored["participants"] == ["bot-*"]
+    block = (await ctl("agents", "token")).out
+    assert "variant-agent enroll --token-file - --state-dir " in block
+    assert "\nvt1." in block
+    agent = (await ctl("agents", "list", "--json")).json["entities"][0]["id"]
+    assert "is banned" in (await ctl("agents", "ban", agent)).out
+    assert "banned" in (await ctl("agents", "list")).out
+    assert identity.uid
+
+
+async def test_participants_and_their_labels(ctl: Run) -> None:
+    """Labels are set and taken away one by one, the others stay."""
+    said = await ctl("participants", "create", "bot-1", "-l", "role=support", "-l", "tier=gold")
+    assert said.out == "bot-1 exists; is labelled role=support, tier=gold\n"
+    said = await ctl("participants", "label", "bot-1", "tier-", "team=a=b")
+    assert said.out == "bot-1 is labelled role=support, team=a=b\n"
+    assert (await ctl("participants", "label", "bot-1", "tier-")).code == 1
+    assert "has no labels" in (await ctl("participants", "label", "bot-1", "role-", "team-")).out
+    assert (await ctl("participants", "create", "bot-1")).code == 4
+    assert (await ctl("participants", "delete", "bot-1")).code == 0
+    assert (await ctl("participants", "list")).out == "there is no participant yet\n"
+
+
+async def test_text_of_others_cannot_steer_the_terminal(plane: Plane, ctl: Run) -> None:
+    """Escape sequences in a name are shown, not sent."""
+    await plane.made("/v1/experiments", {"name": "\x1b[2Jgone\x07", "key": "evil"})
+    said = await ctl("experiments", "list")
+    assert "\x1b" not in said.out
+    assert "�[2Jgone�" in said.out
+
+
+# -- the console script
+
+
+async def script(*words: str, env: dict[str, str]) -> tuple[int | None, str, str]:
+    """(exit code, output, errors) of the real console script."""
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("variantctl"),
+        *words,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=env,
+    )
+    out, err = await process.communicate()
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_console_script(plane: Plane, tmp_path: Path) -> None:
+    """Installed, it answers from variables alone, and a failed handshake is one line without gRPC's own."""
+    env = {
+        "VARIANTD_SERVER": plane.addresses["operator"],
+        "VARIANTD_CA": str(plane.data / "ca" / "ca.pem"),
+        "VARIANTD_API_KEY": plane.key,
+        "XDG_CONFIG_HOME": str(tmp_path),
+    }
+    code, out, err = await script("experiments", "list", "--json", env=env)
+    assert (code, json.loads(out)["entities"], err) == (0, [], "")
+    del env["VARIANTD_CA"]
+    code, out, err = await script("experiments", "list", env=env)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "its certificate is not from the CA we trust" in err
+    code, out, err = await script("--version", env=env)
+    assert (code, out.split()[0], err) == (0, "variantctl", "")
+
+
+async def test_a_closed_pipe_is_no_traceback(plane: Plane, tmp_path: Path) -> None:
+    """`variantctl … | head -1` ends quietly."""
+    env = {"VARIANTD_SERVER": "127.0.0.1:1", "VARIANTD_API_KEY": "x", "XDG_CONFIG_HOME": str(tmp_path)}
+    name = Path(sys.executable).with_name("variantctl")
+    process = await asyncio.create_subprocess_shell(
+        f"{name} --help | true", stderr=asyncio.subprocess.PIPE, env={**env, "PATH": "/usr/bin:/bin"}
+    )
+    _, err = await process.communicate()
+    assert b"Traceback" not in err
