@@ -37,7 +37,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.wire import ticket_from_token, ticket_to_token
 from tests.support.clock import FakeClock
 from tests.support.control_plane import ScriptedControlPlane, in_background
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, ticked
 
 CONTENT = b"Be kind.\n"
 
@@ -364,16 +364,6 @@ async def test_messages_of_later_versions_are_tolerated(
 
 
 # -- liveness, with time that a test moves ---------------------------------------------------------------
-
-
-async def ticked(clock: FakeClock, seconds: float, until: Any) -> None:
-    """Moves time on in steps of `seconds` until the condition holds."""
-
-    async def step() -> bool:
-        await clock.advance(seconds)
-        return bool(until())
-
-    await eventually(step)
 
 
 async def test_answered_heartbeats_keep_the_session(

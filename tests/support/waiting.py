@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tests.support.clock import FakeClock
+
 T = TypeVar("T")
 
 
@@ -30,3 +32,15 @@ async def eventually(condition: Callable[[], T | Awaitable[T]], *, within: float
         if loop.time() >= end:
             raise AssertionError(f"not within {within} s: {what or condition}; last seen: {last!r}")
         await asyncio.sleep(0.01)
+
+
+async def ticked(clock: FakeClock, seconds: float, condition: Callable[[], object]) -> None:
+    """`clock` was moved on in steps of `seconds` until `condition` held."""
+
+    async def step() -> bool:
+        if condition():
+            return True
+        await clock.advance(seconds)
+        return bool(condition())
+
+    await eventually(step)
