@@ -27,7 +27,7 @@ from agent.session import Ended, Session
 from agent.spool import Receipt
 from shared import VERSION, logs, wire
 from shared.backoff import Backoff
-from shared.clock import SECOND, Clock, to_rfc3339
+from shared.clock import Clock
 from shared.errors import Invalid, Unavailable
 from shared.ids import show_id
 from shared.model import (
@@ -42,6 +42,7 @@ from shared.model import (
     Platform,
     SpoolState,
 )
+from shared.moment import SECOND, to_rfc3339
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 

@@ -74,6 +74,10 @@ class Swapper:
                     raise _changed_meanwhile(file.path)
             for file in pending:
                 self._put_new(file)
+            for file in intent.files:
+                if file.change and file.change.new.digest is None:
+                    # The file may have gone before a stop that its directories outlived.
+                    self._workspace.remove_directories(file.change.new.made)
         except Refused as refused:
             return refused.reason
         return None

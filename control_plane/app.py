@@ -32,9 +32,10 @@ from control_plane.store.database import Database, Tx
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
 from shared import VERSION, lifecycle, logs, tls
-from shared.clock import SECOND, Clock
+from shared.clock import Clock
 from shared.errors import FailedPrecondition
 from shared.ids import NewId
+from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2, agent_pb2_grpc
 
 _log = logs.get(__name__)

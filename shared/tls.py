@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from shared.clock import SECOND
 from shared.ids import parse_id, show_id
+from shared.moment import SECOND
 
 Key = ec.EllipticCurvePrivateKey
 

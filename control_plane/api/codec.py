@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shared.clock import SECOND, from_rfc3339, to_rfc3339
+from shared.moment import SECOND, from_rfc3339, to_rfc3339
 
 M = TypeVar("M", bound=Message)
 

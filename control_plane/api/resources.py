@@ -19,9 +19,9 @@ from control_plane.services.results import Results
 from control_plane.services.work import Listing, Scope, Work
 from control_plane.store.access import AuditEntry
 from control_plane.store.deployments import StoredOutcome
-from shared.clock import SECOND, to_rfc3339
 from shared.ids import show_id
 from shared.model import show_digest
+from shared.moment import SECOND, to_rfc3339
 
 Json = dict[str, Any]
 

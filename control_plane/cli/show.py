@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shared.clock import SECOND, to_rfc3339
+from shared.moment import SECOND, to_rfc3339
 
 # Descriptors are `Any` below: the pure and the C implementation have unrelated types.
 

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from shared.clock import SECOND, utc_day
 from shared.model import Digest, EventKind
+from shared.moment import SECOND, utc_day
 
 
 class Standing(StrEnum):

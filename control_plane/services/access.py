@@ -12,9 +12,9 @@ from control_plane.services.work import Caller, Listing, Scope, Work, cursor_id,
 from control_plane.store.access import AccessStore, ApiKey, EnrollmentToken, Incarnation
 from control_plane.store.store import Store
 from shared import tls, wire
-from shared.clock import SECOND
 from shared.errors import Fault, Invalid, PermissionDenied, Unauthenticated
 from shared.ids import NewId, new_secret
+from shared.moment import SECOND
 
 KEY_PREFIX = "sk_"
 DEFAULT_PROJECT = "default"

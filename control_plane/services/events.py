@@ -24,9 +24,9 @@ from control_plane.domain.attribution import (
 )
 from control_plane.store.events import EventStore, StoredEvent
 from shared import wire
-from shared.clock import SECOND, utc_day
 from shared.errors import Invalid, ResourceExhausted
 from shared.model import CHAIN_START, Batch, Event, EventKind, Loss, Record, View, chain
+from shared.moment import SECOND, utc_day
 
 MAX_RECORDS = 1_000
 FUTURE = 300 * SECOND

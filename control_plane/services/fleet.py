@@ -8,10 +8,10 @@ from control_plane.domain import requests
 from control_plane.domain.fleet import LEASE_SECONDS, Agent, Participant, ParticipantFile
 from control_plane.services.work import Listing, Work, cursor_id, cursor_text, hex_of, listing, page_size
 from control_plane.store.store import Store
-from shared.clock import SECOND
 from shared.errors import FailedPrecondition, NotFound, PermissionDenied
 from shared.ids import NewId, parse_id
 from shared.model import Hello
+from shared.moment import SECOND
 
 LEASE = LEASE_SECONDS * SECOND
 

@@ -19,7 +19,7 @@ from agent.enrollment import enroll
 from agent.link import Link
 from agent.reconciler import Reconciler
 from shared import tls
-from shared.clock import SECOND, SystemClock
+from shared.clock import SystemClock
 from shared.errors import FailedPrecondition, Invalid, NotFound, Unauthenticated, Unavailable
 from shared.ids import new_id, show_id
 from shared.model import (
@@ -33,6 +33,7 @@ from shared.model import (
     View,
     digest,
 )
+from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.wire import ticket_from_token, ticket_to_token
 from tests.support.clock import FakeClock

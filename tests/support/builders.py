@@ -15,7 +15,6 @@ from control_plane.store.database import Tx
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
 from shared import wire
-from shared.clock import SECOND
 from shared.model import (
     CHAIN_START,
     Batch,
@@ -32,6 +31,7 @@ from shared.model import (
     chain,
     digest,
 )
+from shared.moment import SECOND
 from tests.support.clock import FakeClock
 
 

@@ -4,7 +4,7 @@ import asyncio
 import heapq
 from itertools import count
 
-from shared.clock import SECOND
+from shared.moment import SECOND
 
 SETTLE_TURNS = 20  # of the event loop: how far woken tasks get before time moves on
 
