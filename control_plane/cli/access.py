@@ -15,6 +15,7 @@ from control_plane.cli.connection import (
     Exit,
     Failure,
     Peer,
+    Unreachable,
     check_profile_name,
     check_server,
     profiles_path,
@@ -22,7 +23,7 @@ from control_plane.cli.connection import (
     read_key,
     save_profile,
 )
-from control_plane.cli.session import Session, request_id
+from control_plane.cli.session import Session, Timeout, request_id, wait_until
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
@@ -35,18 +36,20 @@ def login(
         Path | None,
         typer.Option("--data-dir", metavar="DIR", help="Of a control plane on this machine, as its user."),
     ] = None,
+    timeout: Timeout = 15.0,
 ) -> None:
     """Remember a control plane, its CA and a key, so that other commands need no flags.
 
-    With --data-dir a key of your own is made by the control plane that serves from there. From elsewhere,
-    give --server, --ca and --api-key-file. --profile NAME remembers several.
+    With --data-dir a key of your own is made by the control plane that serves from there; one that is just
+    starting is waited for. From elsewhere, give --server, --ca and --api-key-file. --profile NAME remembers
+    several.
     """
     wanted = session.wanted
     name = check_profile_name(wanted.profile or DEFAULT_PROFILE)
     if data_dir is not None:
         if wanted.server or wanted.ca or wanted.api_key_file:
             raise Failure("--data-dir says server, CA and key already", exit_code=Exit.USAGE)
-        found = _personal(session, _local(data_dir))
+        found = _personal(session, data_dir, timeout)
     elif wanted.server and wanted.ca and wanted.api_key_file:
         found = Peer(
             server=check_server(wanted.server),
@@ -64,11 +67,43 @@ def login(
         show.say(session.out, f"logged in to {found.server}; profile {name} is in {path}")
 
 
+def _personal(session: Session, data_dir: Path, timeout: float) -> Peer:
+    """The control plane that serves from a directory, with a fresh key in the caller's name."""
+    name = f"{getpass.getuser()}@{socket.gethostname()}"[:128]
+    made: list[Peer] = []
+    last: list[Failure] = []
+
+    def done() -> bool:
+        session.forget()
+        try:
+            session.peer = there = _local(data_dir)
+            key = session.call(
+                session.access.CreateApiKey, pb.CreateApiKeyRequest(name=name, request_id=once)
+            )
+        except Unreachable as failure:
+            last[:] = [failure]
+            return False
+        made.append(Peer(server=there.server, ca=there.ca, api_key=key.secret))
+        return True
+
+    once = request_id()
+    if not wait_until(session, done, seconds=timeout, doing=f"waiting for the control plane in {data_dir}"):
+        raise last[0]
+    return made[0]
+
+
 def _local(data_dir: Path) -> Peer:
-    """The control plane that serves from a directory, with its operator's key."""
+    """The control plane that serves from a directory, with its operator's key.
+
+    Raises Unreachable where none has said yet where it is.
+    """
     addresses = data_dir / "addresses.json"
     try:
-        server = json.loads(read_file(addresses, "the control plane's addresses"))["operator"]
+        server = json.loads(addresses.read_bytes())["operator"]
+    except FileNotFoundError:
+        raise Unreachable(f"no control plane serves from {data_dir}: there is no {addresses}") from None
+    except OSError as error:
+        raise Failure(f"cannot read {addresses}: {error.strerror}; run this as its user") from None
     except (ValueError, KeyError, TypeError):
         raise Failure(f"{addresses} does not say where the control plane is") from None
     host, _, port = str(server).rpartition(":")
@@ -78,15 +113,6 @@ def _local(data_dir: Path) -> Peer:
         ca=read_file(data_dir / "ca" / "ca.pem", "the CA certificate"),
         api_key=read_key(str(data_dir / "operator.api-key")),
     )
-
-
-def _personal(session: Session, found: Peer) -> Peer:
-    """The same control plane with a fresh key in the caller's name."""
-    session.peer = found
-    name = f"{getpass.getuser()}@{socket.gethostname()}"[:128]
-    request = pb.CreateApiKeyRequest(name=name, request_id=request_id())
-    key = session.call(session.access.CreateApiKey, request)
-    return Peer(server=found.server, ca=found.ca, api_key=key.secret)
 
 
 def _try(session: Session, found: Peer) -> None:

@@ -89,6 +89,11 @@ class Session:
         """Keys and the audit log."""
         return rpc.AccessServiceStub(self._channel)
 
+    def forget(self) -> None:
+        """The next call goes to whoever `peer` is then."""
+        for name in ("peer", "_channel", "experiments", "access"):
+            self.__dict__.pop(name, None)
+
     def call(self, method: "grpc.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
         """The answer. Raises Failure with the control plane's own words."""
         try:

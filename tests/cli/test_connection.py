@@ -1,5 +1,6 @@
 """Who is spoken to, with which key, and how a failure is told."""
 
+import asyncio
 import stat
 from pathlib import Path
 
@@ -173,10 +174,22 @@ async def test_usage_errors_are_exit_code_2(run: Run, words: tuple[str, ...], wh
 
 
 async def test_a_data_dir_without_a_control_plane(run: Run, tmp_path: Path) -> None:
-    """Logging in where none has served says what is missing."""
-    said = await run("login", "--data-dir", str(tmp_path))
+    """Logging in where none serves says so once its patience ends."""
+    said = await run("login", "--data-dir", str(tmp_path), "--timeout", "50ms")
     assert said.code == 1
-    assert said.err.startswith("variantctl: cannot read the control plane's addresses from ")
+    assert said.err.startswith(f"variantctl: no control plane serves from {tmp_path}")
+
+
+async def test_login_waits_for_a_control_plane_that_starts(run: Run, tmp_path: Path) -> None:
+    """Logging in right behind `variantd serve &` works, also over the addresses of an earlier run."""
+    data = tmp_path / "data"
+    waiting = asyncio.create_task(run("login", "--data-dir", str(data)))
+    async with running_plane(data):
+        assert (await waiting).code == 0
+    waiting = asyncio.create_task(run("login", "--data-dir", str(data)))
+    async with running_plane(data):
+        assert (await waiting).code == 0
+        assert (await run("experiments", "list")).code == 0
 
 
 async def test_nobody_there_and_the_wrong_one_there(plane: Plane, ctl: Run, tmp_path: Path) -> None:
