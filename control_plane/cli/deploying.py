@@ -15,7 +15,7 @@ FAILED = frozenset({"refused", "rolled_back", "stuck", "superseded"})
 def deploy(
     session: Session,
     *,
-    experiment: Annotated[str, typer.Argument(help="Id or key.")],
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")],
     participant: Annotated[str, typer.Option("--participant", "-p", help="Whose file.")],
     variant: Annotated[str, typer.Option("--variant", "-v", help="Id or key of the variant.")],
     wait: Annotated[bool, typer.Option("--wait", help="Until the host holds it, or has refused.")] = False,
@@ -87,7 +87,7 @@ def _why(deployment: pb.Deployment) -> str:
 def wait_for(
     session: Session,
     *,
-    experiment: Annotated[str, typer.Argument(help="Id or key.")],
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")],
     timeout: Timeout = 60.0,
 ) -> None:
     """Wait until every host has done what it was last told for this experiment.
@@ -134,7 +134,7 @@ def current(session: Session, experiment: str) -> list[pb.Deployment]:
 def show_deployments(
     session: Session,
     *,
-    experiment: Annotated[str, typer.Argument(help="Id or key.")],
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")],
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most so many, newest first.")
     ] = None,

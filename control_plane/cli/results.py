@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from control_plane.cli import show
 from control_plane.cli.session import Session
@@ -56,7 +57,9 @@ def results(
     other = next(item for item in Population if item is not population)
     beside = _ask(session, experiment, event, other)
     _headline(session, found)
-    _variants(session, found)
+    _counts(session, found)
+    _bars(session, found)
+    print_differences(session, found)
     _absent(session, found)
     _beside(session, beside)
     _not_counted(session, found)
@@ -76,34 +79,63 @@ def _population(found: pb.Results) -> str:
     return f"{found.population}: {_MEANING.get(found.population, '')}".rstrip(": ")
 
 
-def _variants(session: Session, found: pb.Results) -> None:
-    sure = f"{100 * (1 - found.alpha):g} %"
-    scale = _scale(found.variants)
+def _counts(session: Session, found: pb.Results) -> None:
     show.print_table(
         session.out,
-        (
-            *("variant", "participants", "exposed", "impressions", "conversions", "rate", f"{sure} credible"),
-            *(_axis(scale), "P(best)", f"difference, {sure}", "p"),
-        ),
+        ("variant", "exposed", "impressions", "conversions", "rate", "P(best)"),
         (
             (
-                f"{item.name} (control)" if item.is_control else item.name,
-                item.participants,
-                item.participants_exposed,
+                _name(item),
+                f"{item.participants_exposed} of {item.participants}",
                 item.impressions,
                 item.conversions,
                 _percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
-                _interval(item.credible_interval) if item.HasField("credible_interval") else None,
-                bar(item, scale),
                 _percent(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
-                _difference(item),
-                f"{item.p_value:.3f}" if item.HasField("p_value") else None,
             )
             for item in found.variants
         ),
         empty="there are no variants yet",
-        right=("participants", "exposed", "impressions", "conversions", "rate", "P(best)", "p"),
+        right=("exposed", "impressions", "conversions", "rate", "P(best)"),
     )
+
+
+def _bars(session: Session, found: pb.Results) -> None:
+    scale = _scale(found.variants)
+    if scale is None:
+        return
+    show.print_table(
+        session.out,
+        (f"{_level(found)} credible", _axis(scale), ""),
+        (
+            (_name(item), Text(bar(item, scale)), _interval(item.credible_interval))
+            for item in found.variants
+            if item.HasField("credible_interval")
+        ),
+        empty="",
+    )
+
+
+def _name(item: pb.VariantResult) -> str:
+    return f"{item.name} (control)" if item.is_control else item.name
+
+
+def _level(found: pb.Results) -> str:
+    return f"{100 * (1 - found.alpha):g} %"
+
+
+def print_differences(session: Session, found: pb.Results) -> None:
+    """Each variant against control, in a sentence with as much as is known."""
+    control = next((item.name for item in found.variants if item.is_control), "control")
+    for item in found.variants:
+        if item.is_control or not item.HasField("difference"):
+            continue
+        text = f"{item.name} against {control}: {_points(item.difference)} points"
+        if item.HasField("difference_interval"):
+            interval = item.difference_interval
+            text += f" ({_level(found)}: {_points(interval.low)} … {_points(interval.high)})"
+        if item.HasField("p_value"):
+            text += ", p < 0.001" if item.p_value < 0.001 else f", p = {item.p_value:.3f}"
+        show.say(session.out, text)
 
 
 def _percent(rate: float) -> str:
@@ -118,22 +150,12 @@ def _interval(interval: pb.Interval) -> str:
     return f"{100 * interval.low:.1f} … {100 * interval.high:.1f} %"
 
 
-def _difference(item: pb.VariantResult) -> str | None:
-    if item.is_control:
-        return "baseline"
-    if not item.HasField("difference"):
-        return None
-    text = f"{_points(item.difference)} points"
-    if item.HasField("difference_interval"):
-        interval = item.difference_interval
-        text += f" ({_points(interval.low)} … {_points(interval.high)})"
-    return text
-
-
-def _scale(variants: Sequence[pb.VariantResult]) -> tuple[float, float]:
+def _scale(variants: Sequence[pb.VariantResult]) -> tuple[float, float] | None:
     """What the bars span: from the lowest to the highest end of any interval."""
     given = [item.credible_interval for item in variants if item.HasField("credible_interval")]
-    low, high = min((i.low for i in given), default=0.0), max((i.high for i in given), default=1.0)
+    if not given:
+        return None
+    low, high = min(interval.low for interval in given), max(interval.high for interval in given)
     return (low, high) if low < high else (low, low + 1e-9)
 
 
@@ -143,9 +165,7 @@ def _axis(scale: tuple[float, float]) -> str:
 
 
 def bar(item: pb.VariantResult, scale: tuple[float, float]) -> str:
-    """The interval as a bar on `scale`, the rate as a dot on it; empty where there is none."""
-    if not item.HasField("credible_interval"):
-        return ""
+    """The credible interval as a bar on `scale`, the rate as a dot on it."""
     cells = [" "] * BAR_CELLS
     low, high = _cell(item.credible_interval.low, scale), _cell(item.credible_interval.high, scale)
     cells[low : high + 1] = "─" * (high - low + 1)

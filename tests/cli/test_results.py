@@ -1,9 +1,15 @@
 """Results for people: what is known, and why the rest is not."""
 
+from pathlib import Path
 from typing import Any
 
-from control_plane.cli.results import BAR_CELLS, bar
+import pytest
+
+from control_plane.cli.results import BAR_CELLS, bar, print_differences
+from control_plane.cli.session import Session
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+from tests.cli.conftest import Run
+from tests.support.plane import Plane
 
 
 def result(
@@ -26,8 +32,47 @@ def test_a_bar_spans_its_interval() -> None:
     assert len(half) == BAR_CELLS
 
 
-def test_a_bar_without_an_interval_is_empty() -> None:
-    """Nothing is drawn for what is not known, and an interval without width is one dot."""
-    assert bar(result(), (0.0, 1.0)) == ""
+def test_an_interval_without_width_is_one_dot() -> None:
+    """Nothing is drawn beside what there is."""
     assert bar(result(0.3, 0.3, 0.3), (0.3, 0.3 + 1e-9)).strip() == "●"
     assert bar(result(0.2, None, 0.4), (0.0, 1.0)).count("●") == 0
+
+
+async def test_results_are_told_on_a_narrow_screen(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """Counts, bars, the difference, what is absent and why, and the other population, in 80 columns."""
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    draft = await ctl("results", "soul-tone")
+    assert draft.code == 0
+    assert "Concise: no conversionRate" in draft.out
+    assert "no impressions yet (NO_IMPRESSIONS)" in draft.out
+    assert "delivered: only while the assigned variant was on disk: Friendly 0/0" in draft.out
+    tables = draft.out.split("Friendly: no")[0].splitlines()[1:]
+    assert len(tables) == 6
+    assert max(len(line) for line in tables) <= 80
+    assert (await ctl("results", "soul-tone", "--population", "nonsense")).code == 2
+
+
+def numbers(**fields: Any) -> pb.VariantResult:
+    """A treatment's numbers."""
+    return pb.VariantResult(key="b", name="B", participants=2, impressions=4, conversions=1, **fields)
+
+
+@pytest.mark.parametrize(
+    ("item", "line"),
+    [
+        (numbers(difference=-0.021), "B against A: -2.1 points"),
+        (
+            numbers(difference=0.1, difference_interval=pb.Interval(low=-0.05, high=0.25), p_value=0.0421),
+            "B against A: +10.0 points (90 %: -5.0 … +25.0), p = 0.042",
+        ),
+        (numbers(difference=0.1, p_value=0.00001), "B against A: +10.0 points, p < 0.001"),
+        (numbers(), None),
+    ],
+)
+def test_a_difference_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], item: pb.VariantResult, line: str | None
+) -> None:
+    """As much of it as is known, and none where it is not."""
+    control = pb.VariantResult(key="a", name="A", is_control=True)
+    print_differences(Session(), pb.Results(alpha=0.1, variants=[control, item]))
+    assert capsys.readouterr().out == (f"{line}\n" if line else "")
