@@ -204,7 +204,7 @@ class Ledger:
 
     impressions: Counter[str] = field(default_factory=Counter)
     conversions: Counter[str] = field(default_factory=Counter)
-    _ids: itertools.count[int] = field(default_factory=itertools.count)
+    _ids: "itertools.count[int]" = field(default_factory=itertools.count)
 
     async def report(
         self, host: Host, participant: str, *, convert: bool, within: float = 40.0, event: str = "done"
