@@ -12,6 +12,8 @@ from enum import StrEnum
 
 Digest = bytes
 
+_HEX_DIGEST = re.compile("[0-9a-f]{64}")
+
 
 def digest(content: bytes) -> Digest:
     """SHA-256 of exact bytes."""
@@ -26,7 +28,7 @@ def show_digest(value: Digest | None) -> str | None:
 def parse_digest(text: str) -> Digest:
     """The 32 bytes behind `sha256:<64 hex>`. Raises ValueError for anything else."""
     scheme, _, rest = text.partition(":")
-    if scheme != "sha256" or len(rest) != 64 or rest.lower() != rest:
+    if scheme != "sha256" or not _HEX_DIGEST.fullmatch(rest):
         raise ValueError("a digest is written sha256:<64 lower-case hex digits>")
     return bytes.fromhex(rest)
 

@@ -1,0 +1,305 @@
+"""`variant-agent`: the daemon of a host and what goes with it.
+
+Hides the command line. Imports what a command needs when it runs, so that a report from a shell script
+costs no more than a socket. Exit codes: 0 ok, 1 error, 2 usage. Never a traceback.
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+from shared import VERSION
+from shared.errors import Error, Fault, Invalid, Unavailable
+
+STATE_DIR = Path("/var/lib/variant-agent")
+CONFIG = Path("/etc/variant-agent/agent.toml")
+SOCKET = Path("/run/variant-agent/agent.sock")
+
+DESCRIPTION = """\
+Writes the variants of experiments into target files on this host, keeps watch over them, and takes reports
+of what happened. The control plane chooses among the targets that agent.toml allows; it can do nothing else.
+"""
+
+EPILOG = """\
+to begin:
+  variantctl agents token > token                      on a machine of the operator
+  variant-agent enroll --token-file token              here, once
+  variant-agent run                                    here, for ever (see deploy/systemd)
+  variant-agent report impression --participant bot-1  from an application or a script
+
+environment:
+  VARIANT_AGENT_RECONNECT_JITTER   after a lost session, the first attempt to reconnect is made at a random
+                                   moment within so many seconds (default 10)
+"""
+
+
+def main() -> None:
+    """Runs the command line of this process and ends it."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of one command line; what went wrong is told on standard error."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except Error as error:
+        print(f"variant-agent: {_told(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        print(f"variant-agent: something is wrong with this program: {error!r}", file=sys.stderr)
+        return 1
+
+
+def _told(error: Error) -> str:
+    if not error.faults:
+        return error.message
+    return error.message.partition(":")[0] + "".join(_told_fault(fault) for fault in error.faults)
+
+
+def _told_fault(fault: Fault) -> str:
+    return f"\n  {fault.field} {fault.message}" + (f" ({fault.remedy})" if fault.remedy else "")
+
+
+# -- commands ------------------------------------------------------------------------------------------
+
+
+def _enroll(options: argparse.Namespace) -> int:
+    from agent import identity
+    from agent.enrollment import enroll
+
+    token = _token(options.token_file)
+    with identity.hold(options.state_dir):
+        known = identity.load(options.state_dir)
+        ours = asyncio.run(enroll(token, options.state_dir, name=options.name))
+    again = "again, as the same agent" if known and known.uid == ours.uid else f"as {options.name}"
+    print(f"enrolled {again}: agent {ours.uid}, control plane {', '.join(ours.addresses)}")
+    return 0
+
+
+def _token(source: str) -> str:
+    try:
+        token = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise Invalid(f"--token-file {source}: {reason}") from None
+    return token.strip()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from agent import app
+    from agent.config import load
+    from shared import logs
+    from shared.lifecycle import on_signals
+
+    config = load(options.config)
+    logs.configure(level=config.log_level)
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        on_signals(stop)
+        await app.run(config, options.state_dir, stop)
+
+    try:
+        asyncio.run(serve())
+    except Error:
+        raise
+    except Exception as error:
+        logs.get("agent").error("agent.failed", exc_info=error)
+        raise Error("the agent failed; its log says how") from None
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    _, status = _ask(_socket(options), "GET", "/status")
+    if options.json:
+        print(json.dumps(status, indent=2))
+    else:
+        print("\n".join(_status_lines(status)))
+    return 0
+
+
+def _status_lines(status: dict[str, Any]) -> list[str]:
+    identity, session, spool = status["identity"], status["session"], status["spool"]
+    certificate = identity["certificate"]
+    lines = [
+        f"{status['name']}  variant-agent {status['version']}, since {status['startedAt']}",
+        "ready         " + ("yes" if status["ready"] else "no: " + ", ".join(status["unready"])),
+        f"identity      {identity['agentId'] or 'never enrolled'}"
+        + (f", certificate ends in {certificate['daysLeft']} days" if certificate else ""),
+        f"control plane {session['state']} since {session['sinceAt']}"
+        + (f", {session['address']}" if session["address"] else "")
+        + (f"; last error: {session['lastError']}" if session["lastError"] else ""),
+        f"spool         {spool['depth']} records waiting, {spool['bytes']} bytes"
+        + (f", oldest {spool['oldestAt']}" if spool["oldestAt"] else "")
+        + (f", lost {sum(spool['lost'].values())}" if spool["lost"] else ""),
+    ]
+    for participant in status["participants"]:
+        lines.append(
+            f"participant   {participant['id']}  {participant['root']}  {' '.join(participant['targets'])}"
+        )
+    for slot in status["slots"]:
+        for file in slot["files"]:
+            digest = (file["runningDigest"] or "no file")[:19]
+            lines.append(
+                f"file          {slot['participantId']}:{file['path']}  {file['state']}  {digest}"
+                f"  revision {slot['revision']} {slot['result']}"
+            )
+    for condition in status["conditions"]:
+        lines.append(f"{condition['severity']:<13} {condition['code']}: {condition['message']}")
+    return lines
+
+
+def _report(options: argparse.Namespace) -> int:
+    body: dict[str, Any] = {
+        "participantId": options.participant,
+        "target": options.target,
+        "subject": options.subject,
+        "value": options.value,
+    }
+    if options.kind == "conversion":
+        body["eventName"] = options.event
+    body = {key: value for key, value in body.items() if value is not None}
+    _, answer = _ask(_socket(options), "POST", f"/v1/{options.kind}s", body)
+    print(json.dumps(answer) if options.json else answer["id"])
+    return 0
+
+
+# -- the local API, as a client ------------------------------------------------------------------------
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP on a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _socket(options: argparse.Namespace) -> Path:
+    """Where the agent's socket is: as told, as the state directory says, or the default place."""
+    if getattr(options, "socket", None):
+        return Path(options.socket)
+    state_dir: Path = options.state_dir or STATE_DIR
+    try:
+        return Path(json.loads((state_dir / "addresses.json").read_text())["socket"])
+    except (OSError, ValueError, KeyError) as error:
+        if options.state_dir and not isinstance(error, PermissionError):
+            raise Unavailable(
+                f"no variant-agent is running on {state_dir}; `variant-agent run` starts one"
+            ) from None
+        return SOCKET
+
+
+def _ask(
+    path: Path, method: str, target: str, body: dict[str, Any] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of an answer. Raises Error with the agent's own words where it refuses."""
+    connection = _Connection(path)
+    try:
+        content = None if body is None else json.dumps(body)
+        headers = {"Content-Type": "application/json"} if content else {}
+        connection.request(method, target, body=content, headers=headers)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Unavailable(
+            f"no variant-agent answers on {path} ({reason}); `variant-agent run` starts one"
+        ) from None
+    finally:
+        connection.close()
+    if response.status >= 400:
+        faults = [Fault(**{k: str(v) for k, v in fault.items()}) for fault in answer.get("errors", [])]
+        raise Error(str(answer.get("detail", response.reason)), faults=faults)
+    return response.status, answer
+
+
+# -- the command line ----------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="variant-agent",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"variant-agent {VERSION}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    enroll = _command(commands, "enroll", _enroll, "get an identity from the control plane, with a token")
+    enroll.add_argument(
+        "--token-file",
+        required=True,
+        metavar="FILE",
+        help="file that holds the token; - reads standard input",
+    )
+    _state_dir(enroll, default=STATE_DIR)
+    enroll.add_argument(
+        "--name", default=gethostname(), help="name of this host there (default: %(default)s)"
+    )
+
+    run_ = _command(commands, "run", _run, "serve this host until stopped")
+    run_.add_argument("--config", type=Path, default=CONFIG, metavar="FILE", help="default: %(default)s")
+    _state_dir(run_, default=STATE_DIR)
+
+    status = _command(commands, "status", _status, "what the running agent does and what is wrong")
+    _state_dir(status, default=None)
+    status.add_argument("--json", action="store_true", help="everything, as JSON")
+
+    report = _command(commands, "report", _report, "tell the running agent what happened")
+    report.add_argument(
+        "kind", choices=("impression", "conversion"), help="met the content, or did something"
+    )
+    report.add_argument("--participant", metavar="P", help="default: the only one that is yours")
+    report.add_argument("--event", metavar="NAME", help="name of the conversion")
+    report.add_argument("--value", type=float, metavar="X", help="a number that belongs to it")
+    report.add_argument("--subject", metavar="S", help="user or session within the participant")
+    report.add_argument("--target", metavar="T", help="the target file it is about")
+    where = report.add_mutually_exclusive_group()
+    where.add_argument("--socket", type=Path, metavar="PATH", help=f"the agent's socket (default: {SOCKET})")
+    _state_dir(where, default=None)
+    report.add_argument("--json", action="store_true", help="print the answer as JSON")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _state_dir(parser: Any, *, default: Path | None) -> None:
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        default=default,
+        metavar="DIR",
+        help=f"the agent's state directory (default: {STATE_DIR})",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Puts an agent together, runs it, stops it: the one place that starts things.
+
+Nothing here needs a control plane: files are kept, drift is seen and reports are spooled without one, and
+without ever having enrolled. Tests run the very same on port 0.
+"""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from random import Random
+
+from agent import identity as identities
+from agent.config import AgentConfig
+from agent.distinct import check_distinct
+from agent.durable import write_durably
+from agent.health import Health
+from agent.link import RECONNECT_JITTER, Link
+from agent.local_api import LocalApi
+from agent.reconciler import Reconciler
+from agent.spool import Spool
+from agent.status import Status
+from agent.uplink import Uplink
+from agent.watch import Watch
+from shared import VERSION, logs
+from shared.clock import Clock, SystemClock
+from shared.errors import Invalid
+from shared.ids import NewId, new_id, system_random
+from shared.lifecycle import run_until, sd_notify
+from shared.model import Condition, View
+
+_log = logs.get(__name__)
+
+ADDRESSES = "addresses.json"
+JITTER_VARIABLE = "VARIANT_AGENT_RECONNECT_JITTER"
+
+
+async def run(
+    config: AgentConfig,
+    state_dir: Path,
+    stop: asyncio.Event,
+    *,
+    clock: Clock | None = None,
+    new_id: NewId = new_id,
+    random: Random | None = None,
+) -> None:
+    """Serves until `stop` is set; then everything accepted is on disk and the control plane was told.
+
+    `state_dir`/addresses.json tells where the local API listens, from the moment it does. Raises one of
+    shared.errors where the agent cannot start; a state directory serves one process at a time.
+    """
+    with identities.hold(state_dir):
+        addresses = state_dir / ADDRESSES
+        addresses.unlink(missing_ok=True)
+        await asyncio.to_thread(check_distinct, config)
+        agent = _Agent(
+            config, state_dir, clock=clock or SystemClock(), new_id=new_id, random=random or system_random()
+        )
+        try:
+            listening = await agent.start()
+            write_durably(addresses, json.dumps(listening).encode())
+            sd_notify("READY=1")
+            _log.info("agent.ready", version=VERSION, participants=len(config.participants), **listening)
+            await agent.serve(stop)
+        finally:
+            sd_notify("STOPPING=1")
+            addresses.unlink(missing_ok=True)
+            await agent.stop()
+            _log.info("agent.stopped")
+
+
+class _Agent:
+    """The parts of one agent, wired."""
+
+    def __init__(
+        self, config: AgentConfig, state_dir: Path, *, clock: Clock, new_id: NewId, random: Random
+    ) -> None:
+        self._clock = clock
+        self._started = False
+        self._spool = Spool(state_dir / "spool", clock=clock, new_id=new_id)
+        try:
+            self._reconciler = Reconciler(
+                config=config,
+                state_dir=state_dir,
+                clock=clock,
+                new_id=new_id,
+                record_view=self._record,
+                fetch=lambda digest, size: self._link.fetch(digest, size),
+                on_outcome=lambda outcome: self._link.outcome(outcome),
+                on_change=lambda: self._watch.changed(),
+            )
+            self._watch = Watch(reconciler=self._reconciler, clock=clock)
+            self._link = Link(
+                config=config,
+                state_dir=state_dir,
+                reconciler=self._reconciler,
+                spool=self._spool.state,
+                clock=clock,
+                random=random,
+                observed=self._conditions,
+                reconnect_jitter=reconnect_jitter(),
+            )
+            self._uplink = Uplink(
+                spool=self._spool,
+                report=self._link.report,
+                clock=clock,
+                random=random,
+                limits=lambda: self._link.limits,
+            )
+            self._health = Health(
+                sources=(
+                    self._spool.conditions,
+                    self._reconciler.conditions,
+                    self._watch.conditions,
+                    self._link.conditions,
+                    self._uplink.conditions,
+                ),
+                checks={
+                    "started": lambda: self._started,
+                    "spool_writable": lambda: self._spool.writable,
+                    "slots_reconciled": self._reconciler.settled,
+                },
+            )
+            status = Status(
+                config=config,
+                health=self._health,
+                link=self._link,
+                reconciler=self._reconciler,
+                spool=self._spool,
+                uplink=self._uplink,
+                clock=clock,
+            )
+            self._api = LocalApi(
+                config=config,
+                spool=self._spool,
+                reconciler=self._reconciler,
+                status=status.show,
+                metrics=status.metrics,
+                unready=self._health.unready,
+                clock=clock,
+                new_id=new_id,
+            )
+            status.api = self._api
+        except BaseException:
+            self._spool.close()
+            raise
+
+    async def _record(self, view: View) -> None:
+        await self._spool.append(view)
+
+    def _conditions(self) -> tuple[Condition, ...]:
+        return self._health.conditions()
+
+    async def start(self) -> dict[str, str]:
+        """What an earlier run left is in order, the local API listens; where."""
+        await self._reconciler.start()
+        listening = await self._api.start()
+        self._started = True
+        return listening
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Runs every part until `stop` is set or one fails."""
+        await run_until(
+            stop, self._reconciler.run, self._watch.run, self._link.run, self._uplink.run, self._feed_watchdog
+        )
+
+    async def stop(self) -> None:
+        """Requests under way were answered, the spool is closed."""
+        await self._api.stop()
+        await asyncio.to_thread(self._spool.close)
+
+    async def _feed_watchdog(self) -> None:
+        """systemd hears from this event loop twice as often as it asks to."""
+        microseconds = os.environ.get("WATCHDOG_USEC", "")
+        if not microseconds.isdecimal():
+            return
+        while True:
+            sd_notify("WATCHDOG=1")
+            await self._clock.sleep(int(microseconds) / 2_000_000)
+
+
+def reconnect_jitter() -> float:
+    """Seconds within which the first attempt after a lost session falls: VARIANT_AGENT_RECONNECT_JITTER.
+
+    10 by default, which spares a control plane whose whole fleet lost it at once. Raises Invalid.
+    """
+    text = os.environ.get(JITTER_VARIABLE, "")
+    try:
+        seconds = float(text) if text else RECONNECT_JITTER
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds <= 3600.0:
+        raise Invalid(
+            f"{JITTER_VARIABLE}={text!r} is not a number of seconds from 0 to 3600", reason="BAD_CONFIG"
+        )
+    return seconds
