@@ -90,7 +90,7 @@ def _counts(session: Session, found: pb.Results) -> None:
                 item.impressions,
                 item.conversions,
                 _percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
-                _percent(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
+                _chance(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
             )
             for item in found.variants
         ),
@@ -140,6 +140,13 @@ def print_differences(session: Session, found: pb.Results) -> None:
 
 def _percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
+
+
+def _chance(probability: float) -> str:
+    """A probability, never rounded into a certainty."""
+    if 0.0 < probability < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.999 < probability < 1.0 else _percent(probability)
 
 
 def _points(rate: float) -> str:

@@ -228,12 +228,12 @@ class Demo:
             host.root.mkdir()
             host.prepare()
             (host.root / "token").write_text(token)
-            command = ("variant-agent", "enroll", "--token-file", host.root / "token")
-            enrolling.append(stage.start(f"enroll-{host.name}", *command, "--state-dir", host.state))
+            options = ("--name", host.name, "--token-file", host.root / "token", "--state-dir", host.state)
+            enrolling.append(stage.start(f"enroll-{host.name}", "variant-agent", "enroll", *options))
         stage.wait_for("three hosts have enrolled", lambda: all(item.poll() == 0 for item in enrolling))
         for host in self.hosts:
-            command = ("variant-agent", "run", "--config", host.root / "agent.toml")
-            stage.start(host.name, *command, "--state-dir", host.state)
+            paths = ("--config", host.root / "agent.toml", "--state-dir", host.state)
+            stage.start(host.name, "variant-agent", "run", *paths)
         stage.wait_for("three agents are connected", self._connected)
         say(f"{len(HOSTS)} agents are connected over mutual TLS and serve {len(self.souls())} participants")
 
@@ -318,7 +318,7 @@ class Demo:
             table.add_column(name, justify="left" if name == "variant" else "right")
         for item in found["variants"]:
             counts = (item["participantsExposed"], item["impressions"], item["conversions"])
-            rate, best = _percent(item["conversionRate"]), _percent(item["probabilityToBeBest"])
+            rate, best = _percent(item["conversionRate"]), _chance(item["probabilityToBeBest"])
             table.add_row(item["name"], *map(str, counts), rate, best)
         return table
 
@@ -328,7 +328,7 @@ class Demo:
             for item in found["variants"]
         ]
         best = max(found["variants"], key=lambda item: item["probabilityToBeBest"] or 0.0)
-        return f"  {',  '.join(parts)},  P({best['key']} is best) {_percent(best['probabilityToBeBest'])}"
+        return f"  {',  '.join(parts)},  P({best['key']} is best) {_chance(best['probabilityToBeBest'])}"
 
     def ledger(self) -> Sums:
         """What the applications' reports add up to, by the variant each participant was assigned."""
@@ -379,6 +379,15 @@ class Demo:
 
 def _percent(rate: float | None) -> str:
     return "-" if rate is None else f"{100 * rate:.1f} %"
+
+
+def _chance(probability: float | None) -> str:
+    """A probability, never rounded into a certainty."""
+    if probability is not None and 0.0 < probability < 0.001:
+        return "< 0.1 %"
+    if probability is not None and 0.999 < probability < 1.0:
+        return "> 99.9 %"
+    return _percent(probability)
 
 
 def _sums(sums: Sums) -> str:
