@@ -153,9 +153,9 @@ async def test_deploying_waits_for_the_host(plane: Plane, running: Run) -> None:
         waiting = asyncio.create_task(running(*words, "--wait"))
         await stream.report(await stream.offer(), Result.APPLIED)
         assert await waiting == Said(code=0, out="concise on bot-1: applied\n", err="")
-        waiting = asyncio.create_task(running(*words, "--wait", "--retry"))
+        waiting = asyncio.create_task(running(*words, "--wait", "--retry", "--overwrite-drift"))
         offer = await stream.offer()
-        assert offer.retry
+        assert (offer.retry, offer.overwrite_drift) == (True, True)
         await stream.report(offer, Result.REFUSED, reason=REFUSED)
         said = await waiting
     assert (said.code, said.out) == (3, "concise on bot-1: refused\n")
