@@ -43,12 +43,13 @@ def test_every_line_of_by_hand(tmp_path: Path) -> None:
         "XDG_CONFIG_HOME": str(tmp_path / "home" / "config"),
     }
     (tmp_path / "work").mkdir()
+    errors_file = (tmp_path / "err").open("wb")
     shell = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=tmp_path / "work",
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=(tmp_path / "err").open("wb"),
+        stderr=errors_file,
         text=True,
         start_new_session=True,
     )
@@ -63,6 +64,10 @@ def test_every_line_of_by_hand(tmp_path: Path) -> None:
     finally:
         # the group this test started: the shell's own background jobs
         os.killpg(shell.pid, signal.SIGTERM)
+        shell.wait()
+        assert shell.stdout is not None
+        shell.stdout.close()
+        errors_file.close()
     printed, errors = "".join(out), (tmp_path / "err").read_text()
     assert code == 0, printed + errors[-3000:]
     assert "Traceback" not in errors

@@ -141,6 +141,7 @@ class Host:
     participants: list[str]
     process: Process
     settings: dict[str, str] = field(default_factory=dict)
+    own: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -172,8 +173,8 @@ class Host:
             if not self.file(participant).exists():
                 self.file(participant).write_bytes(self.baseline(participant))
             lines += ["[[participants]]", f'id = "{participant}"', f'root = "{self.root(participant)}"']
-            lines += [f"targets = {targets}"]
-            lines += [f"{key} = {value}" for key, value in self.settings.items()]
+            settings = {"targets": targets, **self.settings, **self.own.get(participant, {})}
+            lines += [f"{key} = {value}" for key, value in settings.items()]
         (self.folder / "agent.toml").write_text("\n".join(lines))
 
     async def enroll(self, token: str) -> None:
@@ -250,7 +251,12 @@ class Fleet:
     hosts: list[Host] = field(default_factory=list)
 
     async def add_host(
-        self, name: str, *participants: str, targets: str = '["*.md"]', **settings: str
+        self,
+        name: str,
+        *participants: str,
+        targets: str = '["*.md"]',
+        own: dict[str, dict[str, str]] | None = None,
+        **settings: str,
     ) -> Host:
         """An enrolled, running agent that serves these participants."""
         folder = self.folder / name
@@ -259,7 +265,12 @@ class Fleet:
         command += ["--state-dir", str(folder / "state")]
         process = Process(command=command, log=self.folder / f"{name}.log")
         host = Host(
-            folder=folder, name=name, participants=list(participants), process=process, settings=settings
+            folder=folder,
+            name=name,
+            participants=list(participants),
+            process=process,
+            settings=settings,
+            own=own or {},
         )
         host.write_config(targets=targets)
         token = (await self.plane.post("/v1/enrollment-tokens", {"name": name}))["token"]
