@@ -160,14 +160,18 @@ def parse(table: dict[str, Any], *, relative_to: Path) -> AgentConfig:
         Fault(field=key, message="is not a table", remedy="known are [agent] and [[participants]]")
         for key in sorted(set(table) - {"agent", "participants"})
     ]
-    agent = _Reader(table.get("agent", {}), "agent", _AGENT_KEYS, faults)
-    token_file = agent.table.get("local_token_file")
+    settings = table.get("agent", {})
+    if not isinstance(settings, dict):
+        faults.append(Fault(field="agent", message="must be an [agent] table"))
+        settings = {}
+    agent = _Reader(settings, "agent", _AGENT_KEYS, faults)
+    token_file = agent.text("local_token_file") if "local_token_file" in settings else ""
     config = AgentConfig(
         name=agent.text("name", gethostname()),
         labels=agent.labels(),
         local_http=agent.text("local_http", "127.0.0.1:7410"),
         socket=relative_to / agent.text("socket", "/run/variant-agent/agent.sock"),
-        local_token_file=relative_to / str(token_file) if token_file else None,
+        local_token_file=relative_to / token_file if token_file else None,
         log_level=agent.choice("log_level", ("debug", "info", "warning", "error"), "info"),
         participants=tuple(_participants(table.get("participants", []), relative_to, faults)),
     )
@@ -175,8 +179,10 @@ def parse(table: dict[str, Any], *, relative_to: Path) -> AgentConfig:
         seen: set[object] = set()
         for index, participant in enumerate(config.participants):
             value = getattr(participant, attribute)
+            where = f"participants[{index}].{attribute}"
+            if any(fault.field == where for fault in faults):
+                continue  # what stands in for a faulty value is nobody's
             if value in seen:
-                where = f"participants[{index}].{attribute}"
                 faults.append(Fault(field=where, message=f"{str(value)!r} is taken by another participant"))
             seen.add(value)
     if faults:
@@ -196,10 +202,16 @@ def _participants(tables: object, relative_to: Path, faults: list[Fault]) -> Ite
             reader.fault("id", f"{name!r} is not an id", "letters, digits, . _ - and at most 128 of them")
         if not table.get("targets"):
             reader.fault("targets", "allows no file", 'write targets = ["config/*.md"]')
+        targets = reader.texts("targets")
+        for glob in targets:
+            if not {"", ".", ".."}.isdisjoint(glob.split("/")):
+                reader.fault(
+                    "targets", f"{glob!r} describes no file within the root", "write a relative path"
+                )
         yield ParticipantConfig(
             id=name,
             root=relative_to / reader.text("root"),
-            targets=reader.texts("targets"),
+            targets=targets,
             labels=reader.labels(),
             drift=DriftPolicy(reader.choice("drift", tuple(DriftPolicy), "report")),
             follow_symlinks=reader.choice("symlinks", ("refuse", "follow-within-root"), "refuse") != "refuse",

@@ -1,0 +1,232 @@
+"""The journal: what was saved is read back, what cannot be read is set aside, contents outlive restarts."""
+
+import json
+import resource
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.journal import MAX_UNACKNOWLEDGED, Change, FileImage, Journal, Slot, SlotFile
+from shared.model import (
+    Durations,
+    FileOutcome,
+    OfferAction,
+    Outcome,
+    Reason,
+    ReasonCode,
+    Result,
+    Step,
+    digest,
+)
+
+SLOT = bytes(15) + b"\x01"
+
+
+def make_outcome(revision: int) -> Outcome:
+    return Outcome(
+        participant="bot-1",
+        slot_id=SLOT,
+        revision=revision,
+        attempt=2,
+        step=Step.RELOAD_OWED,
+        result=Result.ROLLED_BACK,
+        files=(FileOutcome(path="a.md", desired=digest(b"A"), running=None, previous=digest(b"")),),
+        occurred_at=1_800_000_000_000_000,
+        reason=Reason(code=ReasonCode.RELOAD_FAILED, message="“no”", remedy="look"),
+        durations=Durations(fetch=1, check=2, write=3, reload=4, probe=5),
+    )
+
+
+def make_slot(**values: object) -> Slot:
+    image = FileImage(digest=digest(b"old"), mode=0o640, uid=1, gid=2)
+    absent = FileImage(digest=None, made=("deep", "deep/er"))
+    full = Slot(
+        participant="bot-1",
+        slot_id=SLOT,
+        revision=7,
+        attempt=2,
+        action=OfferAction.WRITE,
+        step=Step.CHECKED,
+        result=Result.IN_PROGRESS,
+        files=(
+            SlotFile(
+                path="a.md", real="real/a.md", before=image, original=image, applied=digest(b"A"), order=3
+            ),
+            SlotFile(
+                path="b.md",
+                real="b.md",
+                before=None,
+                change=Change(old=absent, new=image, temp=".variantd-1.tmp"),
+            ),
+        ),
+        reload_owed=True,
+        swapped_at=5,
+        closed=True,
+        outcome=make_outcome(7),
+        unacknowledged=(make_outcome(6), make_outcome(7)),
+        quarantined=(digest(b"bad"),),
+    )
+    return replace(full, **values)  # type: ignore[arg-type]
+
+
+def loaded(directory: Path) -> tuple[Journal, dict[tuple[str, bytes], Slot]]:
+    journal = Journal(directory)
+    return journal, journal.load(now=1)
+
+
+def test_a_slot_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    """Every field, in a directory and files that only the agent can read."""
+    journal, slots = loaded(tmp_path / "journal")
+    assert slots == {}
+    slot = make_slot()
+    journal.save(make_slot(revision=6))
+    journal.save(slot)
+    assert loaded(tmp_path / "journal")[1] == {slot.key: slot}
+    [path] = (tmp_path / "journal" / "slots").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_slots_of_one_id_and_many_participants_are_apart(tmp_path: Path) -> None:
+    """A slot id is the experiment's; the participant tells the slots apart."""
+    journal, _ = loaded(tmp_path)
+    slots = [
+        make_slot(participant=name, outcome=None, unacknowledged=()) for name in ("a", "a.b", "A", "x" * 128)
+    ]
+    for slot in slots:
+        journal.save(slot)
+    assert loaded(tmp_path)[1] == {slot.key: slot for slot in slots}
+
+
+def damage(path: Path, kind: str) -> None:
+    data = path.read_bytes()
+    head, body = data.split(b"\n", 1)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "torn":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "flipped bit":
+        path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    elif kind == "zeroed":
+        path.write_bytes(bytes(len(data)))
+    elif kind == "newer version":
+        path.write_bytes(head.replace(b" 1 ", b" 2 ") + b"\n" + body)
+    elif kind == "another slot's":
+        path.rename(path.with_name("bot-2." + SLOT.hex() + ".json"))
+    elif kind == "missing field":
+        table = json.loads(body)
+        del table["files"]
+        body = json.dumps(table).encode()
+        path.write_bytes(b"variantd-slot 1 " + digest(body).hex().encode() + b"\n" + body)
+    else:
+        path.write_bytes(b"\xff\xfe\n\n")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["empty", "torn", "flipped bit", "zeroed", "newer version", "another slot's", "missing field", "garbage"],
+)
+def test_a_file_that_cannot_be_read_is_set_aside_and_reported(tmp_path: Path, kind: str) -> None:
+    """Never guessed, never lost: a person finds it, contents included, at this start and the next."""
+    journal, _ = loaded(tmp_path)
+    kept = journal.keep(b"old")
+    journal.save(make_slot())
+    other = make_slot(slot_id=bytes(16), files=(), outcome=None, unacknowledged=())
+    journal.save(other)
+    damage(tmp_path / "slots" / f"bot-1.{SLOT.hex()}.json", kind)
+    for _ in range(2):
+        journal, slots = loaded(tmp_path)
+        assert slots == {other.key: other}
+        [condition] = journal.conditions()
+        assert (condition.code, condition.severity) == ("JOURNAL_QUARANTINED", "error")
+        assert journal.content(kept) == b"old"
+    [aside] = (tmp_path / "slots").glob("*.quarantined")
+    journal.save(make_slot())
+    damage(tmp_path / "slots" / f"bot-1.{SLOT.hex()}.json", "empty")
+    loaded(tmp_path)
+    assert len(list((tmp_path / "slots").glob("*.quarantined"))) == 2
+    assert aside.exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200), position=st.integers(0, 2000), cut=st.booleans())
+def test_no_damage_is_taken_for_a_slot(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int, cut: bool
+) -> None:
+    """Whatever bytes are written into a journal file, it is the slot that was saved or it is set aside."""
+    directory = tmp_path_factory.mktemp("journal")
+    journal, _ = loaded(directory)
+    slot = make_slot()
+    journal.save(slot)
+    path = directory / "slots" / f"bot-1.{SLOT.hex()}.json"
+    whole = path.read_bytes()
+    position = min(position, len(whole))
+    path.write_bytes(whole[:position] + data + (b"" if cut else whole[position + len(data) :]))
+    _, slots = loaded(directory)
+    assert slots in ({slot.key: slot}, {})
+
+
+def test_contents_are_kept_once_and_go_when_nothing_refers_to_them(tmp_path: Path) -> None:
+    """Baselines, originals and what an intent needs stay; the rest goes at the next start."""
+    journal, _ = loaded(tmp_path)
+    images = {name: journal.keep(name.encode()) for name in ("before", "original", "old", "new", "nobody")}
+    assert journal.keep(b"before") == images["before"]
+    file = SlotFile(
+        path="a.md",
+        real="a.md",
+        before=FileImage(digest=images["before"]),
+        original=FileImage(digest=images["original"]),
+        change=Change(old=FileImage(digest=images["old"]), new=FileImage(digest=images["new"])),
+    )
+    journal.save(make_slot(files=(file,)))
+    journal, _ = loaded(tmp_path)
+    found = {name for name, value in images.items() if journal.content(value) == name.encode()}
+    assert found == {"before", "original", "old", "new"}
+
+
+def test_damaged_content_is_no_content(tmp_path: Path) -> None:
+    """A baseline is put back exactly or not at all."""
+    journal, _ = loaded(tmp_path)
+    value = journal.keep(b"old")
+    (tmp_path / "contents" / value.hex()).write_bytes(b"odd")
+    assert journal.content(value) is None
+
+
+def test_leftovers_of_an_interrupted_write_go_at_the_start(tmp_path: Path) -> None:
+    """They were never referred to."""
+    loaded(tmp_path)
+    (tmp_path / "slots" / "bot-1.json.tmp").write_text("half")
+    (tmp_path / "contents" / "ab.tmp").write_text("half")
+    loaded(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    """And no temporary file."""
+    journal, _ = loaded(tmp_path)
+    slot = make_slot()
+    journal.save(slot)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            journal.save(make_slot(revision=8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(list((tmp_path / "slots").iterdir())) == 1
+    assert loaded(tmp_path)[1] == {slot.key: slot}
+
+
+def test_outcomes_are_owed_until_acknowledged_up_to_a_limit() -> None:
+    """The same outcome is owed once; beyond the limit the oldest go."""
+    slot = make_slot(unacknowledged=())
+    for revision in range(1, MAX_UNACKNOWLEDGED + 3):
+        slot = slot.ended(make_outcome(revision)).ended(make_outcome(revision))
+    assert [outcome.revision for outcome in slot.unacknowledged] == list(range(3, MAX_UNACKNOWLEDGED + 3))
+    assert slot.outcome == make_outcome(MAX_UNACKNOWLEDGED + 2)
+    slot = slot.acknowledged(make_outcome(3).key).acknowledged(make_outcome(3).key)
+    assert slot.unacknowledged[0].revision == 4
