@@ -7,6 +7,7 @@ without ever having enrolled. Tests run the very same on port 0.
 import asyncio
 import json
 import os
+from collections import deque
 from pathlib import Path
 from random import Random
 
@@ -24,7 +25,7 @@ from agent.uplink import Uplink
 from agent.watch import Watch
 from shared import VERSION, logs
 from shared.clock import Clock, SystemClock
-from shared.errors import Invalid
+from shared.errors import Invalid, ResourceExhausted, Unavailable
 from shared.ids import NewId, new_id, system_random
 from shared.lifecycle import run_until, sd_notify
 from shared.model import Condition, View
@@ -32,6 +33,8 @@ from shared.model import Condition, View
 _log = logs.get(__name__)
 
 ADDRESSES = "addresses.json"
+MAX_OWED = 10_000  # views that the spool could not take; beyond that the oldest are forgotten
+OWED_SECONDS = 1.0
 JITTER_VARIABLE = "VARIANT_AGENT_RECONNECT_JITTER"
 
 
@@ -53,12 +56,19 @@ async def run(
         addresses = state_dir / ADDRESSES
         addresses.unlink(missing_ok=True)
         await asyncio.to_thread(check_distinct, config)
-        agent = _Agent(
-            config, state_dir, clock=clock or SystemClock(), new_id=new_id, random=random or system_random()
-        )
+        try:
+            agent = _Agent(
+                config,
+                state_dir,
+                clock=clock or SystemClock(),
+                new_id=new_id,
+                random=random or system_random(),
+            )
+        except OSError as error:
+            raise Unavailable(f"{error.filename or state_dir}: {error.strerror}") from None
         try:
             listening = await agent.start()
-            write_durably(addresses, json.dumps(listening).encode())
+            _tell(addresses, listening)
             sd_notify("READY=1")
             _log.info("agent.ready", version=VERSION, participants=len(config.participants), **listening)
             await agent.serve(stop)
@@ -69,6 +79,13 @@ async def run(
             _log.info("agent.stopped")
 
 
+def _tell(addresses: Path, listening: dict[str, str]) -> None:
+    try:
+        write_durably(addresses, json.dumps(listening).encode())
+    except OSError as error:  # a full disk; whoever knows where to look can still ask
+        _log.error("agent.addresses_not_written", error=error.strerror, **listening)
+
+
 class _Agent:
     """The parts of one agent, wired."""
 
@@ -77,6 +94,8 @@ class _Agent:
     ) -> None:
         self._clock = clock
         self._started = False
+        self._owed: deque[View] = deque(maxlen=MAX_OWED)
+        self._owes = asyncio.Event()
         self._spool = Spool(state_dir / "spool", clock=clock, new_id=new_id)
         try:
             self._reconciler = Reconciler(
@@ -146,7 +165,26 @@ class _Agent:
             raise
 
     async def _record(self, view: View) -> None:
-        await self._spool.append(view)
+        """The view is durable, or owed until the spool takes it: what fills a disk must not stop the host."""
+        if not self._owed:
+            try:
+                await self._spool.append(view)
+                return
+            except (ResourceExhausted, Unavailable) as error:
+                _log.error("agent.view_owed", participant=view.participant, reason=error.reason)
+        self._owed.append(view)
+        self._owes.set()
+
+    async def _record_owed(self) -> None:
+        while True:
+            await self._owes.wait()
+            while self._owed:
+                try:
+                    await self._spool.append(self._owed[0])
+                    self._owed.popleft()
+                except (ResourceExhausted, Unavailable):
+                    await self._clock.sleep(OWED_SECONDS)
+            self._owes.clear()
 
     def _conditions(self) -> tuple[Condition, ...]:
         return self._health.conditions()
@@ -161,7 +199,13 @@ class _Agent:
     async def serve(self, stop: asyncio.Event) -> None:
         """Runs every part until `stop` is set or one fails."""
         await run_until(
-            stop, self._reconciler.run, self._watch.run, self._link.run, self._uplink.run, self._feed_watchdog
+            stop,
+            self._reconciler.run,
+            self._watch.run,
+            self._link.run,
+            self._uplink.run,
+            self._record_owed,
+            self._feed_watchdog,
         )
 
     async def stop(self) -> None:

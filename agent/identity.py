@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from ssl import PEM_cert_to_DER_cert
 
@@ -121,10 +121,9 @@ def store(state_dir: Path, identity: Identity) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def adopt(state_dir: Path, identity: Identity, incarnation: bytes) -> Identity:
-    """The identity with another incarnation of the control plane's database, durably."""
+def adopt(state_dir: Path, incarnation: bytes) -> None:
+    """The identity follows another incarnation of the control plane's database, durably."""
     write_durably(state_dir / "identity" / "incarnation", incarnation.hex().encode())
-    return replace(identity, incarnation=incarnation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,6 +192,10 @@ class Link:
         self._session = Session(call=call, party=self, clock=self._clock, random=self._random)
         try:
             return await self._session.run(hello)
+        except Exception as error:
+            # A message nobody foresaw, or a fault of ours: it costs this session, never the host's own work.
+            _log.error("link.session_failed", exc_info=error)
+            return Ended(code=grpc.StatusCode.INTERNAL, detail=f"the session failed here: {error!r}")
         finally:
             self._session = None
             self._session_id = ""
@@ -286,9 +290,8 @@ class Link:
             welcome.predecessor != known or not await asyncio.to_thread(_is_signed, self._identity, welcome)
         ):
             return False
-        self._identity = await asyncio.to_thread(
-            identities.adopt, self._state_dir, self._identity, welcome.incarnation
-        )
+        self._identity = replace(self._identity, incarnation=welcome.incarnation)
+        await self._stored(lambda: identities.adopt(self._state_dir, welcome.incarnation))
         _log.info("link.incarnation_adopted", incarnation=welcome.incarnation.hex(), predecessor=known.hex())
         return True
 
@@ -313,10 +316,14 @@ class Link:
             await self._save(replace(self._state, attempt=0))
 
     def observation(self) -> pb.Observation:
-        free = os.statvfs(self._state_dir)
+        try:
+            disk = os.statvfs(self._state_dir)
+            free = disk.f_bavail * disk.f_frsize
+        except OSError:
+            free = 0
         left = self._identity.not_after - self._clock.now() if self._identity else 0
         return pb.Observation(
-            state_free_bytes=free.f_bavail * free.f_frsize,
+            state_free_bytes=free,
             certificate_days_left=left // DAY,
             spool=wire.spool_state_to_pb(self._spool()),
             conditions=wire.conditions_to_pb(self._observed()),
@@ -364,10 +371,14 @@ class Link:
         if state == self._state:
             return
         self._state = state
+        await self._stored(lambda: identities.save_session_state(self._state_dir, state))
+
+    async def _stored(self, write: Callable[[], None]) -> None:
+        """`write` was done, or is a condition: a full disk must not cost the link, memory goes on."""
         try:
-            await asyncio.to_thread(identities.save_session_state, self._state_dir, state)
+            await asyncio.to_thread(write)
             self._conditions.end("STATE_UNWRITABLE")
-        except OSError as error:  # a full disk must not cost the link; the numbers live on in memory
+        except OSError as error:
             self._conditions.hold("STATE_UNWRITABLE", "error", f"{self._state_dir}: {error.strerror}")
 
     def _judge_certificate(self) -> None:
@@ -376,6 +387,7 @@ class Link:
         left = (self._identity.not_after - self._clock.now()) // DAY
         remedy = "enroll again with a new token; the agent keeps its identity"
         if left < 0:
+            self._conditions.end("CERTIFICATE_EXPIRES_SOON")
             self._conditions.hold(
                 "CERTIFICATE_EXPIRED", "error", f"the agent's certificate has ended; {remedy}"
             )

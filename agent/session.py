@@ -28,6 +28,8 @@ PATIENCE = 3  # heartbeats without answer
 LEAVE_SECONDS = 2.0  # for Goodbye to be taken
 INBOX = 256  # messages read ahead; a control plane that floods is slowed down by its own transport
 OBSERVE_EVERY = 3  # heartbeats
+HEARTBEAT_MS = (100, 60_000)  # what an interval is held within, whatever the control plane asks for
+WINDOW_MS = 300_000  # the longest anybody is kept waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +163,8 @@ class Session:
     async def _open(self, welcome: pb.Welcome) -> None:
         self._trusted = await self._party.welcomed(welcome)
         self._unanswered = 0
-        self._start("watch", self._watch(max(welcome.heartbeat_interval_ms, 100) / 1000))
+        least, most = HEARTBEAT_MS
+        self._start("watch", self._watch(min(max(welcome.heartbeat_interval_ms, least), most) / 1000))
         for outcome in self._party.unacknowledged():
             self.tell(outcome)
 
@@ -176,7 +179,7 @@ class Session:
         return Ended(code=code, detail=detail or "the control plane ended the session")
 
     def _within(self, window_ms: int) -> float:
-        return self._random.uniform(0.0, window_ms / 1000)
+        return self._random.uniform(0.0, min(window_ms, WINDOW_MS) / 1000)
 
     # -- the tasks -------------------------------------------------------------------------------
 

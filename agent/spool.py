@@ -405,6 +405,8 @@ class Spool:
         epoch.chain, epoch.acked, epoch.resume, self._lost = value, acked, resume, lost
         self._cursor.save(self._epochs, self._lost)
         self._forget_finished()
+        if self._used() < self._max_bytes:
+            self._conditions.pop("SPOOL_FULL", None)  # as far as is known; the next append finds out
         self._find_oldest()
 
     def _diverge(self, epoch_id: bytes) -> None:

@@ -1,6 +1,7 @@
 """The whole agent: in this process against a scripted control plane, and as the program people run."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -211,6 +212,36 @@ async def test_agent_that_never_enrolled_serves_and_says_so(tmp_path: Path) -> N
         assert [condition["code"] for condition in found["conditions"]] == ["NOT_ENROLLED"]
         assert "variant-agent enroll" in found["conditions"][0]["message"]
         assert found["spool"]["depth"] == 1
+
+
+async def test_full_disk_under_the_spool_stops_nothing_else(
+    tmp_path: Path, control_plane: ScriptedControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are still written; the application hears 429; views that were owed go up once there is room."""
+    make_host(tmp_path)
+    await enrolled(tmp_path, control_plane)
+    real = os.fdatasync
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    async with running(tmp_path) as local:
+        sync = await control_plane.session()
+        await sync.offer(offered())
+        await eventually(lambda: sync.outcomes)
+        assert sync.outcomes[-1].result is Result.APPLIED
+        answer = await call(local, "/v1/impressions", body={})
+        assert (answer.status, answer.body["reason"]) == (429, "SPOOL_FULL")
+        answer = await call(local, "/readyz")
+        assert (answer.status, answer.body["unready"]) == (503, ["spool_writable"])
+        monkeypatch.setattr(os, "fdatasync", real)
+        await eventually(lambda: any(isinstance(record.body, View) for record in control_plane.records))
+
+        async def ready() -> bool:
+            return (await call(local, "/readyz")).status == 200
+
+        await eventually(ready)
 
 
 async def test_second_agent_on_the_state_directory_is_refused(tmp_path: Path) -> None:

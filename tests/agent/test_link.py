@@ -364,6 +364,24 @@ async def test_messages_of_later_versions_are_tolerated(
         assert len(control_plane.syncs) == 1
 
 
+async def test_failure_within_a_session_costs_that_session_only(
+    tmp_path: Path, control_plane: ScriptedControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault nobody foresaw is logged and the next session is opened; the task lives on."""
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+
+        def fails(offer: Offer) -> None:
+            monkeypatch.undo()
+            raise RuntimeError("a fault of ours")
+
+        monkeypatch.setattr(host.reconciler, "offer", fails)
+        await sync.offer(offered())
+        again = await control_plane.session(2)
+        await again.offer(offered())
+        await eventually(lambda: again.outcomes)
+
+
 # -- liveness, with time that a test moves ---------------------------------------------------------------
 
 
@@ -416,6 +434,11 @@ async def test_silent_server_is_given_up(tmp_path: Path, control_plane: Scripted
         await eventually(lambda: "no answer to Hello" in str(host.link.status()["lastError"]))
 
 
+def remembered(host: Host) -> int:
+    """The number of failures on disk."""
+    return int(json.loads((host.state / "session.json").read_text())["attempt"])
+
+
 async def test_back_off_grows_is_remembered_and_reset_by_a_session_that_lasts(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
@@ -426,11 +449,11 @@ async def test_back_off_grows_is_remembered_and_reset_by_a_session_that_lasts(
         for failed in range(1, 5):
             await ticked(clock, 0.5, lambda failed=failed: control_plane.streams >= failed)
             await eventually(lambda failed=failed: host.link.status()["attempt"] == failed)
-        assert json.loads((host.state / "session.json").read_text())["attempt"] == 4
+        await eventually(lambda: remembered(host) == 4)
         await ticked(clock, 0.5, lambda: host.link.connected)
         assert host.link.status()["attempt"] == 4
         await ticked(clock, 30, lambda: host.link.status()["attempt"] == 0)
-        assert json.loads((host.state / "session.json").read_text())["attempt"] == 0
+        await eventually(lambda: remembered(host) == 0)
 
 
 async def test_remembered_failures_delay_the_first_attempt(
@@ -529,7 +552,7 @@ async def test_signed_successor_is_adopted(tmp_path: Path, control_plane: Script
         assert adopted.incarnation == control_plane.incarnation
 
 
-@pytest.mark.parametrize("forgery", ["unsigned", "stranger", "no_predecessor"])
+@pytest.mark.parametrize("forgery", ["unsigned", "garbage", "stranger", "no_predecessor"])
 async def test_other_incarnation_is_not_believed(
     tmp_path: Path, control_plane: ScriptedControlPlane, forgery: str
 ) -> None:
@@ -537,7 +560,8 @@ async def test_other_incarnation_is_not_believed(
     async with linked(tmp_path, control_plane) as host:
         sync = await control_plane.session()
         old, control_plane.incarnation = control_plane.incarnation, new_id()
-        control_plane.predecessor = {"unsigned": old, "stranger": new_id(), "no_predecessor": b""}[forgery]
+        control_plane.predecessor = {"stranger": new_id(), "no_predecessor": b""}.get(forgery, old)
+        control_plane.signature = b"garbage" if forgery == "garbage" else None
         if forgery == "unsigned":
             control_plane.signer = tls.new_authority("other", now=SystemClock().now())
         sync.end(grpc.StatusCode.UNAVAILABLE)

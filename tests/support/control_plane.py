@@ -59,6 +59,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.authority = authority or tls.new_authority("test", now=self.clock.now())
         self.project_id, self.incarnation, self.predecessor = new_id(), new_id(), b""
         self.signer: tls.Authority = self.authority
+        self.signature: bytes | None = None  # None: a right one by `signer`
         self.server_certificate: tuple[bytes, bytes] | None = None  # None: a right one
         self.secrets: dict[bytes, bool] = {}  # whether still to be used
         self.uids: list[bytes] = []
@@ -194,7 +195,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
             session_id=new_id(),
             incarnation=self.incarnation,
             predecessor=self.predecessor,
-            incarnation_signature=tls.sign(self.signer.key, message),
+            incarnation_signature=self.signature or tls.sign(self.signer.key, message),
             heartbeat_interval_ms=self.heartbeat_ms,
             limits=pb.Limits(inline_bytes=32_768, batch_records=1000, batch_bytes=2_000_000),
         )
