@@ -7,6 +7,7 @@ Whoever calls makes sure that one thing at a time happens to a participant.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,9 @@ from shared.model import (
     ViewState,
     digest,
 )
+
+MAX_OWED = 1024
+"""Views of one participant that wait to be recorded; beyond that the oldest go."""
 
 T = TypeVar("T")
 _log = get(__name__)
@@ -92,6 +96,7 @@ class Applier:
         self.slots = slots
         self.workspace = Workspace(config.root, follow_symlinks=config.follow_symlinks)
         self.seen: dict[str, View] = {}
+        self.owed: deque[View] = deque(maxlen=MAX_OWED)
         self.unsaved: set[bytes] = set()
         self._planner = Planner(config=config, workspace=self.workspace, journal=journal, slots=slots)
         self._swapper = Swapper(
@@ -142,14 +147,28 @@ class Applier:
         last = self.seen.get(file.path)
         if not always and last is not None and (last.digest, last.state) == (found, state):
             return
-        await self._record_view(view)
         self.seen[file.path] = view
+        self.owed.append(view)
+        await self.record_owed()
+
+    async def record_owed(self) -> None:
+        """Views that could not be recorded are tried again, in order; a full spool is no reason to stop."""
+        while self.owed:
+            try:
+                await self._record_view(self.owed[0])
+            except (Error, OSError) as error:
+                _log.warning("view.owed", participant=self.config.id, views=len(self.owed), error=str(error))
+                return
+            self.owed.popleft()
 
     # -- an offer ------------------------------------------------------------------------------------
 
     async def apply(self, offer: Offer) -> Outcome:
         """`offer` is applied, refused or undone; the outcome is journalled and owed until acknowledged."""
         slot = self.slots.get(offer.slot_id)
+        if slot is not None and slot.intends:
+            await self._recover(slot)
+            slot = self.slots[offer.slot_id]
         if slot is not None and offer.revision < slot.revision:
             return self._regression(offer, slot)
         if slot is not None and slot.outcome is not None and _is_done(slot, offer):
@@ -295,7 +314,8 @@ class Applier:
         if failure is None:
             return await self._end(replace(_done(intent), result=Result.APPLIED), attempt, intent=intent)
         touched, stuck = await blocking(lambda: self._swapper.back(intent))
-        undone = _undone(intent)
+        there = await blocking(lambda: self._swapper.already_new(intent)) if stuck else []
+        undone = _undone(intent, but=there)
         self.slots[intent.slot_id] = undone
         await self._look_at(intent, {})
         if swapped and intent.reload_owed:
@@ -330,6 +350,8 @@ class Applier:
 
     async def recover(self) -> list[Outcome]:
         """What was begun before the last stop is finished, or undone where it cannot be."""
+        if not await blocking(self.config.root.is_dir):
+            return []  # not mounted yet, perhaps: what was begun there can wait
         return [await self._recover(slot) for slot in tuple(self.slots.values()) if slot.intends]
 
     async def _recover(self, intent: Slot) -> Outcome:
@@ -469,10 +491,15 @@ def _done(intent: Slot) -> Slot:
     return replace(intent, files=files, closed=False, reload_owed=False)
 
 
-def _undone(intent: Slot) -> Slot:
-    """The slot once nothing it intended is in place."""
-    files = tuple(replace(file, change=None) for file in intent.files)
-    return replace(intent, files=files, reload_owed=False)
+def _undone(intent: Slot, *, but: Iterable[SlotFile]) -> Slot:
+    """The slot once nothing it intended is in place `but` what could not be undone: that it holds."""
+    stuck = {file.path for file in but}
+    done = _done(intent)
+    files = tuple(
+        done_file if file.path in stuck else replace(file, change=None)
+        for file, done_file in zip(intent.files, done.files, strict=True)
+    )
+    return replace(intent, files=files, reload_owed=False, closed=intent.closed and not stuck)
 
 
 def _merged(slot: Slot, plan: Iterable[Planned]) -> tuple[SlotFile, ...]:

@@ -7,7 +7,7 @@ slot and per target; participants do not wait for one another.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,10 @@ class Reconciler:
         self._acknowledged: dict[str, list[OutcomeKey]] = {participant: [] for participant in self._appliers}
         self._unjournalled: OrderedDict[OutcomeKey, Outcome] = OrderedDict()
         self._busy: set[str] = set()
+        self._applying: set[str] = set()
+        self._pending: set[str] = set()
+        self._waiting = 0
+        self._since: dict[tuple[str, str], int] = {}
         self._wake = asyncio.Event()
         self._strangers: tuple[str, ...] = ()
 
@@ -122,11 +126,10 @@ class Reconciler:
             async with asyncio.TaskGroup() as group:
                 while True:
                     self._wake.clear()
-                    for participant in self._appliers:
-                        waits = self._queued[participant] or self._acknowledged[participant]
-                        if waits and participant not in self._busy:
-                            self._busy.add(participant)
-                            group.create_task(self._serve(participant, limit))
+                    for participant in self._pending - self._busy:
+                        self._busy.add(participant)
+                        group.create_task(self._serve(participant, limit))
+                    self._pending &= self._busy
                     await self._wake.wait()
         finally:
             await blocking(self._save_acknowledged)
@@ -135,8 +138,10 @@ class Reconciler:
         applier, queued = self._appliers[participant], self._queued[participant]
         try:
             async with limit:
+                self._pending.discard(participant)
                 while queued:
                     async with self._locks[participant]:
+                        self._waiting -= 1
                         await self._apply(applier, queued.pop(next(iter(queued))))
                 async with self._locks[participant]:
                     await blocking(lambda: self._save_acknowledged_of(participant))
@@ -146,7 +151,11 @@ class Reconciler:
 
     async def _apply(self, applier: Applier, offer: Offer) -> None:
         before = applier.slots.get(offer.slot_id)
-        outcome = await applier.apply(offer)
+        self._applying.add(offer.participant)
+        try:
+            outcome = await applier.apply(offer)
+        finally:
+            self._applying.discard(offer.participant)
         slot = applier.slots.get(offer.slot_id)
         self._report(outcome, journalled=slot is not None and slot.outcome is outcome)
         if _watch(before) != _watch(slot):
@@ -174,10 +183,12 @@ class Reconciler:
             self._report(
                 refused_unseen(older, _superseded(older, offer), now=self._clock.now()), journalled=False
             )
-        elif older is None and sum(map(len, self._queued.values())) >= MAX_QUEUED:
+        elif older is None and self._waiting >= MAX_QUEUED:
             _log.warning("apply.queue_full", participant=offer.participant, slot=offer.slot_id.hex())
             return
+        self._waiting += offer.slot_id not in queued
         queued[offer.slot_id] = offer
+        self._pending.add(offer.participant)
         self._wake.set()
 
     def unacknowledged(self) -> tuple[Outcome, ...]:
@@ -199,6 +210,7 @@ class Reconciler:
         """
         if self._unjournalled.pop(key, None) is None and key.participant in self._acknowledged:
             self._acknowledged[key.participant].append(key)
+            self._pending.add(key.participant)
             self._wake.set()
 
     def _save_acknowledged(self) -> None:
@@ -216,6 +228,8 @@ class Reconciler:
         }
         for slot_id in changed | applier.unsaved:
             slot = applier.slots[slot_id]
+            if slot.intends:
+                continue  # the intent on disk is what a restart goes on from
             for key in keys:
                 slot = slot.acknowledged(key) if key.slot_id == slot_id else slot
             applier.save(slot)
@@ -223,7 +237,7 @@ class Reconciler:
 
     def settled(self) -> bool:
         """No offer is waiting or being applied."""
-        return not any(self._queued.values()) and not self._busy
+        return not any(self._queued.values()) and not self._applying
 
     # -- what is on disk -----------------------------------------------------------------------------
 
@@ -236,6 +250,14 @@ class Reconciler:
             for _, file in applier.held():
                 if file.path == path:
                     await applier.look(file, from_at=self._clock.now())
+
+    async def catch_up(self) -> None:
+        """What could not be written when it happened, views and journals, is tried again; call now and then."""
+        for participant, applier in self._appliers.items():
+            if applier.owed or applier.unsaved:
+                async with self._locks[participant]:
+                    await applier.record_owed()
+                    await blocking(lambda behind=participant: self._save_acknowledged_of(behind))  # type: ignore[misc]
 
     def watched(self) -> Mapping[tuple[str, str], Path]:
         """(participant, path) of every target an open slot holds → the absolute path of its real file."""
@@ -280,31 +302,42 @@ class Reconciler:
     # -- how it goes ---------------------------------------------------------------------------------
 
     def conditions(self) -> tuple[Condition, ...]:
-        """What is wrong with journals and slots."""
-        found = list(self._journal.conditions())
+        """What is wrong with journals and slots, each since it was first asked about."""
+        wrong = dict.fromkeys(self._wrong())
+        self._since = {one: self._since.get(one, self._clock.now()) for one in wrong}
+        return (
+            *self._journal.conditions(),
+            *(
+                Condition(
+                    code=code,
+                    severity="warning" if code in ("BASELINE_LOST", "PARTICIPANT_UNKNOWN") else "error",
+                    since_at=since,
+                    message=message,
+                )
+                for (code, message), since in self._since.items()
+            ),
+        )
+
+    def _wrong(self) -> Iterator[tuple[str, str]]:
         for participant in self._strangers:
-            found.append(
-                self._condition("PARTICIPANT_UNKNOWN", f"{participant} has slots but is not in agent.toml")
-            )
+            yield "PARTICIPANT_UNKNOWN", f"{participant} has slots here but is not in agent.toml"
         for participant, applier in self._appliers.items():
             if applier.unsaved:
-                found.append(
-                    self._condition("JOURNAL_UNWRITABLE", f"{participant}'s journal could not be written")
-                )
+                yield "JOURNAL_UNWRITABLE", f"the journal of {participant} could not be written"
+            if applier.owed:
+                yield "VIEWS_OWED", f"views of {participant} wait until the spool takes them"
             for slot in applier.slots.values():
-                if slot.result is Result.STUCK:
-                    message = f"slot {slot.slot_id.hex()} of {participant} is neither done nor undone"
-                    found.append(self._condition("SLOT_STUCK", message, since=slot))
                 lost = [file.path for file in slot.files if file.applied is not None and file.before is None]
                 if lost and not slot.closed:
-                    message = f"no baseline is on record for {', '.join(lost)} of {participant}"
-                    found.append(self._condition("BASELINE_LOST", message, since=slot))
-        return tuple(found)
-
-    def _condition(self, code: str, message: str, *, since: Slot | None = None) -> Condition:
-        at = since.outcome.occurred_at if since is not None and since.outcome is not None else 0
-        severity = "warning" if code in ("BASELINE_LOST", "PARTICIPANT_UNKNOWN") else "error"
-        return Condition(code=code, severity=severity, since_at=at or self._clock.now(), message=message)
+                    yield "BASELINE_LOST", f"no baseline is on record for {', '.join(lost)} of {participant}"
+                if slot.result is Result.STUCK:
+                    yield (
+                        "SLOT_STUCK",
+                        f"slot {slot.slot_id.hex()} of {participant} is neither done nor undone",
+                    )
+                if slot.intends and participant not in self._applying:
+                    where = applier.config.root
+                    yield "APPLY_INTERRUPTED", f"slot {slot.slot_id.hex()} of {participant} waits for {where}"
 
     def status(self) -> list[dict[str, object]]:
         """Per slot: where it stands and what its files hold as last seen; ready for JSON."""

@@ -53,6 +53,7 @@ class Watch:
     async def _rehash(self) -> None:
         while True:
             await self._clock.sleep(REHASH_SECONDS)
+            await self._reconciler.catch_up()
             targets = self._reconciler.watched()
             for participant, path in targets:
                 await self._reconciler.observed(participant, path)

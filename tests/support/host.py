@@ -11,6 +11,7 @@ from agent.config import AgentConfig, ParticipantConfig
 from agent.policy import TEMP_PREFIX
 from agent.reconciler import Reconciler
 from shared.clock import Clock, SystemClock
+from shared.errors import ResourceExhausted
 from shared.ids import new_id
 from shared.model import Digest, Offer, OfferAction, OfferedFile, Outcome, View, digest
 
@@ -18,9 +19,12 @@ SLOT = bytes(15) + b"\x01"
 OTHER_SLOT = bytes(15) + b"\x02"
 
 
-def make_participant(root: Path, name: str = "bot-1", **values: Any) -> ParticipantConfig:
-    """A participant whose root exists."""
-    root.mkdir(parents=True, exist_ok=True)
+def make_participant(
+    root: Path, name: str = "bot-1", *, root_is_made: bool = True, **values: Any
+) -> ParticipantConfig:
+    """A participant whose root exists, unless told otherwise."""
+    if root_is_made:
+        root.mkdir(parents=True, exist_ok=True)
     return ParticipantConfig(
         **{"id": name, "root": root, "targets": ("*.md", "config/*.md", "deep/**"), **values}
     )
@@ -72,6 +76,7 @@ class Host:
     views: list[View] = field(default_factory=list)
     contents: dict[Digest, bytes] = field(default_factory=dict)
     changes: int = 0
+    spool_full: bool = False
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def apply(self, offer: Offer) -> Outcome:
@@ -108,6 +113,8 @@ async def running_host(
     made: list[Host] = []
 
     async def record_view(view: View) -> None:
+        if made[0].spool_full:
+            raise ResourceExhausted
         made[0].views.append(view)
 
     async def fetch(wanted: Digest, size: int) -> bytes:
