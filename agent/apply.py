@@ -17,7 +17,7 @@ from agent import commands
 from agent.config import ParticipantConfig
 from agent.files import Staged, Workspace
 from agent.journal import FileImage, Journal, Slot, SlotFile
-from agent.plan import Planned, Planner, holder, successor
+from agent.plan import Planned, Planner, held, holder, successor
 from agent.policy import Refused, allow, show
 from agent.swap import Swapper, is_unchanged
 from shared.clock import Clock
@@ -113,12 +113,7 @@ class Applier:
 
     def held(self) -> list[tuple[Slot, SlotFile]]:
         """Every target that an open slot holds."""
-        return [
-            (slot, file)
-            for slot in self.slots.values()
-            for file in slot.files
-            if (held := holder(self.slots, file.real)) is not None and held[0] is slot and held[1] is file
-        ]
+        return held(self.slots)
 
     def sweep(self) -> int:
         """Temporary files of an interrupted apply are gone; how many there were. Blocks."""
@@ -129,14 +124,14 @@ class Applier:
 
         What cannot be read as a file, such as a directory or link in its place, is drifted without a digest.
         """
-        held = holder(self.slots, real)
+        owner = holder(self.slots, real)
         try:
             found = self.workspace.digest(real)
         except Refused:
-            return None, ViewState.UNMANAGED if held is None else ViewState.DRIFTED
-        if held is None:
+            return None, ViewState.UNMANAGED if owner is None else ViewState.DRIFTED
+        if owner is None:
             return found, ViewState.UNMANAGED
-        if found == held[1].applied:
+        if found == owner[1].applied:
             return found, ViewState.APPLIED
         return found, ViewState.MISSING if found is None else ViewState.DRIFTED
 
@@ -167,6 +162,11 @@ class Applier:
         """`offer` is applied, refused or undone; the outcome is journalled and owed until acknowledged."""
         slot = self.slots.get(offer.slot_id)
         if slot is not None and slot.intends:
+            try:
+                # Not a refusal of this slot: its intent stays on record until there is a root to end it in.
+                await blocking(lambda: self.workspace.fresh(b""))
+            except Refused as refused:
+                return refused_unseen(offer, refused.reason, now=self._clock.now())
             await self._recover(slot)
             slot = self.slots[offer.slot_id]
         if slot is not None and offer.revision < slot.revision:
@@ -242,7 +242,7 @@ class Applier:
         done: list[Planned] = []
         try:
             started = self._clock.monotonic()
-            await blocking(lambda: done.extend(self._swapper.stage(planned) for planned in plan))
+            await blocking(lambda: self._swapper.stage(plan, done))
             attempt.took["write"] = self._clock.monotonic() - started
             attempt.step = Step.STAGED
             if self.config.check and offer.action is OfferAction.WRITE:
@@ -400,7 +400,11 @@ class Applier:
         if slot.action is OfferAction.RESTORE and slot.result.holds and intent is not None:
             for file in intent.files:
                 later = successor(self.slots, slot, file)
-                if file.applied is not None and file.change is None and later is not None:
+                if file.applied is None or file.change is not None or later is None:
+                    continue
+                known = later[1].before
+                # What somebody else had put there between the two slots is the baseline, and stays it.
+                if known is None or known.digest == file.applied:
                     self.save(_with_baseline(later[0], later[1], file.before))
         self.save(slot)
 

@@ -44,6 +44,17 @@ def holder(slots: Slots, real: str) -> tuple[Slot, SlotFile] | None:
     return found[-1] if found else None
 
 
+def held(slots: Slots) -> list[tuple[Slot, SlotFile]]:
+    """Every target that an open slot holds."""
+    found: dict[str, tuple[Slot, SlotFile]] = {}
+    for slot in slots.values():
+        for file in slot.files if not slot.closed else ():
+            other = found.get(file.real)
+            if file.applied is not None and (other is None or other[1].order < file.order):
+                found[file.real] = (slot, file)
+    return list(found.values())
+
+
 def successor(slots: Slots, slot: Slot, file: SlotFile) -> tuple[Slot, SlotFile] | None:
     """The open slot that took `file` over from `slot`, where one did."""
     later = [held for held in holders(slots, file.real) if held[0].key != slot.key]
@@ -106,6 +117,12 @@ class Planner:
                     ReasonCode.SUPERSEDED,
                     f"a later slot took {show(file.path)} over",
                     "end the other experiment or deployment of this target first",
+                )
+            if entry.real != real:
+                raise Refused(
+                    ReasonCode.DRIFTED,
+                    f"{show(file.path)} leads to {show(real)} now, and to {show(entry.real)} when it was written",
+                    "put the link back, or restore the slot first",
                 )
             order = entry.order
             self._refuse_drift(offer, entry, found, desired=file.digest)

@@ -25,8 +25,15 @@ class Swapper:
         self._workspace, self._max_bytes = workspace, max_bytes
         self._journal, self._clock, self._new_id = journal, clock, new_id
 
-    def stage(self, planned: Planned) -> Planned:
-        """`planned` with its new content durable beside the target, where it has to be written at all."""
+    def stage(self, plan: Iterable[Planned], done: list[Planned]) -> None:
+        """`done` has all of `plan`, with new content durable beside the targets that have to be written.
+
+        Where it raises, `done` has what was staged until then.
+        """
+        for planned in plan:
+            done.append(self._stage(planned))
+
+    def _stage(self, planned: Planned) -> Planned:
         file, new = planned.file, planned.new
         change = file.change
         if change is None or new is None or same(change.old, change.new):

@@ -393,6 +393,33 @@ async def test_a_later_slot_that_ends_first_gives_the_target_back_to_the_older(t
         assert host.text("soul.md") == "mine"
 
 
+async def test_an_edit_between_two_slots_is_the_newer_one_s_baseline(tmp_path: Path) -> None:
+    """The older slot's baseline does not take its place."""
+    async with running_host(tmp_path) as host:
+        (host.root / "soul.md").write_text("mine")
+        await host.apply(make_offer({"soul.md": "A"}))
+        (host.root / "soul.md").write_text("edited")
+        await host.apply(make_offer({"soul.md": "B"}, slot_id=OTHER_SLOT))
+        await host.apply(make_end(RESTORE, "soul.md", revision=2))
+        await host.apply(make_end(RESTORE, "soul.md", revision=2, slot_id=OTHER_SLOT))
+        assert host.text("soul.md") == "edited"
+
+
+async def test_a_followed_link_that_leads_elsewhere_is_drift(tmp_path: Path) -> None:
+    """The baseline belongs to the file behind it then, not to the one behind it now."""
+    async with running_host(tmp_path, follow_symlinks=True) as host:
+        (host.root / "one.txt").write_text("one")
+        (host.root / "two.txt").write_text("two")
+        (host.root / "soul.md").symlink_to("one.txt")
+        await host.apply(make_offer({"soul.md": "A"}))
+        (host.root / "soul.md").unlink()
+        (host.root / "soul.md").symlink_to("two.txt")
+        over = make_offer({"soul.md": "B"}, revision=2, overwrite_drift=True)
+        assert code(await host.apply(over)) is ReasonCode.DRIFTED
+        await host.apply(make_end(RESTORE, "soul.md", revision=3))
+        assert (host.text("one.txt"), host.text("two.txt")) == ("one", "two")
+
+
 async def test_two_names_of_one_file_are_one_target(tmp_path: Path) -> None:
     """Behind a followed link there is one file: not two of an offer, and one holder at a time."""
     async with running_host(tmp_path, follow_symlinks=True) as host:

@@ -157,6 +157,9 @@ async def test_what_was_begun_waits_for_a_root_that_is_not_there_yet(tmp_path: P
     (tmp_path / "root").rename(tmp_path / "aside")
     (tmp_path / "root").write_text("no directory")
     async with running_host(tmp_path, root_is_made=False) as host:
+        outcome = await host.apply(make_end(RESTORE, "soul.md", revision=2))
+        assert outcome.reason is not None
+        assert outcome.reason.code is ReasonCode.NOT_A_REGULAR_FILE
         assert [one.code for one in host.reconciler.conditions()] == ["APPLY_INTERRUPTED"]
         (tmp_path / "root").unlink()
         (tmp_path / "aside").rename(tmp_path / "root")
