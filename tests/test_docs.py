@@ -1,10 +1,16 @@
 """The reference pages name everything there is."""
 
 import dataclasses
+import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import click
+from typer.main import get_command
 
 from agent import config as agent_config
 from control_plane.api.operations import operations
+from control_plane.cli import app as cli_app
 from control_plane.config import Settings
 from control_plane.services.events import Kept
 from shared.errors import Code
@@ -37,3 +43,26 @@ def test_every_setting_is_on_the_page() -> None:
     assert {field.name for field in dataclasses.fields(agent_config.AgentConfig)} - {"participants"} <= set(
         names
     )
+
+
+def commands(command: click.Command, name: str) -> Iterator[str]:
+    """Every command below `command`, as it is typed."""
+    below = getattr(command, "commands", {})
+    if not below:
+        yield name
+    for part, found in below.items():
+        yield from commands(found, f"{name} {part}")
+
+
+def test_every_command_is_on_the_page() -> None:
+    """Every command of variantctl, and its own options."""
+    page = (DOCS / "cli.md").read_text()
+    for name in commands(get_command(cli_app), "variantctl"):
+        assert f"| `{name}" in page, name
+
+
+def test_every_link_leads_somewhere() -> None:
+    """No page links to a file that is not there."""
+    for page in [*DOCS.parent.rglob("*.md"), DOCS.parent.parent / "README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
