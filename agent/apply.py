@@ -175,7 +175,7 @@ class Applier:
             return slot.outcome
         attempt = _Attempt(offer=offer, slot=_begun(offer, slot))
         try:
-            if offer.action is OfferAction.CLOSE:
+            if offer.action is OfferAction.CLOSE or self._planner.nothing_to_restore(offer, attempt.slot):
                 return await self._close(attempt)
             contents = await self._contents(offer, attempt)
             plan = await blocking(lambda: self._planner.plan(offer, attempt.slot, contents))

@@ -126,7 +126,7 @@ class Planner:
                 )
             order = entry.order
             self._refuse_drift(offer, entry, found, desired=file.digest)
-        before = _baseline(offer, slot, entry, present)
+        before = self._baseline(offer, slot, entry, present)
         original = None if entry is None else entry.original
         if before is not None and not any(known.original for known in entries if known.real == real):
             original = before
@@ -143,14 +143,19 @@ class Planner:
         )
         return Planned(file=planned, new=new)
 
+    def nothing_to_restore(self, offer: Offer, slot: Slot) -> bool:
+        """Whether a RESTORE finds nothing of the slot in place, as where every write was refused."""
+        untouched = all(entry.applied is None for entry in slot.files)
+        doubt = offer.applied_before or bool(self._journal.conditions())
+        return offer.action is OfferAction.RESTORE and untouched and not doubt
+
     def _plan_restore(self, offer: Offer, slot: Slot) -> list[Planned]:
         known = {entry.path for entry in slot.files}
         for file in offer.files:
-            if file.path not in known and (
-                offer.applied_before
-                or self._workspace.digest(self._workspace.locate(file.path)) in offer.experiment_digests
-            ):
-                raise _baseline_lost(file.path)
+            if file.path not in known:
+                found = self._workspace.digest(self._workspace.locate(file.path))
+                if self._record_lost(offer, found):
+                    raise _baseline_lost(file.path)
         plan = []
         for entry in slot.files:
             if entry.applied is None:
@@ -169,6 +174,34 @@ class Planner:
             )
         return plan
 
+    def _baseline(
+        self, offer: Offer, slot: Slot, entry: SlotFile | None, present: Snapshot | None
+    ) -> FileImage | None:
+        """What RESTORE shall put back; None where that is lost.
+
+        A slot keeps its record while it is open. Once it was closed, or never had anything in place, the
+        file is the host's own again, and what is there now counts, unless that is content of the experiment.
+        """
+        found = None if present is None else present.digest
+        if entry is None:
+            return None if self._record_lost(offer, found) else image(present)
+        if not slot.closed and entry.applied is not None:
+            return entry.before
+        ours = found in offer.experiment_digests or (entry.applied is not None and found == entry.applied)
+        if ours or entry.before is None or same(image(present), entry.before):
+            return entry.before
+        return image(present)
+
+    def _record_lost(self, offer: Offer, found: Digest | None) -> bool:
+        """Whether variantd wrote here before and nobody knows what was there first.
+
+        Content of the experiment on disk proves nothing by itself: a control is usually the very content the
+        host has. It does where a journal of this host was set aside.
+        """
+        return offer.applied_before or (
+            found in offer.experiment_digests and bool(self._journal.conditions())
+        )
+
     def _refuse_drift(
         self, offer: Offer, entry: SlotFile, found: Digest | None, *, desired: Digest | None
     ) -> None:
@@ -185,25 +218,6 @@ class Planner:
             "somebody else changed it",
             "look at the change, then deploy again with overwriteDrift",
         )
-
-
-def _baseline(offer: Offer, slot: Slot, entry: SlotFile | None, present: Snapshot | None) -> FileImage | None:
-    """What RESTORE shall put back; None where that is lost.
-
-    A slot keeps its record while it is open. Once it was closed, or never had anything in place, the file is
-    the host's own again, and what is there now counts, unless that is content of the experiment: what
-    variantd wrote is never a baseline.
-    """
-    found = None if present is None else present.digest
-    ours = found in offer.experiment_digests
-    if entry is None:
-        return None if ours or offer.applied_before else image(present)
-    if not slot.closed and entry.applied is not None:
-        return entry.before
-    still_ours = entry.applied is not None and found == entry.applied
-    if ours or still_ours or entry.before is None or same(image(present), entry.before):
-        return entry.before
-    return image(present)
 
 
 def _baseline_lost(path: str) -> Refused:

@@ -344,14 +344,40 @@ async def test_what_is_observed_becomes_a_view_once(tmp_path: Path) -> None:
 
 async def test_what_the_experiment_wrote_is_never_a_baseline(tmp_path: Path) -> None:
     """With the record lost, the file is written, but a restore is refused rather than guessed."""
-    for known in ({"experiment_digests": (digest(b"A"), digest(b"B"))}, {"applied_before": True}):
+    digests = (digest(b"A"), digest(b"B"))
+    for damaged, known in ((True, {"experiment_digests": digests}), (False, {"applied_before": True})):
+        slots = tmp_path / next(iter(known)) / "state" / "journal" / "slots"
+        slots.mkdir(parents=True)
+        if damaged:
+            (slots / "a.json").write_text("{")
         async with running_host(tmp_path / next(iter(known))) as host:
             (host.root / "soul.md").write_text("A")
             assert (await host.apply(make_offer({"soul.md": "B"}, **known))).result is Result.APPLIED
-            assert [condition.code for condition in host.reconciler.conditions()] == ["BASELINE_LOST"]
+            assert "BASELINE_LOST" in [condition.code for condition in host.reconciler.conditions()]
             outcome = await host.apply(make_end(RESTORE, "soul.md", revision=2, **known))
             assert (outcome.result, code(outcome)) == (Result.REFUSED, ReasonCode.BASELINE_LOST)
             assert host.text("soul.md") == "B"
+
+
+async def test_a_restore_of_what_was_always_refused_is_done(tmp_path: Path) -> None:
+    """Where policy let nothing be written there is nothing to put back, and the slot is closed."""
+    async with running_host(tmp_path) as host:
+        refused = await host.apply(make_offer({"../soul.md": "A"}))
+        assert refused.result is Result.REFUSED
+        assert (await host.apply(make_end(RESTORE, "../soul.md", revision=2))).result is Result.APPLIED
+
+
+async def test_a_control_that_is_the_present_file_has_a_baseline(tmp_path: Path) -> None:
+    """The usual experiment takes the present file as its control; every host gets it back exactly."""
+    digests = (digest(b"A"), digest(b"B"))
+    for first in ("A", "B"):
+        async with running_host(tmp_path / first) as host:
+            (host.root / "soul.md").write_text("A")
+            offer = make_offer({"soul.md": first}, experiment_digests=digests)
+            assert (await host.apply(offer)).result is Result.APPLIED
+            end = make_end(RESTORE, "soul.md", revision=2, experiment_digests=digests, applied_before=True)
+            assert (await host.apply(end)).result is Result.APPLIED
+            assert host.text("soul.md") == "A"
 
 
 async def test_a_restore_without_any_record_needs_none_where_nothing_was_written(tmp_path: Path) -> None:

@@ -144,6 +144,10 @@ async def test_bad_targets_are_refused_and_left_alone(tmp_path: Path) -> None:
             listed = shown["entities"] if isinstance(shown, dict) and "entities" in shown else shown
             text = json.dumps(listed)
             assert all(reason["code"] in text for reason in reasons.values())
+
+            await fleet.plane.post("/v1/experiments/tone/complete", {"then": "restore"})
+            await run("variantctl", "experiments", "wait", "tone", **home)
+            assert {name: picture(host, name) for name in ready} == before
     if not AS_ROOT:
         pytest.skip(
             "device, immutable, bind-mounted and full-disk targets need root; the others were refused"
