@@ -31,7 +31,7 @@ EPILOG = """\
 to begin:
   variantctl agents token > token                      on a machine of the operator
   variant-agent enroll --token-file token              here, once
-  variant-agent run                                    here, for ever (see deploy/systemd)
+  variant-agent run                                    here, for ever
   variant-agent report impression --participant bot-1  from an application or a script
 
 environment:

@@ -64,7 +64,6 @@ _HTTP = {
 _REASONS = {
     404: "there is nothing at this path; reports go to /v1/impressions, /v1/conversions, /v1/events:batch",
     413: f"a request has at most {MAX_BODY} bytes; send fewer events at once",
-    415: "send the report as Content-Type: application/json",
 }
 
 
@@ -345,7 +344,7 @@ def _host_name(host: str) -> str:
 
 async def _json_body(request: web.Request) -> bytes:
     if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType
+        raise Invalid("send the report as Content-Type: application/json", reason="NOT_JSON")
     return await request.read()
 
 
