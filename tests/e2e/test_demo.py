@@ -1,6 +1,7 @@
 """The demo keeps what it promises, by itself."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,28 @@ def test_the_demo_says_what_is_missing() -> None:
     assert done.stdout == (
         "variantd, variant-agent, variantctl not found on PATH; `make demo` puts them there\n"
     )
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_ends_the_demo_the_same_way() -> None:
+    """Interrupted while it counts, it completes, restores every file, and the ledger still agrees."""
+    demo = subprocess.Popen(
+        [sys.executable, ROOT / "deploy" / "demo" / "run.py"],
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with demo:
+        assert demo.stdout is not None
+        lines = []
+        while line := demo.stdout.readline():
+            lines.append(line)
+            if "P(" in line and "is best)" in line and demo.poll() is None and len(lines) < 10_000:
+                demo.send_signal(signal.SIGINT)
+                break
+        lines += demo.stdout.readlines()
+    printed = "".join(lines)
+    assert demo.returncode == 0, printed[-8000:]
+    assert "every baseline is back, byte for byte: 12 of 12\n" in printed
+    assert "ledger and results are equal: " in printed
