@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from socket import gethostname
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 
@@ -18,16 +17,16 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from control_plane.api import resources
 from control_plane.api.door import Door
-from control_plane.api.operations import operations
+from control_plane.api.operations import OPERATIONS
 from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
-from control_plane.api.sync import AgentServicer, Sessions, origin
+from control_plane.api.sync import AgentServicer, Origin, Sessions, origin
 from control_plane.config import Settings
 from control_plane.data import DataDir, write_private
 from control_plane.services import access
-from control_plane.services.work import Services
+from control_plane.services.work import Joining, Services
+from control_plane.store.access import Incarnation
 from control_plane.store.database import Database, Tx
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
@@ -57,15 +56,6 @@ _SERVER_OPTIONS = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Addresses:
-    """Where the listeners are, HOST:PORT."""
-
-    http: str
-    operator: str
-    agents: str
-
-
 async def run(settings: Settings, clock: Clock, new_id: NewId, stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then drains: agents are asked to leave before the listeners close."""
     data = DataDir(settings.data_dir)
@@ -93,30 +83,28 @@ async def _serve(
     stop: asyncio.Event,
 ) -> None:
     first = await database.write(lambda tx: _first_start(tx, data, clock, new_id))
-    registry = CollectorRegistry()
-    services = Services(database=database, clock=clock, new_id=new_id, wake=lambda uid: sessions.wake(uid))
-    sessions = Sessions(services, registry)
-    own = origin(first.incarnation, authority)
     certificates = _Certificates(authority, [*settings.advertise, *_local_names()], clock)
-
-    agents = grpc.aio.server(options=_SERVER_OPTIONS)
-    agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(services, sessions, lambda: own), agents)
-    agents_health = _add_health(agents, [agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name])
+    operator, agents = (grpc.aio.server(options=_SERVER_OPTIONS) for _ in range(2))
+    operator_port = _listen(operator, settings.operator, certificates.credentials(clients=False))
     agents_port = _listen(agents, settings.agents, certificates.credentials(clients=True))
 
-    operator = grpc.aio.server(options=_SERVER_OPTIONS)
-    operator_port = _listen(operator, settings.operator, certificates.credentials(clients=False))
-    reached_at = _Reached(settings, operator_port=operator_port, agents_port=agents_port)
-
-    door = Door(services=services)
-    table = operations(resources.enrollment_token(reached_at.operator, authority.der))
-    enrollment = EnrollmentServicer(
-        door, authority, addresses=reached_at.agents, incarnation=first.incarnation.id
+    registry = CollectorRegistry()
+    sessions = Sessions(registry)
+    services = Services(
+        database=database,
+        clock=clock,
+        new_id=new_id,
+        wake=sessions.wake,
+        joining=Joining(
+            addresses=_reached_at(settings, settings.operator, operator_port), ca_certificate=authority.der
+        ),
     )
-    agent_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, operator)
-    names = add_operator_services(operator, door, table)
-    names.append(agent_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name)
-    operator_health = _add_health(operator, names)
+    door = Door(services=services)
+    agents_at = _reached_at(settings, settings.agents, agents_port)
+    healths = [
+        _add_agent_service(agents, services, sessions, origin(first.incarnation, authority)),
+        _add_operator_services(operator, door, authority, agents_at, first.incarnation),
+    ]
 
     async def ready() -> str | None:
         if sessions.draining:
@@ -124,33 +112,45 @@ async def _serve(
         await database.read(lambda tx: tx.one("select 1"))
         return None
 
-    app = application(door, table, ready=ready, registry=registry)
-    async with _http(app, settings) as http:
+    async with _http(application(door, OPERATIONS, ready=ready, registry=registry), settings) as http:
         await agents.start()
         await operator.start()
-        addresses = Addresses(
-            http=http,
-            operator=_with_port(settings.operator, operator_port),
-            agents=_with_port(settings.agents, agents_port),
-        )
-        data.write_addresses(
-            {"http": addresses.http, "operator": addresses.operator, "agents": addresses.agents}
-        )
-        _log.info(
-            "control_plane.ready",
-            version=VERSION,
-            http=addresses.http,
-            operator=addresses.operator,
-            agents=addresses.agents,
-        )
+        addresses = {
+            "http": http,
+            "operator": _with_port(settings.operator, operator_port),
+            "agents": _with_port(settings.agents, agents_port),
+        }
+        data.write_addresses(addresses)
+        _log.info("control_plane.ready", version=VERSION, **addresses)
         lifecycle.sd_notify("READY=1")
-        await lifecycle.run_until(stop, sessions.keep_leases)
+        await lifecycle.run_until(stop, lambda: sessions.keep_leases(services))
         lifecycle.sd_notify("STOPPING=1")
         _log.info("control_plane.stopping")
-        for servicer in (agents_health, operator_health):
+        for servicer in healths:
             await servicer.enter_graceful_shutdown()
         await sessions.drain()
         await asyncio.gather(agents.stop(STOP_GRACE_SECONDS), operator.stop(STOP_GRACE_SECONDS))
+
+
+def _add_agent_service(
+    server: grpc.aio.Server, services: Services, sessions: Sessions, own: Origin
+) -> health.HealthServicer:
+    servicer = AgentServicer(services, sessions, own)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
+    return _add_health(server, [agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name])
+
+
+def _add_operator_services(
+    server: grpc.aio.Server,
+    door: Door,
+    authority: tls.Authority,
+    agents_at: tuple[str, ...],
+    incarnation: Incarnation,
+) -> health.HealthServicer:
+    enrollment = EnrollmentServicer(door, authority, addresses=agents_at, incarnation=incarnation.id)
+    agent_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, server)
+    names = add_operator_services(server, door, OPERATIONS)
+    return _add_health(server, [*names, agent_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name])
 
 
 def _first_start(tx: Tx, data: DataDir, clock: Clock, new_id: NewId) -> access.FirstStart:
@@ -212,22 +212,9 @@ def _local_names() -> list[str]:
     return ["localhost", "127.0.0.1", "::1", gethostname()]
 
 
-class _Reached:
-    """Under which addresses hosts reach the gRPC listeners."""
-
-    def __init__(self, settings: Settings, *, operator_port: int, agents_port: int) -> None:
-        self._operator = self._names(settings, settings.operator, operator_port)
-        self._agents = self._names(settings, settings.agents, agents_port)
-
-    @staticmethod
-    def _names(settings: Settings, address: str, port: int) -> tuple[str, ...]:
-        return tuple(f"{name}:{port}" for name in settings.advertise) or (_with_port(address, port),)
-
-    def operator(self) -> tuple[str, ...]:
-        return self._operator
-
-    def agents(self) -> tuple[str, ...]:
-        return self._agents
+def _reached_at(settings: Settings, address: str, port: int) -> tuple[str, ...]:
+    """Under which addresses hosts reach a listener."""
+    return tuple(f"{name}:{port}" for name in settings.advertise) or (_with_port(address, port),)
 
 
 class _Certificates:

@@ -365,14 +365,9 @@ def _agent(work: Work, a: Agent) -> Json:
 # -- access
 
 
-def enrollment_token(addresses: Callable[[], tuple[str, ...]], ca: bytes) -> Callable[[Work, NewToken], Json]:
-    """Renders enrollment tokens that name these addresses and this authority."""
-
-    def render(work: Work, new: NewToken) -> Json:
-        text = token_text(new.secret, addresses=addresses(), ca_certificate=ca) if new.secret else None
-        return {**_token(new), "token": text}
-
-    return render
+def enrollment_token(work: Work, new: NewToken) -> Json:
+    """A fresh enrollment token, with its text."""
+    return {**_token(new), "token": token_text(new.secret, work.joining) if new.secret else None}
 
 
 def enrollment_tokens(work: Work, listing: Listing) -> Json:

@@ -81,7 +81,7 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
         door: Door,
         authority: tls.Authority,
         *,
-        addresses: Callable[[], tuple[str, ...]],
+        addresses: tuple[str, ...],
         incarnation: bytes,
     ) -> None:
         self._door = door
@@ -114,7 +114,7 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
             agent_uid=done.agent_uid,
             certificate=tls.pem_to_der(done.certificate),
             ca_certificates=[self._authority.der],
-            addresses=self._addresses(),
+            addresses=self._addresses,
             incarnation=self._incarnation,
         )
 

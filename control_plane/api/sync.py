@@ -6,7 +6,7 @@ is cut. Nothing here is needed to go on after a loss: the next Hello tells every
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -63,8 +63,7 @@ def origin(incarnation: Incarnation, authority: tls.Authority) -> Origin:
 class Sessions:
     """The live sessions of this process."""
 
-    def __init__(self, services: Services, registry: CollectorRegistry) -> None:
-        self._services = services
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._live: dict[bytes, _Session] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -98,15 +97,15 @@ class Sessions:
             self._empty.set()
         self.connected.set(len(self._live))
 
-    async def keep_leases(self) -> None:
+    async def keep_leases(self, services: Services) -> None:
         """Presence is written for all sessions together, every few seconds, for ever."""
         while True:
-            await self._services.clock.sleep(LEASE_WRITES_SECONDS)
+            await services.clock.sleep(LEASE_WRITES_SECONDS)
             sessions = list(self._live.values())
             if sessions:
-                await self._write_leases(sessions)
+                await self._write_leases(services, sessions)
 
-    async def _write_leases(self, sessions: "list[_Session]") -> None:
+    async def _write_leases(self, services: Services, sessions: "list[_Session]") -> None:
         leases = [(s.agent_uid, s.id, s.last_seen) for s in sessions]
         observed = [(s.agent_uid, *taken) for s in sessions if (taken := s.take_observation())]
 
@@ -117,7 +116,7 @@ class Sessions:
                 store.observe(uid, spool=spool, conditions=conditions)
 
         try:
-            await self._services.database.write(write)
+            await services.database.write(write)
         except Exception as failure:
             _log.warning("presence.not_written", error=str(failure))
 
@@ -335,10 +334,10 @@ def _with_content(store: Store, item: Desired) -> Offer:
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     """What an enrolled agent calls."""
 
-    def __init__(self, services: Services, sessions: Sessions, origin: Callable[[], Origin]) -> None:
+    def __init__(self, services: Services, sessions: Sessions, own: Origin) -> None:
         self._services = services
         self._sessions = sessions
-        self._origin = origin
+        self._own = own
 
     Exchange = staticmethod(errors.not_served)
     RenewCertificate = staticmethod(errors.not_served)
@@ -367,7 +366,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     async def _session(
         self, uid: bytes, hello: Hello, messages: AsyncIterator[pb.SyncRequest], context: Context
     ) -> None:
-        now, new_id, own = self._services.clock.now(), self._services.new_id, self._origin()
+        now, new_id, own = self._services.clock.now(), self._services.new_id, self._own
 
         def opening(tx: Tx) -> fleet.Session:
             predecessor = own.incarnation.predecessor

@@ -8,7 +8,17 @@ from fnmatch import fnmatchcase
 
 from control_plane.domain import requests
 from control_plane.domain.fleet import Agent
-from control_plane.services.work import Caller, Listing, Scope, Work, cursor_id, hex_of, listing, page_size
+from control_plane.services.work import (
+    Caller,
+    Joining,
+    Listing,
+    Scope,
+    Work,
+    cursor_id,
+    hex_of,
+    listing,
+    page_size,
+)
 from control_plane.store.access import AccessStore, ApiKey, EnrollmentToken, Incarnation
 from control_plane.store.store import Store
 from shared import tls, wire
@@ -249,9 +259,9 @@ def _new_agent(
     )
 
 
-def token_text(token_secret: bytes, *, addresses: tuple[str, ...], ca_certificate: bytes) -> str:
+def token_text(secret: bytes, joining: Joining) -> str:
     """The copy-paste text of an enrollment token."""
-    ticket = wire.Ticket(secret=token_secret, addresses=addresses, ca_certificate=ca_certificate)
+    ticket = wire.Ticket(secret=secret, addresses=joining.addresses, ca_certificate=joining.ca_certificate)
     return wire.ticket_to_token(ticket)
 
 

@@ -48,6 +48,14 @@ class Caller:
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """What a host needs besides a token's secret to join: where to enroll, and whom to trust (DER)."""
+
+    addresses: tuple[str, ...]
+    ca_certificate: bytes
+
+
 @dataclass(slots=True, kw_only=True)
 class Work:
     """One transaction of one caller at one moment."""
@@ -56,6 +64,7 @@ class Work:
     caller: Caller
     now: int
     new_id: NewId
+    joining: Joining
     woken: set[bytes] = field(default_factory=set)
 
     @property
@@ -80,6 +89,7 @@ class Services:
     clock: Clock
     new_id: NewId
     wake: Callable[[bytes], None]
+    joining: Joining
 
     async def ask(
         self, caller: Caller, scope: Scope, use_case: UseCase[T], request: Any, render: Render[T]
@@ -89,7 +99,7 @@ class Services:
         now = self.clock.now()
 
         def work(tx: Tx) -> Any:
-            item = Work(store=Store(tx), caller=caller, now=now, new_id=self.new_id)
+            item = self._work(tx, caller, now)
             return render(item, use_case(item, request))
 
         return await self.database.read(work)
@@ -116,7 +126,7 @@ class Services:
         fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
 
         def work(tx: Tx) -> tuple[Any, set[bytes]]:
-            item = Work(store=Store(tx), caller=caller, now=now, new_id=self.new_id)
+            item = self._work(tx, caller, now)
             access = item.store.access
             if request_id:
                 given = access.answer(caller.project_id, operation, request_id)
@@ -149,6 +159,9 @@ class Services:
         for uid in woken:
             self.wake(uid)
         return answer
+
+    def _work(self, tx: Tx, caller: Caller, now: int) -> Work:
+        return Work(store=Store(tx), caller=caller, now=now, new_id=self.new_id, joining=self.joining)
 
 
 def require(caller: Caller, scope: Scope) -> None:

@@ -5,11 +5,9 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.operations import Operation, operations
+from control_plane.api.operations import OPERATIONS, Operation
 from control_plane.api.rpc import Bucket
 from tests.support.plane import Plane
-
-OPERATIONS = operations(lambda work, item: None)
 
 LEAVES: list[Any] = [
     None, True, False, 0, -1, 1.5, 1e308, 2**63, 2**70, "", "x", "\x00", "ü" * 5000, "../..", "/", "sk_", [], {}, [[]],

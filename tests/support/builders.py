@@ -10,7 +10,7 @@ from typing import Any
 from control_plane.domain import requests
 from control_plane.domain.fleet import Agent
 from control_plane.services import access, events, experiments, fleet, lifecycle
-from control_plane.services.work import Caller, Scope, Work
+from control_plane.services.work import Caller, Joining, Scope, Work
 from control_plane.store.database import Tx
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
@@ -59,7 +59,13 @@ class World:
         """What the use case returns, committed."""
 
         def work(tx: Tx) -> Any:
-            item = Work(store=Store(tx), caller=self.caller, now=self.clock.now(), new_id=self.new_id)
+            item = Work(
+                store=Store(tx),
+                caller=self.caller,
+                now=self.clock.now(),
+                new_id=self.new_id,
+                joining=Joining(addresses=("127.0.0.1:7401",), ca_certificate=b""),
+            )
             return use_case(item, request)
 
         return await self.database.write(work)
