@@ -6,20 +6,19 @@ journal alone, so a restart finishes what was begun or undoes it; each file is o
 Whoever calls makes sure that one thing at a time happens to a participant.
 """
 
-import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
-from agent import commands
 from agent.config import ParticipantConfig
-from agent.files import Staged, Workspace
+from agent.files import Workspace
+from agent.hooks import Hooks
 from agent.journal import FileImage, Journal, Slot, SlotFile
-from agent.plan import Planned, Planner, held, holder, successor
+from agent.plan import Planned, Planner, held, successor
 from agent.policy import Refused, allow, show
 from agent.swap import Swapper, is_unchanged
+from agent.threads import blocking
+from agent.views import Views
 from shared.clock import Clock
 from shared.errors import Error
 from shared.ids import NewId
@@ -37,30 +36,13 @@ from shared.model import (
     Result,
     Step,
     View,
-    ViewState,
     digest,
 )
 
-MAX_OWED = 1024
-"""Views of one participant that wait to be recorded; beyond that the oldest go."""
-
-T = TypeVar("T")
 _log = get(__name__)
 
 Fetch = Callable[[Digest, int], Awaitable[bytes]]
 """Gets content by digest and size."""
-
-
-async def blocking(work: Callable[[], T]) -> T:
-    """What `work` returns, having run in a thread to its end, even where the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait((task,))
-        if not task.cancelled():
-            task.exception()  # seen; the cancellation is what counts now
-        raise
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,8 +77,7 @@ class Applier:
         self.config = config
         self.slots = slots
         self.workspace = Workspace(config.root, follow_symlinks=config.follow_symlinks)
-        self.seen: dict[str, View] = {}
-        self.owed: deque[View] = deque(maxlen=MAX_OWED)
+        self.views = Views(config=config, slots=slots, workspace=self.workspace, record_view=record_view)
         self.unsaved: set[bytes] = set()
         self._planner = Planner(config=config, workspace=self.workspace, journal=journal, slots=slots)
         self._swapper = Swapper(
@@ -107,7 +88,8 @@ class Applier:
             new_id=new_id,
         )
         self._journal, self._clock = journal, clock
-        self._fetch, self._record_view, self._output = fetch, record_view, output
+        self._fetch = fetch
+        self._hooks = Hooks(config=config, clock=clock, output=output)
 
     # -- what is known -------------------------------------------------------------------------------
 
@@ -118,43 +100,6 @@ class Applier:
     def sweep(self) -> int:
         """Temporary files of an interrupted apply are gone; how many there were. Blocks."""
         return self.workspace.sweep(self.config.targets)
-
-    def on_disk(self, real: str) -> tuple[Digest | None, ViewState]:
-        """What the file holds now and how that stands to what should be there. Blocks.
-
-        What cannot be read as a file, such as a directory or link in its place, is drifted without a digest.
-        """
-        owner = holder(self.slots, real)
-        try:
-            found = self.workspace.digest(real)
-        except Refused:
-            return None, ViewState.UNMANAGED if owner is None else ViewState.DRIFTED
-        if owner is None:
-            return found, ViewState.UNMANAGED
-        if found == owner[1].applied:
-            return found, ViewState.APPLIED
-        return found, ViewState.MISSING if found is None else ViewState.DRIFTED
-
-    async def look(self, file: SlotFile, *, from_at: int, always: bool = False) -> None:
-        """What is on disk is recorded as a view, where it differs from the last one (or `always`)."""
-        found, state = await blocking(lambda: self.on_disk(file.real))
-        view = View(participant=self.config.id, path=file.path, digest=found, state=state, from_at=from_at)
-        last = self.seen.get(file.path)
-        if not always and last is not None and (last.digest, last.state) == (found, state):
-            return
-        self.seen[file.path] = view
-        self.owed.append(view)
-        await self.record_owed()
-
-    async def record_owed(self) -> None:
-        """Views that could not be recorded are tried again, in order; a full spool is no reason to stop."""
-        while self.owed:
-            try:
-                await self._record_view(self.owed[0])
-            except (Error, OSError) as error:
-                _log.warning("view.owed", participant=self.config.id, views=len(self.owed), error=str(error))
-                return
-            self.owed.popleft()
 
     # -- an offer ------------------------------------------------------------------------------------
 
@@ -190,7 +135,7 @@ class Applier:
         closed = replace(attempt.slot, closed=True, result=Result.APPLIED)
         self.slots[closed.slot_id] = closed
         for file in closed.files:
-            await self.look(file, from_at=self._clock.now())
+            await self.views.look(file, from_at=self._clock.now())
         return await self._end(closed, attempt)
 
     def _regression(self, offer: Offer, slot: Slot) -> Outcome:
@@ -249,35 +194,13 @@ class Applier:
                 started = self._clock.monotonic()
                 for planned in done:
                     if planned.staged is not None:
-                        await self._check(planned.staged)
+                        await self._hooks.check(planned.staged)
                 attempt.took["check"] = self._clock.monotonic() - started
             attempt.step = Step.CHECKED
         except BaseException:
             await blocking(lambda: self._swapper.discard(done))
             raise
         return done
-
-    async def _check(self, staged: Staged) -> None:
-        path = str(self.config.root / staged.temp)
-        command = [part.replace("{staged}", path) for part in self.config.check]
-        fault = await self._command(command, "check")
-        if fault:
-            raise Refused(
-                ReasonCode.CHECK_FAILED,
-                f"the host's check of {show(staged.path)} {fault}",
-                f"correct the content; what it said is in output/{self.config.id}.check in the state directory",
-            )
-
-    async def _command(self, command: list[str], name: str) -> str:
-        finished = await commands.run(command, cwd=self.config.root, clock=self._clock)
-        if finished.fault:
-            await blocking(lambda: self._write_output(name, finished.output))
-        return finished.fault
-
-    def _write_output(self, name: str, output: bytes) -> None:
-        # Stays on the host: what a command prints may quote the content, and content is secret.
-        self._output.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self._output / f"{self.config.id}.{name}").write_bytes(output)
 
     # -- from the intent on: every end is reachable from the journal -------------------------------------
 
@@ -319,7 +242,7 @@ class Applier:
         self.slots[intent.slot_id] = undone
         await self._look_at(intent, {})
         if swapped and intent.reload_owed:
-            await self._command(list(self.config.reload), "reload")  # the application may hold what is gone
+            await self._hooks.reload()  # the application may hold what is gone
         result = Result.STUCK if stuck else Result.ROLLED_BACK if touched else Result.REFUSED
         return await self._end(
             replace(undone, result=result), attempt, intent=intent, reason=stuck or failure
@@ -328,23 +251,18 @@ class Applier:
     async def _look_at(self, slot: Slot, swapped_at: dict[str, int]) -> None:
         for file in slot.files:
             if file.change is not None:
-                await self.look(file, from_at=swapped_at.get(file.path, self._clock.now()))
+                await self.views.look(file, from_at=swapped_at.get(file.path, self._clock.now()))
 
     async def _reload(self, intent: Slot, attempt: _Attempt) -> Reason | None:
         if not intent.reload_owed or not self.config.reload:
             return None
         attempt.step = Step.RELOAD_OWED
         started = self._clock.monotonic()
-        fault = await self._command(list(self.config.reload), "reload")
+        failure = await self._hooks.reload()
         attempt.took["reload"] = self._clock.monotonic() - started
-        if not fault:
+        if failure is None:
             attempt.step = Step.RELOADED
-            return None
-        return Reason(
-            code=ReasonCode.RELOAD_FAILED,
-            message=f"the host's reload command {fault}",
-            remedy=f"what it said is in output/{self.config.id}.reload in the agent's state directory",
-        )
+        return failure
 
     # -- ends ------------------------------------------------------------------------------------------
 

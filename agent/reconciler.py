@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.apply import Applier, Fetch, blocking, refused_unseen
+from agent.apply import Applier, Fetch, refused_unseen
 from agent.config import AgentConfig
 from agent.journal import Journal, Slot
 from agent.plan import holder
 from agent.policy import Refused, unknown_participant
+from agent.threads import blocking
 from shared.clock import Clock
 from shared.ids import NewId
 from shared.logs import get
@@ -115,8 +116,8 @@ class Reconciler:
             if swept:
                 _log.info("apply.swept", participant=applier.config.id, files=swept)
             for _, file in applier.held():
-                if file.path not in applier.seen:
-                    await applier.look(file, from_at=self._clock.now())
+                if file.path not in applier.views.seen:
+                    await applier.views.look(file, from_at=self._clock.now())
         self._on_change()
 
     async def run(self) -> None:
@@ -249,14 +250,14 @@ class Reconciler:
         async with self._locks[participant]:
             for _, file in applier.held():
                 if file.path == path:
-                    await applier.look(file, from_at=self._clock.now())
+                    await applier.views.look(file, from_at=self._clock.now())
 
     async def catch_up(self) -> None:
         """What could not be written when it happened, views and journals, is tried again; call now and then."""
         for participant, applier in self._appliers.items():
-            if applier.owed or applier.unsaved:
+            if applier.views.owed or applier.unsaved:
                 async with self._locks[participant]:
-                    await applier.record_owed()
+                    await applier.views.record_owed()
                     await blocking(lambda behind=participant: self._save_acknowledged_of(behind))  # type: ignore[misc]
 
     def watched(self) -> Mapping[tuple[str, str], Path]:
@@ -278,7 +279,8 @@ class Reconciler:
                 slot_id=slot.slot_id,
                 revision=slot.revision,
                 files=tuple(
-                    FileState(path=file.path, digest=applier.on_disk(file.real)[0]) for file in slot.files
+                    FileState(path=file.path, digest=applier.views.on_disk(file.real)[0])
+                    for file in slot.files
                 ),
                 step=slot.step,
                 result=slot.result,
@@ -292,7 +294,7 @@ class Reconciler:
         """What a target holds as last seen; None where no slot holds it."""
         applier = self._appliers.get(participant)
         for slot, file in applier.held() if applier else ():
-            view = applier.seen.get(file.path) if applier else None
+            view = applier.views.seen.get(file.path) if applier else None
             if file.path == path and view is not None:
                 return Holding(
                     slot_id=slot.slot_id, digest=view.digest, desired=file.applied, state=view.state
@@ -324,7 +326,7 @@ class Reconciler:
         for participant, applier in self._appliers.items():
             if applier.unsaved:
                 yield "JOURNAL_UNWRITABLE", f"the journal of {participant} could not be written"
-            if applier.owed:
+            if applier.views.owed:
                 yield "VIEWS_OWED", f"views of {participant} wait until the spool takes them"
             for slot in applier.slots.values():
                 lost = [file.path for file in slot.files if file.applied is not None and file.before is None]
@@ -368,7 +370,7 @@ def _status(applier: Applier, slot: Slot) -> dict[str, object]:
                 "state": _state(applier, slot, file.real, view),
             }
             for file in slot.files
-            for view in [applier.seen.get(file.path)]
+            for view in [applier.views.seen.get(file.path)]
         ],
     }
 

@@ -1,0 +1,58 @@
+"""The host's own say in what is written: its check of staged content and its reload command.
+
+Hides where what a command prints goes: it stays on the host, as it may quote the content, and content is
+secret.
+"""
+
+from pathlib import Path
+
+from agent import commands
+from agent.config import ParticipantConfig
+from agent.files import Staged
+from agent.policy import Refused, show
+from agent.threads import blocking
+from shared.clock import Clock
+from shared.model import Reason, ReasonCode
+
+
+class Hooks:
+    """Runs the commands of one participant; what they print is kept in `output`."""
+
+    def __init__(self, *, config: ParticipantConfig, clock: Clock, output: Path) -> None:
+        self._config, self._clock, self._output = config, clock, output
+
+    async def check(self, staged: Staged) -> None:
+        """The host accepts the staged content, or names no check. Raises Refused CHECK_FAILED."""
+        if not self._config.check:
+            return
+        path = str(self._config.root / staged.temp)
+        fault = await self._run([part.replace("{staged}", path) for part in self._config.check], "check")
+        if fault:
+            raise Refused(
+                ReasonCode.CHECK_FAILED,
+                f"the host's check of {show(staged.path)} {fault}",
+                f"correct the content; what it said is in output/{self._config.id}.check in the state directory",
+            )
+
+    async def reload(self) -> Reason | None:
+        """The application was told to read its files again, where the host names how; why it was not."""
+        if not self._config.reload:
+            return None
+        fault = await self._run(list(self._config.reload), "reload")
+        if not fault:
+            return None
+        return Reason(
+            code=ReasonCode.RELOAD_FAILED,
+            message=f"the host's reload command {fault}",
+            remedy=f"what it said is in output/{self._config.id}.reload in the agent's state directory",
+        )
+
+    async def _run(self, command: list[str], name: str) -> str:
+        finished = await commands.run(command, cwd=self._config.root, clock=self._clock)
+        if finished.fault:
+            await blocking(lambda: self._write_output(name, finished.output))
+        return finished.fault
+
+    def _write_output(self, name: str, output: bytes) -> None:
+        self._output.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._output / f"{self._config.id}.{name}").write_bytes(output)

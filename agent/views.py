@@ -1,0 +1,76 @@
+"""What one participant's targets hold, as last seen, and the views that say so durably.
+
+Hides what counts as a change, and that views wait, in order, while the spool cannot take them.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from agent.config import ParticipantConfig
+from agent.files import Workspace
+from agent.journal import SlotFile
+from agent.plan import Slots, holder
+from agent.policy import Refused
+from agent.threads import blocking
+from shared.errors import Error
+from shared.logs import get
+from shared.model import Digest, View, ViewState
+
+MAX_OWED = 1024
+"""Views of one participant that wait to be recorded; beyond that the oldest go."""
+
+_log = get(__name__)
+
+
+class Views:
+    """Looks at one participant's targets; `seen` has the last view of each by path."""
+
+    def __init__(
+        self,
+        *,
+        config: ParticipantConfig,
+        slots: Slots,
+        workspace: Workspace,
+        record_view: Callable[[View], Awaitable[None]],
+    ) -> None:
+        self._config, self._slots, self._workspace = config, slots, workspace
+        self._record_view = record_view
+        self.seen: dict[str, View] = {}
+        self.owed: deque[View] = deque(maxlen=MAX_OWED)
+
+    def on_disk(self, real: str) -> tuple[Digest | None, ViewState]:
+        """What the file holds now and how that stands to what should be there. Blocks.
+
+        What cannot be read as a file, such as a directory or link in its place, is drifted without a digest.
+        """
+        owner = holder(self._slots, real)
+        try:
+            found = self._workspace.digest(real)
+        except Refused:
+            return None, ViewState.UNMANAGED if owner is None else ViewState.DRIFTED
+        if owner is None:
+            return found, ViewState.UNMANAGED
+        if found == owner[1].applied:
+            return found, ViewState.APPLIED
+        return found, ViewState.MISSING if found is None else ViewState.DRIFTED
+
+    async def look(self, file: SlotFile, *, from_at: int) -> ViewState:
+        """How the file stands; recorded as a view, where it differs from the last one."""
+        found, state = await blocking(lambda: self.on_disk(file.real))
+        view = View(participant=self._config.id, path=file.path, digest=found, state=state, from_at=from_at)
+        last = self.seen.get(file.path)
+        if last is None or (last.digest, last.state) != (found, state):
+            self.seen[file.path] = view
+            self.owed.append(view)
+            await self.record_owed()
+        return state
+
+    async def record_owed(self) -> None:
+        """Views that could not be recorded are tried again, in order; a full spool is no reason to stop."""
+        while self.owed:
+            try:
+                await self._record_view(self.owed[0])
+            except (Error, OSError) as error:
+                _log.warning("view.owed", participant=self._config.id, views=len(self.owed), error=str(error))
+                return
+            self.owed.popleft()
