@@ -102,7 +102,7 @@ async def _serve(
     door = Door(services=services)
     agents_at = _reached_at(settings, settings.agents, agents_port)
     healths = [
-        _add_agent_service(agents, services, sessions, origin(first.incarnation, authority)),
+        _add_agent_service(agents, services, sessions, first.incarnation, authority),
         _add_operator_services(operator, door, authority, agents_at, first.incarnation),
     ]
 
@@ -133,9 +133,13 @@ async def _serve(
 
 
 def _add_agent_service(
-    server: grpc.aio.Server, services: Services, sessions: Sessions, own: Origin
+    server: grpc.aio.Server,
+    services: Services,
+    sessions: Sessions,
+    incarnation: Incarnation,
+    authority: tls.Authority,
 ) -> health.HealthServicer:
-    servicer = AgentServicer(services, sessions, own)
+    servicer = AgentServicer(services, sessions, origin(incarnation, authority), authority)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
     return _add_health(server, [agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name])
 

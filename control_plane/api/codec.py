@@ -20,6 +20,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shared.moment import SECOND, from_rfc3339, to_rfc3339
+from shared.pb.variantd.operator.v1 import operator_pb2
 
 M = TypeVar("M", bound=Message)
 
@@ -44,7 +45,7 @@ def _fill(message: Message, resource: Mapping[str, Any]) -> None:
         if value is None:
             continue
         field = fields[name]
-        if _is_map(field):
+        if is_map(field):
             getattr(message, field.name).update(value)
         elif field.is_repeated:
             for item in value:
@@ -76,7 +77,7 @@ def _fill_sub(message: Message, value: Any) -> None:
 
 def _scalar(field: Any, value: Any) -> Any:
     if field.enum_type is not None:
-        return field.enum_type.values_by_name[_prefix(field.enum_type) + value.upper()].number
+        return field.enum_type.values_by_name[prefix(field.enum_type) + value.upper()].number
     if field.type == FieldDescriptor.TYPE_BYTES:
         return b64decode(value)
     return int(value) if field.cpp_type in _WIDE else value
@@ -86,7 +87,7 @@ def from_message(message: Message) -> dict[str, Any]:
     """The JSON-shaped values of the fields that are set; an unspecified enum or an empty list is absent."""
     values: dict[str, Any] = {}
     for field, value in message.ListFields():
-        if _is_map(field):
+        if is_map(field):
             values[field.json_name] = dict(value)
         elif field.is_repeated:
             values[field.json_name] = [_shown(field, item) for item in value]
@@ -104,16 +105,24 @@ def _shown(field: Any, value: Any) -> Any:
         return from_message(value)
     if field.enum_type is not None:
         name = field.enum_type.values_by_number.get(value)
-        return name.name.removeprefix(_prefix(field.enum_type)).lower() if name else str(value)
+        return name.name.removeprefix(prefix(field.enum_type)).lower() if name else str(value)
     if field.type == FieldDescriptor.TYPE_BYTES:
         return b64encode(value).decode()
     return value
 
 
-def _is_map(field: Any) -> bool:
+def is_map(field: Any) -> bool:
+    """Whether the field is a map."""
     entry = field.message_type
     return entry is not None and bool(entry.GetOptions().map_entry)
 
 
-def _prefix(enum: Any) -> str:
+def prefix(enum: Any) -> str:
+    """What every value's name of an enum begins with."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper() + "_"
+
+
+def answer_kind(rpc: str) -> Any:
+    """The descriptor of what `Service.Method` answers."""
+    service, method = rpc.split(".")
+    return operator_pb2.DESCRIPTOR.services_by_name[service].methods_by_name[method].output_type

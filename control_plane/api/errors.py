@@ -20,23 +20,25 @@ _log = logs.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
+    """One code on both transports."""
+
     grpc: grpc.StatusCode
     http: int
     title: str
 
 
 TABLE = {
-    Code.INVALID: _Row(grpc.StatusCode.INVALID_ARGUMENT, 400, "The request is not valid"),
-    Code.UNAUTHENTICATED: _Row(grpc.StatusCode.UNAUTHENTICATED, 401, "The caller is not known"),
-    Code.PERMISSION_DENIED: _Row(grpc.StatusCode.PERMISSION_DENIED, 403, "The caller may not do this"),
-    Code.NOT_FOUND: _Row(grpc.StatusCode.NOT_FOUND, 404, "There is no such resource"),
-    Code.ALREADY_EXISTS: _Row(grpc.StatusCode.ALREADY_EXISTS, 409, "It exists already"),
-    Code.CONFLICT: _Row(grpc.StatusCode.ABORTED, 409, "It changed meanwhile"),
-    Code.FAILED_PRECONDITION: _Row(grpc.StatusCode.FAILED_PRECONDITION, 409, "Its state does not allow this"),
-    Code.RESOURCE_EXHAUSTED: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "Too much at once"),
-    Code.UNAVAILABLE: _Row(grpc.StatusCode.UNAVAILABLE, 503, "Not available now"),
-    Code.INTERNAL: _Row(grpc.StatusCode.INTERNAL, 500, "Something is wrong with the control plane"),
+    Code.INVALID: Row(grpc.StatusCode.INVALID_ARGUMENT, 400, "The request is not valid"),
+    Code.UNAUTHENTICATED: Row(grpc.StatusCode.UNAUTHENTICATED, 401, "The caller is not known"),
+    Code.PERMISSION_DENIED: Row(grpc.StatusCode.PERMISSION_DENIED, 403, "The caller may not do this"),
+    Code.NOT_FOUND: Row(grpc.StatusCode.NOT_FOUND, 404, "There is no such resource"),
+    Code.ALREADY_EXISTS: Row(grpc.StatusCode.ALREADY_EXISTS, 409, "It exists already"),
+    Code.CONFLICT: Row(grpc.StatusCode.ABORTED, 409, "It changed meanwhile"),
+    Code.FAILED_PRECONDITION: Row(grpc.StatusCode.FAILED_PRECONDITION, 409, "Its state does not allow this"),
+    Code.RESOURCE_EXHAUSTED: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "Too much at once"),
+    Code.UNAVAILABLE: Row(grpc.StatusCode.UNAVAILABLE, 503, "Not available now"),
+    Code.INTERNAL: Row(grpc.StatusCode.INTERNAL, 500, "Something is wrong with the control plane"),
 }
 
 

@@ -3,15 +3,17 @@
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from control_plane.api import errors
+from control_plane.api import errors, openapi
 from control_plane.api.door import Door
 from control_plane.api.operations import Operation
-from shared.errors import Fault, Invalid
+from shared.errors import Fault, Invalid, NotFound
 
 MAX_BODY_BYTES = 64 * 1_048_576  # 200 variants of files do not come near; a flood does
 
@@ -28,6 +30,8 @@ def application(
     for operation in operations:
         path = re.sub(r"\{(\w+)\}(?=:)", r"{\1:[^/:]+}", operation.path)
         app.router.add_route(operation.method, path, _handler(door, operation))
+
+    _add_documents(app, operations)
 
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -46,6 +50,48 @@ def application(
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     return app
+
+
+def _add_documents(app: web.Application, operations: Sequence[Operation]) -> None:
+    described = openapi.document(operations)
+    script = _redoc()
+
+    async def document(_: web.Request) -> web.Response:
+        return web.json_response(described)
+
+    async def page(_: web.Request) -> web.Response:
+        if script is None:
+            raise NotFound("the page is not installed here; pip install 'variantd[docs]'", reason="NO_DOCS")
+        headers = {"Content-Security-Policy": _DOCS_POLICY}
+        return web.Response(text=openapi.DOCS_PAGE, content_type="text/html", headers=headers)
+
+    async def start(_: web.Request) -> web.Response:
+        return web.Response(text=openapi.DOCS_START, content_type="text/javascript")
+
+    app.router.add_get("/openapi.json", document)
+    app.router.add_get("/docs", page)
+    app.router.add_get("/docs/start.js", start)
+    if script is not None:
+        redoc = script
+
+        async def code(_: web.Request) -> web.FileResponse:
+            return web.FileResponse(redoc, headers={"Content-Type": "text/javascript"})
+
+        app.router.add_get("/docs/redoc.js", code)
+
+
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src 'self' data:;"
+    " connect-src 'self'; font-src 'self'; worker-src blob:"
+)
+
+
+def _redoc() -> Path | None:
+    """Redoc's script in the wheel that carries it; the package itself is not imported."""
+    found = find_spec("flask_openapi3_redoc")
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / "templates" / "redoc" / "js" / "redoc.standalone.js"
 
 
 def _handler(door: Door, operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -11,12 +11,14 @@ from control_plane.api import errors
 from control_plane.api.codec import from_message, to_message
 from control_plane.api.door import Door
 from control_plane.api.operations import Operation
-from control_plane.services.access import EnrollRequest, enroll
+from control_plane.services import enrollment
 from control_plane.store.store import Store
-from shared import tls
+from shared import logs, tls
 from shared.errors import ResourceExhausted
 from shared.pb.variantd.agent.v1 import agent_pb2, agent_pb2_grpc
 from shared.pb.variantd.operator.v1 import operator_pb2
+
+_log = logs.get(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -74,8 +76,6 @@ ENROLLMENTS_PER_SECOND = 20.0
 class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
     """How a host gets its identity; needs no API key, so it has a rate limit of its own."""
 
-    Recover = staticmethod(errors.not_served)
-
     def __init__(
         self,
         door: Door,
@@ -94,9 +94,8 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
         """An identity for a token."""
         services = self._door.services
         try:
-            if not self._bucket.take(services.clock.monotonic()):
-                raise ResourceExhausted("too many hosts enroll at once; try again in a second")
-            wanted = EnrollRequest(
+            self._admit()
+            wanted = enrollment.EnrollRequest(
                 secret=request.secret,
                 signing_request=request.signing_request,
                 name=request.name,
@@ -106,7 +105,9 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
             )
             now = services.clock.now()
             done = await services.database.write(
-                lambda tx: enroll(Store(tx), self._authority, wanted, new_id=services.new_id, now=now)
+                lambda tx: enrollment.enroll(
+                    Store(tx), self._authority, wanted, new_id=services.new_id, now=now
+                )
             )
         except Exception as failure:
             await errors.abort(context, errors.explain(failure, "EnrollmentService.Enroll"))
@@ -117,6 +118,27 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
             addresses=self._addresses,
             incarnation=self._incarnation,
         )
+
+    async def Recover(self, request: agent_pb2.RecoverRequest, context: Context) -> agent_pb2.RecoverResponse:
+        """A certificate in place of an expired one."""
+        services = self._door.services
+        try:
+            self._admit()
+            now = services.clock.now()
+            given, wanted = request.certificate, request.signing_request
+            done = await services.database.write(
+                lambda tx: enrollment.recover(Store(tx), self._authority, given, wanted, now=now)
+            )
+        except Exception as failure:
+            await errors.abort(context, errors.explain(failure, "EnrollmentService.Recover"))
+        _log.info("certificate.recovered", agent=done.agent_uid.hex(), serial=done.serial)
+        return agent_pb2.RecoverResponse(
+            certificate=tls.pem_to_der(done.certificate), ca_certificates=[self._authority.der]
+        )
+
+    def _admit(self) -> None:
+        if not self._bucket.take(self._door.services.clock.monotonic()):
+            raise ResourceExhausted("too many hosts enroll at once; try again in a second")
 
 
 class Bucket:

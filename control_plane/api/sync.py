@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from control_plane.api import errors
 from control_plane.api.rpc import Bucket
-from control_plane.services import events, fleet
+from control_plane.services import enrollment, events, fleet
 from control_plane.services.work import Services
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Tx
@@ -334,13 +334,15 @@ def _with_content(store: Store, item: Desired) -> Offer:
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     """What an enrolled agent calls."""
 
-    def __init__(self, services: Services, sessions: Sessions, own: Origin) -> None:
+    def __init__(
+        self, services: Services, sessions: Sessions, own: Origin, authority: tls.Authority
+    ) -> None:
         self._services = services
         self._sessions = sessions
         self._own = own
+        self._authority = authority
 
     Exchange = staticmethod(errors.not_served)
-    RenewCertificate = staticmethod(errors.not_served)
 
     async def UploadContent(self, request_iterator: object, context: Context) -> Any:
         """Not served by this version."""
@@ -411,6 +413,23 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self._sessions.records.inc(len(batch.records))
         verdict = pb.SpoolVerdict.Value(f"SPOOL_VERDICT_{report.verdict.name}")
         return pb.ReportSpoolResponse(through_seq=report.through_seq, verdict=verdict)
+
+    async def RenewCertificate(
+        self, request: pb.RenewCertificateRequest, context: Context
+    ) -> pb.RenewCertificateResponse:
+        """The next certificate of the agent that asks."""
+        try:
+            uid, now = _agent_uid(context), self._services.clock.now()
+            wanted = request.signing_request
+            done = await self._services.database.write(
+                lambda tx: enrollment.renew(Store(tx), self._authority, uid, wanted, now=now)
+            )
+        except Exception as failure:
+            await errors.abort(context, errors.explain(failure, "AgentService.RenewCertificate"))
+        _log.info("certificate.renewed", agent=uid.hex(), serial=done.serial)
+        return pb.RenewCertificateResponse(
+            certificate=tls.pem_to_der(done.certificate), ca_certificates=[self._authority.der]
+        )
 
     async def FetchContent(
         self, request: pb.FetchContentRequest, context: Context

@@ -1,13 +1,11 @@
-"""Who may do what: keys of operators, tokens and certificates of agents, and the audit log."""
+"""Who may do what: keys of operators, tokens that let agents join, and the audit log."""
 
 import base64
 import hashlib
 import hmac
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from control_plane.domain import requests
-from control_plane.domain.fleet import Agent
 from control_plane.services.work import (
     Caller,
     Joining,
@@ -21,7 +19,7 @@ from control_plane.services.work import (
 )
 from control_plane.store.access import AccessStore, ApiKey, EnrollmentToken, Incarnation
 from control_plane.store.store import Store
-from shared import tls, wire
+from shared import wire
 from shared.errors import Fault, Invalid, PermissionDenied, Unauthenticated
 from shared.ids import NewId, new_secret
 from shared.moment import SECOND
@@ -106,7 +104,7 @@ def list_audit(work: Work, request: requests.Page) -> Listing:
     return listing(found, size, lambda item: hex_of(item.id))
 
 
-# -- enrollment
+# -- enrollment tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,119 +142,6 @@ def list_enrollment_tokens(work: Work, request: requests.Page) -> Listing:
     found = work.store.access.enrollment_tokens(work.project_id, before=before, limit=size + 1)
     page = listing(found, size, lambda item: hex_of(item.id))
     return replace(page, items=[NewToken(token=token) for token in page.items])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnrollRequest:
-    """What a host sends to get an identity; see EnrollRequest of the agent protocol."""
-
-    secret: bytes
-    signing_request: bytes
-    name: str
-    hostname: str
-    previous_certificate: bytes
-    previous_signature: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Enrolled:
-    """An identity: uid and certificate (PEM)."""
-
-    agent_uid: bytes
-    certificate: bytes
-
-
-def enroll(
-    store: Store, authority: tls.Authority, request: EnrollRequest, *, new_id: NewId, now: int
-) -> Enrolled:
-    """The host has an identity and the token one use less.
-
-    A host that proves the key of its previous certificate keeps its uid. Raises Unauthenticated in one and
-    the same way for a token that is unknown, expired, used up, or not for this name, and Invalid for a
-    malformed request.
-    """
-    token = store.access.enrollment_token(hash_secret(request.secret))
-    if (
-        token is None
-        or now >= token.expires_at
-        or token.uses >= token.max_uses
-        or (token.name_pattern is not None and not fnmatchcase(request.name, token.name_pattern))
-    ):
-        raise Unauthenticated(
-            "the enrollment token is unknown, expired, used up, or not for this host;"
-            " `variantctl agents token` makes a fresh one",
-            reason="BAD_ENROLLMENT_TOKEN",
-        )
-    if not 1 <= len(request.name) <= 128 or len(request.hostname) > 253:
-        raise Invalid("name: 1 to 128 characters, hostname: at most 253", reason="INVALID_FIELDS")
-    previous = _previous(store, authority, request, token.project_id)
-    uid = previous.uid if previous else new_id()
-    try:
-        certificate = authority.issue_agent(
-            request.signing_request, project_id=token.project_id, agent_uid=uid, now=now
-        )
-    except ValueError as error:
-        raise Invalid(f"signing_request: {error}", reason="INVALID_FIELDS") from None
-    identity = tls.identity(certificate)
-    assert identity is not None
-    serial, not_after = f"{identity.serial:x}", identity.not_after
-    store.access.use_enrollment_token(token.id)
-    if previous:
-        store.fleet.set_certificate(uid, serial=serial, not_after=not_after)
-    else:
-        store.fleet.add_agent(_new_agent(uid, token, request, serial=serial, not_after=not_after, now=now))
-    return Enrolled(agent_uid=uid, certificate=certificate)
-
-
-def _previous(
-    store: Store, authority: tls.Authority, request: EnrollRequest, project_id: bytes
-) -> Agent | None:
-    """The agent whose key the host proves, if it does and may come back."""
-    if not request.previous_certificate:
-        return None
-    try:
-        pem = tls.der_to_pem(request.previous_certificate)
-        ours = authority.issued(request.previous_certificate)
-    except ValueError:
-        raise Invalid("previous_certificate: is not a certificate", reason="INVALID_FIELDS") from None
-    identity = tls.identity(pem)
-    proven = tls.signed_by(request.previous_certificate, request.previous_signature, request.signing_request)
-    if not ours or identity is None or not proven or identity.project_id != project_id:
-        return None
-    agent = store.fleet.agent(identity.agent_uid)
-    if agent is not None and agent.banned_at is not None:
-        raise Unauthenticated("this agent is banned", reason="BANNED")
-    return agent
-
-
-def _new_agent(
-    uid: bytes, token: EnrollmentToken, request: EnrollRequest, *, serial: str, not_after: int, now: int
-) -> Agent:
-    return Agent(
-        uid=uid,
-        project_id=token.project_id,
-        name=request.name,
-        hostname=request.hostname,
-        labels=token.labels,
-        host_labels={},
-        participant_patterns=token.participants,
-        generation=0,
-        version="",
-        capabilities=(),
-        platform=None,
-        session_id=None,
-        session_epoch=0,
-        boot_id=None,
-        connected_at=None,
-        last_seen_at=None,
-        lease_until=0,
-        certificate_serial=serial,
-        certificate_not_after=not_after,
-        spool=None,
-        conditions=(),
-        enrolled_at=now,
-        banned_at=None,
-    )
 
 
 def token_text(secret: bytes, joining: Joining) -> str:

@@ -1,0 +1,67 @@
+"""One example per operation, shown in the OpenAPI document.
+
+They are a story: run in this order against a fresh control plane, each of them works (a test does just
+that, with the ids of its own run in place of the ones below).
+"""
+
+from typing import Any
+
+DEPLOYMENT = "01a1fc04-0c4c-7324-b27c-00fe9ff70c85"
+AGENT = "01a1fc0c-7b81-75d9-9764-5f47a7d3a98d"
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "FleetService.CreateParticipant": {"id": "bot-1", "labels": {"role": "support"}},
+    "ExperimentService.CreateExperiment": {
+        "name": "Personality A/B test",
+        "key": "soul-tone",
+        "targetFile": "config/soul.md",
+        "variants": [
+            {"name": "Friendly", "content": "You are friendly.", "weight": 50, "isControl": True},
+            {"name": "Concise", "content": "You are concise.", "weight": 50},
+        ],
+        "participantIds": ["bot-1", "bot-2"],
+        "metrics": {"primary": {"eventName": "resolved", "goal": "increase"}},
+    },
+    "ExperimentService.ListExperiments": {"status": "draft", "limit": 25},
+    "ExperimentService.GetExperiment": {"id": "soul-tone"},
+    "ExperimentService.UpdateExperiment": {"id": "soul-tone", "description": "Concise resolves more."},
+    "ExperimentService.AddVariant": {"id": "soul-tone", "name": "Terse", "content": "Be terse."},
+    "ExperimentService.ListVariants": {"id": "soul-tone"},
+    "ExperimentService.GetVariant": {"id": "soul-tone", "variantId": "terse"},
+    "ExperimentService.UpdateVariant": {"id": "soul-tone", "variantId": "terse", "content": "Be very terse."},
+    "ExperimentService.DeleteVariant": {"id": "soul-tone", "variantId": "terse"},
+    "ExperimentService.StartExperiment": {"id": "soul-tone"},
+    "AssignmentService.ListAssignments": {"id": "soul-tone"},
+    "DeploymentService.CreateDeployment": {
+        "id": "soul-tone",
+        "participantId": "bot-1",
+        "variantId": "concise",
+    },
+    "DeploymentService.ListDeployments": {"id": "soul-tone"},
+    "DeploymentService.GetDeployment": {"id": DEPLOYMENT},
+    "DeploymentService.ListOutcomes": {"id": DEPLOYMENT},
+    "ResultsService.GetResults": {"id": "soul-tone", "eventName": "resolved", "population": "delivered"},
+    "ExperimentService.PauseExperiment": {"id": "soul-tone"},
+    "ExperimentService.ResumeExperiment": {"id": "soul-tone"},
+    "ExperimentService.TransitionExperiment": {"id": "soul-tone", "status": "paused"},
+    "ExperimentService.StopExperiment": {"id": "soul-tone"},
+    "ExperimentService.CompleteExperiment": {
+        "id": "soul-tone",
+        "then": "restore",
+        "conclusion": "inconclusive",
+        "conclusionComment": "Too few participants.",
+    },
+    "ExperimentService.DeleteExperiment": {"id": "soul-tone"},
+    "FleetService.ListParticipants": {"limit": 25},
+    "FleetService.GetParticipant": {"id": "bot-1"},
+    "FleetService.UpdateParticipant": {"id": "bot-1", "labels": {"role": "sales"}},
+    "FleetService.DeleteParticipant": {"id": "bot-2"},
+    "FleetService.CreateEnrollmentToken": {"name": "web hosts", "ttl": "PT1H", "maxUses": 3},
+    "FleetService.ListEnrollmentTokens": {},
+    "FleetService.ListAgents": {},
+    "FleetService.GetAgent": {"id": AGENT},
+    "FleetService.BanAgent": {"id": AGENT},
+    "AccessService.CreateApiKey": {"name": "pipeline", "scopes": ["experiment:read", "deployment:write"]},
+    "AccessService.ListAuditLog": {"limit": 10},
+}
+"""Example values by Service.Method."""

@@ -1,0 +1,233 @@
+"""The OpenAPI 3.1 document, made from the table of operations: no second description to keep true.
+
+Requests are described by the very models that check them; answers by the messages they have to fit
+(`codec`), whose comments are the descriptions in `operator.proto`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from control_plane.api.codec import answer_kind, is_map, prefix
+from control_plane.api.errors import TABLE
+from control_plane.api.examples import EXAMPLES
+from control_plane.api.operations import Operation
+from shared import VERSION
+
+Json = dict[str, Any]
+
+_REF = "#/components/schemas/"
+
+_PROBLEM: Json = {
+    "type": "object",
+    "description": "RFC 9457, with `error` and `details` besides.",
+    "required": ["type", "title", "status", "detail", "reason", "errors"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "reason": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {name: {"type": "string"} for name in ("field", "message", "remedy")},
+            },
+        },
+        "error": {"type": "string"},
+        "details": {},
+    },
+}
+_PAGINATION: Json = {
+    "type": "object",
+    "required": ["nextCursor", "hasMore"],
+    "properties": {"nextCursor": {"type": ["string", "null"]}, "hasMore": {"type": "boolean"}},
+}
+
+
+def document(operations: Sequence[Operation]) -> Json:
+    """The whole document; valid OpenAPI 3.1."""
+    schemas: Json = {"Problem": _PROBLEM, "Pagination": _PAGINATION}
+    paths: dict[str, Json] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "variantd",
+            "version": VERSION,
+            "summary": "Controlled experiments on files.",
+            "license": {"name": "see the project"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"apiKey": []}],
+        "paths": dict(sorted(paths.items())),
+        "components": {
+            "schemas": dict(sorted(schemas.items())),
+            "securitySchemes": {
+                "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key, `sk_…`."}
+            },
+        },
+    }
+
+
+def _operation(operation: Operation, schemas: Json) -> Json:
+    service, method = operation.rpc.split(".")
+    example = EXAMPLES[operation.rpc]
+    named = re.findall(r"\{(\w+)\}", operation.path)
+    model = _request_schema(operation, schemas)
+    described: Json = {
+        "operationId": f"{service}_{method}",
+        "tags": [service.removesuffix("Service")],
+        "summary": re.sub(r"(?<!^)(?=[A-Z])", " ", method).lower().capitalize(),
+        "description": f"{(operation.use_case.__doc__ or '').strip()}\n\nScope: `{operation.scope.value}`. "
+        f"gRPC: `{operation.rpc}`.",
+        "parameters": [
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string"},
+                "example": example[name],
+            }
+            for name in named
+        ],
+        "responses": {str(operation.status): _success(operation, schemas), **_refusals()},
+    }
+    rest = {name: schema for name, schema in model["properties"].items() if name not in named}
+    sent = {name: value for name, value in example.items() if name not in named}
+    if operation.method == "GET":
+        described["parameters"] += [
+            {
+                "name": name,
+                "in": "query",
+                "schema": schema,
+                **({"example": sent[name]} if name in sent else {}),
+            }
+            for name, schema in rest.items()
+        ]
+        return described
+    described["parameters"].append(
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string", "maxLength": 128},
+            "description": "The same key answers the same.",
+        }
+    )
+    if rest:
+        body = {
+            **model,
+            "properties": rest,
+            "required": [name for name in model.get("required", []) if name in rest],
+        }
+        described["requestBody"] = {
+            "required": bool(body["required"]),
+            "content": {"application/json": {"schema": body, "example": sent}},
+        }
+    return described
+
+
+def _request_schema(operation: Operation, schemas: Json) -> Json:
+    schema = operation.request.model_json_schema(by_alias=True, ref_template=_REF + "{model}")
+    schemas.update(schema.pop("$defs", {}))
+    schema.pop("title", None)
+    schema.pop("description", None)
+    return {"properties": {}, **schema}
+
+
+def _success(operation: Operation, schemas: Json) -> Json:
+    if operation.status == 204:
+        return {"description": "Done; there is no body."}
+    message = answer_kind(operation.rpc)
+    page = message.fields_by_name.get("next_page_token")
+    if page is None:
+        schema: Json = _ref(message, schemas)
+    else:
+        items = next(field for field in message.fields if field is not page)
+        schema = {
+            "type": "object",
+            "required": ["entities", "pagination"],
+            "properties": {
+                "entities": {"type": "array", "items": _ref(items.message_type, schemas)},
+                "pagination": {"$ref": _REF + "Pagination"},
+            },
+        }
+    answer: Json = {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+    if operation.location:
+        answer["headers"] = {"Location": {"schema": {"type": "string"}, "description": "Where it is."}}
+    return answer
+
+
+def _refusals() -> Json:
+    statuses = sorted({row.http for row in TABLE.values()})
+    titles: Mapping[int, str] = {row.http: row.title for row in reversed(TABLE.values())}
+    return {
+        str(status): {
+            "description": titles[status] + ".",
+            "content": {"application/problem+json": {"schema": {"$ref": _REF + "Problem"}}},
+        }
+        for status in statuses
+    }
+
+
+# -- answers, by their messages --------------------------------------------------------------------
+
+
+def _ref(message: Any, schemas: Json) -> Json:
+    if message.name not in schemas:
+        schemas[message.name] = {}  # before its fields: messages may contain one another
+        schemas[message.name] = {
+            "type": "object",
+            "properties": {field.json_name: _field(field, schemas) for field in message.fields},
+        }
+    return {"$ref": _REF + message.name}
+
+
+def _field(field: Any, schemas: Json) -> Json:
+    if is_map(field):
+        value = field.message_type.fields_by_name["value"]
+        return {"type": "object", "additionalProperties": _one(value, schemas)}
+    if field.is_repeated:
+        return {"type": "array", "items": _one(field, schemas)}
+    schema = _one(field, schemas)
+    if not field.has_presence:
+        return schema
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_SCALARS = {
+    FieldDescriptor.CPPTYPE_BOOL: {"type": "boolean"},
+    FieldDescriptor.CPPTYPE_DOUBLE: {"type": "number"},
+    FieldDescriptor.CPPTYPE_INT32: {"type": "integer"},
+    FieldDescriptor.CPPTYPE_UINT32: {"type": "integer"},
+    FieldDescriptor.CPPTYPE_STRING: {"type": "string"},
+}
+
+
+def _one(field: Any, schemas: Json) -> Json:
+    if field.enum_type is not None:
+        names = [value.name.removeprefix(prefix(field.enum_type)).lower() for value in field.enum_type.values]
+        return {"type": "string", "enum": [name for name in names if name != "unspecified"]}
+    if field.message_type is not None:
+        known: dict[str, Json] = {
+            "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
+            "google.protobuf.Struct": {"type": "object"},
+        }
+        return known.get(field.message_type.full_name) or _ref(field.message_type, schemas)
+    if field.name == "revision":
+        return {"type": "string", "pattern": "^[0-9]+$"}
+    return dict(_SCALARS.get(field.cpp_type, {"type": "integer"}))
+
+
+DOCS_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>variantd REST</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"></head>
+<body><div id="docs"></div><script src="/docs/redoc.js"></script>
+<script src="/docs/start.js"></script></body></html>
+"""
+DOCS_START = 'Redoc.init("/openapi.json", {disableSearch: true}, document.getElementById("docs"));\n'
+"""In a file of its own, so that the page's policy can refuse every inline script."""
