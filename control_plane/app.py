@@ -21,7 +21,7 @@ from control_plane.api.door import Door
 from control_plane.api.operations import OPERATIONS
 from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
-from control_plane.api.sync import AgentServicer, Origin, Sessions, origin
+from control_plane.api.sync import AgentServicer, Sessions, origin
 from control_plane.config import Settings
 from control_plane.data import DataDir, write_private
 from control_plane.services import access

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -84,6 +84,16 @@ def signed_by(certificate_der: bytes, signature: bytes, message: bytes) -> bool:
     return True
 
 
+def requested_by(certificate_der: bytes, signing_request: bytes) -> bool:
+    """Whether the PKCS#10 request (DER) asks for the certificate's own key and is signed by it.
+
+    Raises ValueError where either is malformed.
+    """
+    request, public = _request(signing_request)
+    key = x509.load_der_x509_certificate(certificate_der).public_key()
+    return public == key and request.is_signature_valid
+
+
 def pem_to_der(pem: bytes) -> bytes:
     """The first certificate of a PEM file, in DER."""
     return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
@@ -97,6 +107,11 @@ def der_to_pem(der: bytes) -> bytes:
 def not_after(pem: bytes) -> int:
     """When the first certificate of a PEM file ends, microseconds."""
     return int(x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()) * SECOND
+
+
+def not_before(pem: bytes) -> int:
+    """When the first certificate of a PEM file began, microseconds."""
+    return int(x509.load_pem_x509_certificate(pem).not_valid_before_utc.timestamp()) * SECOND
 
 
 def identity(pem: bytes) -> Identity | None:
@@ -160,10 +175,7 @@ class Authority:
 
         Raises ValueError where the request is malformed, not P-256, or not signed by its own key.
         """
-        request = x509.load_der_x509_csr(signing_request)
-        public = request.public_key()
-        if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != "secp256r1":
-            raise ValueError("the signing request's key is not P-256")
+        request, public = _request(signing_request)
         if not request.is_signature_valid:
             raise ValueError("the signing request is not signed by its own key")
         uri = f"{URI_SCHEME}{show_id(project_id)}/{show_id(agent_uid)}"
@@ -216,6 +228,18 @@ def new_authority(name: str, *, now: int, years: int = 10) -> Authority:
         .sign(key, SHA256())
     )
     return Authority(key=key, certificate=certificate.public_bytes(Encoding.PEM))
+
+
+def _request(der: bytes) -> tuple[x509.CertificateSigningRequest, ec.EllipticCurvePublicKey]:
+    """A PKCS#10 request and its P-256 key. Raises ValueError where malformed or for another kind of key."""
+    request = x509.load_der_x509_csr(der)
+    try:
+        public = request.public_key()
+    except UnsupportedAlgorithm:
+        public = None
+    if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != "secp256r1":
+        raise ValueError("the signing request's key is not P-256")
+    return request, public
 
 
 def _builder(public: ec.EllipticCurvePublicKey, name: str, *, now: int, days: int) -> x509.CertificateBuilder:

@@ -334,9 +334,7 @@ def _with_content(store: Store, item: Desired) -> Offer:
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     """What an enrolled agent calls."""
 
-    def __init__(
-        self, services: Services, sessions: Sessions, own: Origin, authority: tls.Authority
-    ) -> None:
+    def __init__(self, services: Services, sessions: Sessions, own: Origin, authority: tls.Authority) -> None:
         self._services = services
         self._sessions = sessions
         self._own = own

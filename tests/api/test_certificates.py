@@ -1,0 +1,199 @@
+"""Certificates that live on: renewed over mutual TLS, recovered once they have ended, refused uniformly."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from control_plane.data import DataDir
+from shared import tls
+from shared.clock import SystemClock
+from shared.ids import new_id
+from shared.moment import SECOND
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+from shared.pb.variantd.agent.v1 import agent_pb2_grpc
+from tests.support.builders import make_hello
+from tests.support.plane import Identity, Plane, running_plane
+from tests.support.stream import session
+
+DAY = 86_400 * SECOND
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
+    async with running_plane(tmp_path / "data") as running:
+        yield running
+
+
+def aged(plane: Plane, identity: Identity, *, days: float) -> Identity:
+    """The same agent with the certificate it would hold had it been issued so many days ago."""
+    authority = DataDir(plane.data).authority(SystemClock())
+    known = tls.identity(identity.certificate)
+    assert known is not None
+    certificate = authority.issue_agent(
+        tls.new_signing_request(tls.key_from_pem(identity.key), "host"),
+        project_id=known.project_id,
+        agent_uid=known.agent_uid,
+        now=SystemClock().now() - round(days * DAY),
+    )
+    return replace(identity, certificate=certificate)
+
+
+async def renew(identity: Identity, signing_request: bytes) -> pb.RenewCertificateResponse:
+    """What RenewCertificate answers this agent."""
+    async with identity.channel() as channel:
+        stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+        answer: pb.RenewCertificateResponse = await stub.RenewCertificate(
+            pb.RenewCertificateRequest(signing_request=signing_request), timeout=10
+        )
+        return answer
+
+
+async def recover(plane: Plane, certificate: bytes, signing_request: bytes) -> pb.RecoverResponse:
+    """What Recover answers for a certificate (DER)."""
+    stub = agent_pb2_grpc.EnrollmentServiceStub(plane.operator)  # type: ignore[no-untyped-call]
+    answer: pb.RecoverResponse = await stub.Recover(
+        pb.RecoverRequest(certificate=certificate, signing_request=signing_request), timeout=10
+    )
+    return answer
+
+
+async def recovered(plane: Plane, identity: Identity) -> pb.RecoverResponse:
+    """What Recover answers the holder of this identity."""
+    request = tls.new_signing_request(tls.key_from_pem(identity.key), "host")
+    return await recover(plane, tls.pem_to_der(identity.certificate), request)
+
+
+async def not_recovered(plane: Plane, certificate: bytes, signing_request: bytes) -> tuple[str, str, str]:
+    """(status, text, reason) with which Recover refuses."""
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await recover(plane, certificate, signing_request)
+    error = failure.value
+    reason = dict(error.trailing_metadata() or ())["reason"]
+    return error.code().name, str(error.details()), str(reason)
+
+
+async def banned(plane: Plane) -> None:
+    """The only agent there is may not come back."""
+    agent = (await plane.rest("GET", "/v1/agents")).body["entities"][0]["id"]
+    await plane.made(f"/v1/agents/{agent}:ban", None)
+
+
+# -- renewal -----------------------------------------------------------------------------------------
+
+
+async def test_a_renewed_certificate_is_the_same_agents_and_the_old_one_goes_on(plane: Plane) -> None:
+    """The next certificate is for the fresh key and opens a session; the present one is not taken away."""
+    identity = aged(plane, await plane.enroll(await plane.token()), days=25)
+    key = tls.new_key()
+    answer = await renew(identity, tls.new_signing_request(key, "anything"))
+    fresh = replace(
+        identity, key=tls.key_to_pem(key), certificate=tls.der_to_pem(answer.certificate), ca=identity.ca
+    )
+    assert [tls.der_to_pem(der) for der in answer.ca_certificates] == [identity.ca]
+    known = tls.identity(fresh.certificate)
+    assert known is not None
+    assert known.agent_uid == identity.uid
+    assert tls.not_after(fresh.certificate) - tls.not_after(identity.certificate) > 24 * DAY
+    for who, epoch in ((fresh, 1), (identity, 2)):
+        async with session(who, make_hello("p", session_epoch=epoch)):
+            pass
+    (shown,) = (await plane.rest("GET", "/v1/agents")).body["entities"]
+    assert shown["certificate"]["serial"] == f"{known.serial:x}"
+    assert shown["certificate"]["daysLeft"] in (29, 30)
+
+
+async def test_a_renewal_takes_nothing_but_the_key_from_the_request(plane: Plane) -> None:
+    """Another agent's uid as the name of the request changes nothing: the uid is the certificate's."""
+    identity, other = await plane.enroll(await plane.token()), await plane.enroll(await plane.token())
+    answer = await renew(identity, tls.new_signing_request(tls.new_key(), other.uid.hex()))
+    known = tls.identity(tls.der_to_pem(answer.certificate))
+    assert known is not None
+    assert known.agent_uid == identity.uid
+
+
+async def test_a_banned_agent_is_not_renewed(plane: Plane) -> None:
+    """Its certificate still opens the connection, and nothing behind it."""
+    identity = await plane.enroll(await plane.token())
+    await banned(plane)
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await renew(identity, tls.new_signing_request(tls.new_key(), "host"))
+    assert failure.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_malformed_request_is_told_as_such(plane: Plane) -> None:
+    """Bytes that are no request are the caller's fault, not ours."""
+    identity = await plane.enroll(await plane.token())
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await renew(identity, b"not a request")
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# -- recovery ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("days", [30.01, 59.9])
+async def test_an_expired_certificate_is_replaced(plane: Plane, days: float) -> None:
+    """Just expired, or nearly for 30 days: the key's holder gets a valid one and opens a session with it."""
+    expired = aged(plane, await plane.enroll(await plane.token()), days=days)
+    answer = await recovered(plane, expired)
+    fresh = replace(expired, certificate=tls.der_to_pem(answer.certificate))
+    known = tls.identity(fresh.certificate)
+    assert known is not None
+    assert known.agent_uid == expired.uid
+    async with session(fresh, make_hello("p")):
+        pass
+    again = await recovered(plane, expired)
+    assert again.certificate != answer.certificate, "an answer that got lost can be had again"
+
+
+async def test_everything_that_does_not_fit_is_refused_alike(plane: Plane) -> None:
+    """Nobody learns from a refusal which certificates, agents or bans there are."""
+    identity = await plane.enroll(await plane.token())
+    expired = aged(plane, identity, days=31)
+    der = tls.pem_to_der(expired.certificate)
+    own = tls.new_signing_request(tls.key_from_pem(expired.key), "host")
+    foreign = tls.new_authority("other", now=SystemClock().now() - 90 * DAY)
+    forged = foreign.issue_agent(
+        own, project_id=new_id(), agent_uid=identity.uid, now=SystemClock().now() - 31 * DAY
+    )
+    authority = DataDir(plane.data).authority(SystemClock())
+    unknown = authority.issue_agent(
+        own, project_id=new_id(), agent_uid=new_id(), now=SystemClock().now() - 31 * DAY
+    )
+    server, server_key = authority.issue_server(["x"], now=SystemClock().now() - 91 * DAY)
+    flipped = bytearray(own)
+    flipped[-1] ^= 1
+    refusals = [
+        await not_recovered(plane, certificate, request)
+        for certificate, request in (
+            (tls.pem_to_der(aged(plane, identity, days=29).certificate), own),  # not expired
+            (tls.pem_to_der(aged(plane, identity, days=60.1).certificate), own),  # for too long
+            (der, tls.new_signing_request(tls.new_key(), "host")),  # another key's request
+            (der, bytes(flipped)),  # not signed by its key
+            (der, b"garbage"),
+            (b"garbage", own),
+            (b"", b""),
+            (tls.pem_to_der(forged), own),
+            (tls.pem_to_der(unknown), own),
+            (tls.pem_to_der(server), tls.new_signing_request(tls.key_from_pem(server_key), "x")),
+        )
+    ]
+    assert await recovered(plane, expired)
+    await banned(plane)
+    refusals.append(await not_recovered(plane, der, own))
+    assert {(code, reason) for code, _, reason in refusals} == {("UNAUTHENTICATED", "NOT_RECOVERABLE")}
+    assert len(set(refusals)) == 1
+
+
+async def test_recovery_shares_the_rate_limit_of_enrollment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bucket for both: the enrollment that empties it leaves nothing for a recovery."""
+    monkeypatch.setattr("control_plane.api.rpc.ENROLLMENTS_PER_SECOND", 1.0)
+    async with running_plane(tmp_path / "data") as plane:
+        identity = await plane.enroll(await plane.token())
+        code, _, _ = await not_recovered(plane, tls.pem_to_der(identity.certificate), b"")
+        assert code == "RESOURCE_EXHAUSTED"
