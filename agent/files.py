@@ -183,6 +183,28 @@ class Workspace:
         with _reasons(real), self._root() as root, open_regular(root, _parts(real)) as fd:
             return None if fd is None else _digest_of(fd)
 
+    def examine(self, path: str) -> str:
+        """The real file behind `path`, which this process could read, replace and give to its owner, or make.
+
+        Writes nothing. Refused as `locate`, `read` and `stage` would, as far as can be told beforehand.
+        """
+        real = self.locate(path)
+        parts = _parts(real)
+        with _reasons(path), self._root() as root:
+            depth, directory = deepest(root, parts[:-1])
+            with closing(directory):
+                found = None
+                if depth == len(parts) - 1:
+                    _check_replaceable(directory, parts[-1])
+                    found = present(directory, parts[-1])
+                if os.fstatvfs(directory).f_flag & os.ST_RDONLY:
+                    raise OSError(errno.EROFS, path)
+                if not os.access(".", os.W_OK | os.X_OK, dir_fd=directory):
+                    raise OSError(errno.EACCES, path)
+                owner = found or os.fstat(root)
+                _check_ownable(directory, uid=owner.st_uid, gid=owner.st_gid)
+        return real
+
     def fresh(self, content: bytes) -> Snapshot:
         """`content` with the default mode and the root's owner, for a target that does not exist."""
         with _reasons(str(self.root)), self._root() as root:
@@ -405,11 +427,23 @@ def _own(fd: int, *, uid: int, gid: int) -> None:
     try:
         os.fchown(fd, uid, gid)
     except PermissionError:
-        raise Refused(
-            ReasonCode.PERMISSION_DENIED,
-            f"the agent may not give a file to its owner (uid {uid}, gid {gid})",
-            "run the agent as root, or as the owner of the target files",
-        ) from None
+        raise _not_ownable(uid=uid, gid=gid) from None
+
+
+def _check_ownable(directory: int, *, uid: int, gid: int) -> None:
+    """Raises what `_own` would of a file made in the directory."""
+    at = os.fstat(directory)
+    groups = {os.getegid(), *os.getgroups(), *({at.st_gid} if at.st_mode & stat.S_ISGID else ())}
+    if os.geteuid() != 0 and (uid != os.geteuid() or gid not in groups):
+        raise _not_ownable(uid=uid, gid=gid)
+
+
+def _not_ownable(*, uid: int, gid: int) -> Refused:
+    return Refused(
+        ReasonCode.PERMISSION_DENIED,
+        f"the agent may not give a file to its owner (uid {uid}, gid {gid})",
+        "run the agent as root, or as the owner of the target files",
+    )
 
 
 def _make_directory(root: int, parts: list[str]) -> None:
