@@ -296,6 +296,7 @@ def _participant(work: Work, view: ParticipantView) -> Json:
         "id": p.public_id,
         "labels": {**p.labels, **p.host_labels},
         "agentId": _id(p.agent_uid),
+        "bindingGeneration": p.binding_generation,
         "hostname": p.hostname,
         "presence": p.presence(work.now).value,
         "lastSeenAt": _at(p.last_seen_at),
@@ -317,6 +318,11 @@ def _participant(work: Work, view: ParticipantView) -> Json:
         "createdAt": _at(p.created_at),
         "updatedAt": _at(p.updated_at),
     }
+
+
+def whole_fleet(work: Work, frozen_at: int | None) -> Json:
+    """The hosts of a project as a whole."""
+    return {"frozenAt": _at(frozen_at)}
 
 
 def agent(work: Work, item: Agent) -> Json:

@@ -142,6 +142,8 @@ class _Session:
         self._sessions = sessions
         self._context = context
         self._taken = frozenset(opened.taken)
+        self._declared = frozenset(state.participant for state in hello.participants)
+        self._asked_full = False
         self._known = {(slot.participant, slot.slot_id): slot.revision for slot in hello.slots}
         self._mailbox: dict[tuple[str, bytes], Offer] = {}
         self._replies: list[pb.SyncResponse] = []
@@ -275,23 +277,29 @@ class _Session:
 
     async def _refresh(self) -> None:
         """The mailbox holds every slot whose desired revision the agent does not know."""
-        wanted, allowed = await self._services.database.read(self._wanted)
-        if not allowed:
+        wanted, bound = await self._services.database.read(self._wanted)
+        if bound is None:
             raise PermissionDenied("this agent is banned", reason="BANNED")
+        if self._declared - bound != self._taken and not self._asked_full:
+            # A participant moved to or from this agent: a new Hello binds what is its own now.
+            self._asked_full = True
+            self._reply(pb.SyncResponse(ask_full=pb.AskFull()))
         for offer in wanted:
             key = (offer.participant, offer.slot_id)
             self._known[key] = offer.revision
             self._mailbox[key] = offer
 
-    def _wanted(self, tx: Tx) -> tuple[list[Offer], bool]:
+    def _wanted(self, tx: Tx) -> tuple[list[Offer], frozenset[str] | None]:
+        """(offers that are news, public ids bound to the agent); None for the latter where it is banned."""
         store = Store(tx)
-        allowed = store.fleet.may_speak(self.agent_uid) is not None
-        wanted = [
-            _with_content(store, item)
-            for item in store.deployments.desired(self.agent_uid)
-            if self._is_news(item)
-        ]
-        return wanted, allowed
+        project_id = store.fleet.may_speak(self.agent_uid)
+        if project_id is None:
+            return [], None
+        bound = frozenset(store.events.participants_of(self.agent_uid))
+        if store.fleet.frozen_at(project_id) is not None:
+            return [], bound
+        desired = store.deployments.desired(self.agent_uid)
+        return [_with_content(store, item) for item in desired if self._is_news(item)], bound
 
     def _is_news(self, item: Desired) -> bool:
         offer = item.offer

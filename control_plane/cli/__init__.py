@@ -76,6 +76,14 @@ add(
     """variantctl results soul-tone
     variantctl results soul-tone --population delivered --event resolved --json""",
 )
+add(app, "freeze", fleet.freeze, "variantctl freeze")
+add(app, "unfreeze", fleet.unfreeze, "variantctl unfreeze")
+add(
+    app,
+    "restore",
+    experiments.restore_all,
+    "variantctl restore --all --yes",
+)
 add(app, "audit", access.audit, "variantctl audit --limit 20")
 
 _experiments = _group("experiments", "Experiments and the steps of their life.")
@@ -125,6 +133,12 @@ add(
     "variantctl participants label bot-7 tier=gold trial-",
 )
 add(_participants, "delete", fleet.delete_participant)
+add(
+    _participants,
+    "move",
+    fleet.move_participant,
+    "variantctl participants move bot-7 --to 01a1fc0c-7b81-75d9-9764-5f47a7d3a98d",
+)
 
 
 def main() -> None:

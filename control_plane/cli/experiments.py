@@ -201,6 +201,38 @@ def _moved(session: Session, answer: pb.LifecycleResponse) -> None:
     session.show(answer, f"{found.key} is {show.word(found, 'status')}; {planned(found)}")
 
 
+def restore_all(
+    session: Session,
+    *,
+    everything: Annotated[bool, typer.Option("--all", help="Every experiment that holds files.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Put every file of the project back: completes every started experiment with restore."""
+    if not everything:
+        raise typer.BadParameter("say --all; `experiments complete KEY --then restore` ends a single one")
+    found = [
+        item
+        for status in (
+            pb.EXPERIMENT_STATUS_RUNNING,
+            pb.EXPERIMENT_STATUS_PAUSED,
+            pb.EXPERIMENT_STATUS_STOPPED,
+        )
+        for item in session.pages(
+            session.experiments.ListExperiments, pb.ListExperimentsRequest(status=status), "experiments"
+        )
+    ]
+    keys = ", ".join(item.key for item in found) or "none"
+    if found and not yes:
+        typer.confirm(f"This ends {keys} and restores every file. Go on?", abort=True, err=True)
+    for item in found:
+        request = pb.CompleteExperimentRequest(id=item.id, then="restore", request_id=request_id())
+        session.call(session.experiments.CompleteExperiment, request)
+    if session.json:
+        show.print_json(session.out, {"completed": [item.key for item in found]})
+    else:
+        show.say(session.out, f"completed with restore: {keys}")
+
+
 def delete(session: Session, *, experiment: Name) -> None:
     """Remove a draft, or archive a completed experiment."""
     request = pb.DeleteExperimentRequest(id=experiment, request_id=request_id())

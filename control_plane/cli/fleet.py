@@ -256,3 +256,34 @@ def delete_participant(session: Session, *, participant: ParticipantId) -> None:
     session.call(session.fleet.DeleteParticipant, request)
     if not session.json:
         show.say(session.out, f"{participant} is removed")
+
+
+# -- the fleet as a whole
+
+
+def move_participant(
+    session: Session,
+    *,
+    participant: ParticipantId,
+    to: Annotated[
+        str, typer.Option("--to", metavar="AGENT", help="Id of the agent that serves it from now on.")
+    ],
+) -> None:
+    """Give a participant to another agent, as when a workspace moved to another host."""
+    request = pb.MoveParticipantRequest(id=participant, agent_id=to, request_id=request_id())
+    found = session.call(session.fleet.MoveParticipant, request)
+    session.show(found, f"{found.id} is served by {found.agent_id} (binding {found.binding_generation})")
+
+
+def freeze(session: Session) -> None:
+    """Send no new offer to any host of the project until `unfreeze`; what is under way ends."""
+    found = session.call(session.fleet.FreezeFleet, pb.FreezeFleetRequest(request_id=request_id()))
+    session.show(
+        found, f"frozen since {show.moment(found, 'frozen_at')}; `variantctl unfreeze` lets offers out again"
+    )
+
+
+def unfreeze(session: Session) -> None:
+    """Send offers again, the newest of each slot."""
+    found = session.call(session.fleet.UnfreezeFleet, pb.UnfreezeFleetRequest(request_id=request_id()))
+    session.show(found, "offers go out again")

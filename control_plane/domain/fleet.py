@@ -47,6 +47,7 @@ class Participant:
     id: bytes
     public_id: str
     agent_uid: bytes | None
+    binding_generation: int
     hostname: str | None
     labels: dict[str, str]
     host_labels: dict[str, str]

@@ -355,6 +355,17 @@ class CreateParticipant(Request):
     labels: Labels = Field(default_factory=dict)
 
 
+class MoveParticipant(Request):
+    """Moves a participant to another agent."""
+
+    id: str
+    agent_id: str
+
+
+class Nothing(Request):
+    """Asks without saying anything more."""
+
+
 class CreateEnrollmentToken(Request):
     """A new enrollment token."""
 

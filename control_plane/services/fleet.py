@@ -71,6 +71,44 @@ def delete_participant(work: Work, request: requests.ById) -> None:
     work.store.fleet.delete_participant(participant.id, now=work.now)
 
 
+def move_participant(work: Work, request: requests.MoveParticipant) -> ParticipantView:
+    """Another agent serves the participant from now on; both agents are told, whichever is connected.
+
+    The former agent's next Hello is refused the participant (PARTICIPANT_TAKEN); the new one gets what its
+    slots should hold once it declares it.
+    """
+    participant = _find(work, request.id)
+    agent = get_agent(work, requests.ById(id=request.agent_id))
+    if agent.banned_at is not None or not agent.may_serve(participant.public_id):
+        raise FailedPrecondition(
+            f"agent {agent.name} is banned, or its enrollment token does not allow {participant.public_id}",
+            reason="NOT_ALLOWED",
+        )
+    if participant.agent_uid != agent.uid:
+        work.touch([participant.id])
+        work.store.fleet.move(participant.id, agent.uid, now=work.now)
+        work.touch([participant.id])
+    return get_participant(work, requests.ById(id=request.id))
+
+
+def get_fleet(work: Work, request: requests.Nothing) -> int | None:
+    """Since when the project's fleet is frozen."""
+    return work.store.fleet.frozen_at(work.project_id)
+
+
+def freeze(work: Work, request: requests.Nothing) -> int | None:
+    """No new offer goes to any host of the project; repeated, it stays frozen since the first time."""
+    work.store.fleet.freeze(work.project_id, work.store.fleet.frozen_at(work.project_id) or work.now)
+    return work.store.fleet.frozen_at(work.project_id)
+
+
+def unfreeze(work: Work, request: requests.Nothing) -> int | None:
+    """Offers go out again: every connected agent gets the newest of each slot."""
+    work.store.fleet.freeze(work.project_id, None)
+    work.woken |= work.store.fleet.uids(work.project_id)
+    return None
+
+
 def _find(work: Work, public_id: str) -> Participant:
     participant = work.store.fleet.participant(work.project_id, public_id)
     if participant is None:

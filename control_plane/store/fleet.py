@@ -165,6 +165,23 @@ class FleetStore:
             participants=tuple(name["public_id"] for name in names),
         )
 
+    # -- the fleet as a whole
+
+    def frozen_at(self, project_id: bytes) -> int | None:
+        """Since when no offer goes to the project's hosts; None while they do."""
+        row = self._tx.one("select frozen_at from project where id = ?", (project_id,))
+        return row["frozen_at"] if row else None
+
+    def freeze(self, project_id: bytes, moment: int | None) -> None:
+        """Offers stop as of `moment`, or go out again (None)."""
+        self._tx.run("update project set frozen_at = ? where id = ?", (moment, project_id))
+
+    def uids(self, project_id: bytes) -> set[bytes]:
+        """Every agent of the project."""
+        return {
+            row["uid"] for row in self._tx.all("select uid from agent where project_id = ?", (project_id,))
+        }
+
     # -- participants
 
     def add_participant(
@@ -211,6 +228,14 @@ class FleetStore:
                 now,
                 participant_id,
             ),
+        )
+
+    def move(self, participant_id: bytes, uid: bytes, *, now: int) -> None:
+        """The participant is another agent's, under a new binding generation."""
+        self._tx.run(
+            "update participant set agent_uid = ?, binding_generation = binding_generation + 1,"
+            " updated_at = ? where id = ?",
+            (uid, now, participant_id),
         )
 
     def set_labels(self, participant_id: bytes, labels: dict[str, str], *, now: int) -> None:
@@ -274,6 +299,7 @@ def _participant(row: Row) -> Participant:
         id=row["id"],
         public_id=row["public_id"],
         agent_uid=row["agent_uid"],
+        binding_generation=row["binding_generation"],
         hostname=row["hostname"],
         labels={**inherited, **json.loads(row["labels"])},
         host_labels=json.loads(row["host_labels"]),

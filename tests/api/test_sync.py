@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import grpc
 import pytest
@@ -324,3 +325,39 @@ async def test_above_the_admission_rate_agents_are_told_when_to_come_back(
             assert message.busy.retry_window_ms > 0
             assert await call.read() is grpc.aio.EOF
         assert (await plane.rest("GET", "/v1/experiments")).status == 200
+
+
+async def test_a_frozen_fleet_gets_no_offers_until_it_thaws(plane: Plane) -> None:
+    """While frozen nothing new goes out; afterwards the newest of each slot does."""
+    identity = await plane.enroll(await plane.token())
+    async with session(identity, make_hello("p")) as stream:
+        frozen = await plane.made("/v1/fleet:freeze", None)
+        assert (await plane.made("/v1/fleet:freeze", None)) == frozen
+        at = await started(plane, "p")
+        await plane.made(f"{at}/deployments", {"participantId": "p", "variantId": "a"})
+        await stream.send(heartbeat=pb.Heartbeat(sequence=1))
+        await stream.receive("heartbeat_ack")
+        assert (await plane.made("/v1/fleet:unfreeze", None)) == {"frozenAt": None}
+        assert (await stream.offer()).revision == 2
+
+
+async def test_a_moved_participant_belongs_to_the_other_agent(plane: Plane) -> None:
+    """Both agents are asked for a new Hello; then the new one gets the offer and the old one a condition."""
+    former, latter = await plane.enroll(await plane.token()), await plane.enroll(await plane.token())
+    async with session(former, make_hello("p")) as old:
+        await started(plane, "p")
+        await old.offer()
+        async with session(latter, make_hello("p")) as new:
+            to = str(UUID(bytes=latter.uid))
+            moved = await plane.made("/v1/participants/p:move", {"agentId": to})
+            assert (moved["agentId"], moved["bindingGeneration"]) == (to, 2)
+            await old.receive("ask_full")
+            await new.receive("ask_full")
+        async with session(latter, make_hello("p", session_epoch=2)) as again:
+            assert (await again.offer()).participant == "p"
+    async with session(former, make_hello("p", session_epoch=2)):
+        agents = (await plane.rest("GET", "/v1/agents")).body["entities"]
+        codes = {agent["id"]: [item["code"] for item in agent["conditions"]] for agent in agents}
+        assert codes == {str(UUID(bytes=former.uid)): ["PARTICIPANT_TAKEN"], to: []}
+    refused_move = await plane.rest("POST", "/v1/participants/p:move", {"agentId": "nobody"})
+    assert refused_move.status == 404

@@ -295,3 +295,27 @@ async def test_a_closed_pipe_is_no_traceback(plane: Plane, tmp_path: Path) -> No
     )
     _, err = await process.communicate()
     assert b"Traceback" not in err
+
+
+async def test_everything_is_put_back_at_once(running: Run) -> None:
+    """`restore --all` completes what is started with restore, asks first, and says what it ended."""
+    assert (await running("restore")).code == 2
+    refused = await running("restore", "--all", stdin="n\n")
+    assert refused.code == 1
+    assert (await running("experiments", "get", "soul-tone", "--json")).json["status"] == "running"
+    said = await running("restore", "--all", "--yes", "--json")
+    assert (said.code, said.json) == (0, {"completed": ["soul-tone"]})
+    deployments = (await running("experiments", "deployments", "soul-tone", "--json")).json
+    assert {item["action"] for item in deployments["entities"][:2]} == {"restore"}
+    assert (await running("restore", "--all", "--yes")).out == "completed with restore: none\n"
+
+
+async def test_a_fleet_is_frozen_and_a_participant_moved(plane: Plane, running: Run) -> None:
+    """`freeze` and `unfreeze` say since when; `participants move` names the new agent."""
+    assert "frozen since" in (await running("freeze")).out
+    assert (await running("unfreeze")).out == "offers go out again\n"
+    await plane.enroll(await plane.token())
+    agent = (await plane.rest("GET", "/v1/agents")).body["entities"][0]["id"]
+    said = await running("participants", "move", "bot-1", "--to", agent)
+    assert (said.code, said.out) == (0, f"bot-1 is served by {agent} (binding 2)\n")
+    assert (await running("participants", "move", "bot-1", "--to", "nobody")).code == 1

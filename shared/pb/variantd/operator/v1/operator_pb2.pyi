@@ -2584,6 +2584,7 @@ class Participant(google.protobuf.message.Message):
     FILES_FIELD_NUMBER: builtins.int
     CREATED_AT_FIELD_NUMBER: builtins.int
     UPDATED_AT_FIELD_NUMBER: builtins.int
+    BINDING_GENERATION_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Public id: a UUID or a name."""
     agent_id: builtins.str
@@ -2596,6 +2597,8 @@ class Participant(google.protobuf.message.Message):
     """What its host does about drift."""
     exposure: builtins.str
     """How impressions come about there."""
+    binding_generation: builtins.int
+    """Grows by one whenever it moves to another agent, from 1."""
     @property
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Labels, the host's under `host.`."""
@@ -2635,9 +2638,10 @@ class Participant(google.protobuf.message.Message):
         files: collections.abc.Iterable[Global___ParticipantFile] | None = ...,
         created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         updated_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        binding_generation: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "hostname", b"hostname", "last_seen_at", b"last_seen_at", "updated_at", b"updated_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "files", b"files", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "presence", b"presence", "targets", b"targets", "updated_at", b"updated_at"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "binding_generation", b"binding_generation", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "files", b"files", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "presence", b"presence", "targets", b"targets", "updated_at", b"updated_at"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_agent_id", b"_agent_id"]) -> typing.Literal["agent_id"] | None: ...
     @typing.overload
@@ -2877,6 +2881,102 @@ class DeleteParticipantRequest(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id"]) -> None: ...
 
 Global___DeleteParticipantRequest: typing_extensions.TypeAlias = DeleteParticipantRequest
+
+@typing.final
+class MoveParticipantRequest(google.protobuf.message.Message):
+    """Moves a participant."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    AGENT_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """Public id."""
+    agent_id: builtins.str
+    """Uid of the agent that serves it from now on."""
+    request_id: builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        agent_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "id", b"id", "request_id", b"request_id"]) -> None: ...
+
+Global___MoveParticipantRequest: typing_extensions.TypeAlias = MoveParticipantRequest
+
+@typing.final
+class Fleet(google.protobuf.message.Message):
+    """The hosts of a project as a whole."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FROZEN_AT_FIELD_NUMBER: builtins.int
+    @property
+    def frozen_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Since when no offer goes out; absent: they do."""
+
+    def __init__(
+        self,
+        *,
+        frozen_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_frozen_at", b"_frozen_at"]) -> typing.Literal["frozen_at"] | None: ...
+
+Global___Fleet: typing_extensions.TypeAlias = Fleet
+
+@typing.final
+class GetFleetRequest(google.protobuf.message.Message):
+    """Asks for the fleet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetFleetRequest: typing_extensions.TypeAlias = GetFleetRequest
+
+@typing.final
+class FreezeFleetRequest(google.protobuf.message.Message):
+    """Asks for no more offers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+
+Global___FreezeFleetRequest: typing_extensions.TypeAlias = FreezeFleetRequest
+
+@typing.final
+class UnfreezeFleetRequest(google.protobuf.message.Message):
+    """Asks for offers again."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+
+Global___UnfreezeFleetRequest: typing_extensions.TypeAlias = UnfreezeFleetRequest
 
 @typing.final
 class Agent(google.protobuf.message.Message):

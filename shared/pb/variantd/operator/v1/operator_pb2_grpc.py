@@ -1157,6 +1157,26 @@ class FleetServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteParticipantRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.MoveParticipant = channel.unary_unary(
+                '/variantd.operator.v1.FleetService/MoveParticipant',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.MoveParticipantRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Participant.FromString,
+                _registered_method=True)
+        self.GetFleet = channel.unary_unary(
+                '/variantd.operator.v1.FleetService/GetFleet',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetFleetRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
+                _registered_method=True)
+        self.FreezeFleet = channel.unary_unary(
+                '/variantd.operator.v1.FleetService/FreezeFleet',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FreezeFleetRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
+                _registered_method=True)
+        self.UnfreezeFleet = channel.unary_unary(
+                '/variantd.operator.v1.FleetService/UnfreezeFleet',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnfreezeFleetRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
+                _registered_method=True)
         self.ListAgents = channel.unary_unary(
                 '/variantd.operator.v1.FleetService/ListAgents',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAgentsRequest.SerializeToString,
@@ -1218,6 +1238,34 @@ class FleetServiceServicer(object):
 
     def DeleteParticipant(self, request, context):
         """Removes a participant that takes part in nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveParticipant(self, request, context):
+        """Binds a participant to another agent of the project; the present one is refused from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFleet(self, request, context):
+        """Whether offers go out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeFleet(self, request, context):
+        """No new offer goes to any host of the project until unfrozen; what is under way ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnfreezeFleet(self, request, context):
+        """Offers go out again, the newest of each slot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1285,6 +1333,26 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.DeleteParticipant,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteParticipantRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'MoveParticipant': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveParticipant,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.MoveParticipantRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Participant.SerializeToString,
+            ),
+            'GetFleet': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFleet,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetFleetRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.SerializeToString,
+            ),
+            'FreezeFleet': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeFleet,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FreezeFleetRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.SerializeToString,
+            ),
+            'UnfreezeFleet': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnfreezeFleet,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnfreezeFleetRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.SerializeToString,
             ),
             'ListAgents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAgents,
@@ -1448,6 +1516,114 @@ class FleetService(object):
             '/variantd.operator.v1.FleetService/DeleteParticipant',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteParticipantRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveParticipant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/MoveParticipant',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.MoveParticipantRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Participant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFleet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/GetFleet',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetFleetRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeFleet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/FreezeFleet',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FreezeFleetRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnfreezeFleet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/UnfreezeFleet',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnfreezeFleetRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1046,6 +1046,70 @@ _FleetServiceDeleteParticipantType = typing_extensions.TypeVar(
     ],
 )
 
+_FleetServiceMoveParticipantType = typing_extensions.TypeVar(
+    '_FleetServiceMoveParticipantType',
+    grpc.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Participant,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Participant,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Participant,
+    ],
+)
+
+_FleetServiceGetFleetType = typing_extensions.TypeVar(
+    '_FleetServiceGetFleetType',
+    grpc.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+)
+
+_FleetServiceFreezeFleetType = typing_extensions.TypeVar(
+    '_FleetServiceFreezeFleetType',
+    grpc.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+)
+
+_FleetServiceUnfreezeFleetType = typing_extensions.TypeVar(
+    '_FleetServiceUnfreezeFleetType',
+    grpc.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+)
+
 _FleetServiceListAgentsType = typing_extensions.TypeVar(
     '_FleetServiceListAgentsType',
     grpc.UnaryUnaryMultiCallable[
@@ -1126,7 +1190,7 @@ _FleetServiceListEnrollmentTokensType = typing_extensions.TypeVar(
     ],
 )
 
-class FleetServiceStub(typing.Generic[_FleetServiceListParticipantsType, _FleetServiceGetParticipantType, _FleetServiceCreateParticipantType, _FleetServiceUpdateParticipantType, _FleetServiceDeleteParticipantType, _FleetServiceListAgentsType, _FleetServiceGetAgentType, _FleetServiceBanAgentType, _FleetServiceCreateEnrollmentTokenType, _FleetServiceListEnrollmentTokensType]):
+class FleetServiceStub(typing.Generic[_FleetServiceListParticipantsType, _FleetServiceGetParticipantType, _FleetServiceCreateParticipantType, _FleetServiceUpdateParticipantType, _FleetServiceDeleteParticipantType, _FleetServiceMoveParticipantType, _FleetServiceGetFleetType, _FleetServiceFreezeFleetType, _FleetServiceUnfreezeFleetType, _FleetServiceListAgentsType, _FleetServiceGetAgentType, _FleetServiceBanAgentType, _FleetServiceCreateEnrollmentTokenType, _FleetServiceListEnrollmentTokensType]):
     """Participants, agents, and what lets an agent join."""
 
     @typing.overload
@@ -1150,6 +1214,22 @@ class FleetServiceStub(typing.Generic[_FleetServiceListParticipantsType, _FleetS
         grpc.UnaryUnaryMultiCallable[
             shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
             google.protobuf.empty_pb2.Empty,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
+            shared.pb.variantd.operator.v1.operator_pb2.Participant,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
+            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
+            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
+            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
         ],
         grpc.UnaryUnaryMultiCallable[
             shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
@@ -1196,6 +1276,22 @@ class FleetServiceStub(typing.Generic[_FleetServiceListParticipantsType, _FleetS
             google.protobuf.empty_pb2.Empty,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
+            shared.pb.variantd.operator.v1.operator_pb2.Participant,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
+            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
+            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
+            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
             shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse,
         ],
@@ -1232,6 +1328,18 @@ class FleetServiceStub(typing.Generic[_FleetServiceListParticipantsType, _FleetS
     DeleteParticipant: _FleetServiceDeleteParticipantType
     """Removes a participant that takes part in nothing."""
 
+    MoveParticipant: _FleetServiceMoveParticipantType
+    """Binds a participant to another agent of the project; the present one is refused from then on."""
+
+    GetFleet: _FleetServiceGetFleetType
+    """Whether offers go out."""
+
+    FreezeFleet: _FleetServiceFreezeFleetType
+    """No new offer goes to any host of the project until unfrozen; what is under way ends."""
+
+    UnfreezeFleet: _FleetServiceUnfreezeFleetType
+    """Offers go out again, the newest of each slot."""
+
     ListAgents: _FleetServiceListAgentsType
     """Agents of the project, newest first."""
 
@@ -1267,6 +1375,22 @@ FleetServiceAsyncStub: typing_extensions.TypeAlias = FleetServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
         google.protobuf.empty_pb2.Empty,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Participant,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
+        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
@@ -1332,6 +1456,38 @@ class FleetServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
         """Removes a participant that takes part in nothing."""
+
+    @abc.abstractmethod
+    def MoveParticipant(
+        self,
+        request: shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Participant, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Participant]]:
+        """Binds a participant to another agent of the project; the present one is refused from then on."""
+
+    @abc.abstractmethod
+    def GetFleet(
+        self,
+        request: shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Fleet, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Fleet]]:
+        """Whether offers go out."""
+
+    @abc.abstractmethod
+    def FreezeFleet(
+        self,
+        request: shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Fleet, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Fleet]]:
+        """No new offer goes to any host of the project until unfrozen; what is under way ends."""
+
+    @abc.abstractmethod
+    def UnfreezeFleet(
+        self,
+        request: shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Fleet, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Fleet]]:
+        """Offers go out again, the newest of each slot."""
 
     @abc.abstractmethod
     def ListAgents(
