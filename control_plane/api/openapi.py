@@ -60,11 +60,11 @@ def document(operations: Sequence[Operation]) -> Json:
             "title": "variantd",
             "version": VERSION,
             "summary": "Controlled experiments on files.",
-            "license": {"name": "see the project"},
         },
         "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in dict.fromkeys(map(_tag, operations))],
         "security": [{"apiKey": []}],
-        "paths": dict(sorted(paths.items())),
+        "paths": paths,
         "components": {
             "schemas": dict(sorted(schemas.items())),
             "securitySchemes": {
@@ -74,6 +74,10 @@ def document(operations: Sequence[Operation]) -> Json:
     }
 
 
+def _tag(operation: Operation) -> str:
+    return operation.rpc.partition("Service.")[0]
+
+
 def _operation(operation: Operation, schemas: Json) -> Json:
     service, method = operation.rpc.split(".")
     example = EXAMPLES[operation.rpc]
@@ -81,7 +85,7 @@ def _operation(operation: Operation, schemas: Json) -> Json:
     model = _request_schema(operation, schemas)
     described: Json = {
         "operationId": f"{service}_{method}",
-        "tags": [service.removesuffix("Service")],
+        "tags": [_tag(operation)],
         "summary": re.sub(r"(?<!^)(?=[A-Z])", " ", method).lower().capitalize(),
         "description": f"{(operation.use_case.__doc__ or '').strip()}\n\nScope: `{operation.scope.value}`. "
         f"gRPC: `{operation.rpc}`.",
