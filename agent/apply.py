@@ -16,6 +16,7 @@ from agent.hooks import Hooks
 from agent.journal import FileImage, Journal, Slot, SlotFile
 from agent.plan import Planned, Planner, held, successor
 from agent.policy import Refused, allow, show
+from agent.repair import Repairer
 from agent.swap import Swapper, is_unchanged
 from agent.threads import blocking
 from agent.views import Views
@@ -25,6 +26,7 @@ from shared.ids import NewId
 from shared.logs import get
 from shared.model import (
     Digest,
+    DriftPolicy,
     Durations,
     FileOutcome,
     Offer,
@@ -79,17 +81,35 @@ class Applier:
         self.workspace = Workspace(config.root, follow_symlinks=config.follow_symlinks)
         self.views = Views(config=config, slots=slots, workspace=self.workspace, record_view=record_view)
         self.unsaved: set[bytes] = set()
-        self._planner = Planner(config=config, workspace=self.workspace, journal=journal, slots=slots)
+        self._hooks = Hooks(config=config, clock=clock, output=output)
+        self.repairer = Repairer(
+            config=config,
+            slots=slots,
+            workspace=self.workspace,
+            journal=journal,
+            views=self.views,
+            hooks=self._hooks,
+            save=self.save,
+            clock=clock,
+            new_id=new_id,
+        )
+        self._planner = Planner(
+            config=config,
+            workspace=self.workspace,
+            journal=journal,
+            slots=slots,
+            holds=self.repairer.holds,
+        )
         self._swapper = Swapper(
             workspace=self.workspace,
             max_bytes=config.max_bytes,
+            keep_new=config.drift is DriftPolicy.REPAIR,
             journal=journal,
             clock=clock,
             new_id=new_id,
         )
         self._journal, self._clock = journal, clock
         self._fetch = fetch
-        self._hooks = Hooks(config=config, clock=clock, output=output)
 
     # -- what is known -------------------------------------------------------------------------------
 
@@ -270,6 +290,9 @@ class Applier:
         """What was begun before the last stop is finished, or undone where it cannot be."""
         if not await blocking(self.config.root.is_dir):
             return []  # not mounted yet, perhaps: what was begun there can wait
+        for slot in tuple(self.slots.values()):
+            if slot.reload_owed and not slot.intends:
+                await self.repairer.reload(slot.slot_id)
         return [await self._recover(slot) for slot in tuple(self.slots.values()) if slot.intends]
 
     async def _recover(self, intent: Slot) -> Outcome:

@@ -228,7 +228,7 @@ def _references(slots: Iterable[Slot]) -> set[Digest]:
     found: set[Digest] = set()
     for slot in slots:
         for file in slot.files:
-            images = [file.before, file.original]
+            images = [file.before, file.original, FileImage(digest=file.applied)]
             if file.change is not None:
                 images += [file.change.old, file.change.new]
             found |= {image.digest for image in images if image is not None and image.digest is not None}

@@ -4,7 +4,7 @@ Here is decided what the baseline of a target is, which slot a target belongs to
 changed a file. Reads target files, writes nothing; what must not be done is raised as Refused. Blocks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.config import ParticipantConfig
@@ -84,12 +84,22 @@ def kept(journal: Journal, wanted: FileImage | None) -> Snapshot | None:
 
 
 class Planner:
-    """Plans offers for one participant; `slots` is only read."""
+    """Plans offers for one participant; `slots` is only read.
+
+    `holds` tells of a real file whether it stays as it is once somebody else changed it.
+    """
 
     def __init__(
-        self, *, config: ParticipantConfig, workspace: Workspace, journal: Journal, slots: Slots
+        self,
+        *,
+        config: ParticipantConfig,
+        workspace: Workspace,
+        journal: Journal,
+        slots: Slots,
+        holds: Callable[[str], bool],
     ) -> None:
         self._config, self._workspace, self._journal, self._slots = config, workspace, journal, slots
+        self._holds = holds
 
     def plan(self, offer: Offer, slot: Slot, contents: Mapping[str, bytes]) -> list[Planned]:
         """One entry per file that `offer` is about; nothing was written. Raises Refused."""
@@ -108,6 +118,8 @@ class Planner:
         real = self._workspace.locate(file.path)
         present = self._workspace.read(real, limit=self._config.max_bytes)
         found = None if present is None else present.digest
+        if not offer.overwrite_drift and self._holds(real):
+            self._refuse_held(file, real, found)
         entry = next((entry for entry in slot.files if entry.path == file.path), None)
         entries = [entry for other in self._slots.values() for entry in other.files]
         order = 1 + max((entry.order for entry in entries), default=0)
@@ -200,6 +212,17 @@ class Planner:
         """
         return offer.applied_before or (
             found in offer.experiment_digests and bool(self._journal.conditions())
+        )
+
+    def _refuse_held(self, file: OfferedFile, real: str, found: Digest | None) -> None:
+        owner = holder(self._slots, real)
+        if owner is None or found in (owner[1].applied, file.digest):
+            return
+        raise Refused(
+            ReasonCode.HELD,
+            f"{show(file.path)} holds {show_digest(found) or 'no file'}, not {show_digest(owner[1].applied)}: "
+            "somebody else changed it, and this host keeps such a file as it is",
+            "look at the change, then deploy again with overwriteDrift, or put the file back and deploy again",
         )
 
     def _refuse_drift(

@@ -45,6 +45,8 @@ MAX_UNJOURNALLED = 4_096
 PARALLEL = 8
 """Participants worked on at once."""
 
+_WARNINGS = ("BASELINE_LOST", "PARTICIPANT_UNKNOWN", "DRIFT_HELD", "DRIFT_EXCLUDED")
+
 _log = get(__name__)
 
 
@@ -243,14 +245,18 @@ class Reconciler:
     # -- what is on disk -----------------------------------------------------------------------------
 
     async def observed(self, participant: str, path: str) -> None:
-        """What a target holds now is recorded as a view, where that changed; call whenever it may have."""
+        """What a target holds now is recorded as a view, where that changed, and repaired, where the host wants it.
+
+        Call it whenever the file may have changed.
+        """
         applier = self._appliers.get(participant)
         if applier is None:
             return
         async with self._locks[participant]:
-            for _, file in applier.held():
+            for slot, file in applier.held():
                 if file.path == path:
-                    await applier.views.look(file, from_at=self._clock.now())
+                    state = await applier.views.look(file, from_at=self._clock.now())
+                    await applier.repairer.attend(slot, file, state)
 
     async def catch_up(self) -> None:
         """What could not be written when it happened, views and journals, is tried again; call now and then."""
@@ -312,7 +318,7 @@ class Reconciler:
             *(
                 Condition(
                     code=code,
-                    severity="warning" if code in ("BASELINE_LOST", "PARTICIPANT_UNKNOWN") else "error",
+                    severity="warning" if code in _WARNINGS else "error",
                     since_at=since,
                     message=message,
                 )
@@ -328,6 +334,7 @@ class Reconciler:
                 yield "JOURNAL_UNWRITABLE", f"the journal of {participant} could not be written"
             if applier.views.owed:
                 yield "VIEWS_OWED", f"views of {participant} wait until the spool takes them"
+            yield from applier.repairer.conditions()
             for slot in applier.slots.values():
                 lost = [file.path for file in slot.files if file.applied is not None and file.before is None]
                 if lost and not slot.closed:

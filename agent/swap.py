@@ -17,12 +17,22 @@ from shared.model import Reason, ReasonCode
 
 
 class Swapper:
-    """Puts what was planned or intended into one participant's files, of at most `max_bytes` each."""
+    """Puts what was planned or intended into one participant's files, of at most `max_bytes` each.
+
+    With `keep_new` the journal keeps what was written too, so that it can be written again.
+    """
 
     def __init__(
-        self, *, workspace: Workspace, max_bytes: int, journal: Journal, clock: Clock, new_id: NewId
+        self,
+        *,
+        workspace: Workspace,
+        max_bytes: int,
+        keep_new: bool,
+        journal: Journal,
+        clock: Clock,
+        new_id: NewId,
     ) -> None:
-        self._workspace, self._max_bytes = workspace, max_bytes
+        self._workspace, self._max_bytes, self._keep_new = workspace, max_bytes, keep_new
         self._journal, self._clock, self._new_id = journal, clock, new_id
 
     def stage(self, plan: Iterable[Planned], done: list[Planned]) -> None:
@@ -57,6 +67,8 @@ class Swapper:
         try:
             for planned in plan:
                 change = planned.file.change
+                if self._keep_new and planned.new is not None:
+                    self._journal.keep(planned.new.content)
                 if change is not None and change.old.digest is not None:
                     present = self._workspace.read(planned.file.real, limit=self._max_bytes)
                     if present is None or self._journal.keep(present.content) != change.old.digest:
