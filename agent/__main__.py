@@ -29,6 +29,7 @@ of what happened. The control plane chooses among the targets that agent.toml al
 
 EPILOG = """\
 to begin:
+  variant-agent init PATH…                             writes agent.toml for the workspaces, and says what next
   variantctl agents token > token                      on a machine of the operator
   variant-agent enroll --token-file token              here, once
   variant-agent run                                    here, for ever
@@ -74,6 +75,40 @@ def _told_fault(fault: Fault) -> str:
 
 
 # -- commands ------------------------------------------------------------------------------------------
+
+
+def _init(options: argparse.Namespace) -> int:
+    from agent import setup
+
+    printed = options.config == Path("-")
+    made = setup.plan(options.paths, config=None if printed else options.config)
+    if printed:
+        print(made.text, end="")
+    else:
+        setup.write(made, force=options.force)
+    about = sys.stderr if printed else sys.stdout
+    if not printed:
+        print(f"wrote {made.config}: {', '.join(made.participants)}", file=about)
+    for root in made.left_out:
+        print(f"left out {root}: none of the files is there", file=about)
+    print("\n".join(made.next_steps()), file=about)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from agent import inspection
+
+    report, config = inspection.inspect(options.config, user=options.user)
+    if options.units:
+        for line in inspection.told(report.problems):
+            print(line, file=sys.stderr)
+        if config is not None:
+            print(inspection.drop_in(report, config), end="")
+    elif options.json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        print("\n".join(report.lines()))
+    return 0 if report.ok else 1
 
 
 def _enroll(options: argparse.Namespace) -> int:
@@ -244,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"variant-agent {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _setup_commands(commands)
 
     enroll = _command(commands, "enroll", _enroll, "get an identity from the control plane, with a token")
     enroll.add_argument(
@@ -279,6 +315,27 @@ def _parser() -> argparse.ArgumentParser:
     _state_dir(where, default=None)
     report.add_argument("--json", action="store_true", help="print the answer as JSON")
     return parser
+
+
+def _setup_commands(commands: Any) -> None:
+    init = _command(commands, "init", _init, "write an agent.toml for workspaces, and say what comes next")
+    init.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a workspace, such as bots/*")
+    init.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="where to write it (default: where the unit looks); - prints",
+    )
+    init.add_argument("--force", action="store_true", help="replace the file that is there")
+
+    check = _command(
+        commands, "check", _check, "say what an agent.toml allows on this host, and what is wrong"
+    )
+    check.add_argument("--config", type=Path, metavar="FILE", help=f"default: {CONFIG}, or your own")
+    check.add_argument("--user", metavar="USER", help="whom the agent runs as (default: what fits the roots)")
+    form = check.add_mutually_exclusive_group()
+    form.add_argument("--units", action="store_true", help="print the drop-in for the systemd unit")
+    form.add_argument("--json", action="store_true", help="everything, as JSON")
 
 
 def _command(
