@@ -19,6 +19,7 @@ from agent.health import Health
 from agent.link import RECONNECT_JITTER, Link
 from agent.local_api import LocalApi
 from agent.reconciler import Reconciler
+from agent.renewal import Renewal
 from agent.spool import Spool
 from agent.status import Status
 from agent.uplink import Uplink
@@ -119,6 +120,7 @@ class _Agent:
                 observed=self._conditions,
                 reconnect_jitter=reconnect_jitter(),
             )
+            self._renewal = Renewal(link=self._link, state_dir=state_dir, clock=clock, random=random)
             self._uplink = Uplink(
                 spool=self._spool,
                 report=self._link.report,
@@ -132,6 +134,7 @@ class _Agent:
                     self._reconciler.conditions,
                     self._watch.conditions,
                     self._link.conditions,
+                    self._renewal.conditions,
                     self._uplink.conditions,
                 ),
                 checks={
@@ -203,6 +206,7 @@ class _Agent:
             self._reconciler.run,
             self._watch.run,
             self._link.run,
+            self._renewal.run,
             self._uplink.run,
             self._record_owed,
             self._feed_watchdog,

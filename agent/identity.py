@@ -2,7 +2,8 @@
 
 Hides the layout of the state directory: `identity/` (0600 key, certificate, authorities, addresses,
 incarnation) is replaced as a whole, so key and certificate always belong together, and everything is
-durable before it counts. Imports no `cryptography`: a daemon at rest does without.
+durable before it counts; a candidate lies beside it until it is committed or another takes its place.
+Imports no `cryptography`: a daemon at rest does without.
 """
 
 import fcntl
@@ -17,13 +18,19 @@ from ssl import PEM_cert_to_DER_cert
 
 from agent.durable import sync_directory, write_durably
 from shared.errors import FailedPrecondition, PermissionDenied
+from shared.moment import SECOND
 
 _END = "-----END CERTIFICATE-----"
+_LIFE = 30 * 86_400 * SECOND  # of certificates stored by versions that did not note their beginning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What enrollment gave this host; key and certificates in PEM, `not_after` in microseconds."""
+    """What enrollment gave this host; key and certificates in PEM, moments in microseconds.
+
+    `addresses` are where agents connect, `operators` where the host enrolled; none: a version that did not
+    note them stored the identity.
+    """
 
     uid: str
     key: bytes
@@ -31,7 +38,9 @@ class Identity:
     ca: bytes
     addresses: tuple[str, ...]
     incarnation: bytes
+    not_before: int
     not_after: int
+    operators: tuple[str, ...] = ()
 
     @property
     def authorities(self) -> list[bytes]:
@@ -91,9 +100,11 @@ def load(state_dir: Path) -> Identity | None:
             ca=(directory / "ca.pem").read_bytes(),
             addresses=tuple(map(str, addresses["agents"])),
             incarnation=bytes.fromhex((directory / "incarnation").read_text().strip()),
+            not_before=int(about.get("notBefore", int(about["notAfter"]) - _LIFE)),
             not_after=int(about["notAfter"]),
+            operators=tuple(map(str, addresses.get("operators", ()))),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FailedPrecondition(
             f"{directory} cannot be read ({error}); restore it, or remove it and enroll again with a new token",
             reason="IDENTITY_DAMAGED",
@@ -102,18 +113,30 @@ def load(state_dir: Path) -> Identity | None:
 
 def store(state_dir: Path, identity: Identity) -> None:
     """`identity` is durable and replaces the one before as a whole."""
-    directory, old, new = _places(state_dir)
+    stage(state_dir, identity)
+    commit(state_dir)
+
+
+def stage(state_dir: Path, identity: Identity) -> None:
+    """`identity` is durable beside the present one, which stays; a candidate staged before is gone."""
+    _, old, new = _places(state_dir)
     for leftover in (old, new):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(mode=0o700)
     write_durably(new / "key.pem", identity.key)
     write_durably(new / "certificate.pem", identity.certificate)
     write_durably(new / "ca.pem", identity.ca)
-    write_durably(new / "addresses.json", json.dumps({"agents": identity.addresses}).encode())
+    addresses = {"agents": identity.addresses, "operators": identity.operators}
+    write_durably(new / "addresses.json", json.dumps(addresses).encode())
     write_durably(new / "incarnation", identity.incarnation.hex().encode())
-    about = {"uid": identity.uid, "notAfter": identity.not_after}
+    about = {"uid": identity.uid, "notBefore": identity.not_before, "notAfter": identity.not_after}
     write_durably(new / "about.json", json.dumps(about).encode())
     sync_directory(state_dir)
+
+
+def commit(state_dir: Path) -> None:
+    """What was staged last is the identity; a process that ends meanwhile leaves the one or the other."""
+    directory, old, new = _places(state_dir)
     with suppress(FileNotFoundError):
         directory.rename(old)
     new.rename(directory)

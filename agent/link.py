@@ -53,8 +53,9 @@ LASTED_SECONDS = 60.0  # a session that lived so long was a good one
 RECONNECT_JITTER = 10.0
 CALL_SECONDS = 60.0  # deadline of a unary call
 BATCH_LIMITS = (500, 512 * 1024)  # records, bytes; the control plane may ask for less
-CERTIFICATE_WARNING_DAYS = 7
 SKEW_SECONDS = 60
+RETIRE_SECONDS = 5.0  # for the calls under way on a channel that is given up
+NOBODYS_DIGEST = bytes(32)
 DAY = 86_400 * SECOND
 
 
@@ -86,6 +87,8 @@ class Link:
         self._channel: grpc.aio.Channel | None = None
         self._session: Session | None = None
         self._trusted = asyncio.Event()  # a session is open with a control plane that may be believed
+        self._moved = asyncio.Event()  # the channel is of an identity that was given up
+        self._disk = asyncio.Lock()  # one write to the state directory at a time
         self._since = clock.now()
         self._opened_at = 0.0
         self._what = "waiting" if self._identity else "not_enrolled"
@@ -130,10 +133,58 @@ class Link:
                     raise
         raise AssertionError("unreachable")
 
+    async def renew(self, signing_request: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+        """(certificate, authorities) in DER, to follow the present ones; unchecked. Raises shared.errors."""
+        request = pb.RenewCertificateRequest(signing_request=signing_request)
+        async with self._stub() as stub:
+            response = await stub.RenewCertificate(request, timeout=CALL_SECONDS)
+        return response.certificate, tuple(response.ca_certificates)
+
+    async def prove(self, candidate: Identity) -> None:
+        """The control plane knows the candidate for an agent. Raises one of shared.errors where it does not.
+
+        Shown by a question over a connection of its own: nobody but an accepted agent is told that there is
+        no such content.
+        """
+        async with open_channel(self._current_address(), ca=candidate.ca, identity=candidate) as channel:
+            stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(channel)
+            call = stub.FetchContent(pb.FetchContentRequest(digest=NOBODYS_DIGEST), timeout=CALL_SECONDS)
+            try:
+                await call.read()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise failure(error) from None
+
+    async def move(self, identity: Identity) -> None:
+        """The identity staged last, this one, is committed, and the link speaks as it from now on.
+
+        An open session says Goodbye `renew`; the next one follows at once. Raises OSError where it cannot be
+        committed; then the present identity goes on.
+        """
+        assert self._identity is not None
+        async with self._disk:
+            await asyncio.to_thread(identities.commit, self._state_dir)
+            incarnation = self._identity.incarnation
+            self._identity = replace(identity, incarnation=incarnation)
+        if identity.incarnation != incarnation:  # another was adopted meanwhile
+            await self._stored(lambda: identities.adopt(self._state_dir, incarnation))
+        self._moved.set()
+        if self._session is not None:
+            self._session.leave("renew")
+
     def conditions(self) -> tuple[Condition, ...]:
-        """What is wrong with the link now, the certificate by this host's own clock included."""
-        self._judge_certificate()
+        """What is wrong with the link now."""
         return self._conditions.now()
+
+    @property
+    def enrolled(self) -> Identity | None:
+        """Who this host is to the control plane; None where it never enrolled."""
+        return self._identity
+
+    @property
+    def trusted(self) -> bool:
+        """A session is open with a control plane that may be believed: calls do not wait."""
+        return self._trusted.is_set()
 
     @property
     def connected(self) -> bool:
@@ -175,17 +226,30 @@ class Link:
         wait = BACKOFF.delay(self._state.attempt - 1, self._random) if self._state.attempt else 0.0
         try:
             while True:
-                await self._clock.sleep(wait)
+                await self._pause(wait)
                 wait = await self._after(await self._converse())
         finally:
             self._now("stopped")
             await self._close_channel()
+
+    async def _pause(self, seconds: float) -> None:
+        """Returns after `seconds`, or once there is another identity to try."""
+        waits = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._moved.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _converse(self) -> Ended:
         """One session, from the first packet to the last."""
         self._now("connecting")
         await self._save(replace(self._state, epoch=self._state.epoch + 1))
         hello = await asyncio.to_thread(self._hello)
+        while self._moved.is_set():
+            self._moved.clear()
+            await self._close_channel(grace=RETIRE_SECONDS)
         stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(self._open_channel())
         call = stub.Sync()
         self._opened_at = 0.0
@@ -343,10 +407,10 @@ class Link:
             )
         return self._channel
 
-    async def _close_channel(self) -> None:
+    async def _close_channel(self, *, grace: float | None = None) -> None:
         channel, self._channel = self._channel, None
         if channel is not None:
-            await channel.close()
+            await channel.close(grace)
 
     async def _next_address(self) -> None:
         if self._identity and len(self._identity.addresses) > 1:
@@ -361,6 +425,12 @@ class Link:
             yield agent_pb2_grpc.AgentServiceStub(self._open_channel())
         except grpc.aio.AioRpcError as error:
             raise failure(error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not this task: the call, because its channel was closed under it.
+            raise Unavailable("the link went over to another connection meanwhile") from None
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -376,24 +446,11 @@ class Link:
     async def _stored(self, write: Callable[[], None]) -> None:
         """`write` was done, or is a condition: a full disk must not cost the link, memory goes on."""
         try:
-            await asyncio.to_thread(write)
+            async with self._disk:
+                await asyncio.to_thread(write)
             self._conditions.end("STATE_UNWRITABLE")
         except OSError as error:
             self._conditions.hold("STATE_UNWRITABLE", "error", f"{self._state_dir}: {error.strerror}")
-
-    def _judge_certificate(self) -> None:
-        if self._identity is None:
-            return
-        left = (self._identity.not_after - self._clock.now()) // DAY
-        remedy = "enroll again with a new token; the agent keeps its identity"
-        if left < 0:
-            self._conditions.end("CERTIFICATE_EXPIRES_SOON")
-            self._conditions.hold(
-                "CERTIFICATE_EXPIRED", "error", f"the agent's certificate has ended; {remedy}"
-            )
-        elif left < CERTIFICATE_WARNING_DAYS:
-            message = f"the agent's certificate ends in {left} days; {remedy}"
-            self._conditions.hold("CERTIFICATE_EXPIRES_SOON", "warning", message)
 
 
 def _is_signed(identity: Identity, welcome: pb.Welcome) -> bool:

@@ -88,11 +88,17 @@ class Session:
         self._trusted = False
         self._unanswered = 0
         self._cut = ""
+        self._reason = ""
 
     def tell(self, outcome: Outcome) -> None:
         """The outcome goes up on this stream, where the other side is trusted; else a later one tells it."""
         if self._trusted:
             self._outbox.put_nowait(pb.SyncRequest(outcome=wire.outcome_to_pb(outcome)))
+
+    def leave(self, reason: str) -> None:
+        """The session says Goodbye for this reason and ends as planned."""
+        self._reason = reason
+        self._inbox.put_nowait(_Signal.LEAVE)
 
     async def run(self, hello: Hello) -> Ended:
         """How the session ended. Cancelled, it says Goodbye first."""
@@ -131,8 +137,8 @@ class Session:
             if message is _Signal.ENDED:
                 return await self._lost()
             if isinstance(message, _Signal):
-                await self._leave("drain")
-                return Ended(planned=True, detail="drained")
+                await self._leave(self._reason)
+                return Ended(planned=True, detail=f"left to {self._reason}")
             self._room.release()
             if message.WhichOneof("message") == "busy":
                 return Ended(planned=True, wait=self._within(message.busy.retry_window_ms), detail="busy")
@@ -221,7 +227,7 @@ class Session:
 
     async def _drain(self, wait: float) -> None:
         await self._clock.sleep(wait)
-        self._inbox.put_nowait(_Signal.LEAVE)
+        self.leave("drain")
 
     async def _leave(self, reason: str) -> None:
         """Goodbye is told, as far as the other side takes it in time; never raises for its sake."""

@@ -137,7 +137,10 @@ async def test_enrollment_stores_a_private_identity(
     files = {path.name: path for path in (state / "identity").iterdir()}
     assert set(files) >= {"key.pem", "certificate.pem", "ca.pem", "addresses.json", "incarnation"}
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files.values())
-    assert json.loads(files["addresses.json"].read_text()) == {"agents": [control_plane.agents]}
+    assert json.loads(files["addresses.json"].read_text()) == {
+        "agents": [control_plane.agents],
+        "operators": [control_plane.operator],
+    }
     assert control_plane.enrolled[0].name == "host-1"
 
 
@@ -579,22 +582,6 @@ async def test_other_incarnation_is_not_believed(
             await control_plane.session(4)
             assert not report.done()
         assert control_plane.batches == []
-
-
-async def test_end_of_the_certificate_is_seen_by_the_own_clock(
-    tmp_path: Path, control_plane: ScriptedControlPlane
-) -> None:
-    """The transport reports an expired certificate as unreachable, so the agent looks for itself."""
-    with identities.hold(tmp_path / "state"):
-        await enroll(control_plane.token(), tmp_path / "state", name="host-1")
-    clock = FakeClock(now=SystemClock().now())
-    host = Host(tmp_path, clock=clock)
-    assert host.codes() == set()
-    assert host.link.identity()["certificate"]["daysLeft"] in (29, 30)  # type: ignore[index]
-    clock.jump(25 * 86_400)
-    assert host.codes() == {"CERTIFICATE_EXPIRES_SOON"}
-    clock.jump(6 * 86_400)
-    assert "CERTIFICATE_EXPIRED" in host.codes()
 
 
 async def test_clock_skew_is_told(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:

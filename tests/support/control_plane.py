@@ -28,6 +28,7 @@ class Sync:
     def __init__(self, context: Context, hello: pb.Hello) -> None:
         self._context = context
         self.hello: Hello = wire.hello_from_pb(hello)
+        self.certificate = next(iter(context.auth_context()["x509_pem_cert"]))
         self.heard: list[pb.SyncRequest] = []
         self.outcomes: list[Outcome] = []
         self.ended = asyncio.Event()
@@ -64,6 +65,9 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.secrets: dict[bytes, bool] = {}  # whether still to be used
         self.uids: list[bytes] = []
         self.enrolled: list[pb.EnrollRequest] = []
+        self.renewals: list[pb.RenewCertificateRequest] = []
+        self.recoveries: list[pb.RecoverRequest] = []
+        self.certify: list[bytes | tuple[grpc.StatusCode, str]] = []  # DER, for the next of both, in place of
         self.streams = 0  # attempts, admitted or not
         self.syncs: list[Sync] = []
         self.instead: list[pb.SyncResponse | tuple[grpc.StatusCode, str]] = []  # for the next streams
@@ -71,6 +75,9 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.answers_heartbeats = True
         self.welcomes = True
         self.batches: list[Batch] = []
+        self.batches_asked = 0
+        self.answers_batches = asyncio.Event()
+        self.answers_batches.set()
         self.replies: list[pb.ReportSpoolResponse | tuple[grpc.StatusCode, str]] = []  # for the next batches
         self.contents: dict[bytes, bytes] = {}
         self.fetches: list[pb.FetchContentRequest] = []
@@ -159,7 +166,23 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         )
 
     async def Recover(self, request: pb.RecoverRequest, context: Context) -> pb.RecoverResponse:  # type: ignore[override]
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")
+        self.recoveries.append(request)
+        assert tls.requested_by(request.certificate, request.signing_request)
+        known = tls.identity(tls.der_to_pem(request.certificate))
+        assert known is not None
+        certificate = await self._certified(request.signing_request, known.agent_uid, context)
+        return pb.RecoverResponse(certificate=certificate, ca_certificates=[self.authority.der])
+
+    async def _certified(self, signing_request: bytes, uid: bytes, context: Context) -> bytes:
+        scripted = self.certify.pop(0) if self.certify else None
+        if isinstance(scripted, tuple):
+            await context.abort(*scripted)
+        if scripted is not None:
+            return scripted
+        certificate = self.authority.issue_agent(
+            signing_request, project_id=self.project_id, agent_uid=uid, now=self.clock.now()
+        )
+        return tls.pem_to_der(certificate)
 
     # -- AgentService
 
@@ -217,6 +240,8 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
 
     async def ReportSpool(self, request: pb.ReportSpoolRequest, context: Context) -> pb.ReportSpoolResponse:  # type: ignore[override]
         batch = wire.batch_from_pb(request)
+        self.batches_asked += 1
+        await self.answers_batches.wait()
         reply = self.replies.pop(0) if self.replies else None
         if isinstance(reply, tuple):
             await context.abort(*reply)
@@ -248,7 +273,15 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
     async def RenewCertificate(  # type: ignore[override]
         self, request: pb.RenewCertificateRequest, context: Context
     ) -> pb.RenewCertificateResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")
+        self.renewals.append(request)
+        known = self._peer(context)
+        certificate = await self._certified(request.signing_request, known.agent_uid, context)
+        return pb.RenewCertificateResponse(certificate=certificate, ca_certificates=[self.authority.der])
+
+    def _peer(self, context: Context) -> tls.Identity:
+        known = tls.identity(next(iter(context.auth_context()["x509_pem_cert"])))
+        assert known is not None
+        return known
 
 
 @asynccontextmanager
