@@ -25,7 +25,8 @@ _log = logs.get(__name__)
 DAY = 86_400 * SECOND
 DUE = 2 / 3  # of a certificate's life
 SPREAD = 1 / 30  # of a life: hosts that enrolled together do not renew together
-LOOK_SECONDS = 60.0  # the wall clock may be set, and a control plane may be back
+LOOK_SECONDS = 60.0  # the wall clock may be set
+SESSION_SECONDS = 5.0  # between looks for the session that a renewal needs
 BACKOFF = Backoff(base=2.0, factor=2.0, cap=300.0)
 REFUSED_SECONDS = 3600.0
 RECOVERABLE_DAYS = 30  # the control plane's own limit
@@ -83,7 +84,7 @@ class Renewal:
             return LOOK_SECONDS
         expired = self._clock.now() >= identity.not_after
         if not expired and not self._link.trusted:
-            return LOOK_SECONDS
+            return SESSION_SECONDS
         try:
             fresh = await (self._renewed(identity) if self._link.trusted else self._recovered(identity))
             await self._link.move(fresh)
