@@ -137,7 +137,8 @@ def write(setup: Setup, *, force: bool) -> None:
     """
     path = setup.config
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o755, parents=True)
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=path.parent, prefix=".variantd-"
         ) as fresh:
