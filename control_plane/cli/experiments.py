@@ -198,6 +198,8 @@ def complete(
 
 def _moved(session: Session, answer: pb.LifecycleResponse) -> None:
     found = answer.experiment
+    for warning in found.warnings:
+        show.say(session.err, f"variantctl: warning: {warning.message} ({warning.code})")
     session.show(answer, f"{found.key} is {show.word(found, 'status')}; {planned(found)}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from control_plane.domain.assignment import Arm, Candidate, Placement, assign
+from control_plane.domain.assignment import Arm, Candidate, Placement, assign, smallest_reachable_p
 from shared.errors import FailedPrecondition, Fault
 from shared.model import Digest
 
@@ -295,6 +295,39 @@ def plan(experiment: Experiment, candidates: Sequence[Candidate]) -> tuple[Place
         for variant, weight in zip(experiment.variants, weights, strict=True)
     ]
     return assign(candidates, arms, seed=experiment.seed)
+
+
+def cannot_decide(experiment: Experiment, assignments: Sequence[Assignment]) -> str | None:
+    """Why no outcome of these assignments could be significant at the experiment's level; None where one could.
+
+    With K arms a decision needs p below alpha / (K - 1) (Bonferroni); the randomisation test cannot give any
+    arm a p below what the recorded blocks allow.
+    """
+    control = experiment.control
+    others = [variant for variant in experiment.variants if variant is not control]
+    if control is None or not others or not assignments:
+        return None
+    keys = {variant.id: variant.key for variant in experiment.variants}
+    placements = [
+        Placement(
+            participant=item.participant,
+            arm=keys[item.variant_id],
+            stratum=item.stratum,
+            block=item.block,
+            position=item.position,
+        )
+        for item in assignments
+    ]
+    reachable = min(
+        smallest_reachable_p(placements, treatment=variant.key, control=control.key) for variant in others
+    )
+    needed = experiment.alpha / len(others)
+    if reachable <= needed:
+        return None
+    return (
+        f"{len(assignments)} participants cannot decide: the smallest reachable p is {reachable:.2g},"
+        f" a decision needs {needed:.2g}; add participants"
+    )
 
 
 def normalised(weights: Sequence[int]) -> list[int]:

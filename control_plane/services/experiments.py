@@ -14,6 +14,7 @@ from control_plane.domain.experiment import (
     VariantFile,
     Verb,
     after,
+    cannot_decide,
     key_from,
     plan,
 )
@@ -119,6 +120,12 @@ def view_of(work: Work, experiment: Experiment) -> View:
     )
 
 
+def design_warnings(view: View) -> tuple[tuple[str, str], ...]:
+    """What an operator should know of a design that cannot decide."""
+    why = cannot_decide(view.experiment, view.assignments)
+    return (("DESIGN_CANNOT_DECIDE", why),) if why else ()
+
+
 def _planned(work: Work, experiment: Experiment) -> tuple[Assignment, ...]:
     """What a start would assign now; locks nothing."""
     participants = selected(work, experiment.selector)
@@ -202,7 +209,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         _put_new_variant(work, experiment, spec, field=f"variants.{index}")
         experiment = replace(experiment, variants=store.variants(experiment.id))
     view = view_of(work, experiment)
-    return replace(view, warnings=tuple(warnings), created=True)
+    return replace(view, warnings=(*warnings, *design_warnings(view)), created=True)
 
 
 def _json(model: requests.Request) -> dict[str, Any]:
@@ -316,7 +323,8 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     if request.target_file and request.target_file != experiment.target_file:
         _retarget(work, experiment, request.target_file)
     work.store.experiments.save(changed)
-    return replace(view_of(work, work.store.experiments.get(experiment.id)), warnings=tuple(warnings))
+    view = view_of(work, work.store.experiments.get(experiment.id))
+    return replace(view, warnings=(*warnings, *design_warnings(view)))
 
 
 def _retarget(work: Work, experiment: Experiment, target: str) -> None:

@@ -19,7 +19,15 @@ from control_plane.domain.experiment import (
     verb_towards,
 )
 from control_plane.domain.fleet import Participant
-from control_plane.services.experiments import View, candidates, find, find_variant, selected, view_of
+from control_plane.services.experiments import (
+    View,
+    candidates,
+    design_warnings,
+    find,
+    find_variant,
+    selected,
+    view_of,
+)
 from control_plane.services.results import summarise_phase
 from control_plane.services.work import Work
 from control_plane.store.deployments import NewDeployment
@@ -56,7 +64,8 @@ def start(work: Work, request: requests.ById) -> View:
     store.add_phase(experiment.id, experiment.run, phase)
     _assign(work, experiment, phase, participants)
     store.save(replace(experiment, status=status, phase=phase, started_at=work.now, updated_at=work.now))
-    return view_of(work, store.get(experiment.id))
+    view = view_of(work, store.get(experiment.id))
+    return replace(view, warnings=design_warnings(view))
 
 
 def _assign(work: Work, experiment: Experiment, phase: Phase, participants: Sequence[Participant]) -> None:

@@ -111,3 +111,13 @@ def test_normalised_weights_sum_to_100(weights: list[int]) -> None:
     found = normalised(weights)
     assert sum(found) == 100
     assert all(share >= 0 for share in found)
+
+
+@pytest.mark.parametrize(("count", "warned"), [(4, True), (5, True), (8, True), (10, False), (12, False)])
+async def test_a_design_that_cannot_decide_says_so(world: World, count: int, warned: bool) -> None:
+    """4 + 4 participants reach p = 0.029 in one stratum, 2 + 2 only 0.33; what cannot reach alpha is told at start."""
+    names = [f"bot-{n}" for n in range(count)]
+    await world.agent(*names)
+    draft = await world.experiment(*names, analysis={"alpha": 0.02})
+    view = await world.do(lifecycle.start, requests.ById(id=draft.key))
+    assert [code for code, _ in view.warnings] == (["DESIGN_CANNOT_DECIDE"] if warned else [])
