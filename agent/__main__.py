@@ -212,6 +212,19 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _hold(options: argparse.Namespace) -> int:
+    held = options.state == "on"
+    _, answer = _ask(_socket(options), "POST", "/v1/admin/hold", {"held": held})
+    waiting = answer["waitingOffers"]
+    if held:
+        print(
+            f"on hold since {answer['sinceAt']}; {waiting} offers wait, `variant-agent hold off` applies them"
+        )
+    else:
+        print(f"not on hold; {waiting} offers are applied now")
+    return 0
+
+
 # -- the local API, as a client ------------------------------------------------------------------------
 
 
@@ -280,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"variant-agent {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _setup_commands(commands)
+    _admin_commands(commands)
 
     enroll = _command(commands, "enroll", _enroll, "get an identity from the control plane, with a token")
     enroll.add_argument(
@@ -336,6 +350,12 @@ def _setup_commands(commands: Any) -> None:
     form = check.add_mutually_exclusive_group()
     form.add_argument("--units", action="store_true", help="print the drop-in for the systemd unit")
     form.add_argument("--json", action="store_true", help="everything, as JSON")
+
+
+def _admin_commands(commands: Any) -> None:
+    hold = _command(commands, "hold", _hold, "let nothing be written on this host, or again")
+    hold.add_argument("state", choices=("on", "off"), help="it stays so across restarts")
+    _state_dir(hold, default=None)
 
 
 def _command(

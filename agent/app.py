@@ -8,10 +8,12 @@ import asyncio
 import json
 import os
 from collections import deque
+from collections.abc import Awaitable
 from pathlib import Path
 from random import Random
 
 from agent import identity as identities
+from agent.admin import Admin, Answer
 from agent.config import AgentConfig
 from agent.distinct import check_distinct
 from agent.durable import write_durably
@@ -30,6 +32,7 @@ from shared.errors import Invalid, ResourceExhausted, Unavailable
 from shared.ids import NewId, new_id, system_random
 from shared.lifecycle import run_until, sd_notify
 from shared.model import Condition, View
+from shared.moment import to_rfc3339
 
 _log = logs.get(__name__)
 
@@ -159,6 +162,7 @@ class _Agent:
                 status=status.show,
                 metrics=status.metrics,
                 unready=self._health.unready,
+                admin=Admin(hold=self._hold, release=self._release).routes(),
                 clock=clock,
                 new_id=new_id,
             )
@@ -188,6 +192,17 @@ class _Agent:
                 except (ResourceExhausted, Unavailable):
                     await self._clock.sleep(OWED_SECONDS)
             self._owes.clear()
+
+    async def _hold(self) -> Answer:
+        await _durably(self._reconciler.hold())
+        since = self._reconciler.held_since
+        waiting = self._reconciler.waiting
+        return {"held": True, "sinceAt": to_rfc3339(since) if since else None, "waitingOffers": waiting}
+
+    async def _release(self) -> Answer:
+        waiting = self._reconciler.waiting
+        await _durably(self._reconciler.release())
+        return {"held": False, "sinceAt": None, "waitingOffers": waiting}
 
     def _conditions(self) -> tuple[Condition, ...]:
         return self._health.conditions()
@@ -225,6 +240,13 @@ class _Agent:
         while True:
             sd_notify("WATCHDOG=1")
             await self._clock.sleep(int(microseconds) / 2_000_000)
+
+
+async def _durably(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except OSError as error:
+        raise Unavailable(f"{error.filename or 'the state directory'}: {error.strerror}") from None
 
 
 def reconnect_jitter() -> float:

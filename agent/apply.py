@@ -150,6 +150,18 @@ class Applier:
             return await self._refuse(attempt, refused.reason)
         return await self._swap(plan, attempt)
 
+    def would_write(self, offer: Offer) -> bool:
+        """Whether `apply` would touch files, as far as the offer itself tells."""
+        slot = self.slots.get(offer.slot_id)
+        done = slot is not None and (offer.revision < slot.revision or _is_done(slot, offer))
+        return offer.action is not OfferAction.CLOSE and not done
+
+    async def put_off(self, offer: Offer, reason: Reason) -> Outcome:
+        """The outcome of an offer that was not attempted: attempt 0. The slot does not take it up."""
+        slot = replace(_begun(offer, self.slots.get(offer.slot_id)), attempt=0)
+        files = await blocking(lambda: self._file_outcomes(_Attempt(offer=offer, slot=slot), None))
+        return replace(refused_unseen(offer, reason, now=self._clock.now()), attempt=0, files=files)
+
     async def _close(self, attempt: _Attempt) -> Outcome:
         attempt.step = Step.SWAPPED
         closed = replace(attempt.slot, closed=True, result=Result.APPLIED)

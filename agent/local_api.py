@@ -6,11 +6,9 @@ content type but JSON are refused. A report is answered only after it is durable
 """
 
 import hmac
-import os
 import pwd
 import socket
-import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -23,6 +21,7 @@ from aiohttp import web
 
 from agent import reports
 from agent.config import AgentConfig, ParticipantConfig
+from agent.peer import commands_the_agent, is_on_socket, uid_of
 from agent.policy import Refused, allow
 from agent.reconciler import Reconciler
 from agent.reports import Report
@@ -47,7 +46,6 @@ _log = logs.get(__name__)
 
 MAX_BODY = 64 * 1024
 RATE, BURST = 1_000.0, 5_000.0  # reports per second and participant
-_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 _HTTP = {
     Code.INVALID: 400,
@@ -94,7 +92,8 @@ class Bucket:
 class LocalApi:
     """Serves on the socket and on loopback once started.
 
-    `status` gives the JSON of /status, `metrics` the text of /metrics, `unready` what is not ready.
+    `status` gives the JSON of /status, `metrics` the text of /metrics, `unready` what is not ready;
+    `admin` are further routes, that judge their callers themselves.
     """
 
     def __init__(
@@ -108,12 +107,13 @@ class LocalApi:
         unready: Callable[[], tuple[str, ...]],
         clock: Clock,
         new_id: NewId,
+        admin: Iterable[web.RouteDef] = (),
         rate: float = RATE,
         burst: float = BURST,
     ) -> None:
         self._config, self._spool, self._reconciler = config, spool, reconciler
         self._status, self._metrics, self._unready = status, metrics, unready
-        self._clock, self._new_id = clock, new_id
+        self._clock, self._new_id, self._admin = clock, new_id, tuple(admin)
         self._participants = {participant.id: participant for participant in config.participants}
         self._allowed = _allowed_users(config)
         self._buckets = {name: Bucket(rate=rate, burst=burst) for name in self._participants}
@@ -138,6 +138,7 @@ class LocalApi:
                 web.post("/v1/conversions", self._conversions),
                 web.post("/v1/events:batch", self._batch),
                 web.get("/v1/content", self._content),
+                *self._admin,
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
@@ -190,8 +191,8 @@ class LocalApi:
 
     def _caller(self, request: web.Request) -> Caller:
         """Who calls. Raises PermissionDenied or Unauthenticated on loopback without the right token."""
-        if _is_local_socket(request):
-            return Caller(uid=_peer_uid(request))
+        if is_on_socket(request):
+            return Caller(uid=uid_of(request))
         if self._token is None:
             raise PermissionDenied(
                 f"reports are taken on the socket {self._config.socket}; "
@@ -226,7 +227,7 @@ class LocalApi:
         return participant
 
     def _is_trusted(self, caller: Caller) -> bool:
-        return caller.uid is None or caller.uid in (0, os.geteuid())
+        return caller.uid is None or commands_the_agent(caller.uid)
 
     def _owns(self, caller: Caller, participant: ParticipantConfig) -> bool:
         if caller.uid is None:
@@ -331,7 +332,7 @@ class LocalApi:
 def _refuse_web_pages(request: web.Request) -> None:
     if "Origin" in request.headers:
         raise PermissionDenied("requests of web pages are not served", reason="ORIGIN_REFUSED")
-    if not _is_local_socket(request) and not _is_loopback(_host_name(request.headers.get("Host", ""))):
+    if not is_on_socket(request) and not _is_loopback(_host_name(request.headers.get("Host", ""))):
         raise PermissionDenied("this address is served under its own name only", reason="HOST_REFUSED")
 
 
@@ -346,19 +347,6 @@ async def _json_body(request: web.Request) -> bytes:
     if request.content_type != "application/json":
         raise Invalid("send the report as Content-Type: application/json", reason="NOT_JSON")
     return await request.read()
-
-
-def _is_local_socket(request: web.Request) -> bool:
-    connection = request.transport.get_extra_info("socket") if request.transport else None
-    return connection is not None and connection.family == socket.AF_UNIX
-
-
-def _peer_uid(request: web.Request) -> int:
-    assert request.transport is not None
-    connection = request.transport.get_extra_info("socket")
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    uid: int = _PEER.unpack(credentials)[1]
-    return uid
 
 
 def _target_faults(participant: ParticipantConfig, report: Report) -> list[Fault]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.apply import Applier, Fetch, refused_unseen
 from agent.config import AgentConfig
+from agent.hold import Hold
 from agent.journal import Journal, Slot
 from agent.plan import holder
 from agent.policy import Refused, unknown_participant
@@ -77,6 +78,8 @@ class Reconciler:
     ) -> None:
         self._clock, self._on_outcome, self._on_change = clock, on_outcome, on_change
         self._journal = Journal(state_dir / "journal")
+        self._hold = Hold(state_dir, now=clock.now())
+        self._put_off: dict[tuple[str, bytes], Offer] = {}
         self._appliers = {
             participant.id: Applier(
                 config=participant,
@@ -154,6 +157,11 @@ class Reconciler:
 
     async def _apply(self, applier: Applier, offer: Offer) -> None:
         before = applier.slots.get(offer.slot_id)
+        if self._hold.since is not None and applier.would_write(offer):
+            self._put_off[offer.participant, offer.slot_id] = offer
+            self._report(await applier.put_off(offer, _held().reason), journalled=False)
+            return
+        self._put_off.pop((offer.participant, offer.slot_id), None)
         self._applying.add(offer.participant)
         try:
             outcome = await applier.apply(offer)
@@ -242,6 +250,35 @@ class Reconciler:
         """No offer is waiting or being applied."""
         return not any(self._queued.values()) and not self._applying
 
+    # -- the host's own hold -------------------------------------------------------------------------
+
+    @property
+    def held_since(self) -> int | None:
+        """Microseconds; None where the host takes offers."""
+        return self._hold.since
+
+    @property
+    def waiting(self) -> int:
+        """Offers that wait for the end of the hold."""
+        return len(self._put_off)
+
+    async def hold(self) -> None:
+        """Nothing is written any more, repairs included, until `release`, restarts included. Idempotent.
+
+        What is being applied at this moment is finished. Offers are refused HELD meanwhile; CLOSE, which
+        writes nothing, is taken. Raises OSError, and then nothing has changed.
+        """
+        await blocking(lambda: self._hold.begin(self._clock.now()))
+        _log.warning("host.held")
+
+    async def release(self) -> None:
+        """The hold is over, durably; what was offered meanwhile is applied now. Idempotent; raises OSError."""
+        await blocking(self._hold.end)
+        put_off, self._put_off = self._put_off, {}
+        _log.warning("host.released", offers=len(put_off))
+        for offer in put_off.values():
+            self.offer(offer)
+
     # -- what is on disk -----------------------------------------------------------------------------
 
     async def observed(self, participant: str, path: str) -> None:
@@ -256,7 +293,8 @@ class Reconciler:
             for slot, file in applier.held():
                 if file.path == path:
                     state = await applier.views.look(file, from_at=self._clock.now())
-                    await applier.repairer.attend(slot, file, state)
+                    if self._hold.since is None:
+                        await applier.repairer.attend(slot, file, state)
 
     async def catch_up(self) -> None:
         """What could not be written when it happened, views and journals, is tried again; call now and then."""
@@ -314,6 +352,7 @@ class Reconciler:
         wrong = dict.fromkeys(self._wrong())
         self._since = {one: self._since.get(one, self._clock.now()) for one in wrong}
         return (
+            *self._hold.conditions(),
             *self._journal.conditions(),
             *(
                 Condition(
@@ -391,6 +430,14 @@ def _state(applier: Applier, slot: Slot, real: str, view: View | None) -> str:
 
 def _watch(slot: Slot | None) -> object:
     return None if slot is None or slot.closed else [(file.real, file.applied is None) for file in slot.files]
+
+
+def _held() -> Refused:
+    return Refused(
+        ReasonCode.HELD,
+        "this host is on hold: nothing is written until its administrator ends that",
+        "wait, or run `variant-agent hold off` on the host; the offer is applied then",
+    )
 
 
 def _superseded(older: Offer, newer: Offer) -> Reason:

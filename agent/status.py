@@ -68,6 +68,7 @@ class Status(Collector):
                 }
                 for participant in self._config.participants
             ],
+            "hold": self._show_hold(),
             "slots": self._reconciler.status(),
             "spool": self._show_spool(),
             "conditions": [
@@ -80,6 +81,12 @@ class Status(Collector):
                 for condition in self._health.conditions()
             ],
         }
+
+    def _show_hold(self) -> dict[str, object] | None:
+        since = self._reconciler.held_since
+        if since is None:
+            return None
+        return {"sinceAt": to_rfc3339(since), "waitingOffers": self._reconciler.waiting}
 
     def _show_spool(self) -> dict[str, object]:
         state = self._spool.state()

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from shared.model import Event, EventKind, Offer, OfferAction, OfferedFile, View
 from shared.moment import SECOND, to_rfc3339
 from tests.support.clock import FakeClock
 from tests.support.control_plane import in_background
-from tests.support.local import Answer, call
+from tests.support.local import Answer, as_user, call
 from tests.support.waiting import eventually
 
 TOKEN = "a-token-of-at-least-16"
@@ -303,38 +302,6 @@ async def test_participant_has_to_be_clear_and_known(tmp_path: Path) -> None:
 
 # -- who may call --------------------------------------------------------------------------------------
 
-AS_USER = """
-import encodings.idna, http.client, json, os, socket, sys
-uid = int(sys.argv[5])
-os.setgroups([])
-os.setresgid(uid, uid, uid)
-os.setresuid(uid, uid, uid)
-connection = http.client.HTTPConnection("localhost")
-connection.sock = socket.socket(socket.AF_UNIX)
-connection.sock.connect(sys.argv[1])
-connection.request(sys.argv[2], sys.argv[3], body=sys.argv[4] or None, headers={"Content-Type": "application/json"})
-response = connection.getresponse()
-print(json.dumps([response.status, json.loads(response.read())]))
-"""
-
-
-async def as_user(agent: Agent, uid: int, target: str, body: object = None, *, method: str = "POST") -> Any:
-    """(status, JSON) of a request by a process of `uid`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-c",
-        AS_USER,
-        str(agent.socket),
-        method,
-        target,
-        "" if body is None else json.dumps(body),
-        str(uid),  # given up by the process itself: the interpreter may lie where only root reaches
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await process.communicate()
-    return json.loads(output)
-
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
@@ -351,17 +318,17 @@ async def test_other_users_speak_for_their_own_participants_only(reachable: Path
     async with serving(reachable, participants) as agent:
         os.chown(reachable / "bot-2", 1234, 1234)
         impression = "/v1/impressions"
-        assert (await as_user(agent, 1234, impression, {"participantId": "bot-1"}))[0] == 403
-        assert (await as_user(agent, 1234, impression, {"participantId": "bot-2"}))[0] == 202
-        assert (await as_user(agent, 1234, impression, {}))[0] == 202
-        assert (await as_user(agent, NOBODY, impression, {"participantId": "bot-3"}))[0] == 202
-        assert (await as_user(agent, NOBODY, impression, {"participantId": "bot-2"}))[0] == 403
-        assert (await as_user(agent, 4321, impression, {}))[0] == 400
+        assert (await as_user(agent.socket, 1234, impression, {"participantId": "bot-1"}))[0] == 403
+        assert (await as_user(agent.socket, 1234, impression, {"participantId": "bot-2"}))[0] == 202
+        assert (await as_user(agent.socket, 1234, impression, {}))[0] == 202
+        assert (await as_user(agent.socket, NOBODY, impression, {"participantId": "bot-3"}))[0] == 202
+        assert (await as_user(agent.socket, NOBODY, impression, {"participantId": "bot-2"}))[0] == 403
+        assert (await as_user(agent.socket, 4321, impression, {}))[0] == 400
         target = "/v1/content?target=SOUL.md&participantId="
-        assert (await as_user(agent, 1234, target + "bot-1", method="GET"))[0] == 403
-        assert (await as_user(agent, 1234, target + "bot-2", method="GET"))[0] == 404
+        assert (await as_user(agent.socket, 1234, target + "bot-1", method="GET"))[0] == 403
+        assert (await as_user(agent.socket, 1234, target + "bot-2", method="GET"))[0] == 404
         mixed = {"events": [{"kind": "impression", "participantId": name} for name in ("bot-2", "bot-1")]}
-        assert (await as_user(agent, 1234, "/v1/events:batch", mixed))[0] == 403
+        assert (await as_user(agent.socket, 1234, "/v1/events:batch", mixed))[0] == 403
         assert [event.participant for event in await agent.events()] == ["bot-2", "bot-2", "bot-3"]
 
 

@@ -110,3 +110,46 @@ async def test_a_held_file_is_written_over_by_the_operator_s_word_only(fleet: Fl
     await fleet.plane.post("/v1/experiments/tone/complete", {"then": "restore"})
     await run("variantctl", "experiments", "wait", "tone", **home)
     assert target.read_bytes() == host.baseline("bot-1")
+
+
+async def test_a_host_on_hold_writes_nothing_until_it_is_over(fleet: Fleet) -> None:
+    """Offers are refused HELD, a restart changes nothing, and the end of the hold applies what waits."""
+    host = await fleet.add_host("one", "bot-1", "bot-2")
+    at = ("--state-dir", str(host.state))
+    _, out, _ = await run("variant-agent", "hold", "on", *at)
+    assert "hold off" in out
+    values = {
+        "name": "Tone",
+        "targetFile": "soul.md",
+        "variants": [
+            {"name": "A", "content": A, "weight": 100, "isControl": True},
+            {"name": "B", "content": B, "weight": 0},
+        ],
+        "participantIds": ["bot-1", "bot-2"],
+    }
+    await fleet.plane.post("/v1/experiments", values)
+    await fleet.plane.post("/v1/experiments/tone/start")
+
+    async def states(wanted: str) -> bool:
+        return set((await fleet.states("tone")).values()) == {wanted}
+
+    await eventually(lambda: states("refused"), within=20, what="both are refused")
+    page = await fleet.plane.get("/v1/experiments/tone/deployments?limit=100")
+    assert {item["reason"]["code"] for item in page["entities"]} == {"HELD"}
+    assert await host.process.stop() == 0
+    await host.start()
+
+    async def waiting() -> bool:
+        found = await status(host)
+        assert [condition["code"] for condition in found["conditions"]] == ["HOST_HELD"]
+        return bool(found["hold"]["waitingOffers"] == 2)
+
+    await eventually(waiting, within=20, what="both are offered again")
+    assert [host.file(name).read_bytes() for name in host.participants] == [
+        host.baseline(name) for name in host.participants
+    ]
+    _, out, _ = await run("variant-agent", "hold", "off", *at)
+    assert "2 offers" in out
+    await eventually(lambda: states("applied"), within=20, what="both are applied")
+    assert [host.file(name).read_text() for name in host.participants] == [A, A]
+    assert (await status(host))["hold"] is None

@@ -1,5 +1,8 @@
 """A client of the agent's local API, on its socket or on loopback."""
 
+import asyncio
+import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,3 +46,36 @@ async def call(
         is_json = response.content_type.endswith("json")
         content = await response.json(content_type=None) if is_json else await response.text()
         return Answer(response.status, content, dict(response.headers))
+
+
+AS_USER = """
+import encodings.idna, http.client, json, os, socket, sys
+uid = int(sys.argv[5])
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+connection = http.client.HTTPConnection("localhost")
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect(sys.argv[1])
+connection.request(sys.argv[2], sys.argv[3], body=sys.argv[4] or None, headers={"Content-Type": "application/json"})
+response = connection.getresponse()
+print(json.dumps([response.status, json.loads(response.read())]))
+"""
+
+
+async def as_user(socket: Path, uid: int, target: str, body: object = None, *, method: str = "POST") -> Any:
+    """(status, JSON) of a request on a socket by a process of `uid`; only root can have one made."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-c",
+        AS_USER,
+        str(socket),
+        method,
+        target,
+        "" if body is None else json.dumps(body),
+        str(uid),  # given up by the process itself: the interpreter may lie where only root reaches
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    return json.loads(output)

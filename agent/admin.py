@@ -1,0 +1,58 @@
+"""What the host's own administrator tells the running agent, over its socket and by nobody else.
+
+Hides who may: root and the user the agent runs as, by the kernel's word; the local token opens none of this.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from agent.peer import commands_the_agent, is_on_socket, uid_of
+from shared.errors import Fault, Invalid, PermissionDenied
+
+Answer = Mapping[str, object]
+
+
+class Admin:
+    """The routes under /v1/admin; each answers with what its function returns."""
+
+    def __init__(
+        self, *, hold: Callable[[], Awaitable[Answer]], release: Callable[[], Awaitable[Answer]]
+    ) -> None:
+        self._hold, self._release = hold, release
+
+    def routes(self) -> list[web.RouteDef]:
+        """For the local API to serve; failures leave as its problems do."""
+        return [web.post("/v1/admin/hold", self._post_hold)]
+
+    async def _post_hold(self, request: web.Request) -> web.Response:
+        order = await _order(request, "held")
+        return web.json_response(await (self._hold() if order["held"] else self._release()))
+
+
+async def _order(request: web.Request, *flags: str) -> dict[str, bool]:
+    """The flags of an order from somebody who may give it. Raises PermissionDenied or Invalid."""
+    if not is_on_socket(request) or not commands_the_agent(uid_of(request)):
+        raise PermissionDenied(
+            "only root and the agent's own user may say this, on the agent's socket", reason="NOT_ADMIN"
+        )
+    if request.content_type != "application/json":
+        raise Invalid("send the order as Content-Type: application/json", reason="NOT_JSON")
+    try:
+        body: Any = json.loads(await request.read())
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Invalid("the order is not a JSON object", reason="NOT_JSON")
+    faults = [Fault(field=key, message="is not a field") for key in sorted(set(body) - set(flags))]
+    faults += [
+        Fault(field=flag, message="must be true or false")
+        for flag in flags
+        if not isinstance(body.get(flag), bool)
+    ]
+    if faults:
+        listed = "; ".join(f"{fault.field} {fault.message}" for fault in faults)
+        raise Invalid(f"the order is not valid: {listed}", reason="INVALID_FIELDS", faults=faults)
+    return body
