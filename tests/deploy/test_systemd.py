@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from agent import units
+
 SYSTEMD = Path(__file__).resolve().parent.parent.parent / "deploy" / "systemd"
 BIN = Path(sys.executable).parent
 EXPOSED_AT_MOST = {"variant-agent.service": 2.1, "variant-agent@.service": 1.5, "variantd.service": 2.0}
@@ -100,3 +102,19 @@ def test_system_users_and_directories_are_made(tmp_path: Path) -> None:
     }.items():
         found = (tmp_path / path).stat()
         assert (found.st_mode & 0o777, found.st_uid, found.st_gid) == expected, path
+
+
+@pytest.mark.parametrize("user", ["root", "daemon"])
+def test_the_printed_drop_in_is_valid(user: str, tmp_path: Path) -> None:
+    """systemd reads it with the unit; a path that is none would be told, as the second half shows."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to choose a unit for another user")
+    unit = units.fitting((), user=user)
+    copy = installed(unit.file, tmp_path).rename(tmp_path / unit.name)
+    roots = [Path("/srv/bots/1"), Path("/home/a user/50% bot")]
+    (tmp_path / f"{unit.name}.d").mkdir()
+    printed = tmp_path / f"{unit.name}.d" / "paths.conf"
+    printed.write_text(units.drop_in(unit, roots, config=unit.config))
+    assert tool("systemd-analyze", "verify", "--man=no", copy) == ""
+    printed.write_text(printed.read_text().replace("-/srv", "-srv"))
+    assert "not absolute" in tool("systemd-analyze", "verify", "--man=no", copy)
