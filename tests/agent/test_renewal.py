@@ -225,12 +225,13 @@ async def test_a_call_under_way_when_the_link_moves_is_one_to_try_again(
 async def test_an_expired_certificate_is_recovered_at_start(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
-    """No person, no token: the key proves who asks, where the host once enrolled."""
+    """No person, no token: the key proves who asks, where the host once enrolled; then there is no more waiting."""
     old = await enrolled(tmp_path, control_plane, days_ago=40)
+    identities.save_session_state(tmp_path / "state", identities.SessionState(epoch=41, attempt=12))
     host = Host(tmp_path)
     assert "asks for another by itself" in host.conditions()["CERTIFICATE_EXPIRED"]
     async with host.running():
-        await ticked(host.clock, 1, lambda: control_plane.syncs)
+        await control_plane.session()
         (request,) = control_plane.recoveries
         assert tls.der_to_pem(request.certificate) == old.certificate
         assert (host.stored.uid, host.stored.key) == (old.uid, old.key)
