@@ -99,7 +99,7 @@ async def _serve(
             addresses=_reached_at(settings, settings.operator, operator_port), ca_certificate=authority.der
         ),
     )
-    door = Door(services=services)
+    door = Door(services, registry)
     agents_at = _reached_at(settings, settings.agents, agents_port)
     healths = [
         _add_agent_service(agents, services, sessions, first.incarnation, authority),

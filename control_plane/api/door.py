@@ -4,22 +4,29 @@ Hides authentication and the two ways an operation runs, so that `rest` and `rpc
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from control_plane.api.operations import Operation
 from control_plane.domain import requests
 from control_plane.services.access import authenticate
 from control_plane.services.work import Caller, Services, check_request_id
 from control_plane.store.store import Store
-from shared.errors import Unauthenticated
+from shared.errors import Code, Error, Unauthenticated
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """The way in."""
+    """The way in; counts who comes and how it ends."""
 
-    services: Services
+    def __init__(self, services: Services, registry: CollectorRegistry) -> None:
+        self.services = services
+        self._ended = Counter(
+            "variantd_operations", "Operations, by how they ended", ["operation", "code"], registry=registry
+        )
+        self._seconds = Histogram(
+            "variantd_operation_seconds", "How long operations took", ["operation"], registry=registry
+        )
 
     async def caller(self, authorization: str) -> Caller:
         """Who sends this `Authorization`. Raises Unauthenticated."""
@@ -32,6 +39,22 @@ class Door:
         self, operation: Operation, caller: Caller, values: Mapping[str, Any], *, request_id: str = ""
     ) -> Any:
         """The JSON-shaped answer of an operation to JSON-shaped values."""
+        code = "ok"
+        try:
+            with self._seconds.labels(operation.rpc).time():
+                return await self._run(operation, caller, values, request_id)
+        except Error as error:
+            code = error.code.value
+            raise
+        except BaseException:
+            code = Code.INTERNAL.value
+            raise
+        finally:
+            self._ended.labels(operation.rpc, code).inc()
+
+    async def _run(
+        self, operation: Operation, caller: Caller, values: Mapping[str, Any], request_id: str
+    ) -> Any:
         request = requests.parse(operation.request, values)
         if not operation.changes:
             return await self.services.ask(
