@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import http.client
 import json
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -143,9 +144,10 @@ def _run(options: argparse.Namespace) -> int:
     logs.configure(level=config.log_level)
 
     async def serve() -> None:
-        stop = asyncio.Event()
+        stop, hangup = asyncio.Event(), asyncio.Event()
         on_signals(stop)
-        await app.run(config, options.state_dir, stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+        await app.run(config, options.state_dir, stop, read=lambda: load(options.config), hangup=hangup)
 
     try:
         asyncio.run(serve())
@@ -222,6 +224,13 @@ def _hold(options: argparse.Namespace) -> int:
         )
     else:
         print(f"not on hold; {waiting} offers are applied now")
+    return 0
+
+
+def _reload(options: argparse.Namespace) -> int:
+    _, answer = _ask(_socket(options), "POST", "/v1/admin/reload", {})
+    changes = [f"{what} {', '.join(names)}" for what, names in answer.items() if names]
+    print("participants " + ("; ".join(changes) if changes else "as they were"))
     return 0
 
 
@@ -356,6 +365,11 @@ def _admin_commands(commands: Any) -> None:
     hold = _command(commands, "hold", _hold, "let nothing be written on this host, or again")
     hold.add_argument("state", choices=("on", "off"), help="it stays so across restarts")
     _state_dir(hold, default=None)
+
+    reload = _command(
+        commands, "reload", _reload, "take up a changed agent.toml; one with a fault changes nothing"
+    )
+    _state_dir(reload, default=None)
 
 
 def _command(

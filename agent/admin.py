@@ -19,17 +19,28 @@ class Admin:
     """The routes under /v1/admin; each answers with what its function returns."""
 
     def __init__(
-        self, *, hold: Callable[[], Awaitable[Answer]], release: Callable[[], Awaitable[Answer]]
+        self,
+        *,
+        hold: Callable[[], Awaitable[Answer]],
+        release: Callable[[], Awaitable[Answer]],
+        reload: Callable[[], Awaitable[Answer]],
     ) -> None:
-        self._hold, self._release = hold, release
+        self._hold, self._release, self._reload = hold, release, reload
 
     def routes(self) -> list[web.RouteDef]:
         """For the local API to serve; failures leave as its problems do."""
-        return [web.post("/v1/admin/hold", self._post_hold)]
+        return [
+            web.post("/v1/admin/hold", self._post_hold),
+            web.post("/v1/admin/reload", self._post_reload),
+        ]
 
     async def _post_hold(self, request: web.Request) -> web.Response:
         order = await _order(request, "held")
         return web.json_response(await (self._hold() if order["held"] else self._release()))
+
+    async def _post_reload(self, request: web.Request) -> web.Response:
+        await _order(request)
+        return web.json_response(await self._reload())
 
 
 async def _order(request: web.Request, *flags: str) -> dict[str, bool]:

@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 
@@ -21,6 +21,7 @@ from agent.health import Health
 from agent.link import RECONNECT_JITTER, Link
 from agent.local_api import LocalApi
 from agent.reconciler import Reconciler
+from agent.reload import Reload
 from agent.renewal import Renewal
 from agent.spool import Spool
 from agent.status import Status
@@ -47,13 +48,16 @@ async def run(
     state_dir: Path,
     stop: asyncio.Event,
     *,
+    read: Callable[[], AgentConfig] | None = None,
+    hangup: asyncio.Event | None = None,
     clock: Clock | None = None,
     new_id: NewId = new_id,
     random: Random | None = None,
 ) -> None:
     """Serves until `stop` is set; then everything accepted is on disk and the control plane was told.
 
-    `state_dir`/addresses.json tells where the local API listens, from the moment it does. Raises one of
+    `state_dir`/addresses.json tells where the local API listens, from the moment it does. `read` gives the
+    configuration anew for a reload, which setting `hangup` asks for too. Raises one of
     shared.errors where the agent cannot start; a state directory serves one process at a time.
     """
     with identities.hold(state_dir):
@@ -64,6 +68,7 @@ async def run(
             agent = _Agent(
                 config,
                 state_dir,
+                read=read,
                 clock=clock or SystemClock(),
                 new_id=new_id,
                 random=random or system_random(),
@@ -75,7 +80,7 @@ async def run(
             _tell(addresses, listening)
             sd_notify("READY=1")
             _log.info("agent.ready", version=VERSION, participants=len(config.participants), **listening)
-            await agent.serve(stop)
+            await agent.serve(stop, hangup or asyncio.Event())
         finally:
             sd_notify("STOPPING=1")
             addresses.unlink(missing_ok=True)
@@ -94,7 +99,14 @@ class _Agent:
     """The parts of one agent, wired."""
 
     def __init__(
-        self, config: AgentConfig, state_dir: Path, *, clock: Clock, new_id: NewId, random: Random
+        self,
+        config: AgentConfig,
+        state_dir: Path,
+        *,
+        read: Callable[[], AgentConfig] | None,
+        clock: Clock,
+        new_id: NewId,
+        random: Random,
     ) -> None:
         self._clock = clock
         self._started = False
@@ -139,6 +151,7 @@ class _Agent:
                     self._link.conditions,
                     self._renewal.conditions,
                     self._uplink.conditions,
+                    lambda: self._reload.conditions(),
                 ),
                 checks={
                     "started": lambda: self._started,
@@ -162,11 +175,21 @@ class _Agent:
                 status=status.show,
                 metrics=status.metrics,
                 unready=self._health.unready,
-                admin=Admin(hold=self._hold, release=self._release).routes(),
+                admin=Admin(
+                    hold=self._hold, release=self._release, reload=lambda: self._reload.reload()
+                ).routes(),
                 clock=clock,
                 new_id=new_id,
             )
             status.api = self._api
+            self._reload = Reload(
+                config=config,
+                read=read,
+                reconciler=self._reconciler,
+                api=self._api,
+                told=(status.reconfigure, self._link.reconfigure),
+                clock=clock,
+            )
         except BaseException:
             self._spool.close()
             raise
@@ -214,8 +237,8 @@ class _Agent:
         self._started = True
         return listening
 
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Runs every part until `stop` is set or one fails."""
+    async def serve(self, stop: asyncio.Event, hangup: asyncio.Event) -> None:
+        """Runs every part until `stop` is set or one fails; reloads whenever `hangup` is set."""
         await run_until(
             stop,
             self._reconciler.run,
@@ -225,6 +248,7 @@ class _Agent:
             self._uplink.run,
             self._record_owed,
             self._feed_watchdog,
+            lambda: self._reload.on(hangup),
         )
 
     async def stop(self) -> None:

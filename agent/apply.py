@@ -121,6 +121,11 @@ class Applier:
         """Temporary files of an interrupted apply are gone; how many there were. Blocks."""
         return self.workspace.sweep(self.config.targets)
 
+    def go_on_from(self, other: "Applier") -> None:
+        """What was seen and is still owed under other rules of the same participant is so under these."""
+        self.views.seen, self.views.owed = other.views.seen, other.views.owed
+        self.unsaved = other.unsaved
+
     # -- an offer ------------------------------------------------------------------------------------
 
     async def apply(self, offer: Offer) -> Outcome:

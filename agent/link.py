@@ -214,6 +214,12 @@ class Link:
         certificate = {"notAfterAt": to_rfc3339(self._identity.not_after), "daysLeft": left // DAY}
         return {"enrolled": True, "agentId": self._identity.uid, "certificate": certificate}
 
+    def reconfigure(self, config: AgentConfig) -> None:
+        """The control plane learns what this host serves now, by the Hello of a new session."""
+        self._config = config
+        if self._session is not None:
+            self._session.leave("reload")
+
     # -- life ------------------------------------------------------------------------------------
 
     async def run(self) -> None:

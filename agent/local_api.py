@@ -8,6 +8,7 @@ content type but JSON are refused. A report is answered only after it is durable
 import hmac
 import pwd
 import socket
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -116,12 +117,17 @@ class LocalApi:
         self._clock, self._new_id, self._admin = clock, new_id, tuple(admin)
         self._participants = {participant.id: participant for participant in config.participants}
         self._allowed = _allowed_users(config)
-        self._buckets = {name: Bucket(rate=rate, burst=burst) for name in self._participants}
+        self._buckets: defaultdict[str, Bucket] = defaultdict(lambda: Bucket(rate=rate, burst=burst))
         self._token = _read_token(config.local_token_file)
         self._runner: web.AppRunner | None = None
         self._socket: tuple[int, int] | None = None  # device and inode of ours
         self.accepted = dict.fromkeys(EventKind, 0)
         self.refused: dict[int, int] = {}
+
+    def reconfigure(self, config: AgentConfig) -> None:
+        """Reports are taken for the participants of `config`. Raises Invalid; then nothing has changed."""
+        self._allowed = _allowed_users(config)
+        self._participants = {participant.id: participant for participant in config.participants}
 
     # -- life ------------------------------------------------------------------------------------
 

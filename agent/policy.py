@@ -86,7 +86,7 @@ def unknown_participant(participant: str) -> Refused:
     return Refused(
         ReasonCode.TARGET_NOT_ALLOWED,
         f"this host's agent.toml has no participant {show(participant)}",
-        "add the participant to agent.toml and restart the agent, or move it in the control plane",
+        "add the participant to agent.toml and run `variant-agent reload`, or move it in the control plane",
     )
 
 

@@ -6,9 +6,10 @@ slot and per target; participants do not wait for one another.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from agent.apply import Applier, Fetch, refused_unseen
@@ -80,22 +81,22 @@ class Reconciler:
         self._journal = Journal(state_dir / "journal")
         self._hold = Hold(state_dir, now=clock.now())
         self._put_off: dict[tuple[str, bytes], Offer] = {}
-        self._appliers = {
-            participant.id: Applier(
-                config=participant,
-                slots={},
-                journal=self._journal,
-                clock=clock,
-                new_id=new_id,
-                fetch=fetch,
-                record_view=record_view,
-                output=state_dir / "output",
-            )
-            for participant in config.participants
+        self._known: defaultdict[str, dict[bytes, Slot]] = defaultdict(dict)
+        self._make = partial(
+            Applier,
+            journal=self._journal,
+            clock=clock,
+            new_id=new_id,
+            fetch=fetch,
+            record_view=record_view,
+            output=state_dir / "output",
+        )
+        self._appliers: dict[str, Applier] = {
+            one.id: self._make(config=one, slots=self._known[one.id]) for one in config.participants
         }
-        self._locks = {participant: asyncio.Lock() for participant in self._appliers}
-        self._queued: dict[str, dict[bytes, Offer]] = {participant: {} for participant in self._appliers}
-        self._acknowledged: dict[str, list[OutcomeKey]] = {participant: [] for participant in self._appliers}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._queued: defaultdict[str, dict[bytes, Offer]] = defaultdict(dict)
+        self._acknowledged: defaultdict[str, list[OutcomeKey]] = defaultdict(list)
         self._unjournalled: OrderedDict[OutcomeKey, Outcome] = OrderedDict()
         self._busy: set[str] = set()
         self._applying: set[str] = set()
@@ -103,7 +104,6 @@ class Reconciler:
         self._waiting = 0
         self._since: dict[tuple[str, str], int] = {}
         self._wake = asyncio.Event()
-        self._strangers: tuple[str, ...] = ()
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -111,19 +111,51 @@ class Reconciler:
         """What an earlier run began is finished or undone, leftovers are gone, open slots have a first view."""
         slots = await blocking(lambda: self._journal.load(now=self._clock.now()))
         for (participant, slot_id), slot in slots.items():
-            if participant in self._appliers:
-                self._appliers[participant].slots[slot_id] = slot
-        self._strangers = tuple(sorted({participant for participant, _ in slots} - set(self._appliers)))
+            self._known[participant][slot_id] = slot
         for applier in self._appliers.values():
-            for outcome in await applier.recover():
-                self._on_outcome(outcome)
-            swept = await blocking(lambda sweep=applier.sweep: sweep())  # type: ignore[misc]
-            if swept:
-                _log.info("apply.swept", participant=applier.config.id, files=swept)
-            for _, file in applier.held():
-                if file.path not in applier.views.seen:
-                    await applier.views.look(file, from_at=self._clock.now())
+            await self._take_up(applier)
         self._on_change()
+
+    async def _take_up(self, applier: Applier) -> None:
+        for outcome in await applier.recover():
+            self._on_outcome(outcome)
+        swept = await blocking(applier.sweep)
+        if swept:
+            _log.info("apply.swept", participant=applier.config.id, files=swept)
+        for _, file in applier.held():
+            await applier.views.look(file, from_at=self._clock.now())
+
+    async def reconfigure(self, config: AgentConfig) -> None:
+        """The participants are those of `config`, each by its present rules; what is being applied ends first.
+
+        A participant that is no longer there is left as it is, files and journal; one that comes back goes
+        on from there. What was offered to it and not begun is refused.
+        """
+        wanted = {participant.id: participant for participant in config.participants}
+        for name in wanted.keys() | self._appliers.keys():
+            async with self._locks[name]:
+                known = self._appliers.get(name)
+                if name not in wanted:
+                    del self._appliers[name]
+                    await blocking(lambda gone=known: self._save_acknowledged_of(gone))  # type: ignore[misc]
+                    self._refuse_queued(name)
+                elif known is None or known.config != wanted[name]:
+                    fresh = self._make(config=wanted[name], slots=self._known[name])
+                    if known is not None:
+                        fresh.go_on_from(known)
+                    await self._take_up(fresh)
+                    self._appliers[name] = fresh
+        self._appliers = {name: self._appliers[name] for name in wanted}
+        self._on_change()
+
+    def _refuse_queued(self, participant: str) -> None:
+        queued = self._queued[participant]
+        self._waiting -= len(queued)
+        for offer in (*queued.values(), *self._put_off.values()):
+            if offer.participant == participant:
+                self._put_off.pop((participant, offer.slot_id), None)
+                self._refuse_unknown(offer)
+        queued.clear()
 
     async def run(self) -> None:
         """Applies what is offered until cancelled; what is half done then is finished by the next `start`."""
@@ -141,16 +173,18 @@ class Reconciler:
             await blocking(self._save_acknowledged)
 
     async def _serve(self, participant: str, limit: asyncio.Semaphore) -> None:
-        applier, queued = self._appliers[participant], self._queued[participant]
+        queued = self._queued[participant]
         try:
             async with limit:
                 self._pending.discard(participant)
                 while queued:
                     async with self._locks[participant]:
-                        self._waiting -= 1
-                        await self._apply(applier, queued.pop(next(iter(queued))))
+                        if queued:  # a reconfiguration may have emptied it meanwhile
+                            self._waiting -= 1
+                            offer = queued.pop(next(iter(queued)))
+                            await self._apply(self._appliers[participant], offer)
                 async with self._locks[participant]:
-                    await blocking(lambda: self._save_acknowledged_of(participant))
+                    await blocking(lambda: self._save_acknowledged_of(self._appliers.get(participant)))
         finally:
             self._busy.discard(participant)
             self._wake.set()
@@ -183,11 +217,10 @@ class Reconciler:
 
     def offer(self, offer: Offer) -> None:
         """`offer` will be applied, unless a newer one for its slot comes first; never waits."""
-        queued = self._queued.get(offer.participant)
-        if queued is None:
-            reason = unknown_participant(offer.participant).reason
-            self._report(refused_unseen(offer, reason, now=self._clock.now()), journalled=False)
+        if offer.participant not in self._appliers:
+            self._refuse_unknown(offer)
             return
+        queued = self._queued[offer.participant]
         older = queued.get(offer.slot_id)
         if older is not None and older.revision != offer.revision:
             older, offer = sorted((older, offer), key=lambda one: one.revision)
@@ -201,6 +234,10 @@ class Reconciler:
         queued[offer.slot_id] = offer
         self._pending.add(offer.participant)
         self._wake.set()
+
+    def _refuse_unknown(self, offer: Offer) -> None:
+        reason = unknown_participant(offer.participant).reason
+        self._report(refused_unseen(offer, reason, now=self._clock.now()), journalled=False)
 
     def unacknowledged(self) -> tuple[Outcome, ...]:
         """Every outcome the control plane has not acknowledged, oldest first within a slot."""
@@ -219,19 +256,20 @@ class Reconciler:
 
         A stop before that sends the outcome once more, which changes nothing at the other end.
         """
-        if self._unjournalled.pop(key, None) is None and key.participant in self._acknowledged:
+        if self._unjournalled.pop(key, None) is None and key.participant in self._appliers:
             self._acknowledged[key.participant].append(key)
             self._pending.add(key.participant)
             self._wake.set()
 
     def _save_acknowledged(self) -> None:
-        for participant in self._appliers:
-            self._save_acknowledged_of(participant)
+        for applier in self._appliers.values():
+            self._save_acknowledged_of(applier)
 
-    def _save_acknowledged_of(self, participant: str) -> None:
+    def _save_acknowledged_of(self, applier: Applier | None) -> None:
         """Acknowledgements, and what could not be written before, are durable."""
-        applier = self._appliers[participant]
-        keys = self._acknowledged[participant]
+        if applier is None:
+            return
+        keys = self._acknowledged[applier.config.id]
         changed = {
             key.slot_id
             for key in keys
@@ -286,23 +324,22 @@ class Reconciler:
 
         Call it whenever the file may have changed.
         """
-        applier = self._appliers.get(participant)
-        if applier is None:
-            return
         async with self._locks[participant]:
-            for slot, file in applier.held():
+            applier = self._appliers.get(participant)
+            for slot, file in applier.held() if applier else ():
                 if file.path == path:
+                    assert applier is not None
                     state = await applier.views.look(file, from_at=self._clock.now())
                     if self._hold.since is None:
                         await applier.repairer.attend(slot, file, state)
 
     async def catch_up(self) -> None:
         """What could not be written when it happened, views and journals, is tried again; call now and then."""
-        for participant, applier in self._appliers.items():
+        for participant, applier in tuple(self._appliers.items()):
             if applier.views.owed or applier.unsaved:
                 async with self._locks[participant]:
                     await applier.views.record_owed()
-                    await blocking(lambda behind=participant: self._save_acknowledged_of(behind))  # type: ignore[misc]
+                    await blocking(lambda behind=applier: self._save_acknowledged_of(behind))  # type: ignore[misc]
 
     def watched(self) -> Mapping[tuple[str, str], Path]:
         """(participant, path) of every target an open slot holds → the absolute path of its real file."""
@@ -330,7 +367,7 @@ class Reconciler:
                 result=slot.result,
                 quarantined=bool(slot.quarantined),
             )
-            for participant, applier in self._appliers.items()
+            for participant, applier in tuple(self._appliers.items())
             for slot in tuple(applier.slots.values())
         )
 
@@ -366,7 +403,9 @@ class Reconciler:
         )
 
     def _wrong(self) -> Iterator[tuple[str, str]]:
-        for participant in self._strangers:
+        for participant in sorted(
+            name for name in self._known.keys() - self._appliers.keys() if self._known[name]
+        ):
             yield "PARTICIPANT_UNKNOWN", f"{participant} has slots here but is not in agent.toml"
         for participant, applier in self._appliers.items():
             if applier.unsaved:

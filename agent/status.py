@@ -44,6 +44,10 @@ class Status(Collector):
         self._registry.register(self)
         self.api: LocalApi | None = None
 
+    def reconfigure(self, config: AgentConfig) -> None:
+        """What is shown goes by `config`."""
+        self._config = config
+
     def show(self) -> dict[str, object]:
         """The JSON of /status."""
         unready = self._health.unready()
