@@ -196,6 +196,8 @@ def test_a_socket_elsewhere_than_the_units_is_told(tmp_path: Path) -> None:
 )
 def test_a_hook_has_to_be_a_program(tmp_path: Path, hook: str, severity: str, message: str) -> None:
     """Found where systemd looks, or relative to the root as the agent starts it."""
+    if severity == "warning" and os.geteuid() != 0:
+        pytest.skip("needs root: nobody else's agent runs hooks as root")
     root = workspace(tmp_path / "bot", "SOUL.md", "hooks/run")
     (root / "hooks" / "run").chmod(0o777)
     found = report(config(tmp_path, bot(root, "SOUL.md", more=hook)))

@@ -38,7 +38,7 @@ def installed(unit: str, directory: Path) -> Path:
     """A copy of the unit that starts the programs of this environment."""
     text = (SYSTEMD / unit).read_text()
     copy = directory / Path(unit).name.replace("@.", "@alice.")
-    copy.write_text(re.sub(r"^ExecStart=(?=variant)", f"ExecStart={BIN}/", text, flags=re.MULTILINE))
+    copy.write_text(re.sub(r"^(Exec\w+=)(?=variant)", rf"\1{BIN}/", text, flags=re.MULTILINE))
     assert f"ExecStart={BIN}/" in copy.read_text()
     return copy
 
