@@ -22,6 +22,7 @@ from shared.errors import Error, Fault, Invalid, Unavailable
 STATE_DIR = Path("/var/lib/variant-agent")
 CONFIG = Path("/etc/variant-agent/agent.toml")
 SOCKET = Path("/run/variant-agent/agent.sock")
+LEAVE_SECONDS = 600.0  # every reload hook may take half a minute
 
 DESCRIPTION = """\
 Writes the variants of experiments into target files on this host, keeps watch over them, and takes reports
@@ -234,14 +235,27 @@ def _reload(options: argparse.Namespace) -> int:
     return 0
 
 
+def _leave(options: argparse.Namespace) -> int:
+    _, answer = _ask(
+        _socket(options), "POST", "/v1/admin/leave", {"restore": options.restore}, timeout=LEAVE_SECONDS
+    )
+    lines = [f"  {file['participantId']}:{file['path']}  {file['state']}" for file in answer["remaining"]]
+    if not answer["leaves"]:
+        listed = "".join(f"\n  {fault}" for fault in answer["faults"])
+        raise Error(f"the agent stays, on hold; these could not be restored:{listed}")
+    print("\n".join([f"the agent stops, on hold; files that stay as they are: {len(lines)}", *lines]))
+    print("under a supervisor, stop it there too; `variant-agent hold off` lets it write again")
+    return 0
+
+
 # -- the local API, as a client ------------------------------------------------------------------------
 
 
 class _Connection(http.client.HTTPConnection):
     """HTTP on a Unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
+    def __init__(self, path: Path, *, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
@@ -266,10 +280,10 @@ def _socket(options: argparse.Namespace) -> Path:
 
 
 def _ask(
-    path: Path, method: str, target: str, body: dict[str, Any] | None = None
+    path: Path, method: str, target: str, body: dict[str, Any] | None = None, *, timeout: float = 30.0
 ) -> tuple[int, dict[str, Any]]:
     """Status and JSON of an answer. Raises Error with the agent's own words where it refuses."""
-    connection = _Connection(path)
+    connection = _Connection(path, timeout=timeout)
     try:
         content = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json"} if content else {}
@@ -370,6 +384,9 @@ def _admin_commands(commands: Any) -> None:
         commands, "reload", _reload, "take up a changed agent.toml; one with a fault changes nothing"
     )
     _state_dir(reload, default=None)
+    leave = _command(commands, "leave", _leave, "stop the running agent for good, and say what stays behind")
+    leave.add_argument("--restore", action="store_true", help="put every baseline back first")
+    _state_dir(leave, default=None)
 
 
 def _command(

@@ -24,14 +24,16 @@ class Admin:
         hold: Callable[[], Awaitable[Answer]],
         release: Callable[[], Awaitable[Answer]],
         reload: Callable[[], Awaitable[Answer]],
+        leave: Callable[..., Awaitable[Answer]],
     ) -> None:
-        self._hold, self._release, self._reload = hold, release, reload
+        self._hold, self._release, self._reload, self._leave = hold, release, reload, leave
 
     def routes(self) -> list[web.RouteDef]:
         """For the local API to serve; failures leave as its problems do."""
         return [
             web.post("/v1/admin/hold", self._post_hold),
             web.post("/v1/admin/reload", self._post_reload),
+            web.post("/v1/admin/leave", self._post_leave),
         ]
 
     async def _post_hold(self, request: web.Request) -> web.Response:
@@ -41,6 +43,10 @@ class Admin:
     async def _post_reload(self, request: web.Request) -> web.Response:
         await _order(request)
         return web.json_response(await self._reload())
+
+    async def _post_leave(self, request: web.Request) -> web.Response:
+        order = await _order(request, "restore")
+        return web.json_response(await self._leave(restore=order["restore"]))
 
 
 async def _order(request: web.Request, *flags: str) -> dict[str, bool]:

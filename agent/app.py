@@ -110,6 +110,7 @@ class _Agent:
     ) -> None:
         self._clock = clock
         self._started = False
+        self._left = asyncio.Event()
         self._owed: deque[View] = deque(maxlen=MAX_OWED)
         self._owes = asyncio.Event()
         self._spool = Spool(state_dir / "spool", clock=clock, new_id=new_id)
@@ -176,7 +177,10 @@ class _Agent:
                 metrics=status.metrics,
                 unready=self._health.unready,
                 admin=Admin(
-                    hold=self._hold, release=self._release, reload=lambda: self._reload.reload()
+                    hold=self._hold,
+                    release=self._release,
+                    reload=lambda: self._reload.reload(),
+                    leave=self._leave,
                 ).routes(),
                 clock=clock,
                 new_id=new_id,
@@ -227,6 +231,15 @@ class _Agent:
         await _durably(self._reconciler.release())
         return {"held": False, "sinceAt": None, "waitingOffers": waiting}
 
+    async def _leave(self, *, restore: bool) -> Answer:
+        """The host is on hold and, unless something could not be restored, the agent stops."""
+        await _durably(self._reconciler.hold())
+        faults = await self._reconciler.give_back() if restore else []
+        remaining = await self._reconciler.remaining()
+        if not faults:
+            self._left.set()
+        return {"leaves": not faults, "faults": faults, "remaining": remaining}
+
     def _conditions(self) -> tuple[Condition, ...]:
         return self._health.conditions()
 
@@ -241,6 +254,7 @@ class _Agent:
         """Runs every part until `stop` is set or one fails; reloads whenever `hangup` is set."""
         await run_until(
             stop,
+            lambda: self._set_when_left(stop),
             self._reconciler.run,
             self._watch.run,
             self._link.run,
@@ -250,6 +264,10 @@ class _Agent:
             self._feed_watchdog,
             lambda: self._reload.on(hangup),
         )
+
+    async def _set_when_left(self, stop: asyncio.Event) -> None:
+        await self._left.wait()
+        stop.set()
 
     async def stop(self) -> None:
         """Requests under way were answered, the spool is closed."""

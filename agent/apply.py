@@ -167,6 +167,30 @@ class Applier:
         files = await blocking(lambda: self._file_outcomes(_Attempt(offer=offer, slot=slot), None))
         return replace(refused_unseen(offer, reason, now=self._clock.now()), attempt=0, files=files)
 
+    async def give_back(self, slot: Slot) -> Reason | None:
+        """The slot is restored and closed by the host's own decision, or as it was; why it is not restored."""
+        if slot.intends:
+            message = "an interrupted apply has to end first; is the root mounted?"
+            return Reason(code=ReasonCode.IO_ERROR, message=message)
+        outcome = await self.apply(
+            Offer(
+                deployment_id=b"",
+                participant=slot.participant,
+                slot_id=slot.slot_id,
+                revision=slot.revision,
+                action=OfferAction.RESTORE,
+                files=(),
+            )
+        )
+        # Nobody offered this, so the outcome of what was offered is still the last one.
+        after = replace(self.slots[slot.slot_id], outcome=slot.outcome, unacknowledged=slot.unacknowledged)
+        if outcome.result is Result.REFUSED:
+            after = replace(
+                after, action=slot.action, attempt=slot.attempt, step=slot.step, result=slot.result
+            )
+        await blocking(lambda: self.save(after))
+        return None if outcome.result.holds else outcome.reason
+
     async def _close(self, attempt: _Attempt) -> Outcome:
         attempt.step = Step.SWAPPED
         closed = replace(attempt.slot, closed=True, result=Result.APPLIED)

@@ -16,7 +16,6 @@ from agent.apply import Applier, Fetch, refused_unseen
 from agent.config import AgentConfig
 from agent.hold import Hold
 from agent.journal import Journal, Slot
-from agent.plan import holder
 from agent.policy import Refused, unknown_participant
 from agent.threads import blocking
 from shared.clock import Clock
@@ -317,6 +316,21 @@ class Reconciler:
         for offer in put_off.values():
             self.offer(offer)
 
+    async def give_back(self) -> list[str]:
+        """Every open slot's files are what they were before it, and it is closed; what could not be, and why.
+
+        The control plane is told by views only: the deployments ended as they ended.
+        """
+        faults = []
+        for name, applier in tuple(self._appliers.items()):
+            async with self._locks[name]:
+                for slot in tuple(applier.slots.values()):
+                    if not slot.closed and any(file.applied is not None for file in slot.files):
+                        reason = await applier.give_back(slot)
+                        faults += [f"{name}: {reason.message}"] if reason else []
+        self._on_change()
+        return faults
+
     # -- what is on disk -----------------------------------------------------------------------------
 
     async def observed(self, participant: str, path: str) -> None:
@@ -370,6 +384,22 @@ class Reconciler:
             for participant, applier in tuple(self._appliers.items())
             for slot in tuple(applier.slots.values())
         )
+
+    async def remaining(self) -> list[dict[str, object]]:
+        """Every file that an open slot holds, as it is on disk now; ready for JSON."""
+        for name, path in self.watched():
+            await self.observed(name, path)
+        return [
+            {
+                "participantId": name,
+                "path": file.path,
+                "state": view.state.value if view else None,
+                "digest": show_digest(view.digest) if view else None,
+            }
+            for name, applier in self._appliers.items()
+            for _, file in applier.held()
+            for view in [applier.views.seen.get(file.path)]
+        ]
 
     def view_of(self, participant: str, path: str) -> Holding | None:
         """What a target holds as last seen; None where no slot holds it."""
@@ -429,42 +459,10 @@ class Reconciler:
     def status(self) -> list[dict[str, object]]:
         """Per slot: where it stands and what its files hold as last seen; ready for JSON."""
         return [
-            _status(applier, slot)
+            applier.views.show(slot)
             for applier in self._appliers.values()
             for slot in tuple(applier.slots.values())
         ]
-
-
-def _status(applier: Applier, slot: Slot) -> dict[str, object]:
-    reason = slot.outcome.reason if slot.outcome is not None else None
-    return {
-        "participantId": slot.participant,
-        "slotId": slot.slot_id.hex(),
-        "revision": str(slot.revision),
-        "attempt": slot.attempt,
-        "action": slot.action.value,
-        "step": slot.step.value,
-        "result": slot.result.value,
-        "closed": slot.closed,
-        "reason": reason and {"code": reason.code.value, "message": reason.message, "remedy": reason.remedy},
-        "files": [
-            {
-                "path": file.path,
-                "desiredDigest": show_digest(file.applied),
-                "runningDigest": show_digest(view.digest) if view is not None else None,
-                "state": _state(applier, slot, file.real, view),
-            }
-            for file in slot.files
-            for view in [applier.views.seen.get(file.path)]
-        ],
-    }
-
-
-def _state(applier: Applier, slot: Slot, real: str, view: View | None) -> str:
-    held = holder(applier.slots, real)
-    if view is None or held is None or held[0] is not slot:
-        return ViewState.UNMANAGED.value
-    return view.state.value
 
 
 def _watch(slot: Slot | None) -> object:

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 
 from agent.config import ParticipantConfig
 from agent.files import Workspace
-from agent.journal import SlotFile
+from agent.journal import Slot, SlotFile
 from agent.plan import Slots, holder
 from agent.policy import Refused
 from agent.threads import blocking
 from shared.errors import Error
 from shared.logs import get
-from shared.model import Digest, View, ViewState
+from shared.model import Digest, View, ViewState, show_digest
 
 MAX_OWED = 1024
 """Views of one participant that wait to be recorded; beyond that the oldest go."""
@@ -64,6 +64,38 @@ class Views:
             self.owed.append(view)
             await self.record_owed()
         return state
+
+    def show(self, slot: Slot) -> dict[str, object]:
+        """Where the slot stands and what its files hold as last seen; ready for JSON."""
+        reason = slot.outcome.reason if slot.outcome is not None else None
+        return {
+            "participantId": slot.participant,
+            "slotId": slot.slot_id.hex(),
+            "revision": str(slot.revision),
+            "attempt": slot.attempt,
+            "action": slot.action.value,
+            "step": slot.step.value,
+            "result": slot.result.value,
+            "closed": slot.closed,
+            "reason": reason
+            and {"code": reason.code.value, "message": reason.message, "remedy": reason.remedy},
+            "files": [
+                {
+                    "path": file.path,
+                    "desiredDigest": show_digest(file.applied),
+                    "runningDigest": show_digest(view.digest) if view is not None else None,
+                    "state": self._state(slot, file.real, view).value,
+                }
+                for file in slot.files
+                for view in [self.seen.get(file.path)]
+            ],
+        }
+
+    def _state(self, slot: Slot, real: str, view: View | None) -> ViewState:
+        held = holder(self._slots, real)
+        if view is None or held is None or held[0] is not slot:
+            return ViewState.UNMANAGED
+        return view.state
 
     async def record_owed(self) -> None:
         """Views that could not be recorded are tried again, in order; a full spool is no reason to stop."""

@@ -44,3 +44,50 @@ async def test_a_changed_agent_toml_reaches_the_control_plane(tmp_path: Path) ->
         host.process.child.send_signal(signal.SIGHUP)
         await eventually(lambda: is_known(**{"bot-1": "repair", "bot-2": "repair"}), within=20)
         assert host.process.running()
+
+
+async def running_experiment(fleet: Fleet, *participants: str) -> None:
+    """An experiment whose variants are in place."""
+    variants = [
+        {"name": "A", "content": "A\n", "weight": 50, "isControl": True},
+        {"name": "B", "content": "B\n", "weight": 50},
+    ]
+    values = {"name": "Tone", "targetFile": "soul.md", "variants": variants}
+    await fleet.plane.post("/v1/experiments", {**values, "participantIds": list(participants)})
+    await fleet.plane.post("/v1/experiments/tone/start")
+
+    async def applied() -> bool:
+        return set((await fleet.states("tone")).values()) == {"applied"}
+
+    await eventually(applied, within=20, what="every file is in place")
+
+
+async def test_a_host_leaves_as_it_came(tmp_path: Path) -> None:
+    """Baselines are back byte for byte, the agent has ended, and one that is started again writes nothing."""
+    async with running_fleet(tmp_path) as fleet:
+        host = await fleet.add_host("one", "bot-1", "bot-2")
+        at = ("--state-dir", str(host.state))
+        await running_experiment(fleet, *host.participants)
+        host.file("bot-2").write_text("a person's edit")
+        code, _, err = await run("variant-agent", "leave", "--restore", *at, ok=False)
+        assert code == 1
+        assert "bot-2: 'soul.md' holds" in err
+        assert host.process.running()
+        assert host.file("bot-1").read_bytes() == host.baseline("bot-1")
+        assert host.file("bot-2").read_text() == "a person's edit"
+
+        _, out, _ = await run("variant-agent", "leave", *at)
+        assert "files that stay as they are: 1\n  bot-2:soul.md  drifted" in out
+        assert host.process.child is not None
+        assert await host.process.child.wait() == 0
+
+        await host.start()
+
+        async def state() -> bool:
+            files = (await fleet.plane.get("/v1/participants/bot-1"))["files"]
+            return [file["state"] for file in files] == ["unmanaged"]
+
+        await eventually(state, within=20, what="the control plane knows the file is the host's own")
+        assert host.file("bot-1").read_bytes() == host.baseline("bot-1")
+        _, out, _ = await run("variant-agent", "status", *at)
+        assert "HOST_HELD" in out
