@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import access, apply, deploying, experiments, fleet, results, show
+from control_plane.cli import access, apply, deploying, experiments, fleet, results, show, watching
 from control_plane.cli.session import Exit, Failure, Session, add, tell, with_globals
 
 app = typer.Typer(
@@ -74,7 +74,16 @@ add(
     "results",
     results.results,
     """variantctl results soul-tone
+    variantctl results soul-tone --watch
     variantctl results soul-tone --population delivered --event resolved --json""",
+)
+add(
+    app,
+    "watch",
+    watching.watch,
+    """variantctl watch
+    variantctl watch soul-tone --interval 500ms
+    variantctl watch soul-tone --json""",
 )
 add(app, "freeze", fleet.freeze, "variantctl freeze")
 add(app, "unfreeze", fleet.unfreeze, "variantctl unfreeze")

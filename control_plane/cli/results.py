@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from control_plane.cli import show
+from control_plane.cli.live import Fact, Frame, Interval, follow
 from control_plane.cli.session import Session
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
@@ -45,24 +46,66 @@ def results(
     population: Annotated[
         Population, typer.Option("--population", help="Whose events count.")
     ] = Population.ASSIGNED,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing them as they change.")] = False,
+    interval: Interval = "2s",
 ) -> None:
     """What the numbers say: rates, the difference from control, who is probably best.
 
     Intervals and p-values treat the participant as the unit, however many impressions it has.
     """
+    if watch:
+        follow(session, lambda: _frame(session, experiment, event, population), interval=interval)
+        return
     found = _ask(session, experiment, event, population)
     if session.json:
         show.print_json(session.out, show.to_json(found))
         return
     other = next(item for item in Population if item is not population)
-    beside = _ask(session, experiment, event, other)
+    print_results(session, found, beside=_ask(session, experiment, event, other))
+
+
+def print_results(session: Session, found: pb.Results, *, beside: pb.Results | None = None) -> None:
+    """Everything that is known, for a person; `beside`: the other population."""
     _headline(session, found)
     _counts(session, found)
     _bars(session, found)
     print_differences(session, found)
     _absent(session, found)
-    _beside(session, beside)
+    if beside is not None:
+        _beside(session, beside)
     _not_counted(session, found)
+
+
+def _frame(session: Session, experiment: str, event: str, population: Population) -> Frame:
+    found = _ask(session, experiment, event, population)
+    over = found.status == pb.EXPERIMENT_STATUS_COMPLETED
+    return Frame(draw=lambda onto: print_results(onto, found), facts=(result_fact(found),), over=over)
+
+
+def result_fact(found: pb.Results) -> Fact:
+    """The numbers of an experiment as one fact."""
+    rates = [
+        f"{item.name} {item.conversions}/{item.impressions}"
+        + (f" = {_percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
+        + (
+            f" (P(best) {_chance(item.probability_to_be_best)})"
+            if item.HasField("probability_to_be_best") and item.impressions
+            else ""
+        )
+        for item in found.variants
+    ]
+    value = {
+        "kind": "results",
+        "experiment": found.key,
+        "status": show.word(found, "status"),
+        "eventName": found.metric.event_name,
+        "population": found.population,
+        "variants": [
+            {"key": item.key, "impressions": item.impressions, "conversions": item.conversions}
+            for item in found.variants
+        ],
+    }
+    return Fact(f"results {found.key}", value, f"{found.key} {found.metric.event_name}: {', '.join(rates)}")
 
 
 def _ask(session: Session, experiment: str, event: str, population: Population) -> pb.Results:

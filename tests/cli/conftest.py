@@ -72,6 +72,14 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+async def running(ctl: Run, manifest: Path) -> Run:
+    """A running experiment `soul-tone` of bot-1 and bot-2."""
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    assert (await ctl("experiments", "start", "soul-tone")).code == 0
+    return ctl
+
+
 MANIFEST = """\
 apiVersion: variantd/v1
 kind: Experiment

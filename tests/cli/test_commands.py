@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from shared.model import Reason, ReasonCode, Result
 from tests.cli.conftest import Run, Said
 from tests.support.builders import make_hello
@@ -17,14 +15,6 @@ from tests.support.stream import session
 from tests.support.waiting import eventually
 
 REFUSED = Reason(code=ReasonCode.TARGET_NOT_ALLOWED, message="not among the targets", remedy="allow it")
-
-
-@pytest.fixture
-async def running(ctl: Run, manifest: Path) -> Run:
-    """A running experiment `soul-tone` of bot-1 and bot-2."""
-    assert (await ctl("apply", "-f", str(manifest))).code == 0
-    assert (await ctl("experiments", "start", "soul-tone")).code == 0
-    return ctl
 
 
 def without(value: Any, names: Sequence[str]) -> Any:
