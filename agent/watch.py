@@ -74,6 +74,7 @@ class Watch:
 
     async def _follow(self, targets: dict[Target, Path], *, fresh: frozenset[Target]) -> None:
         """Looks at what the kernel says changed, until the targets are others or the watch fails."""
+        unsure = targets.keys()
         try:
             async for changes in awatch(
                 *self._watching,
@@ -89,9 +90,11 @@ class Watch:
                 touched = {path for _, path in changes}
                 for target, real in targets.items():
                     # What happened to a fresh target before its watch began, no event will tell.
-                    if str(real) in touched or target in fresh:
+                    # Nor what happened to the others between two watches; that can wait for a quiet moment,
+                    # so that a burst of offers does not have every target read again for each of them.
+                    if str(real) in touched or target in fresh or (target in unsure and not touched):
                         await self._reconciler.observed(*target)
-                fresh = frozenset()
+                fresh, unsure = frozenset(), unsure if touched else {}.keys()
         except (OSError, RuntimeError) as error:
             self._degrade(error)
             await self._changed.wait()  # set by the next periodic look too, while directories are not watched

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from agent.watch import REHASH_SECONDS, Watch
 from shared.clock import Clock
 from shared.model import OfferAction, View, ViewState, digest
 from tests.support.clock import FakeClock
-from tests.support.host import Host, make_end, make_offer, running_host
+from tests.support.host import OTHER_SLOT, Host, make_end, make_offer, running_host
 from tests.support.waiting import eventually
 
 
@@ -82,6 +83,30 @@ async def test_a_new_target_is_watched_once_it_is_told_of(tmp_path: Path) -> Non
         (host.root / "soul.md").write_text("nobody's business")
         await clock.advance(REHASH_SECONDS * 2)
         assert len(host.views) == views
+
+
+async def test_what_happens_between_two_watches_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new target has the watch begun anew; a change of another one at that moment is not lost."""
+    clock = FakeClock()
+    real, begun = watch_module.awatch, 0
+
+    def awatch(*paths: Path, **options: Any) -> object:
+        nonlocal begun
+        begun += 1
+        if begun == 2:
+            (host.root / "soul.md").write_text("in between")
+        return real(*paths, **options)
+
+    monkeypatch.setattr(watch_module, "awatch", awatch)
+    async with running_host(tmp_path, clock=clock) as host:
+        await host.apply(make_offer({"soul.md": "A"}))
+        async with watching(host, clock) as watch:
+            await eventually(lambda: begun == 1)
+            await host.apply(make_offer({"two.md": "B"}, slot_id=OTHER_SLOT))
+            watch.changed()
+            await seen(host, "in between", ViewState.DRIFTED)
 
 
 async def test_a_directory_put_in_the_place_of_another_is_watched_again(tmp_path: Path) -> None:
