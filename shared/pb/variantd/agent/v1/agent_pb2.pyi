@@ -964,7 +964,7 @@ class Outcome(google.protobuf.message.Message):
     revision: builtins.int
     """Revision attempted."""
     attempt: builtins.int
-    """Number of the attempt at this revision on this host, from 1."""
+    """Number of the attempt at this revision on this host, from 1; 0: put off by the host, not tried."""
     step: Global___Step.ValueType
     """Where the attempt got to."""
     result: Global___Result.ValueType
