@@ -65,7 +65,7 @@ def beliefs(
     prior: Beta | None = None,
     goal: Goal = "increase",
 ) -> Beliefs | Undefined:
-    """What the arms' sums say of their rates (design 4, method 7), or why they say nothing.
+    """What the arms' sums say of their rates, or why they say nothing.
 
     θ_k ~ Beta(a₀ + C/D, b₀ + (M - C)/D), prior Beta(1, 1) unless given, one D for all arms because an arm's
     own is too noisy. Probabilities are exact to about 10⁻¹² (with a prior below 1, to 10⁻⁶ for arms without

@@ -117,7 +117,7 @@ class Difference:
 
 
 def rate(arm: ArmSums, *, variance: Variance = "jackknife") -> Rate:
-    """An arm's r = C/M with its variance and degrees of freedom (design 4, method 1).
+    """An arm's r = C/M with its variance and degrees of freedom.
 
     jackknife: v = (n-1)/n · Σ (r₍₋ᵢ₎ - r)², r₍₋ᵢ₎ = (C - cᵢ)/(M - mᵢ) (Efron 1982), with M²/Σm² - 1 degrees
     of freedom, M²/Σm² being the effective number of participants (Kish 1965). Under skewed traffic it
@@ -176,7 +176,7 @@ def _design_effect(spread: float | None, hits: int, total: int) -> float | Undef
 def difference(
     treatment: ArmSums, control: ArmSums, *, alpha: float, variance: Variance = "jackknife"
 ) -> Difference:
-    """Treatment's rate minus control's, with interval and p (design 4, method 2).
+    """Treatment's rate minus control's, with interval and p.
 
     SE² = v_t + v_c, degrees of freedom after Welch (1947) and Satterthwaite, p = 2 T(-|d|/SE) from the
     lower tail. Valid as far as `rate`'s variances are; with a handful of participants in an arm the
@@ -251,7 +251,7 @@ def log_two_sided_p(statistic: float, freedom: float) -> float:
 
 
 def icc(arms: Sequence[ArmSums]) -> float | Undefined:
-    """How alike the trials of one participant are, 0 to 1, pooled within the arms (design 4, method 16).
+    """How alike the trials of one participant are, 0 to 1, pooled within the arms.
 
     One-way analysis of variance of 0/1 trials: (MSB - MSW) / (MSB + (m₀ - 1) MSW) with
     m₀ = (M - Σ_k Σm²/M_k)/(n - K), clamped (Donner 1986). An estimate of little precision below some
