@@ -42,9 +42,14 @@ TABLE = {
 }
 
 
-def explain(error: BaseException, operation: str) -> Error:
-    """The failure as one of ours; anything unexpected is logged whole under an id and told only by it."""
+def explain(error: BaseException, operation: str, *, peer: str | None = None) -> Error:
+    """The failure as one of ours; anything unexpected is logged whole under an id and told only by it.
+
+    Who was refused for what it is, is logged too; never what it showed to get in.
+    """
     if isinstance(error, Error):
+        if error.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
+            _log.warning("request.refused", operation=operation, reason=error.reason, peer=peer)
         return error
     log_id = show_id(new_id())
     _log.error("request.failed", operation=operation, log_id=log_id, exc_info=error)
@@ -110,4 +115,4 @@ async def middleware(
         response.set_status(refused.status)
         return response
     except Exception as failure:
-        return problem(explain(failure, f"{request.method} {request.path}"))
+        return problem(explain(failure, f"{request.method} {request.path}", peer=request.remote))

@@ -54,7 +54,7 @@ def _handler(door: Door, operation: Operation, answer_class: Any) -> Callable[[A
                     values[ours] = values.pop(theirs)
             answer = await door.run(operation, caller, values, request_id=request_id)
         except Exception as failure:
-            await errors.abort(context, errors.explain(failure, operation.rpc))
+            await errors.abort(context, errors.explain(failure, operation.rpc, peer=context.peer()))
         return _message(answer, answer_class)
 
     return handle
@@ -110,7 +110,9 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
                 )
             )
         except Exception as failure:
-            await errors.abort(context, errors.explain(failure, "EnrollmentService.Enroll"))
+            await errors.abort(
+                context, errors.explain(failure, "EnrollmentService.Enroll", peer=context.peer())
+            )
         return agent_pb2.EnrollResponse(
             agent_uid=done.agent_uid,
             certificate=tls.pem_to_der(done.certificate),
@@ -130,7 +132,9 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
                 lambda tx: enrollment.recover(Store(tx), self._authority, given, wanted, now=now)
             )
         except Exception as failure:
-            await errors.abort(context, errors.explain(failure, "EnrollmentService.Recover"))
+            await errors.abort(
+                context, errors.explain(failure, "EnrollmentService.Recover", peer=context.peer())
+            )
         _log.info("certificate.recovered", agent=done.agent_uid.hex(), serial=done.serial)
         return agent_pb2.RecoverResponse(
             certificate=tls.pem_to_der(done.certificate), ca_certificates=[self._authority.der]

@@ -369,7 +369,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             _log.info("session.cut", peer=context.peer(), reason="deadline")
             await errors.abort(context, ResourceExhausted("the stream was too slow", reason="DEADLINE"))
         except Exception as failure:
-            await errors.abort(context, errors.explain(failure, "AgentService.Sync"))
+            await errors.abort(context, errors.explain(failure, "AgentService.Sync", peer=context.peer()))
 
     async def _session(
         self, uid: bytes, hello: Hello, messages: AsyncIterator[pb.SyncRequest], context: Context
@@ -415,7 +415,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
 
             report = await self._services.database.write(store)
         except Exception as failure:
-            await errors.abort(context, errors.explain(failure, "AgentService.ReportSpool"))
+            await errors.abort(
+                context, errors.explain(failure, "AgentService.ReportSpool", peer=context.peer())
+            )
         self._sessions.records.inc(len(batch.records))
         verdict = pb.SpoolVerdict.Value(f"SPOOL_VERDICT_{report.verdict.name}")
         return pb.ReportSpoolResponse(through_seq=report.through_seq, verdict=verdict)
@@ -431,7 +433,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
                 lambda tx: enrollment.renew(Store(tx), self._authority, uid, wanted, now=now)
             )
         except Exception as failure:
-            await errors.abort(context, errors.explain(failure, "AgentService.RenewCertificate"))
+            await errors.abort(
+                context, errors.explain(failure, "AgentService.RenewCertificate", peer=context.peer())
+            )
         _log.info("certificate.renewed", agent=uid.hex(), serial=done.serial)
         return pb.RenewCertificateResponse(
             certificate=tls.pem_to_der(done.certificate), ca_certificates=[self._authority.der]
@@ -446,7 +450,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             uid = _agent_uid(context)
             body = await self._services.database.read(lambda tx: _content(Store(tx), uid, request.digest))
         except Exception as failure:
-            await errors.abort(context, errors.explain(failure, "AgentService.FetchContent"))
+            await errors.abort(
+                context, errors.explain(failure, "AgentService.FetchContent", peer=context.peer())
+            )
         for start in range(request.offset, len(body), CHUNK_BYTES):
             yield pb.FetchContentResponse(chunk=body[start : start + CHUNK_BYTES])
 
