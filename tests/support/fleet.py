@@ -18,7 +18,9 @@ import aiohttp
 from tests.support.waiting import eventually
 
 BIN = Path(sys.executable).parent
-ENVIRONMENT = {**os.environ, "VARIANT_AGENT_RECONNECT_JITTER": "0.1", "PYTHONUNBUFFERED": "1"}
+# Importing the agent quiets gRPC in this process; what we start decides for itself.
+INHERITED = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+ENVIRONMENT = {**INHERITED, "VARIANT_AGENT_RECONNECT_JITTER": "0.1", "PYTHONUNBUFFERED": "1"}
 
 
 @dataclass
