@@ -9,8 +9,6 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext
 
 # One event loop per process touches gRPC, and nothing forks after it is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# Refused handshakes are told by gRPC itself, and only at this level or above.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc
 from aiohttp import web
