@@ -42,6 +42,8 @@ _ERRORS: dict[grpc.StatusCode, type[errors.Error]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.ResourceExhausted,
 }
 
+_OTHER_NAME = ("Hostname Verification Check failed", "is not in peer certificate")  # of newer and older gRPC
+
 
 def open_channel(address: str, *, ca: bytes, identity: Identity | None = None) -> grpc.aio.Channel:
     """A TLS channel to whoever proves to be `address` under `ca` (PEM); mutual TLS with an identity."""
@@ -60,5 +62,8 @@ def failure(error: grpc.aio.AioRpcError) -> errors.Error:
 
 
 def first_line(text: str | None) -> str:
-    """What a sentence may quote of a text from elsewhere."""
-    return (text or "").partition("\n")[0][:500]
+    """What a sentence may quote of a text from elsewhere; gRPC's for a certificate of another name, in ours."""
+    line = (text or "").partition("\n")[0][:500]
+    if any(words in line for words in _OTHER_NAME):
+        return "its certificate does not name this address; `variantd serve --advertise` has to"
+    return line

@@ -89,7 +89,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         "http": arguments.http,
         "operator": arguments.operator,
         "agents": arguments.agents,
-        "advertise": tuple(arguments.advertise.split(",")) if arguments.advertise else None,
+        "advertise": arguments.advertise,
     }
     settings = config.load(arguments.config, options)
     logs.configure(level=settings.log_level)

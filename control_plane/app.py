@@ -22,7 +22,7 @@ from control_plane.api.operations import OPERATIONS
 from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
 from control_plane.api.sync import AgentServicer, Sessions, origin
-from control_plane.config import Settings
+from control_plane.config import Settings, is_wildcard
 from control_plane.data import DataDir, write_private
 from control_plane.services import access
 from control_plane.services.work import Joining, Services
@@ -83,7 +83,7 @@ async def _serve(
     stop: asyncio.Event,
 ) -> None:
     first = await database.write(lambda tx: _first_start(tx, data, clock, new_id))
-    certificates = _Certificates(authority, [*settings.advertise, *_local_names()], clock)
+    certificates = _Certificates(authority, _names(settings), clock)
     operator, agents = (grpc.aio.server(options=_SERVER_OPTIONS) for _ in range(2))
     operator_port = _listen(operator, settings.operator, certificates.credentials(clients=False))
     agents_port = _listen(agents, settings.agents, certificates.credentials(clients=True))
@@ -191,7 +191,14 @@ async def _http(app: web.Application, settings: Settings) -> AsyncIterator[str]:
     context = None
     if settings.http_tls:
         context = SSLContext(PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(settings.http_tls.certificate, settings.http_tls.key)
+        try:
+            context.load_cert_chain(settings.http_tls.certificate, settings.http_tls.key)
+        except OSError as error:  # ssl.SSLError is one
+            raise FailedPrecondition(
+                f"cannot use http_tls {settings.http_tls.certificate} and {settings.http_tls.key}:"
+                f" {error.strerror or error}; both are PEM files that this user can read",
+                reason="BAD_CONFIG",
+            ) from None
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -212,13 +219,20 @@ def _with_port(address: str, port: int) -> str:
     return f"{address.rpartition(':')[0]}:{port}"
 
 
-def _local_names() -> list[str]:
-    return ["localhost", "127.0.0.1", "::1", gethostname()]
+def _names(settings: Settings) -> list[str]:
+    """What the listeners' certificate names: what is advertised, where they listen, and this machine."""
+    listening = [
+        address.rpartition(":")[0].strip("[]")
+        for address in (settings.operator, settings.agents)
+        if not is_wildcard(address)
+    ]
+    return [*settings.advertise, *listening, "localhost", "127.0.0.1", "::1", gethostname()]
 
 
 def _reached_at(settings: Settings, address: str, port: int) -> tuple[str, ...]:
     """Under which addresses hosts reach a listener."""
-    return tuple(f"{name}:{port}" for name in settings.advertise) or (_with_port(address, port),)
+    names = (f"[{name}]" if ":" in name else name for name in settings.advertise)
+    return tuple(f"{name}:{port}" for name in names) or (_with_port(address, port),)
 
 
 class _Certificates:

@@ -3,19 +3,23 @@
 Nested settings are joined by two underscores in the environment, such as VARIANTD_HTTP_TLS__CERTIFICATE.
 """
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 from shared.errors import Fault, Invalid
+
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,62}\.)*[a-z0-9_-]{0,62}[a-z0-9_]", re.IGNORECASE | re.ASCII)
 
 
 class HttpTls(BaseModel):
@@ -40,9 +44,10 @@ class Settings(BaseSettings):
     http: str = Field("127.0.0.1:7400", description="Where REST, health and metrics listen, HOST:PORT.")
     operator: str = Field("127.0.0.1:7401", description="Where operator gRPC listens (TLS), HOST:PORT.")
     agents: str = Field("127.0.0.1:7402", description="Where agents connect (mutual TLS), HOST:PORT.")
-    advertise: tuple[str, ...] = Field(
+    advertise: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Names and addresses this server is reached under; they go into certificates and tokens.",
+        description="Names and addresses, without ports, this server is reached under: they go into"
+        " certificates, tokens and what enrollment returns. Needed where a listener is on every address.",
     )
     http_tls: HttpTls | None = Field(None, description="Certificate of the HTTP listener; none: plain.")
     insecure: bool = Field(default=False, description="Allow plain HTTP on an address that is not loopback.")
@@ -54,6 +59,25 @@ class Settings(BaseSettings):
         host, _, port = value.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError("write it as HOST:PORT, with port 0 for any free one")
+        return value
+
+    @field_validator("advertise", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        """A text is names with commas between them: options and the environment know no lists."""
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",")) if value.strip() else ()
+        return value
+
+    @field_validator("advertise")
+    @classmethod
+    def _reachable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _is_name(name):
+                raise ValueError(
+                    f"{name!r} is no name or address that hosts can connect to;"
+                    " write it without port and scheme, such as variantd.example.org or 192.0.2.7"
+                )
         return value
 
     @classmethod
@@ -83,7 +107,8 @@ def load(file: Path | None, options: dict[str, Any]) -> Settings:
         settings = FromFile(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         faults = [
-            Fault(field=".".join(map(str, item["loc"])), message=item["msg"]) for item in error.errors()
+            Fault(field=".".join(map(str, item["loc"])), message=item["msg"].removeprefix("Value error, "))
+            for item in error.errors()
         ]
         listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
         raise Invalid(f"settings: {listed}", reason="BAD_CONFIG", faults=faults) from None
@@ -94,7 +119,29 @@ def load(file: Path | None, options: dict[str, Any]) -> Settings:
             " set [http_tls] certificate and key, or insecure = true",
             reason="BAD_CONFIG",
         )
+    for name, address in (("operator", settings.operator), ("agents", settings.agents)):
+        if is_wildcard(address) and not settings.advertise:
+            raise Invalid(
+                f"{name} {address} is every address of this machine, and hosts have to be told one;"
+                " set advertise to the names they reach this server under",
+                reason="BAD_CONFIG",
+            )
     return settings
+
+
+def is_wildcard(address: str) -> bool:
+    """Whether HOST:PORT is every address of the machine, and so none that anybody can connect to."""
+    try:
+        return ip_address(address.rpartition(":")[0].strip("[]")).is_unspecified
+    except ValueError:
+        return False
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return not ip_address(name).is_unspecified
+    except ValueError:
+        return _NAME.fullmatch(name) is not None
 
 
 def _loopback(host: str) -> bool:

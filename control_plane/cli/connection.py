@@ -295,7 +295,9 @@ def _unanswered(status: grpc.StatusCode, message: str, server: str) -> Failure:
     if status is grpc.StatusCode.UNAVAILABLE:
         if "WRONG_VERSION_NUMBER" in message:
             why = "it does not speak TLS; is that the operator's port?"
-        elif "SSL_ERROR_SSL" in message or "Peer name" in message:
+        elif "Hostname Verification" in message or "Peer name" in message:
+            why = "its certificate does not name this address; `variantd serve --advertise` has to"
+        elif "SSL_ERROR_SSL" in message:
             why = "its certificate is not from the CA we trust; give its ca.pem with --ca, or log in again"
         elif "Connection refused" in message:
             why = "nothing listens there; is `variantd serve` running?"
