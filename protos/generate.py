@@ -12,7 +12,7 @@ from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
 TARGET = PROTOS.parent / "shared" / "pb"
-COMPILER = ["--with", "grpcio-tools==1.80.0", "--with", "mypy-protobuf==3.7.0", "--with", "setuptools<81"]
+COMPILER = ["--with", "grpcio-tools==1.80.0", "--with", "mypy-protobuf==5.1.0", "--with", "setuptools<81"]
 
 
 def generate(root: Path) -> None:

@@ -9,28 +9,28 @@ costs time, never correctness. Times are microseconds since 1970-01-01 UTC by th
 digests are the 32 bytes of SHA-256 over exact content; ids are UUIDv7 in 16 bytes unless said.
 """
 
-import builtins
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.internal.containers
-import google.protobuf.internal.enum_type_wrapper
-import google.protobuf.message
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+import builtins as _builtins
 import sys
-import typing
+import typing as _typing
 
-if sys.version_info >= (3, 10):
-    import typing as typing_extensions
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    import typing_extensions
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+DESCRIPTOR: _descriptor.FileDescriptor
 
 class _DriftPolicy:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _DriftPolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DriftPolicy.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _DriftPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriftPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     DRIFT_POLICY_UNSPECIFIED: _DriftPolicy.ValueType  # 0
     """Never sent."""
     DRIFT_POLICY_REPAIR: _DriftPolicy.ValueType  # 1
@@ -55,14 +55,14 @@ DRIFT_POLICY_HOLD: DriftPolicy.ValueType  # 3
 """Say so, leave the file, refuse further offers."""
 DRIFT_POLICY_EXCLUDE: DriftPolicy.ValueType  # 4
 """Say so, take the participant out of analysis."""
-Global___DriftPolicy: typing_extensions.TypeAlias = DriftPolicy
+Global___DriftPolicy: _TypeAlias = DriftPolicy  # noqa: Y015
 
 class _Exposure:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ExposureEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Exposure.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _ExposureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Exposure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     EXPOSURE_UNSPECIFIED: _Exposure.ValueType  # 0
     """Never sent."""
     EXPOSURE_REPORTED: _Exposure.ValueType  # 1
@@ -79,14 +79,14 @@ EXPOSURE_REPORTED: Exposure.ValueType  # 1
 """The application reports them."""
 EXPOSURE_ON_OPEN: Exposure.ValueType  # 2
 """Every open of the target file is one."""
-Global___Exposure: typing_extensions.TypeAlias = Exposure
+Global___Exposure: _TypeAlias = Exposure  # noqa: Y015
 
 class _Step:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _StepEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Step.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _StepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Step.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     STEP_UNSPECIFIED: _Step.ValueType  # 0
     """Never sent."""
     STEP_RECEIVED: _Step.ValueType  # 1
@@ -135,14 +135,14 @@ STEP_LOADED: Step.ValueType  # 9
 """The application said it loaded the content."""
 STEP_CONFIRMED: Step.ValueType  # 10
 """The health window passed."""
-Global___Step: typing_extensions.TypeAlias = Step
+Global___Step: _TypeAlias = Step  # noqa: Y015
 
 class _Result:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ResultEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Result.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _ResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Result.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     RESULT_UNSPECIFIED: _Result.ValueType  # 0
     """Never sent."""
     RESULT_IN_PROGRESS: _Result.ValueType  # 1
@@ -175,14 +175,14 @@ RESULT_ROLLED_BACK: Result.ValueType  # 5
 """Undone after the swap; the previous content is back."""
 RESULT_STUCK: Result.ValueType  # 6
 """Neither done nor undone; needs a person."""
-Global___Result: typing_extensions.TypeAlias = Result
+Global___Result: _TypeAlias = Result  # noqa: Y015
 
 class _OfferAction:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _OfferActionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OfferAction.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _OfferActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OfferAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     OFFER_ACTION_UNSPECIFIED: _OfferAction.ValueType  # 0
     """Never sent."""
     OFFER_ACTION_WRITE: _OfferAction.ValueType  # 1
@@ -203,14 +203,14 @@ OFFER_ACTION_RESTORE: OfferAction.ValueType  # 2
 """Put every file's baseline back exactly, then close the slot."""
 OFFER_ACTION_CLOSE: OfferAction.ValueType  # 3
 """Leave the files as they are and close the slot: no watch, no repair."""
-Global___OfferAction: typing_extensions.TypeAlias = OfferAction
+Global___OfferAction: _TypeAlias = OfferAction  # noqa: Y015
 
 class _SpoolVerdict:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _SpoolVerdictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_SpoolVerdict.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _SpoolVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpoolVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     SPOOL_VERDICT_UNSPECIFIED: _SpoolVerdict.ValueType  # 0
     """Never sent."""
     SPOOL_VERDICT_OK: _SpoolVerdict.ValueType  # 1
@@ -227,14 +227,14 @@ SPOOL_VERDICT_OK: SpoolVerdict.ValueType  # 1
 """Go on."""
 SPOOL_VERDICT_EPOCH_DIVERGED: SpoolVerdict.ValueType  # 2
 """The server knows another history of this epoch: open a new one and re-send what is unacknowledged."""
-Global___SpoolVerdict: typing_extensions.TypeAlias = SpoolVerdict
+Global___SpoolVerdict: _TypeAlias = SpoolVerdict  # noqa: Y015
 
 class _ViewState:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ViewStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ViewState.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _ViewStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ViewState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     VIEW_STATE_UNSPECIFIED: _ViewState.ValueType  # 0
     """Never sent."""
     VIEW_STATE_APPLIED: _ViewState.ValueType  # 1
@@ -259,14 +259,14 @@ VIEW_STATE_MISSING: ViewState.ValueType  # 3
 """The file is gone."""
 VIEW_STATE_UNMANAGED: ViewState.ValueType  # 4
 """No slot holds the target; it is the host's own."""
-Global___ViewState: typing_extensions.TypeAlias = ViewState
+Global___ViewState: _TypeAlias = ViewState  # noqa: Y015
 
 class _EventKind:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _EventKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EventKind.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     EVENT_KIND_UNSPECIFIED: _EventKind.ValueType  # 0
     """Never sent."""
     EVENT_KIND_IMPRESSION: _EventKind.ValueType  # 1
@@ -283,14 +283,14 @@ EVENT_KIND_IMPRESSION: EventKind.ValueType  # 1
 """The participant, or a subject in it, met the content."""
 EVENT_KIND_CONVERSION: EventKind.ValueType  # 2
 """A named thing happened."""
-Global___EventKind: typing_extensions.TypeAlias = EventKind
+Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _EventSource:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _EventSourceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EventSource.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _EventSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     EVENT_SOURCE_UNSPECIFIED: _EventSource.ValueType  # 0
     """Never sent."""
     EVENT_SOURCE_AGENT: _EventSource.ValueType  # 1
@@ -307,238 +307,266 @@ EVENT_SOURCE_AGENT: EventSource.ValueType  # 1
 """The application called the local API."""
 EVENT_SOURCE_ON_OPEN: EventSource.ValueType  # 2
 """The agent saw the application open the file."""
-Global___EventSource: typing_extensions.TypeAlias = EventSource
+Global___EventSource: _TypeAlias = EventSource  # noqa: Y015
 
-@typing.final
-class EnrollmentTicket(google.protobuf.message.Message):
+@_typing.final
+class EnrollmentTicket(_message.Message):
     """What an enrollment token carries behind its `vt1.` prefix, base64url without padding."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SECRET_FIELD_NUMBER: builtins.int
-    ADDRESSES_FIELD_NUMBER: builtins.int
-    CA_CERTIFICATE_FIELD_NUMBER: builtins.int
-    secret: builtins.bytes
+    SECRET_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    secret: _builtins.bytes
     """32 random bytes; the server stores only their SHA-256."""
-    ca_certificate: builtins.bytes
+    ca_certificate: _builtins.bytes
     """The certificate authority to trust, X.509 DER."""
-    @property
-    def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses of the operator listener, HOST:PORT, tried in order."""
 
     def __init__(
         self,
         *,
-        secret: builtins.bytes = ...,
-        addresses: collections.abc.Iterable[builtins.str] | None = ...,
-        ca_certificate: builtins.bytes = ...,
+        secret: _builtins.bytes = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        ca_certificate: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["addresses", b"addresses", "ca_certificate", b"ca_certificate", "secret", b"secret"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "ca_certificate", b"ca_certificate", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___EnrollmentTicket: typing_extensions.TypeAlias = EnrollmentTicket
+Global___EnrollmentTicket: _TypeAlias = EnrollmentTicket  # noqa: Y015
 
-@typing.final
-class EnrollRequest(google.protobuf.message.Message):
+@_typing.final
+class EnrollRequest(_message.Message):
     """Asks for an identity."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SECRET_FIELD_NUMBER: builtins.int
-    SIGNING_REQUEST_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    HOSTNAME_FIELD_NUMBER: builtins.int
-    PREVIOUS_CERTIFICATE_FIELD_NUMBER: builtins.int
-    PREVIOUS_SIGNATURE_FIELD_NUMBER: builtins.int
-    secret: builtins.bytes
+    SECRET_FIELD_NUMBER: _builtins.int
+    SIGNING_REQUEST_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    PREVIOUS_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SIGNATURE_FIELD_NUMBER: _builtins.int
+    secret: _builtins.bytes
     """The ticket's secret, 32 bytes."""
-    signing_request: builtins.bytes
+    signing_request: _builtins.bytes
     """PKCS#10 request, DER; only its public key (P-256) is used, and its signature proves possession."""
-    name: builtins.str
+    name: _builtins.str
     """Name the host goes by, 1 to 128 characters; the token's pattern may restrict it."""
-    hostname: builtins.str
+    hostname: _builtins.str
     """Host name as the system reports it, at most 253 characters."""
-    previous_certificate: builtins.bytes
+    previous_certificate: _builtins.bytes
     """The certificate of the agent that enrolled before from this state directory, X.509 DER; empty: none."""
-    previous_signature: builtins.bytes
+    previous_signature: _builtins.bytes
     """ECDSA-SHA256 over `signing_request` by the previous certificate's key; keeps the uid."""
     def __init__(
         self,
         *,
-        secret: builtins.bytes = ...,
-        signing_request: builtins.bytes = ...,
-        name: builtins.str = ...,
-        hostname: builtins.str = ...,
-        previous_certificate: builtins.bytes = ...,
-        previous_signature: builtins.bytes = ...,
+        secret: _builtins.bytes = ...,
+        signing_request: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        previous_certificate: _builtins.bytes = ...,
+        previous_signature: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hostname", b"hostname", "name", b"name", "previous_certificate", b"previous_certificate", "previous_signature", b"previous_signature", "secret", b"secret", "signing_request", b"signing_request"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hostname", b"hostname", "name", b"name", "previous_certificate", b"previous_certificate", "previous_signature", b"previous_signature", "secret", b"secret", "signing_request", b"signing_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___EnrollRequest: typing_extensions.TypeAlias = EnrollRequest
+Global___EnrollRequest: _TypeAlias = EnrollRequest  # noqa: Y015
 
-@typing.final
-class EnrollResponse(google.protobuf.message.Message):
+@_typing.final
+class EnrollResponse(_message.Message):
     """An identity."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENT_UID_FIELD_NUMBER: builtins.int
-    CERTIFICATE_FIELD_NUMBER: builtins.int
-    CA_CERTIFICATES_FIELD_NUMBER: builtins.int
-    ADDRESSES_FIELD_NUMBER: builtins.int
-    INCARNATION_FIELD_NUMBER: builtins.int
-    agent_uid: builtins.bytes
+    AGENT_UID_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    agent_uid: _builtins.bytes
     """The agent's stable uid."""
-    certificate: builtins.bytes
+    certificate: _builtins.bytes
     """The agent's certificate, X.509 DER, 30 days."""
-    incarnation: builtins.bytes
+    incarnation: _builtins.bytes
     """Incarnation of the control plane's database."""
-    @property
-    def ca_certificates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+    @_builtins.property
+    def ca_certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Certificate authorities to trust, X.509 DER."""
 
-    @property
-    def addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses of the agent listener, HOST:PORT, tried in order."""
 
     def __init__(
         self,
         *,
-        agent_uid: builtins.bytes = ...,
-        certificate: builtins.bytes = ...,
-        ca_certificates: collections.abc.Iterable[builtins.bytes] | None = ...,
-        addresses: collections.abc.Iterable[builtins.str] | None = ...,
-        incarnation: builtins.bytes = ...,
+        agent_uid: _builtins.bytes = ...,
+        certificate: _builtins.bytes = ...,
+        ca_certificates: _abc.Iterable[_builtins.bytes] | None = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        incarnation: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["addresses", b"addresses", "agent_uid", b"agent_uid", "ca_certificates", b"ca_certificates", "certificate", b"certificate", "incarnation", b"incarnation"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "agent_uid", b"agent_uid", "ca_certificates", b"ca_certificates", "certificate", b"certificate", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___EnrollResponse: typing_extensions.TypeAlias = EnrollResponse
+Global___EnrollResponse: _TypeAlias = EnrollResponse  # noqa: Y015
 
-@typing.final
-class RecoverRequest(google.protobuf.message.Message):
+@_typing.final
+class RecoverRequest(_message.Message):
     """Asks for a new certificate in place of an expired one."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CERTIFICATE_FIELD_NUMBER: builtins.int
-    SIGNING_REQUEST_FIELD_NUMBER: builtins.int
-    certificate: builtins.bytes
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SIGNING_REQUEST_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
     """The expired certificate, X.509 DER."""
-    signing_request: builtins.bytes
+    signing_request: _builtins.bytes
     """PKCS#10 request signed by the expired certificate's key, DER."""
     def __init__(
         self,
         *,
-        certificate: builtins.bytes = ...,
-        signing_request: builtins.bytes = ...,
+        certificate: _builtins.bytes = ...,
+        signing_request: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["certificate", b"certificate", "signing_request", b"signing_request"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "signing_request", b"signing_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RecoverRequest: typing_extensions.TypeAlias = RecoverRequest
+Global___RecoverRequest: _TypeAlias = RecoverRequest  # noqa: Y015
 
-@typing.final
-class RecoverResponse(google.protobuf.message.Message):
+@_typing.final
+class RecoverResponse(_message.Message):
     """The certificate in place of the expired one."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CERTIFICATE_FIELD_NUMBER: builtins.int
-    CA_CERTIFICATES_FIELD_NUMBER: builtins.int
-    certificate: builtins.bytes
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
     """The agent's certificate, X.509 DER."""
-    @property
-    def ca_certificates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+    @_builtins.property
+    def ca_certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Certificate authorities to trust, X.509 DER."""
 
     def __init__(
         self,
         *,
-        certificate: builtins.bytes = ...,
-        ca_certificates: collections.abc.Iterable[builtins.bytes] | None = ...,
+        certificate: _builtins.bytes = ...,
+        ca_certificates: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ca_certificates", b"ca_certificates", "certificate", b"certificate"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificates", b"ca_certificates", "certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RecoverResponse: typing_extensions.TypeAlias = RecoverResponse
+Global___RecoverResponse: _TypeAlias = RecoverResponse  # noqa: Y015
 
-@typing.final
-class RenewCertificateRequest(google.protobuf.message.Message):
+@_typing.final
+class RenewCertificateRequest(_message.Message):
     """Asks for the next certificate."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SIGNING_REQUEST_FIELD_NUMBER: builtins.int
-    signing_request: builtins.bytes
+    SIGNING_REQUEST_FIELD_NUMBER: _builtins.int
+    signing_request: _builtins.bytes
     """PKCS#10 request for a fresh key, DER."""
     def __init__(
         self,
         *,
-        signing_request: builtins.bytes = ...,
+        signing_request: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["signing_request", b"signing_request"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signing_request", b"signing_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RenewCertificateRequest: typing_extensions.TypeAlias = RenewCertificateRequest
+Global___RenewCertificateRequest: _TypeAlias = RenewCertificateRequest  # noqa: Y015
 
-@typing.final
-class RenewCertificateResponse(google.protobuf.message.Message):
+@_typing.final
+class RenewCertificateResponse(_message.Message):
     """The next certificate; the present one stays valid until its own end."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CERTIFICATE_FIELD_NUMBER: builtins.int
-    CA_CERTIFICATES_FIELD_NUMBER: builtins.int
-    certificate: builtins.bytes
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
     """The agent's certificate, X.509 DER."""
-    @property
-    def ca_certificates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+    @_builtins.property
+    def ca_certificates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Certificate authorities to trust, X.509 DER."""
 
     def __init__(
         self,
         *,
-        certificate: builtins.bytes = ...,
-        ca_certificates: collections.abc.Iterable[builtins.bytes] | None = ...,
+        certificate: _builtins.bytes = ...,
+        ca_certificates: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ca_certificates", b"ca_certificates", "certificate", b"certificate"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificates", b"ca_certificates", "certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RenewCertificateResponse: typing_extensions.TypeAlias = RenewCertificateResponse
+Global___RenewCertificateResponse: _TypeAlias = RenewCertificateResponse  # noqa: Y015
 
-@typing.final
-class SyncRequest(google.protobuf.message.Message):
+@_typing.final
+class SyncRequest(_message.Message):
     """One message from agent to control plane."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    HELLO_FIELD_NUMBER: builtins.int
-    OUTCOME_FIELD_NUMBER: builtins.int
-    OBSERVATION_FIELD_NUMBER: builtins.int
-    HEARTBEAT_FIELD_NUMBER: builtins.int
-    FILE_CONTENT_FIELD_NUMBER: builtins.int
-    PREFLIGHT_RESULT_FIELD_NUMBER: builtins.int
-    GOODBYE_FIELD_NUMBER: builtins.int
-    @property
+    HELLO_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    OBSERVATION_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    FILE_CONTENT_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_RESULT_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
     def hello(self) -> Global___Hello:
         """First on every stream."""
 
-    @property
+    @_builtins.property
     def outcome(self) -> Global___Outcome:
         """Progress or end of an apply."""
 
-    @property
+    @_builtins.property
     def observation(self) -> Global___Observation:
         """Lossy telemetry."""
 
-    @property
+    @_builtins.property
     def heartbeat(self) -> Global___Heartbeat:
         """Liveness."""
 
-    @property
+    @_builtins.property
     def file_content(self) -> Global___FileContent:
         """Answer to ReadFile where the content is small."""
 
-    @property
+    @_builtins.property
     def preflight_result(self) -> Global___PreflightResult:
         """Answer to Preflight."""
 
-    @property
+    @_builtins.property
     def goodbye(self) -> Global___Goodbye:
         """Last on a stream that ends on purpose."""
 
@@ -553,60 +581,64 @@ class SyncRequest(google.protobuf.message.Message):
         preflight_result: Global___PreflightResult | None = ...,
         goodbye: Global___Goodbye | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["file_content", b"file_content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "observation", b"observation", "outcome", b"outcome", "preflight_result", b"preflight_result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["file_content", b"file_content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "observation", b"observation", "outcome", b"outcome", "preflight_result", b"preflight_result"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "outcome", "observation", "heartbeat", "file_content", "preflight_result", "goodbye"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file_content", b"file_content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "observation", b"observation", "outcome", b"outcome", "preflight_result", b"preflight_result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_content", b"file_content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "observation", b"observation", "outcome", b"outcome", "preflight_result", b"preflight_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "outcome", "observation", "heartbeat", "file_content", "preflight_result", "goodbye"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
-Global___SyncRequest: typing_extensions.TypeAlias = SyncRequest
+Global___SyncRequest: _TypeAlias = SyncRequest  # noqa: Y015
 
-@typing.final
-class SyncResponse(google.protobuf.message.Message):
+@_typing.final
+class SyncResponse(_message.Message):
     """One message from control plane to agent."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    WELCOME_FIELD_NUMBER: builtins.int
-    OFFER_FIELD_NUMBER: builtins.int
-    HEARTBEAT_ACK_FIELD_NUMBER: builtins.int
-    OUTCOME_ACK_FIELD_NUMBER: builtins.int
-    READ_FILE_FIELD_NUMBER: builtins.int
-    PREFLIGHT_FIELD_NUMBER: builtins.int
-    ASK_FULL_FIELD_NUMBER: builtins.int
-    DRAIN_FIELD_NUMBER: builtins.int
-    BUSY_FIELD_NUMBER: builtins.int
-    @property
+    WELCOME_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_ACK_FIELD_NUMBER: _builtins.int
+    OUTCOME_ACK_FIELD_NUMBER: _builtins.int
+    READ_FILE_FIELD_NUMBER: _builtins.int
+    PREFLIGHT_FIELD_NUMBER: _builtins.int
+    ASK_FULL_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First on every accepted stream."""
 
-    @property
+    @_builtins.property
     def offer(self) -> Global___Offer:
         """What a slot should hold."""
 
-    @property
+    @_builtins.property
     def heartbeat_ack(self) -> Global___HeartbeatAck:
         """Answer to Heartbeat."""
 
-    @property
+    @_builtins.property
     def outcome_ack(self) -> Global___OutcomeAck:
         """The outcome is durable; the agent may forget it."""
 
-    @property
+    @_builtins.property
     def read_file(self) -> Global___ReadFile:
         """Asks for a file as it is now."""
 
-    @property
+    @_builtins.property
     def preflight(self) -> Global___Preflight:
         """Asks what the host would say of content."""
 
-    @property
+    @_builtins.property
     def ask_full(self) -> Global___AskFull:
         """Asks for a whole Hello again."""
 
-    @property
+    @_builtins.property
     def drain(self) -> Global___Drain:
         """Asks to leave within a window."""
 
-    @property
+    @_builtins.property
     def busy(self) -> Global___Busy:
         """Not admitted now."""
 
@@ -623,1282 +655,1450 @@ class SyncResponse(google.protobuf.message.Message):
         drain: Global___Drain | None = ...,
         busy: Global___Busy | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["welcome", "offer", "heartbeat_ack", "outcome_ack", "read_file", "preflight", "ask_full", "drain", "busy"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "offer", "heartbeat_ack", "outcome_ack", "read_file", "preflight", "ask_full", "drain", "busy"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
-Global___SyncResponse: typing_extensions.TypeAlias = SyncResponse
+Global___SyncResponse: _TypeAlias = SyncResponse  # noqa: Y015
 
-@typing.final
-class ExchangeRequest(google.protobuf.message.Message):
+@_typing.final
+class ExchangeRequest(_message.Message):
     """One poll: what the agent has to say since the last one."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MESSAGES_FIELD_NUMBER: builtins.int
-    @property
-    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SyncRequest]:
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___SyncRequest]:
         """At most 256 messages, Hello first."""
 
     def __init__(
         self,
         *,
-        messages: collections.abc.Iterable[Global___SyncRequest] | None = ...,
+        messages: _abc.Iterable[Global___SyncRequest] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ExchangeRequest: typing_extensions.TypeAlias = ExchangeRequest
+Global___ExchangeRequest: _TypeAlias = ExchangeRequest  # noqa: Y015
 
-@typing.final
-class ExchangeResponse(google.protobuf.message.Message):
+@_typing.final
+class ExchangeResponse(_message.Message):
     """What the control plane has to say."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    MESSAGES_FIELD_NUMBER: builtins.int
-    NEXT_POLL_MS_FIELD_NUMBER: builtins.int
-    next_poll_ms: builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    NEXT_POLL_MS_FIELD_NUMBER: _builtins.int
+    next_poll_ms: _builtins.int
     """Wait this long before the next poll, milliseconds, 1000 to 300000."""
-    @property
-    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SyncResponse]:
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___SyncResponse]:
         """At most 256 messages, Welcome or Busy first."""
 
     def __init__(
         self,
         *,
-        messages: collections.abc.Iterable[Global___SyncResponse] | None = ...,
-        next_poll_ms: builtins.int = ...,
+        messages: _abc.Iterable[Global___SyncResponse] | None = ...,
+        next_poll_ms: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["messages", b"messages", "next_poll_ms", b"next_poll_ms"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "next_poll_ms", b"next_poll_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ExchangeResponse: typing_extensions.TypeAlias = ExchangeResponse
+Global___ExchangeResponse: _TypeAlias = ExchangeResponse  # noqa: Y015
 
-@typing.final
-class Hello(google.protobuf.message.Message):
+@_typing.final
+class Hello(_message.Message):
     """The whole truth about this host, enough to go on from nothing."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    AGENT_VERSION_FIELD_NUMBER: builtins.int
-    CAPABILITIES_FIELD_NUMBER: builtins.int
-    BOOT_ID_FIELD_NUMBER: builtins.int
-    SESSION_EPOCH_FIELD_NUMBER: builtins.int
-    RESUMES_FIELD_NUMBER: builtins.int
-    INCARNATION_FIELD_NUMBER: builtins.int
-    PARTICIPANTS_FIELD_NUMBER: builtins.int
-    SLOTS_FIELD_NUMBER: builtins.int
-    SPOOL_FIELD_NUMBER: builtins.int
-    HOSTNAME_FIELD_NUMBER: builtins.int
-    PLATFORM_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    agent_version: builtins.str
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_EPOCH_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    SPOOL_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    agent_version: _builtins.str
     """The agent's version, as `variant-agent --version` prints it."""
-    boot_id: builtins.str
+    boot_id: _builtins.str
     """The kernel's boot id, as text."""
-    session_epoch: builtins.int
+    session_epoch: _builtins.int
     """Grows by one at every session this state directory opens, from 1."""
-    resumes: builtins.bool
+    resumes: _builtins.bool
     """True where an older session of this very process is still open (make before break)."""
-    incarnation: builtins.bytes
+    incarnation: _builtins.bytes
     """Incarnation the agent last adopted; empty before the first session."""
-    hostname: builtins.str
+    hostname: _builtins.str
     """Host name as the system reports it."""
-    @property
-    def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What this agent can do beyond version 1 of the protocol."""
 
-    @property
-    def participants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ParticipantState]:
+    @_builtins.property
+    def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParticipantState]:
         """Every participant of agent.toml, at most 10000."""
 
-    @property
-    def slots(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SlotState]:
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotState]:
         """Every slot with a journal."""
 
-    @property
+    @_builtins.property
     def spool(self) -> Global___SpoolState:
         """What the spool holds."""
 
-    @property
+    @_builtins.property
     def platform(self) -> Global___Platform:
         """What the host runs on."""
 
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the host; the server stores them under `host.`."""
 
     def __init__(
         self,
         *,
-        agent_version: builtins.str = ...,
-        capabilities: collections.abc.Iterable[builtins.str] | None = ...,
-        boot_id: builtins.str = ...,
-        session_epoch: builtins.int = ...,
-        resumes: builtins.bool = ...,
-        incarnation: builtins.bytes = ...,
-        participants: collections.abc.Iterable[Global___ParticipantState] | None = ...,
-        slots: collections.abc.Iterable[Global___SlotState] | None = ...,
+        agent_version: _builtins.str = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        boot_id: _builtins.str = ...,
+        session_epoch: _builtins.int = ...,
+        resumes: _builtins.bool = ...,
+        incarnation: _builtins.bytes = ...,
+        participants: _abc.Iterable[Global___ParticipantState] | None = ...,
+        slots: _abc.Iterable[Global___SlotState] | None = ...,
         spool: Global___SpoolState | None = ...,
-        hostname: builtins.str = ...,
+        hostname: _builtins.str = ...,
         platform: Global___Platform | None = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["platform", b"platform", "spool", b"spool"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "capabilities", b"capabilities", "hostname", b"hostname", "incarnation", b"incarnation", "labels", b"labels", "participants", b"participants", "platform", b"platform", "resumes", b"resumes", "session_epoch", b"session_epoch", "slots", b"slots", "spool", b"spool"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["platform", b"platform", "spool", b"spool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "capabilities", b"capabilities", "hostname", b"hostname", "incarnation", b"incarnation", "labels", b"labels", "participants", b"participants", "platform", b"platform", "resumes", b"resumes", "session_epoch", b"session_epoch", "slots", b"slots", "spool", b"spool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Hello: typing_extensions.TypeAlias = Hello
+Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
-@typing.final
-class Platform(google.protobuf.message.Message):
+@_typing.final
+class Platform(_message.Message):
     """What the host runs on."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    OS_FIELD_NUMBER: builtins.int
-    KERNEL_FIELD_NUMBER: builtins.int
-    ARCH_FIELD_NUMBER: builtins.int
-    os: builtins.str
+    OS_FIELD_NUMBER: _builtins.int
+    KERNEL_FIELD_NUMBER: _builtins.int
+    ARCH_FIELD_NUMBER: _builtins.int
+    os: _builtins.str
     """Operating system, such as `linux`."""
-    kernel: builtins.str
+    kernel: _builtins.str
     """Kernel release."""
-    arch: builtins.str
+    arch: _builtins.str
     """Machine architecture, such as `x86_64`."""
     def __init__(
         self,
         *,
-        os: builtins.str = ...,
-        kernel: builtins.str = ...,
-        arch: builtins.str = ...,
+        os: _builtins.str = ...,
+        kernel: _builtins.str = ...,
+        arch: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arch", b"arch", "kernel", b"kernel", "os", b"os"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "kernel", b"kernel", "os", b"os"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Platform: typing_extensions.TypeAlias = Platform
+Global___Platform: _TypeAlias = Platform  # noqa: Y015
 
-@typing.final
-class ParticipantState(google.protobuf.message.Message):
+@_typing.final
+class ParticipantState(_message.Message):
     """A workspace this agent serves."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    TARGETS_FIELD_NUMBER: builtins.int
-    DRIFT_POLICY_FIELD_NUMBER: builtins.int
-    EXPOSURE_FIELD_NUMBER: builtins.int
-    participant_id: builtins.str
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    DRIFT_POLICY_FIELD_NUMBER: _builtins.int
+    EXPOSURE_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
     """Public id: a UUID or a name, as agent.toml says."""
     drift_policy: Global___DriftPolicy.ValueType
     """Drift policy."""
     exposure: Global___Exposure.ValueType
     """How impressions come about."""
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the workspace; the server stores them under `host.`."""
 
-    @property
-    def targets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allowed target globs, relative to the workspace's root."""
 
     def __init__(
         self,
         *,
-        participant_id: builtins.str = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        targets: collections.abc.Iterable[builtins.str] | None = ...,
+        participant_id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
         drift_policy: Global___DriftPolicy.ValueType = ...,
         exposure: Global___Exposure.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["drift_policy", b"drift_policy", "exposure", b"exposure", "labels", b"labels", "participant_id", b"participant_id", "targets", b"targets"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift_policy", b"drift_policy", "exposure", b"exposure", "labels", b"labels", "participant_id", b"participant_id", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ParticipantState: typing_extensions.TypeAlias = ParticipantState
+Global___ParticipantState: _TypeAlias = ParticipantState  # noqa: Y015
 
-@typing.final
-class SlotState(google.protobuf.message.Message):
+@_typing.final
+class SlotState(_message.Message):
     """What a slot holds on this host."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    SLOT_ID_FIELD_NUMBER: builtins.int
-    REVISION_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    STEP_FIELD_NUMBER: builtins.int
-    RESULT_FIELD_NUMBER: builtins.int
-    QUARANTINED_FIELD_NUMBER: builtins.int
-    participant_id: builtins.str
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    SLOT_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
     """Public id of the participant."""
-    slot_id: builtins.bytes
+    slot_id: _builtins.bytes
     """Id of the slot."""
-    revision: builtins.int
+    revision: _builtins.int
     """Highest revision this host has taken up; 0: none."""
     step: Global___Step.ValueType
     """Where the apply machine is."""
     result: Global___Result.ValueType
     """How the last attempt ended."""
-    quarantined: builtins.bool
+    quarantined: _builtins.bool
     """The last attempted digests are quarantined on this host."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FileState]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileState]:
         """The files of the slot as they are on disk."""
 
     def __init__(
         self,
         *,
-        participant_id: builtins.str = ...,
-        slot_id: builtins.bytes = ...,
-        revision: builtins.int = ...,
-        files: collections.abc.Iterable[Global___FileState] | None = ...,
+        participant_id: _builtins.str = ...,
+        slot_id: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+        files: _abc.Iterable[Global___FileState] | None = ...,
         step: Global___Step.ValueType = ...,
         result: Global___Result.ValueType = ...,
-        quarantined: builtins.bool = ...,
+        quarantined: _builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["files", b"files", "participant_id", b"participant_id", "quarantined", b"quarantined", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "participant_id", b"participant_id", "quarantined", b"quarantined", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SlotState: typing_extensions.TypeAlias = SlotState
+Global___SlotState: _TypeAlias = SlotState  # noqa: Y015
 
-@typing.final
-class FileState(google.protobuf.message.Message):
+@_typing.final
+class FileState(_message.Message):
     """A target file as it is on disk."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    DIGEST_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to the participant's root."""
-    digest: builtins.bytes
+    digest: _builtins.bytes
     """Digest of what is on disk; empty: no file."""
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        digest: builtins.bytes = ...,
+        path: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "path", b"path"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FileState: typing_extensions.TypeAlias = FileState
+Global___FileState: _TypeAlias = FileState  # noqa: Y015
 
-@typing.final
-class SpoolState(google.protobuf.message.Message):
+@_typing.final
+class SpoolState(_message.Message):
     """What the spool holds."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EPOCH_FIELD_NUMBER: builtins.int
-    DEPTH_FIELD_NUMBER: builtins.int
-    BYTES_FIELD_NUMBER: builtins.int
-    OLDEST_AT_US_FIELD_NUMBER: builtins.int
-    epoch: builtins.bytes
+    EPOCH_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    OLDEST_AT_US_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.bytes
     """The present epoch, new at every start of the agent."""
-    depth: builtins.int
+    depth: _builtins.int
     """Records not acknowledged yet, over all epochs."""
-    bytes: builtins.int
+    bytes: _builtins.int
     """Bytes on disk."""
-    oldest_at_us: builtins.int
+    oldest_at_us: _builtins.int
     """When the oldest unacknowledged record was written; 0: none."""
     def __init__(
         self,
         *,
-        epoch: builtins.bytes = ...,
-        depth: builtins.int = ...,
-        bytes: builtins.int = ...,
-        oldest_at_us: builtins.int = ...,
+        epoch: _builtins.bytes = ...,
+        depth: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        oldest_at_us: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "depth", b"depth", "epoch", b"epoch", "oldest_at_us", b"oldest_at_us"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "depth", b"depth", "epoch", b"epoch", "oldest_at_us", b"oldest_at_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SpoolState: typing_extensions.TypeAlias = SpoolState
+Global___SpoolState: _TypeAlias = SpoolState  # noqa: Y015
 
-@typing.final
-class Outcome(google.protobuf.message.Message):
+@_typing.final
+class Outcome(_message.Message):
     """Progress or end of one attempt; idempotent by (participant, slot, revision, attempt, step)."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    SLOT_ID_FIELD_NUMBER: builtins.int
-    REVISION_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    STEP_FIELD_NUMBER: builtins.int
-    RESULT_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    QUARANTINED_FIELD_NUMBER: builtins.int
-    DURATIONS_FIELD_NUMBER: builtins.int
-    OCCURRED_AT_US_FIELD_NUMBER: builtins.int
-    participant_id: builtins.str
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    SLOT_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    DURATIONS_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_US_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
     """Public id of the participant."""
-    slot_id: builtins.bytes
+    slot_id: _builtins.bytes
     """Id of the slot."""
-    revision: builtins.int
+    revision: _builtins.int
     """Revision attempted."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Number of the attempt at this revision on this host, from 1; 0: put off by the host, not tried."""
     step: Global___Step.ValueType
     """Where the attempt got to."""
     result: Global___Result.ValueType
     """How it stands or ended."""
-    quarantined: builtins.bool
+    quarantined: _builtins.bool
     """The digests are quarantined on this host until a policy reload or an offer with `retry`."""
-    occurred_at_us: builtins.int
+    occurred_at_us: _builtins.int
     """When."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FileOutcome]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileOutcome]:
         """The files of the slot."""
 
-    @property
+    @_builtins.property
     def reason(self) -> Global___Reason:
         """Why it ended short of applied."""
 
-    @property
+    @_builtins.property
     def durations(self) -> Global___Durations:
         """How long the parts took."""
 
     def __init__(
         self,
         *,
-        participant_id: builtins.str = ...,
-        slot_id: builtins.bytes = ...,
-        revision: builtins.int = ...,
-        attempt: builtins.int = ...,
+        participant_id: _builtins.str = ...,
+        slot_id: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+        attempt: _builtins.int = ...,
         step: Global___Step.ValueType = ...,
         result: Global___Result.ValueType = ...,
-        files: collections.abc.Iterable[Global___FileOutcome] | None = ...,
+        files: _abc.Iterable[Global___FileOutcome] | None = ...,
         reason: Global___Reason | None = ...,
-        quarantined: builtins.bool = ...,
+        quarantined: _builtins.bool = ...,
         durations: Global___Durations | None = ...,
-        occurred_at_us: builtins.int = ...,
+        occurred_at_us: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["durations", b"durations", "reason", b"reason"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "durations", b"durations", "files", b"files", "occurred_at_us", b"occurred_at_us", "participant_id", b"participant_id", "quarantined", b"quarantined", "reason", b"reason", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["durations", b"durations", "reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "durations", b"durations", "files", b"files", "occurred_at_us", b"occurred_at_us", "participant_id", b"participant_id", "quarantined", b"quarantined", "reason", b"reason", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Outcome: typing_extensions.TypeAlias = Outcome
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
-@typing.final
-class FileOutcome(google.protobuf.message.Message):
+@_typing.final
+class FileOutcome(_message.Message):
     """One file of an outcome."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    DESIRED_DIGEST_FIELD_NUMBER: builtins.int
-    RUNNING_DIGEST_FIELD_NUMBER: builtins.int
-    PREVIOUS_DIGEST_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    DESIRED_DIGEST_FIELD_NUMBER: _builtins.int
+    RUNNING_DIGEST_FIELD_NUMBER: _builtins.int
+    PREVIOUS_DIGEST_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to the participant's root."""
-    desired_digest: builtins.bytes
+    desired_digest: _builtins.bytes
     """Digest attempted; empty: absence."""
-    running_digest: builtins.bytes
+    running_digest: _builtins.bytes
     """Digest on disk now; empty: no file."""
-    previous_digest: builtins.bytes
+    previous_digest: _builtins.bytes
     """Digest on disk before the attempt; empty: no file."""
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        desired_digest: builtins.bytes = ...,
-        running_digest: builtins.bytes = ...,
-        previous_digest: builtins.bytes = ...,
+        path: _builtins.str = ...,
+        desired_digest: _builtins.bytes = ...,
+        running_digest: _builtins.bytes = ...,
+        previous_digest: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["desired_digest", b"desired_digest", "path", b"path", "previous_digest", b"previous_digest", "running_digest", b"running_digest"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired_digest", b"desired_digest", "path", b"path", "previous_digest", b"previous_digest", "running_digest", b"running_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FileOutcome: typing_extensions.TypeAlias = FileOutcome
+Global___FileOutcome: _TypeAlias = FileOutcome  # noqa: Y015
 
-@typing.final
-class Reason(google.protobuf.message.Message):
+@_typing.final
+class Reason(_message.Message):
     """Why something was refused."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CODE_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    REMEDY_FIELD_NUMBER: builtins.int
-    code: builtins.str
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
     """One of the reason codes of the reference, such as TARGET_NOT_ALLOWED."""
-    message: builtins.str
+    message: _builtins.str
     """What happened, one sentence; never content."""
-    remedy: builtins.str
+    remedy: _builtins.str
     """What to do about it, one sentence."""
     def __init__(
         self,
         *,
-        code: builtins.str = ...,
-        message: builtins.str = ...,
-        remedy: builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        remedy: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "remedy", b"remedy"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "remedy", b"remedy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Reason: typing_extensions.TypeAlias = Reason
+Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
-@typing.final
-class Durations(google.protobuf.message.Message):
+@_typing.final
+class Durations(_message.Message):
     """How long the parts of an attempt took, milliseconds."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    FETCH_MS_FIELD_NUMBER: builtins.int
-    CHECK_MS_FIELD_NUMBER: builtins.int
-    WRITE_MS_FIELD_NUMBER: builtins.int
-    RELOAD_MS_FIELD_NUMBER: builtins.int
-    PROBE_MS_FIELD_NUMBER: builtins.int
-    fetch_ms: builtins.int
+    FETCH_MS_FIELD_NUMBER: _builtins.int
+    CHECK_MS_FIELD_NUMBER: _builtins.int
+    WRITE_MS_FIELD_NUMBER: _builtins.int
+    RELOAD_MS_FIELD_NUMBER: _builtins.int
+    PROBE_MS_FIELD_NUMBER: _builtins.int
+    fetch_ms: _builtins.int
     """Getting the content."""
-    check_ms: builtins.int
+    check_ms: _builtins.int
     """The host's check."""
-    write_ms: builtins.int
+    write_ms: _builtins.int
     """Staging, swap and fsyncs."""
-    reload_ms: builtins.int
+    reload_ms: _builtins.int
     """The reload hook."""
-    probe_ms: builtins.int
+    probe_ms: _builtins.int
     """The health window."""
     def __init__(
         self,
         *,
-        fetch_ms: builtins.int = ...,
-        check_ms: builtins.int = ...,
-        write_ms: builtins.int = ...,
-        reload_ms: builtins.int = ...,
-        probe_ms: builtins.int = ...,
+        fetch_ms: _builtins.int = ...,
+        check_ms: _builtins.int = ...,
+        write_ms: _builtins.int = ...,
+        reload_ms: _builtins.int = ...,
+        probe_ms: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["check_ms", b"check_ms", "fetch_ms", b"fetch_ms", "probe_ms", b"probe_ms", "reload_ms", b"reload_ms", "write_ms", b"write_ms"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_ms", b"check_ms", "fetch_ms", b"fetch_ms", "probe_ms", b"probe_ms", "reload_ms", b"reload_ms", "write_ms", b"write_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Durations: typing_extensions.TypeAlias = Durations
+Global___Durations: _TypeAlias = Durations  # noqa: Y015
 
-@typing.final
-class Observation(google.protobuf.message.Message):
+@_typing.final
+class Observation(_message.Message):
     """Telemetry that may be lost."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    STATE_FREE_BYTES_FIELD_NUMBER: builtins.int
-    CERTIFICATE_DAYS_LEFT_FIELD_NUMBER: builtins.int
-    SPOOL_FIELD_NUMBER: builtins.int
-    CONDITIONS_FIELD_NUMBER: builtins.int
-    state_free_bytes: builtins.int
+    STATE_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_DAYS_LEFT_FIELD_NUMBER: _builtins.int
+    SPOOL_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    state_free_bytes: _builtins.int
     """Free bytes where the state directory is."""
-    certificate_days_left: builtins.int
+    certificate_days_left: _builtins.int
     """Days until the agent's certificate ends; negative: expired."""
-    @property
+    @_builtins.property
     def spool(self) -> Global___SpoolState:
         """What the spool holds."""
 
-    @property
-    def conditions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Condition]:
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
         """What is wrong on the host."""
 
     def __init__(
         self,
         *,
-        state_free_bytes: builtins.int = ...,
-        certificate_days_left: builtins.int = ...,
+        state_free_bytes: _builtins.int = ...,
+        certificate_days_left: _builtins.int = ...,
         spool: Global___SpoolState | None = ...,
-        conditions: collections.abc.Iterable[Global___Condition] | None = ...,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["spool", b"spool"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["certificate_days_left", b"certificate_days_left", "conditions", b"conditions", "spool", b"spool", "state_free_bytes", b"state_free_bytes"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spool", b"spool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_days_left", b"certificate_days_left", "conditions", b"conditions", "spool", b"spool", "state_free_bytes", b"state_free_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Observation: typing_extensions.TypeAlias = Observation
+Global___Observation: _TypeAlias = Observation  # noqa: Y015
 
-@typing.final
-class Condition(google.protobuf.message.Message):
+@_typing.final
+class Condition(_message.Message):
     """Something wrong on the host."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CODE_FIELD_NUMBER: builtins.int
-    SEVERITY_FIELD_NUMBER: builtins.int
-    SINCE_AT_US_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    code: builtins.str
+    CODE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    SINCE_AT_US_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
     """Stable code, such as WATCH_DEGRADED."""
-    severity: builtins.str
+    severity: _builtins.str
     """`info`, `warning` or `error`."""
-    since_at_us: builtins.int
+    since_at_us: _builtins.int
     """Since when."""
-    message: builtins.str
+    message: _builtins.str
     """One sentence."""
     def __init__(
         self,
         *,
-        code: builtins.str = ...,
-        severity: builtins.str = ...,
-        since_at_us: builtins.int = ...,
-        message: builtins.str = ...,
+        code: _builtins.str = ...,
+        severity: _builtins.str = ...,
+        since_at_us: _builtins.int = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "severity", b"severity", "since_at_us", b"since_at_us"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "severity", b"severity", "since_at_us", b"since_at_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Condition: typing_extensions.TypeAlias = Condition
+Global___Condition: _TypeAlias = Condition  # noqa: Y015
 
-@typing.final
-class Heartbeat(google.protobuf.message.Message):
+@_typing.final
+class Heartbeat(_message.Message):
     """Liveness of the agent."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SEQUENCE_FIELD_NUMBER: builtins.int
-    SENT_AT_US_FIELD_NUMBER: builtins.int
-    sequence: builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SENT_AT_US_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
     """Counts up from 1 within a session."""
-    sent_at_us: builtins.int
+    sent_at_us: _builtins.int
     """When it was sent, by the agent's clock."""
     def __init__(
         self,
         *,
-        sequence: builtins.int = ...,
-        sent_at_us: builtins.int = ...,
+        sequence: _builtins.int = ...,
+        sent_at_us: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["sent_at_us", b"sent_at_us", "sequence", b"sequence"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sent_at_us", b"sent_at_us", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Heartbeat: typing_extensions.TypeAlias = Heartbeat
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
-@typing.final
-class FileContent(google.protobuf.message.Message):
+@_typing.final
+class FileContent(_message.Message):
     """A small file as it is now."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    REFUSED_FIELD_NUMBER: builtins.int
-    request_id: builtins.bytes
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
     """The request answered."""
-    content: builtins.bytes
+    content: _builtins.bytes
     """Content; at most 32 KiB."""
-    @property
+    @_builtins.property
     def refused(self) -> Global___Reason:
         """Why there is none."""
 
     def __init__(
         self,
         *,
-        request_id: builtins.bytes = ...,
-        content: builtins.bytes = ...,
+        request_id: _builtins.bytes = ...,
+        content: _builtins.bytes = ...,
         refused: Global___Reason | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["refused", b"refused"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "refused", b"refused", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "refused", b"refused", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FileContent: typing_extensions.TypeAlias = FileContent
+Global___FileContent: _TypeAlias = FileContent  # noqa: Y015
 
-@typing.final
-class PreflightResult(google.protobuf.message.Message):
+@_typing.final
+class PreflightResult(_message.Message):
     """What the host says of content it may be assigned."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    VERDICTS_FIELD_NUMBER: builtins.int
-    request_id: builtins.bytes
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
     """The request answered."""
-    @property
-    def verdicts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PreflightVerdict]:
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreflightVerdict]:
         """One verdict per file asked about, in order."""
 
     def __init__(
         self,
         *,
-        request_id: builtins.bytes = ...,
-        verdicts: collections.abc.Iterable[Global___PreflightVerdict] | None = ...,
+        request_id: _builtins.bytes = ...,
+        verdicts: _abc.Iterable[Global___PreflightVerdict] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "verdicts", b"verdicts"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PreflightResult: typing_extensions.TypeAlias = PreflightResult
+Global___PreflightResult: _TypeAlias = PreflightResult  # noqa: Y015
 
-@typing.final
-class PreflightVerdict(google.protobuf.message.Message):
+@_typing.final
+class PreflightVerdict(_message.Message):
     """What the host says of one file's content."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    DIGEST_FIELD_NUMBER: builtins.int
-    REFUSED_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to the participant's root."""
-    digest: builtins.bytes
+    digest: _builtins.bytes
     """Digest asked about."""
-    @property
+    @_builtins.property
     def refused(self) -> Global___Reason:
         """Why it would be refused; absent: it would be accepted."""
 
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        digest: builtins.bytes = ...,
+        path: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
         refused: Global___Reason | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["refused", b"refused"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "path", b"path", "refused", b"refused"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "path", b"path", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PreflightVerdict: typing_extensions.TypeAlias = PreflightVerdict
+Global___PreflightVerdict: _TypeAlias = PreflightVerdict  # noqa: Y015
 
-@typing.final
-class Goodbye(google.protobuf.message.Message):
+@_typing.final
+class Goodbye(_message.Message):
     """The agent leaves on purpose."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REASON_FIELD_NUMBER: builtins.int
-    reason: builtins.str
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
     """Why, one of `stop`, `drain`, `reload`, `renew`."""
     def __init__(
         self,
         *,
-        reason: builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reason", b"reason"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Goodbye: typing_extensions.TypeAlias = Goodbye
+Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
-@typing.final
-class Welcome(google.protobuf.message.Message):
+@_typing.final
+class Welcome(_message.Message):
     """The session is admitted."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SESSION_ID_FIELD_NUMBER: builtins.int
-    INCARNATION_FIELD_NUMBER: builtins.int
-    PREDECESSOR_FIELD_NUMBER: builtins.int
-    INCARNATION_SIGNATURE_FIELD_NUMBER: builtins.int
-    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: builtins.int
-    LIMITS_FIELD_NUMBER: builtins.int
-    session_id: builtins.bytes
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    PREDECESSOR_FIELD_NUMBER: _builtins.int
+    INCARNATION_SIGNATURE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.bytes
     """Id of the session."""
-    incarnation: builtins.bytes
+    incarnation: _builtins.bytes
     """Incarnation of the control plane's database."""
-    predecessor: builtins.bytes
+    predecessor: _builtins.bytes
     """The incarnation it succeeds; empty: the first."""
-    incarnation_signature: builtins.bytes
+    incarnation_signature: _builtins.bytes
     """ECDSA-SHA256 by the CA key over "variantd incarnation" ‖ incarnation ‖ predecessor."""
-    heartbeat_interval_ms: builtins.int
+    heartbeat_interval_ms: _builtins.int
     """Time between heartbeats, milliseconds; the session is lost after three without answer."""
-    @property
+    @_builtins.property
     def limits(self) -> Global___Limits:
         """Limits of this server."""
 
     def __init__(
         self,
         *,
-        session_id: builtins.bytes = ...,
-        incarnation: builtins.bytes = ...,
-        predecessor: builtins.bytes = ...,
-        incarnation_signature: builtins.bytes = ...,
-        heartbeat_interval_ms: builtins.int = ...,
+        session_id: _builtins.bytes = ...,
+        incarnation: _builtins.bytes = ...,
+        predecessor: _builtins.bytes = ...,
+        incarnation_signature: _builtins.bytes = ...,
+        heartbeat_interval_ms: _builtins.int = ...,
         limits: Global___Limits | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["limits", b"limits"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "incarnation", b"incarnation", "incarnation_signature", b"incarnation_signature", "limits", b"limits", "predecessor", b"predecessor", "session_id", b"session_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "incarnation", b"incarnation", "incarnation_signature", b"incarnation_signature", "limits", b"limits", "predecessor", b"predecessor", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Welcome: typing_extensions.TypeAlias = Welcome
+Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
 
-@typing.final
-class Limits(google.protobuf.message.Message):
+@_typing.final
+class Limits(_message.Message):
     """Limits of a server."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    INLINE_BYTES_FIELD_NUMBER: builtins.int
-    BATCH_RECORDS_FIELD_NUMBER: builtins.int
-    BATCH_BYTES_FIELD_NUMBER: builtins.int
-    inline_bytes: builtins.int
+    INLINE_BYTES_FIELD_NUMBER: _builtins.int
+    BATCH_RECORDS_FIELD_NUMBER: _builtins.int
+    BATCH_BYTES_FIELD_NUMBER: _builtins.int
+    inline_bytes: _builtins.int
     """Content up to this size comes inline, bytes."""
-    batch_records: builtins.int
+    batch_records: _builtins.int
     """Records per spool batch."""
-    batch_bytes: builtins.int
+    batch_bytes: _builtins.int
     """Bytes per spool batch."""
     def __init__(
         self,
         *,
-        inline_bytes: builtins.int = ...,
-        batch_records: builtins.int = ...,
-        batch_bytes: builtins.int = ...,
+        inline_bytes: _builtins.int = ...,
+        batch_records: _builtins.int = ...,
+        batch_bytes: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batch_bytes", b"batch_bytes", "batch_records", b"batch_records", "inline_bytes", b"inline_bytes"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_bytes", b"batch_bytes", "batch_records", b"batch_records", "inline_bytes", b"inline_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Limits: typing_extensions.TypeAlias = Limits
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
-@typing.final
-class Offer(google.protobuf.message.Message):
+@_typing.final
+class Offer(_message.Message):
     """What a slot should hold."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DEPLOYMENT_ID_FIELD_NUMBER: builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    SLOT_ID_FIELD_NUMBER: builtins.int
-    REVISION_FIELD_NUMBER: builtins.int
-    ACTION_FIELD_NUMBER: builtins.int
-    RETRY_FIELD_NUMBER: builtins.int
-    OVERWRITE_DRIFT_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    APPLIED_BEFORE_FIELD_NUMBER: builtins.int
-    EXPERIMENT_DIGESTS_FIELD_NUMBER: builtins.int
-    deployment_id: builtins.bytes
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    SLOT_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    OVERWRITE_DRIFT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    APPLIED_BEFORE_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_DIGESTS_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.bytes
     """Id of the deployment."""
-    participant_id: builtins.str
+    participant_id: _builtins.str
     """Public id of the participant."""
-    slot_id: builtins.bytes
+    slot_id: _builtins.bytes
     """Id of the slot."""
-    revision: builtins.int
+    revision: _builtins.int
     """Revision; a lower one than the agent has taken up is refused (REGRESSION)."""
     action: Global___OfferAction.ValueType
     """What to do."""
-    retry: builtins.bool
+    retry: _builtins.bool
     """Try again although the digests are quarantined."""
-    overwrite_drift: builtins.bool
+    overwrite_drift: _builtins.bool
     """Apply over a file somebody else changed."""
-    applied_before: builtins.bool
+    applied_before: _builtins.bool
     """True where an earlier revision of this slot was reported applied by this participant."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OfferedFile]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfferedFile]:
         """The files of the slot, 1 to 64, paths distinct."""
 
-    @property
-    def experiment_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+    @_builtins.property
+    def experiment_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Digests of every variant of the experiment: never a baseline."""
 
     def __init__(
         self,
         *,
-        deployment_id: builtins.bytes = ...,
-        participant_id: builtins.str = ...,
-        slot_id: builtins.bytes = ...,
-        revision: builtins.int = ...,
+        deployment_id: _builtins.bytes = ...,
+        participant_id: _builtins.str = ...,
+        slot_id: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
         action: Global___OfferAction.ValueType = ...,
-        retry: builtins.bool = ...,
-        overwrite_drift: builtins.bool = ...,
-        files: collections.abc.Iterable[Global___OfferedFile] | None = ...,
-        applied_before: builtins.bool = ...,
-        experiment_digests: collections.abc.Iterable[builtins.bytes] | None = ...,
+        retry: _builtins.bool = ...,
+        overwrite_drift: _builtins.bool = ...,
+        files: _abc.Iterable[Global___OfferedFile] | None = ...,
+        applied_before: _builtins.bool = ...,
+        experiment_digests: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "applied_before", b"applied_before", "deployment_id", b"deployment_id", "experiment_digests", b"experiment_digests", "files", b"files", "overwrite_drift", b"overwrite_drift", "participant_id", b"participant_id", "retry", b"retry", "revision", b"revision", "slot_id", b"slot_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "applied_before", b"applied_before", "deployment_id", b"deployment_id", "experiment_digests", b"experiment_digests", "files", b"files", "overwrite_drift", b"overwrite_drift", "participant_id", b"participant_id", "retry", b"retry", "revision", b"revision", "slot_id", b"slot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Offer: typing_extensions.TypeAlias = Offer
+Global___Offer: _TypeAlias = Offer  # noqa: Y015
 
-@typing.final
-class OfferedFile(google.protobuf.message.Message):
+@_typing.final
+class OfferedFile(_message.Message):
     """One file of an offer."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    DIGEST_FIELD_NUMBER: builtins.int
-    SIZE_FIELD_NUMBER: builtins.int
-    INLINE_CONTENT_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    INLINE_CONTENT_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to the participant's root."""
-    digest: builtins.bytes
+    digest: _builtins.bytes
     """Digest of the content; empty with RESTORE and CLOSE."""
-    size: builtins.int
+    size: _builtins.int
     """Size in bytes."""
-    inline_content: builtins.bytes
+    inline_content: _builtins.bytes
     """Content, where it is within the inline limit; absent: fetch it by digest."""
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        digest: builtins.bytes = ...,
-        size: builtins.int = ...,
-        inline_content: builtins.bytes | None = ...,
+        path: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        inline_content: _builtins.bytes | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_inline_content", b"_inline_content", "inline_content", b"inline_content"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_inline_content", b"_inline_content", "digest", b"digest", "inline_content", b"inline_content", "path", b"path", "size", b"size"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_inline_content", b"_inline_content"]) -> typing.Literal["inline_content"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_inline_content", b"_inline_content", "inline_content", b"inline_content"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_inline_content", b"_inline_content", "digest", b"digest", "inline_content", b"inline_content", "path", b"path", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__inline_content: _TypeAlias = _typing.Literal["inline_content"]  # noqa: Y015
+    _WhichOneofArgType__inline_content: _TypeAlias = _typing.Literal["_inline_content", b"_inline_content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inline_content) -> _WhichOneofReturnType__inline_content | None: ...
 
-Global___OfferedFile: typing_extensions.TypeAlias = OfferedFile
+Global___OfferedFile: _TypeAlias = OfferedFile  # noqa: Y015
 
-@typing.final
-class HeartbeatAck(google.protobuf.message.Message):
+@_typing.final
+class HeartbeatAck(_message.Message):
     """The control plane is alive."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SEQUENCE_FIELD_NUMBER: builtins.int
-    SERVER_TIME_US_FIELD_NUMBER: builtins.int
-    sequence: builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SERVER_TIME_US_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
     """Sequence answered."""
-    server_time_us: builtins.int
+    server_time_us: _builtins.int
     """The server's clock."""
     def __init__(
         self,
         *,
-        sequence: builtins.int = ...,
-        server_time_us: builtins.int = ...,
+        sequence: _builtins.int = ...,
+        server_time_us: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["sequence", b"sequence", "server_time_us", b"server_time_us"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "server_time_us", b"server_time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___HeartbeatAck: typing_extensions.TypeAlias = HeartbeatAck
+Global___HeartbeatAck: _TypeAlias = HeartbeatAck  # noqa: Y015
 
-@typing.final
-class OutcomeAck(google.protobuf.message.Message):
+@_typing.final
+class OutcomeAck(_message.Message):
     """The outcome is durable."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    SLOT_ID_FIELD_NUMBER: builtins.int
-    REVISION_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    STEP_FIELD_NUMBER: builtins.int
-    participant_id: builtins.str
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    SLOT_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
     """Public id of the participant."""
-    slot_id: builtins.bytes
+    slot_id: _builtins.bytes
     """Id of the slot."""
-    revision: builtins.int
+    revision: _builtins.int
     """Revision."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Attempt."""
     step: Global___Step.ValueType
     """Step."""
     def __init__(
         self,
         *,
-        participant_id: builtins.str = ...,
-        slot_id: builtins.bytes = ...,
-        revision: builtins.int = ...,
-        attempt: builtins.int = ...,
+        participant_id: _builtins.str = ...,
+        slot_id: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+        attempt: _builtins.int = ...,
         step: Global___Step.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "participant_id", b"participant_id", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "participant_id", b"participant_id", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___OutcomeAck: typing_extensions.TypeAlias = OutcomeAck
+Global___OutcomeAck: _TypeAlias = OutcomeAck  # noqa: Y015
 
-@typing.final
-class ReadFile(google.protobuf.message.Message):
+@_typing.final
+class ReadFile(_message.Message):
     """Asks for a file as it is now."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    PATH_FIELD_NUMBER: builtins.int
-    request_id: builtins.bytes
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
     """Id to answer with."""
-    participant_id: builtins.str
+    participant_id: _builtins.str
     """Public id of the participant."""
-    path: builtins.str
+    path: _builtins.str
     """Path relative to the participant's root."""
     def __init__(
         self,
         *,
-        request_id: builtins.bytes = ...,
-        participant_id: builtins.str = ...,
-        path: builtins.str = ...,
+        request_id: _builtins.bytes = ...,
+        participant_id: _builtins.str = ...,
+        path: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["participant_id", b"participant_id", "path", b"path", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["participant_id", b"participant_id", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReadFile: typing_extensions.TypeAlias = ReadFile
+Global___ReadFile: _TypeAlias = ReadFile  # noqa: Y015
 
-@typing.final
-class Preflight(google.protobuf.message.Message):
+@_typing.final
+class Preflight(_message.Message):
     """Asks what policy, size and check say of content, without writing it."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    request_id: builtins.bytes
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
     """Id to answer with."""
-    participant_id: builtins.str
+    participant_id: _builtins.str
     """Public id of the participant."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OfferedFile]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfferedFile]:
         """Every variant's files."""
 
     def __init__(
         self,
         *,
-        request_id: builtins.bytes = ...,
-        participant_id: builtins.str = ...,
-        files: collections.abc.Iterable[Global___OfferedFile] | None = ...,
+        request_id: _builtins.bytes = ...,
+        participant_id: _builtins.str = ...,
+        files: _abc.Iterable[Global___OfferedFile] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["files", b"files", "participant_id", b"participant_id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "participant_id", b"participant_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Preflight: typing_extensions.TypeAlias = Preflight
+Global___Preflight: _TypeAlias = Preflight  # noqa: Y015
 
-@typing.final
-class AskFull(google.protobuf.message.Message):
+@_typing.final
+class AskFull(_message.Message):
     """Asks for a whole Hello again."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AskFull: typing_extensions.TypeAlias = AskFull
+Global___AskFull: _TypeAlias = AskFull  # noqa: Y015
 
-@typing.final
-class Drain(google.protobuf.message.Message):
+@_typing.final
+class Drain(_message.Message):
     """Asks to leave."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    WINDOW_MS_FIELD_NUMBER: builtins.int
-    KEEP_OLD_FIELD_NUMBER: builtins.int
-    window_ms: builtins.int
+    WINDOW_MS_FIELD_NUMBER: _builtins.int
+    KEEP_OLD_FIELD_NUMBER: _builtins.int
+    window_ms: _builtins.int
     """Leave at a random moment within this window, milliseconds."""
-    keep_old: builtins.bool
+    keep_old: _builtins.bool
     """Another replica can take the new stream before this one ends."""
     def __init__(
         self,
         *,
-        window_ms: builtins.int = ...,
-        keep_old: builtins.bool = ...,
+        window_ms: _builtins.int = ...,
+        keep_old: _builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["keep_old", b"keep_old", "window_ms", b"window_ms"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_old", b"keep_old", "window_ms", b"window_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Drain: typing_extensions.TypeAlias = Drain
+Global___Drain: _TypeAlias = Drain  # noqa: Y015
 
-@typing.final
-class Busy(google.protobuf.message.Message):
+@_typing.final
+class Busy(_message.Message):
     """Not admitted now."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    RETRY_WINDOW_MS_FIELD_NUMBER: builtins.int
-    retry_window_ms: builtins.int
+    RETRY_WINDOW_MS_FIELD_NUMBER: _builtins.int
+    retry_window_ms: _builtins.int
     """Come back at a random moment within this window, milliseconds."""
     def __init__(
         self,
         *,
-        retry_window_ms: builtins.int = ...,
+        retry_window_ms: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["retry_window_ms", b"retry_window_ms"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retry_window_ms", b"retry_window_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Busy: typing_extensions.TypeAlias = Busy
+Global___Busy: _TypeAlias = Busy  # noqa: Y015
 
-@typing.final
-class FetchContentRequest(google.protobuf.message.Message):
+@_typing.final
+class FetchContentRequest(_message.Message):
     """Asks for content."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DIGEST_FIELD_NUMBER: builtins.int
-    OFFSET_FIELD_NUMBER: builtins.int
-    digest: builtins.bytes
+    DIGEST_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
     """Digest wanted."""
-    offset: builtins.int
+    offset: _builtins.int
     """Start here, bytes."""
     def __init__(
         self,
         *,
-        digest: builtins.bytes = ...,
-        offset: builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "offset", b"offset"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FetchContentRequest: typing_extensions.TypeAlias = FetchContentRequest
+Global___FetchContentRequest: _TypeAlias = FetchContentRequest  # noqa: Y015
 
-@typing.final
-class FetchContentResponse(google.protobuf.message.Message):
+@_typing.final
+class FetchContentResponse(_message.Message):
     """A piece of content, in order."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CHUNK_FIELD_NUMBER: builtins.int
-    chunk: builtins.bytes
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
     """At most 256 KiB."""
     def __init__(
         self,
         *,
-        chunk: builtins.bytes = ...,
+        chunk: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FetchContentResponse: typing_extensions.TypeAlias = FetchContentResponse
+Global___FetchContentResponse: _TypeAlias = FetchContentResponse  # noqa: Y015
 
-@typing.final
-class UploadContentRequest(google.protobuf.message.Message):
+@_typing.final
+class UploadContentRequest(_message.Message):
     """A piece of a target file's content, in order."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    DIGEST_FIELD_NUMBER: builtins.int
-    CHUNK_FIELD_NUMBER: builtins.int
-    request_id: builtins.bytes
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.bytes
     """The ReadFile request answered; in the first message."""
-    digest: builtins.bytes
+    digest: _builtins.bytes
     """Digest of the whole; in the first message."""
-    chunk: builtins.bytes
+    chunk: _builtins.bytes
     """At most 256 KiB."""
     def __init__(
         self,
         *,
-        request_id: builtins.bytes = ...,
-        digest: builtins.bytes = ...,
-        chunk: builtins.bytes = ...,
+        request_id: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
+        chunk: _builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "digest", b"digest", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "digest", b"digest", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UploadContentRequest: typing_extensions.TypeAlias = UploadContentRequest
+Global___UploadContentRequest: _TypeAlias = UploadContentRequest  # noqa: Y015
 
-@typing.final
-class UploadContentResponse(google.protobuf.message.Message):
+@_typing.final
+class UploadContentResponse(_message.Message):
     """The content arrived whole."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UploadContentResponse: typing_extensions.TypeAlias = UploadContentResponse
+Global___UploadContentResponse: _TypeAlias = UploadContentResponse  # noqa: Y015
 
-@typing.final
-class ReportSpoolRequest(google.protobuf.message.Message):
+@_typing.final
+class ReportSpoolRequest(_message.Message):
     """One batch of the spool; one in flight per epoch."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EPOCH_FIELD_NUMBER: builtins.int
-    FIRST_SEQ_FIELD_NUMBER: builtins.int
-    CHAIN_FIELD_NUMBER: builtins.int
-    RECORDS_FIELD_NUMBER: builtins.int
-    TAIL_SEQ_FIELD_NUMBER: builtins.int
-    epoch: builtins.bytes
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_SEQ_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    TAIL_SEQ_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.bytes
     """Epoch: UUIDv7 of the daemon start that wrote the records."""
-    first_seq: builtins.int
+    first_seq: _builtins.int
     """Sequence of the first record, from 1, contiguous within the epoch."""
-    chain: builtins.bytes
+    chain: _builtins.bytes
     """Chain hash before the first record: SHA-256(previous hash ‖ record bytes), 32 zero bytes before seq 1."""
-    tail_seq: builtins.int
+    tail_seq: _builtins.int
     """Highest sequence of this epoch in the spool."""
-    @property
-    def records(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+    @_builtins.property
+    def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Serialized SpoolRecord messages, in order; the chain is over these very bytes. 1 to `batch_records`."""
 
     def __init__(
         self,
         *,
-        epoch: builtins.bytes = ...,
-        first_seq: builtins.int = ...,
-        chain: builtins.bytes = ...,
-        records: collections.abc.Iterable[builtins.bytes] | None = ...,
-        tail_seq: builtins.int = ...,
+        epoch: _builtins.bytes = ...,
+        first_seq: _builtins.int = ...,
+        chain: _builtins.bytes = ...,
+        records: _abc.Iterable[_builtins.bytes] | None = ...,
+        tail_seq: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["chain", b"chain", "epoch", b"epoch", "first_seq", b"first_seq", "records", b"records", "tail_seq", b"tail_seq"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "epoch", b"epoch", "first_seq", b"first_seq", "records", b"records", "tail_seq", b"tail_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReportSpoolRequest: typing_extensions.TypeAlias = ReportSpoolRequest
+Global___ReportSpoolRequest: _TypeAlias = ReportSpoolRequest  # noqa: Y015
 
-@typing.final
-class ReportSpoolResponse(google.protobuf.message.Message):
+@_typing.final
+class ReportSpoolResponse(_message.Message):
     """What became of a batch."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    THROUGH_SEQ_FIELD_NUMBER: builtins.int
-    VERDICT_FIELD_NUMBER: builtins.int
-    through_seq: builtins.int
+    THROUGH_SEQ_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    through_seq: _builtins.int
     """Everything up to here is durable and counted; the agent may delete it."""
     verdict: Global___SpoolVerdict.ValueType
     """What the agent has to do besides."""
     def __init__(
         self,
         *,
-        through_seq: builtins.int = ...,
+        through_seq: _builtins.int = ...,
         verdict: Global___SpoolVerdict.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["through_seq", b"through_seq", "verdict", b"verdict"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["through_seq", b"through_seq", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReportSpoolResponse: typing_extensions.TypeAlias = ReportSpoolResponse
+Global___ReportSpoolResponse: _TypeAlias = ReportSpoolResponse  # noqa: Y015
 
-@typing.final
-class SpoolRecord(google.protobuf.message.Message):
+@_typing.final
+class SpoolRecord(_message.Message):
     """One record of the spool."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    RECORDED_AT_US_FIELD_NUMBER: builtins.int
-    VIEW_FIELD_NUMBER: builtins.int
-    EVENT_FIELD_NUMBER: builtins.int
-    LOSS_FIELD_NUMBER: builtins.int
-    id: builtins.bytes
+    ID_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_US_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
     """Id of the record; dedupes it for ever."""
-    recorded_at_us: builtins.int
+    recorded_at_us: _builtins.int
     """When it was written, by the agent's clock."""
-    @property
+    @_builtins.property
     def view(self) -> Global___View:
         """What was on disk."""
 
-    @property
+    @_builtins.property
     def event(self) -> Global___Event:
         """What happened."""
 
-    @property
+    @_builtins.property
     def loss(self) -> Global___Loss:
         """What is not here and never will be."""
 
     def __init__(
         self,
         *,
-        id: builtins.bytes = ...,
-        recorded_at_us: builtins.int = ...,
+        id: _builtins.bytes = ...,
+        recorded_at_us: _builtins.int = ...,
         view: Global___View | None = ...,
         event: Global___Event | None = ...,
         loss: Global___Loss | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["event", b"event", "loss", b"loss", "record", b"record", "view", b"view"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "id", b"id", "loss", b"loss", "record", b"record", "recorded_at_us", b"recorded_at_us", "view", b"view"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["record", b"record"]) -> typing.Literal["view", "event", "loss"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "loss", b"loss", "record", b"record", "view", b"view"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "id", b"id", "loss", b"loss", "record", b"record", "recorded_at_us", b"recorded_at_us", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["view", "event", "loss"]  # noqa: Y015
+    _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
-Global___SpoolRecord: typing_extensions.TypeAlias = SpoolRecord
+Global___SpoolRecord: _TypeAlias = SpoolRecord  # noqa: Y015
 
-@typing.final
-class View(google.protobuf.message.Message):
+@_typing.final
+class View(_message.Message):
     """From `from_at_us` on, a participant's target held a digest."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    PATH_FIELD_NUMBER: builtins.int
-    DIGEST_FIELD_NUMBER: builtins.int
-    STATE_FIELD_NUMBER: builtins.int
-    FROM_AT_US_FIELD_NUMBER: builtins.int
-    participant_id: builtins.str
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FROM_AT_US_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
     """Public id of the participant."""
-    path: builtins.str
+    path: _builtins.str
     """Path relative to the participant's root."""
-    digest: builtins.bytes
+    digest: _builtins.bytes
     """Digest on disk; empty: no file."""
     state: Global___ViewState.ValueType
     """How that stands to what should be there."""
-    from_at_us: builtins.int
+    from_at_us: _builtins.int
     """Since when."""
     def __init__(
         self,
         *,
-        participant_id: builtins.str = ...,
-        path: builtins.str = ...,
-        digest: builtins.bytes = ...,
+        participant_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
         state: Global___ViewState.ValueType = ...,
-        from_at_us: builtins.int = ...,
+        from_at_us: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "from_at_us", b"from_at_us", "participant_id", b"participant_id", "path", b"path", "state", b"state"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "from_at_us", b"from_at_us", "participant_id", b"participant_id", "path", b"path", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___View: typing_extensions.TypeAlias = View
+Global___View: _TypeAlias = View  # noqa: Y015
 
-@typing.final
-class Event(google.protobuf.message.Message):
+@_typing.final
+class Event(_message.Message):
     """A report the local API accepted."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    KIND_FIELD_NUMBER: builtins.int
-    EVENT_NAME_FIELD_NUMBER: builtins.int
-    SUBJECT_FIELD_NUMBER: builtins.int
-    VALUE_MICROS_FIELD_NUMBER: builtins.int
-    OCCURRED_AT_US_FIELD_NUMBER: builtins.int
-    DIGEST_FIELD_NUMBER: builtins.int
-    PATH_FIELD_NUMBER: builtins.int
-    EVENT_ID_FIELD_NUMBER: builtins.int
-    PROPERTIES_JSON_FIELD_NUMBER: builtins.int
-    SOURCE_FIELD_NUMBER: builtins.int
-    participant_id: builtins.str
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    VALUE_MICROS_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_US_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    PROPERTIES_JSON_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
     """Public id of the participant."""
     kind: Global___EventKind.ValueType
     """Impression or conversion."""
-    event_name: builtins.str
+    event_name: _builtins.str
     """Name of the conversion, 1 to 128 characters; empty for an impression."""
-    subject: builtins.str
+    subject: _builtins.str
     """A user or session within the participant, at most 256 characters; empty: none."""
-    value_micros: builtins.int
+    value_micros: _builtins.int
     """Numeric value, micro-units."""
-    occurred_at_us: builtins.int
+    occurred_at_us: _builtins.int
     """When it happened, by the reporter's clock or else the agent's."""
-    digest: builtins.bytes
+    digest: _builtins.bytes
     """Digest the application says it used; empty: it did not say."""
-    path: builtins.str
+    path: _builtins.str
     """Target file it is about; empty: any of the participant's."""
-    event_id: builtins.str
+    event_id: _builtins.str
     """The application's own id, dedupes for 30 days; at most 128 characters; empty: none."""
-    properties_json: builtins.str
+    properties_json: _builtins.str
     """Free-form properties, a JSON object of at most 8 KiB; empty: none."""
     source: Global___EventSource.ValueType
     """How the report came about."""
     def __init__(
         self,
         *,
-        participant_id: builtins.str = ...,
+        participant_id: _builtins.str = ...,
         kind: Global___EventKind.ValueType = ...,
-        event_name: builtins.str = ...,
-        subject: builtins.str = ...,
-        value_micros: builtins.int | None = ...,
-        occurred_at_us: builtins.int = ...,
-        digest: builtins.bytes = ...,
-        path: builtins.str = ...,
-        event_id: builtins.str = ...,
-        properties_json: builtins.str = ...,
+        event_name: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        value_micros: _builtins.int | None = ...,
+        occurred_at_us: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        path: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        properties_json: _builtins.str = ...,
         source: Global___EventSource.ValueType = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_value_micros", b"_value_micros", "value_micros", b"value_micros"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_value_micros", b"_value_micros", "digest", b"digest", "event_id", b"event_id", "event_name", b"event_name", "kind", b"kind", "occurred_at_us", b"occurred_at_us", "participant_id", b"participant_id", "path", b"path", "properties_json", b"properties_json", "source", b"source", "subject", b"subject", "value_micros", b"value_micros"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_value_micros", b"_value_micros"]) -> typing.Literal["value_micros"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value_micros", b"_value_micros", "value_micros", b"value_micros"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value_micros", b"_value_micros", "digest", b"digest", "event_id", b"event_id", "event_name", b"event_name", "kind", b"kind", "occurred_at_us", b"occurred_at_us", "participant_id", b"participant_id", "path", b"path", "properties_json", b"properties_json", "source", b"source", "subject", b"subject", "value_micros", b"value_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value_micros: _TypeAlias = _typing.Literal["value_micros"]  # noqa: Y015
+    _WhichOneofArgType__value_micros: _TypeAlias = _typing.Literal["_value_micros", b"_value_micros"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value_micros) -> _WhichOneofReturnType__value_micros | None: ...
 
-Global___Event: typing_extensions.TypeAlias = Event
+Global___Event: _TypeAlias = Event  # noqa: Y015
 
-@typing.final
-class Loss(google.protobuf.message.Message):
+@_typing.final
+class Loss(_message.Message):
     """Records that were accepted and are gone, with the exact count."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REASON_FIELD_NUMBER: builtins.int
-    COUNT_FIELD_NUMBER: builtins.int
-    EPOCH_FIELD_NUMBER: builtins.int
-    FIRST_SEQ_FIELD_NUMBER: builtins.int
-    reason: builtins.str
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_SEQ_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
     """Why: `corrupt`, `torn`, `missing_segment`, `spool_full`."""
-    count: builtins.int
+    count: _builtins.int
     """How many records."""
-    epoch: builtins.bytes
+    epoch: _builtins.bytes
     """Epoch they belonged to."""
-    first_seq: builtins.int
+    first_seq: _builtins.int
     """First sequence lost; 0: they never had one."""
     def __init__(
         self,
         *,
-        reason: builtins.str = ...,
-        count: builtins.int = ...,
-        epoch: builtins.bytes = ...,
-        first_seq: builtins.int = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        epoch: _builtins.bytes = ...,
+        first_seq: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["count", b"count", "epoch", b"epoch", "first_seq", b"first_seq", "reason", b"reason"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "epoch", b"epoch", "first_seq", b"first_seq", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Loss: typing_extensions.TypeAlias = Loss
+Global___Loss: _TypeAlias = Loss  # noqa: Y015

@@ -9,378 +9,165 @@ costs time, never correctness. Times are microseconds since 1970-01-01 UTC by th
 digests are the 32 bytes of SHA-256 over exact content; ids are UUIDv7 in 16 bytes unless said.
 """
 
-import abc
-import collections.abc
-import grpc
-import grpc.aio
-import shared.pb.variantd.agent.v1.agent_pb2
+from collections import abc as _abc
+from grpc import aio as _aio
+from shared.pb.variantd.agent.v1 import agent_pb2 as _agent_pb2
+import abc as _abc_1
+import grpc as _grpc
 import sys
-import typing
+import typing as _typing
 
-if sys.version_info >= (3, 13):
-    import typing as typing_extensions
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
 else:
-    import typing_extensions
+    from typing_extensions import Self as _Self
 
-_T = typing.TypeVar("_T")
+_T = _typing.TypeVar("_T")
 
-class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
 
-class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
-_EnrollmentServiceEnrollType = typing_extensions.TypeVar(
-    '_EnrollmentServiceEnrollType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.EnrollRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.EnrollResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.EnrollRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.EnrollResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.EnrollRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.EnrollResponse,
-    ],
-)
 
-_EnrollmentServiceRecoverType = typing_extensions.TypeVar(
-    '_EnrollmentServiceRecoverType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.RecoverRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.RecoverResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.RecoverRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.RecoverResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.RecoverRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.RecoverResponse,
-    ],
-)
-
-class EnrollmentServiceStub(typing.Generic[_EnrollmentServiceEnrollType, _EnrollmentServiceRecoverType]):
+class EnrollmentServiceStub:
     """How a host gets its identity. Served with server TLS on the operator listener; needs no API key."""
 
-    @typing.overload
-    def __init__(self: EnrollmentServiceStub[
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.EnrollRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.EnrollResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.RecoverRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.RecoverResponse,
-        ],
-    ], channel: grpc.Channel) -> None: ...
-
-    @typing.overload
-    def __init__(self: EnrollmentServiceStub[
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.EnrollRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.EnrollResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.RecoverRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.RecoverResponse,
-        ],
-    ], channel: grpc.aio.Channel) -> None: ...
-
-    Enroll: _EnrollmentServiceEnrollType
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EnrollmentServiceAsyncStub: ...
+    Enroll: _grpc.UnaryUnaryMultiCallable[_agent_pb2.EnrollRequest, _agent_pb2.EnrollResponse]
     """Exchanges an enrollment token and a certificate signing request for a certificate.
     UNAUTHENTICATED: the token is unknown, expired, used up, or not for this name.
     """
-
-    Recover: _EnrollmentServiceRecoverType
+    Recover: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RecoverRequest, _agent_pb2.RecoverResponse]
     """Replaces an expired certificate (at most 30 days ago, not banned); the request is signed by its key."""
 
-EnrollmentServiceAsyncStub: typing_extensions.TypeAlias = EnrollmentServiceStub[
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.EnrollRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.EnrollResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.RecoverRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.RecoverResponse,
-    ],
-]
-
-class EnrollmentServiceServicer(metaclass=abc.ABCMeta):
+@_typing.type_check_only
+class EnrollmentServiceAsyncStub(EnrollmentServiceStub):
     """How a host gets its identity. Served with server TLS on the operator listener; needs no API key."""
 
-    @abc.abstractmethod
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Enroll: _aio.UnaryUnaryMultiCallable[_agent_pb2.EnrollRequest, _agent_pb2.EnrollResponse]  # type: ignore[assignment]
+    """Exchanges an enrollment token and a certificate signing request for a certificate.
+    UNAUTHENTICATED: the token is unknown, expired, used up, or not for this name.
+    """
+    Recover: _aio.UnaryUnaryMultiCallable[_agent_pb2.RecoverRequest, _agent_pb2.RecoverResponse]  # type: ignore[assignment]
+    """Replaces an expired certificate (at most 30 days ago, not banned); the request is signed by its key."""
+
+class EnrollmentServiceServicer(metaclass=_abc_1.ABCMeta):
+    """How a host gets its identity. Served with server TLS on the operator listener; needs no API key."""
+
+    @_abc_1.abstractmethod
     def Enroll(
         self,
-        request: shared.pb.variantd.agent.v1.agent_pb2.EnrollRequest,
+        request: _agent_pb2.EnrollRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.agent.v1.agent_pb2.EnrollResponse, collections.abc.Awaitable[shared.pb.variantd.agent.v1.agent_pb2.EnrollResponse]]:
+    ) -> _typing.Union[_agent_pb2.EnrollResponse, _abc.Awaitable[_agent_pb2.EnrollResponse]]:
         """Exchanges an enrollment token and a certificate signing request for a certificate.
         UNAUTHENTICATED: the token is unknown, expired, used up, or not for this name.
         """
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Recover(
         self,
-        request: shared.pb.variantd.agent.v1.agent_pb2.RecoverRequest,
+        request: _agent_pb2.RecoverRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.agent.v1.agent_pb2.RecoverResponse, collections.abc.Awaitable[shared.pb.variantd.agent.v1.agent_pb2.RecoverResponse]]:
+    ) -> _typing.Union[_agent_pb2.RecoverResponse, _abc.Awaitable[_agent_pb2.RecoverResponse]]:
         """Replaces an expired certificate (at most 30 days ago, not banned); the request is signed by its key."""
 
-def add_EnrollmentServiceServicer_to_server(servicer: EnrollmentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_EnrollmentServiceServicer_to_server(servicer: EnrollmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
-_AgentServiceSyncType = typing_extensions.TypeVar(
-    '_AgentServiceSyncType',
-    grpc.StreamStreamMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.SyncRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.SyncResponse,
-    ],
-    grpc.aio.StreamStreamMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.SyncRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.SyncResponse,
-    ],
-    default=grpc.StreamStreamMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.SyncRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.SyncResponse,
-    ],
-)
-
-_AgentServiceExchangeType = typing_extensions.TypeVar(
-    '_AgentServiceExchangeType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.ExchangeRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.ExchangeResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.ExchangeRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.ExchangeResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.ExchangeRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.ExchangeResponse,
-    ],
-)
-
-_AgentServiceFetchContentType = typing_extensions.TypeVar(
-    '_AgentServiceFetchContentType',
-    grpc.UnaryStreamMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.FetchContentRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.FetchContentResponse,
-    ],
-    grpc.aio.UnaryStreamMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.FetchContentRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.FetchContentResponse,
-    ],
-    default=grpc.UnaryStreamMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.FetchContentRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.FetchContentResponse,
-    ],
-)
-
-_AgentServiceUploadContentType = typing_extensions.TypeVar(
-    '_AgentServiceUploadContentType',
-    grpc.StreamUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.UploadContentRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.UploadContentResponse,
-    ],
-    grpc.aio.StreamUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.UploadContentRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.UploadContentResponse,
-    ],
-    default=grpc.StreamUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.UploadContentRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.UploadContentResponse,
-    ],
-)
-
-_AgentServiceReportSpoolType = typing_extensions.TypeVar(
-    '_AgentServiceReportSpoolType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolResponse,
-    ],
-)
-
-_AgentServiceRenewCertificateType = typing_extensions.TypeVar(
-    '_AgentServiceRenewCertificateType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateResponse,
-    ],
-)
-
-class AgentServiceStub(typing.Generic[_AgentServiceSyncType, _AgentServiceExchangeType, _AgentServiceFetchContentType, _AgentServiceUploadContentType, _AgentServiceReportSpoolType, _AgentServiceRenewCertificateType]):
+class AgentServiceStub:
     """Everything an enrolled agent calls; mutual TLS, the agent's uid comes from its certificate only."""
 
-    @typing.overload
-    def __init__(self: AgentServiceStub[
-        grpc.StreamStreamMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.SyncRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.SyncResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.ExchangeRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.ExchangeResponse,
-        ],
-        grpc.UnaryStreamMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.FetchContentRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.FetchContentResponse,
-        ],
-        grpc.StreamUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.UploadContentRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.UploadContentResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateResponse,
-        ],
-    ], channel: grpc.Channel) -> None: ...
-
-    @typing.overload
-    def __init__(self: AgentServiceStub[
-        grpc.aio.StreamStreamMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.SyncRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.SyncResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.ExchangeRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.ExchangeResponse,
-        ],
-        grpc.aio.UnaryStreamMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.FetchContentRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.FetchContentResponse,
-        ],
-        grpc.aio.StreamUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.UploadContentRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.UploadContentResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateRequest,
-            shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateResponse,
-        ],
-    ], channel: grpc.aio.Channel) -> None: ...
-
-    Sync: _AgentServiceSyncType
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
+    Sync: _grpc.StreamStreamMultiCallable[_agent_pb2.SyncRequest, _agent_pb2.SyncResponse]
     """Control: small messages both ways for the life of a session. Everything needed to go on is in Hello."""
-
-    Exchange: _AgentServiceExchangeType
+    Exchange: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ExchangeRequest, _agent_pb2.ExchangeResponse]
     """The same messages in one poll, for proxies that break long streams."""
-
-    FetchContent: _AgentServiceFetchContentType
+    FetchContent: _grpc.UnaryStreamMultiCallable[_agent_pb2.FetchContentRequest, _agent_pb2.FetchContentResponse]
     """Content above the inline limit, by digest; only digests in the caller's own desired slots."""
-
-    UploadContent: _AgentServiceUploadContentType
+    UploadContent: _grpc.StreamUnaryMultiCallable[_agent_pb2.UploadContentRequest, _agent_pb2.UploadContentResponse]
     """Content of a target file as it is now, answering ReadFile, where the host's policy shares it."""
-
-    ReportSpool: _AgentServiceReportSpoolType
+    ReportSpool: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ReportSpoolRequest, _agent_pb2.ReportSpoolResponse]
     """Stores one batch of the spool: what is acknowledged is durable and counted exactly once."""
-
-    RenewCertificate: _AgentServiceRenewCertificateType
+    RenewCertificate: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RenewCertificateRequest, _agent_pb2.RenewCertificateResponse]
     """Exchanges a certificate signing request for the next certificate of the same agent."""
 
-AgentServiceAsyncStub: typing_extensions.TypeAlias = AgentServiceStub[
-    grpc.aio.StreamStreamMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.SyncRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.SyncResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.ExchangeRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.ExchangeResponse,
-    ],
-    grpc.aio.UnaryStreamMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.FetchContentRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.FetchContentResponse,
-    ],
-    grpc.aio.StreamUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.UploadContentRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.UploadContentResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateRequest,
-        shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateResponse,
-    ],
-]
-
-class AgentServiceServicer(metaclass=abc.ABCMeta):
+@_typing.type_check_only
+class AgentServiceAsyncStub(AgentServiceStub):
     """Everything an enrolled agent calls; mutual TLS, the agent's uid comes from its certificate only."""
 
-    @abc.abstractmethod
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Sync: _aio.StreamStreamMultiCallable[_agent_pb2.SyncRequest, _agent_pb2.SyncResponse]  # type: ignore[assignment]
+    """Control: small messages both ways for the life of a session. Everything needed to go on is in Hello."""
+    Exchange: _aio.UnaryUnaryMultiCallable[_agent_pb2.ExchangeRequest, _agent_pb2.ExchangeResponse]  # type: ignore[assignment]
+    """The same messages in one poll, for proxies that break long streams."""
+    FetchContent: _aio.UnaryStreamMultiCallable[_agent_pb2.FetchContentRequest, _agent_pb2.FetchContentResponse]  # type: ignore[assignment]
+    """Content above the inline limit, by digest; only digests in the caller's own desired slots."""
+    UploadContent: _aio.StreamUnaryMultiCallable[_agent_pb2.UploadContentRequest, _agent_pb2.UploadContentResponse]  # type: ignore[assignment]
+    """Content of a target file as it is now, answering ReadFile, where the host's policy shares it."""
+    ReportSpool: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReportSpoolRequest, _agent_pb2.ReportSpoolResponse]  # type: ignore[assignment]
+    """Stores one batch of the spool: what is acknowledged is durable and counted exactly once."""
+    RenewCertificate: _aio.UnaryUnaryMultiCallable[_agent_pb2.RenewCertificateRequest, _agent_pb2.RenewCertificateResponse]  # type: ignore[assignment]
+    """Exchanges a certificate signing request for the next certificate of the same agent."""
+
+class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Everything an enrolled agent calls; mutual TLS, the agent's uid comes from its certificate only."""
+
+    @_abc_1.abstractmethod
     def Sync(
         self,
-        request_iterator: _MaybeAsyncIterator[shared.pb.variantd.agent.v1.agent_pb2.SyncRequest],
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.SyncRequest],
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[shared.pb.variantd.agent.v1.agent_pb2.SyncResponse], collections.abc.AsyncIterator[shared.pb.variantd.agent.v1.agent_pb2.SyncResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.SyncResponse], _abc.AsyncIterator[_agent_pb2.SyncResponse]]:
         """Control: small messages both ways for the life of a session. Everything needed to go on is in Hello."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def Exchange(
         self,
-        request: shared.pb.variantd.agent.v1.agent_pb2.ExchangeRequest,
+        request: _agent_pb2.ExchangeRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.agent.v1.agent_pb2.ExchangeResponse, collections.abc.Awaitable[shared.pb.variantd.agent.v1.agent_pb2.ExchangeResponse]]:
+    ) -> _typing.Union[_agent_pb2.ExchangeResponse, _abc.Awaitable[_agent_pb2.ExchangeResponse]]:
         """The same messages in one poll, for proxies that break long streams."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def FetchContent(
         self,
-        request: shared.pb.variantd.agent.v1.agent_pb2.FetchContentRequest,
+        request: _agent_pb2.FetchContentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[collections.abc.Iterator[shared.pb.variantd.agent.v1.agent_pb2.FetchContentResponse], collections.abc.AsyncIterator[shared.pb.variantd.agent.v1.agent_pb2.FetchContentResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.FetchContentResponse], _abc.AsyncIterator[_agent_pb2.FetchContentResponse]]:
         """Content above the inline limit, by digest; only digests in the caller's own desired slots."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def UploadContent(
         self,
-        request_iterator: _MaybeAsyncIterator[shared.pb.variantd.agent.v1.agent_pb2.UploadContentRequest],
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.UploadContentRequest],
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.agent.v1.agent_pb2.UploadContentResponse, collections.abc.Awaitable[shared.pb.variantd.agent.v1.agent_pb2.UploadContentResponse]]:
+    ) -> _typing.Union[_agent_pb2.UploadContentResponse, _abc.Awaitable[_agent_pb2.UploadContentResponse]]:
         """Content of a target file as it is now, answering ReadFile, where the host's policy shares it."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ReportSpool(
         self,
-        request: shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolRequest,
+        request: _agent_pb2.ReportSpoolRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolResponse, collections.abc.Awaitable[shared.pb.variantd.agent.v1.agent_pb2.ReportSpoolResponse]]:
+    ) -> _typing.Union[_agent_pb2.ReportSpoolResponse, _abc.Awaitable[_agent_pb2.ReportSpoolResponse]]:
         """Stores one batch of the spool: what is acknowledged is durable and counted exactly once."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def RenewCertificate(
         self,
-        request: shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateRequest,
+        request: _agent_pb2.RenewCertificateRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateResponse, collections.abc.Awaitable[shared.pb.variantd.agent.v1.agent_pb2.RenewCertificateResponse]]:
+    ) -> _typing.Union[_agent_pb2.RenewCertificateResponse, _abc.Awaitable[_agent_pb2.RenewCertificateResponse]]:
         """Exchanges a certificate signing request for the next certificate of the same agent."""
 
-def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

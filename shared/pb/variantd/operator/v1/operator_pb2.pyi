@@ -9,30 +9,30 @@ unknown or does not apply. Every call takes the API key in metadata `authorizati
 `request_id` (at most 128 characters) makes a mutation idempotent: the same id answers the same.
 """
 
-import builtins
-import collections.abc
-import google.protobuf.descriptor
-import google.protobuf.internal.containers
-import google.protobuf.internal.enum_type_wrapper
-import google.protobuf.message
-import google.protobuf.struct_pb2
-import google.protobuf.timestamp_pb2
+from collections import abc as _abc
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+import builtins as _builtins
 import sys
-import typing
+import typing as _typing
 
-if sys.version_info >= (3, 10):
-    import typing as typing_extensions
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    import typing_extensions
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
-DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+DESCRIPTOR: _descriptor.FileDescriptor
 
 class _ExperimentStatus:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ExperimentStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ExperimentStatus.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _ExperimentStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExperimentStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     EXPERIMENT_STATUS_UNSPECIFIED: _ExperimentStatus.ValueType  # 0
     """Never sent."""
     EXPERIMENT_STATUS_DRAFT: _ExperimentStatus.ValueType  # 1
@@ -61,14 +61,14 @@ EXPERIMENT_STATUS_STOPPED: ExperimentStatus.ValueType  # 4
 """Intake closed for good; measured."""
 EXPERIMENT_STATUS_COMPLETED: ExperimentStatus.ValueType  # 5
 """Ended."""
-Global___ExperimentStatus: typing_extensions.TypeAlias = ExperimentStatus
+Global___ExperimentStatus: _TypeAlias = ExperimentStatus  # noqa: Y015
 
 class _Conclusion:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ConclusionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Conclusion.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _ConclusionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Conclusion.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     CONCLUSION_UNSPECIFIED: _Conclusion.ValueType  # 0
     """None was given."""
     CONCLUSION_WON: _Conclusion.ValueType  # 1
@@ -97,14 +97,14 @@ CONCLUSION_STOPPED_EARLY: Conclusion.ValueType  # 4
 """It was ended before it could tell."""
 CONCLUSION_INVALID: Conclusion.ValueType  # 5
 """It cannot be trusted."""
-Global___Conclusion: typing_extensions.TypeAlias = Conclusion
+Global___Conclusion: _TypeAlias = Conclusion  # noqa: Y015
 
 class _Goal:
-    ValueType = typing.NewType("ValueType", builtins.int)
-    V: typing_extensions.TypeAlias = ValueType
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
 
-class _GoalEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Goal.ValueType], builtins.type):
-    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+class _GoalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Goal.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
     GOAL_UNSPECIFIED: _Goal.ValueType  # 0
     """`increase`."""
     GOAL_INCREASE: _Goal.ValueType  # 1
@@ -121,3565 +121,4118 @@ GOAL_INCREASE: Goal.ValueType  # 1
 """More is better."""
 GOAL_DECREASE: Goal.ValueType  # 2
 """Less is better."""
-Global___Goal: typing_extensions.TypeAlias = Goal
+Global___Goal: _TypeAlias = Goal  # noqa: Y015
 
-@typing.final
-class Metric(google.protobuf.message.Message):
+@_typing.final
+class Metric(_message.Message):
     """What is measured."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EVENT_NAME_FIELD_NUMBER: builtins.int
-    GOAL_FIELD_NUMBER: builtins.int
-    event_name: builtins.str
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    event_name: _builtins.str
     """Name of the conversion counted, 1 to 128 characters."""
     goal: Global___Goal.ValueType
     """Which way it should move."""
     def __init__(
         self,
         *,
-        event_name: builtins.str = ...,
+        event_name: _builtins.str = ...,
         goal: Global___Goal.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["event_name", b"event_name", "goal", b"goal"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_name", b"event_name", "goal", b"goal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Metric: typing_extensions.TypeAlias = Metric
+Global___Metric: _TypeAlias = Metric  # noqa: Y015
 
-@typing.final
-class Metrics(google.protobuf.message.Message):
+@_typing.final
+class Metrics(_message.Message):
     """The metrics of an experiment."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PRIMARY_FIELD_NUMBER: builtins.int
-    SECONDARY_FIELD_NUMBER: builtins.int
-    GUARDRAIL_FIELD_NUMBER: builtins.int
-    @property
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    SECONDARY_FIELD_NUMBER: _builtins.int
+    GUARDRAIL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
     def primary(self) -> Global___Metric:
         """The one the verdict is about."""
 
-    @property
-    def secondary(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Metric]:
+    @_builtins.property
+    def secondary(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]:
         """Shown, not decided on."""
 
-    @property
-    def guardrail(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Metric]:
+    @_builtins.property
+    def guardrail(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]:
         """Must not get worse."""
 
     def __init__(
         self,
         *,
         primary: Global___Metric | None = ...,
-        secondary: collections.abc.Iterable[Global___Metric] | None = ...,
-        guardrail: collections.abc.Iterable[Global___Metric] | None = ...,
+        secondary: _abc.Iterable[Global___Metric] | None = ...,
+        guardrail: _abc.Iterable[Global___Metric] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_primary", b"_primary", "primary", b"primary"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_primary", b"_primary", "guardrail", b"guardrail", "primary", b"primary", "secondary", b"secondary"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_primary", b"_primary"]) -> typing.Literal["primary"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_primary", b"_primary", "primary", b"primary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_primary", b"_primary", "guardrail", b"guardrail", "primary", b"primary", "secondary", b"secondary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__primary: _TypeAlias = _typing.Literal["primary"]  # noqa: Y015
+    _WhichOneofArgType__primary: _TypeAlias = _typing.Literal["_primary", b"_primary"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__primary) -> _WhichOneofReturnType__primary | None: ...
 
-Global___Metrics: typing_extensions.TypeAlias = Metrics
+Global___Metrics: _TypeAlias = Metrics  # noqa: Y015
 
-@typing.final
-class ExposureCriteria(google.protobuf.message.Message):
+@_typing.final
+class ExposureCriteria(_message.Message):
     """Which events count."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SETTLE_SECONDS_FIELD_NUMBER: builtins.int
-    settle_seconds: builtins.int
+    SETTLE_SECONDS_FIELD_NUMBER: _builtins.int
+    settle_seconds: _builtins.int
     """Events within so many seconds of an assignment or a swap do not count, 0 to 86400; default 60."""
     def __init__(
         self,
         *,
-        settle_seconds: builtins.int | None = ...,
+        settle_seconds: _builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_settle_seconds", b"_settle_seconds", "settle_seconds", b"settle_seconds"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_settle_seconds", b"_settle_seconds", "settle_seconds", b"settle_seconds"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_settle_seconds", b"_settle_seconds"]) -> typing.Literal["settle_seconds"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_settle_seconds", b"_settle_seconds", "settle_seconds", b"settle_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_settle_seconds", b"_settle_seconds", "settle_seconds", b"settle_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__settle_seconds: _TypeAlias = _typing.Literal["settle_seconds"]  # noqa: Y015
+    _WhichOneofArgType__settle_seconds: _TypeAlias = _typing.Literal["_settle_seconds", b"_settle_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__settle_seconds) -> _WhichOneofReturnType__settle_seconds | None: ...
 
-Global___ExposureCriteria: typing_extensions.TypeAlias = ExposureCriteria
+Global___ExposureCriteria: _TypeAlias = ExposureCriteria  # noqa: Y015
 
-@typing.final
-class Analysis(google.protobuf.message.Message):
+@_typing.final
+class Analysis(_message.Message):
     """How results are computed."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ALPHA_FIELD_NUMBER: builtins.int
-    alpha: builtins.float
+    ALPHA_FIELD_NUMBER: _builtins.int
+    alpha: _builtins.float
     """Level of every interval and p-value, 0.001 to 0.5; default 0.05."""
     def __init__(
         self,
         *,
-        alpha: builtins.float | None = ...,
+        alpha: _builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_alpha", b"_alpha", "alpha", b"alpha"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_alpha", b"_alpha", "alpha", b"alpha"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_alpha", b"_alpha"]) -> typing.Literal["alpha"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "alpha", b"alpha"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "alpha", b"alpha"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
 
-Global___Analysis: typing_extensions.TypeAlias = Analysis
+Global___Analysis: _TypeAlias = Analysis  # noqa: Y015
 
-@typing.final
-class ParticipantSelector(google.protobuf.message.Message):
+@_typing.final
+class ParticipantSelector(_message.Message):
     """Which participants take part."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    IDS_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    @property
-    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    IDS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Public ids."""
 
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """All participants that carry these labels."""
 
     def __init__(
         self,
         *,
-        ids: collections.abc.Iterable[builtins.str] | None = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ids", b"ids", "labels", b"labels"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ParticipantSelector: typing_extensions.TypeAlias = ParticipantSelector
+Global___ParticipantSelector: _TypeAlias = ParticipantSelector  # noqa: Y015
 
-@typing.final
-class Experiment(google.protobuf.message.Message):
+@_typing.final
+class Experiment(_message.Message):
     """An experiment on files."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    @typing.final
-    class AssignmentCountsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class AssignmentCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.int
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.int = ...,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    NUMBER_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    TYPE_FIELD_NUMBER: builtins.int
-    STATUS_FIELD_NUMBER: builtins.int
-    ARCHIVED_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    TARGET_FILE_FIELD_NUMBER: builtins.int
-    TARGET_FILES_FIELD_NUMBER: builtins.int
-    VARIANTS_FIELD_NUMBER: builtins.int
-    TRAFFIC_ALLOCATION_FIELD_NUMBER: builtins.int
-    PARTICIPANTS_FIELD_NUMBER: builtins.int
-    METRICS_FIELD_NUMBER: builtins.int
-    EXPOSURE_CRITERIA_FIELD_NUMBER: builtins.int
-    ANALYSIS_FIELD_NUMBER: builtins.int
-    RUN_FIELD_NUMBER: builtins.int
-    CURRENT_PHASE_FIELD_NUMBER: builtins.int
-    PARTICIPANT_COUNT_FIELD_NUMBER: builtins.int
-    ASSIGNMENT_COUNTS_FIELD_NUMBER: builtins.int
-    WINNER_VARIANT_ID_FIELD_NUMBER: builtins.int
-    CONCLUSION_FIELD_NUMBER: builtins.int
-    CONCLUSION_COMMENT_FIELD_NUMBER: builtins.int
-    CREATED_BY_FIELD_NUMBER: builtins.int
-    VERSION_FIELD_NUMBER: builtins.int
-    CREATED_AT_FIELD_NUMBER: builtins.int
-    UPDATED_AT_FIELD_NUMBER: builtins.int
-    STARTED_AT_FIELD_NUMBER: builtins.int
-    PAUSED_AT_FIELD_NUMBER: builtins.int
-    STOPPED_AT_FIELD_NUMBER: builtins.int
-    COMPLETED_AT_FIELD_NUMBER: builtins.int
-    ASSIGNMENTS_FIELD_NUMBER: builtins.int
-    WARNINGS_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ARCHIVED_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TARGET_FILE_FIELD_NUMBER: _builtins.int
+    TARGET_FILES_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    TRAFFIC_ALLOCATION_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    EXPOSURE_CRITERIA_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    CURRENT_PHASE_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_COUNT_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_COUNTS_FIELD_NUMBER: _builtins.int
+    WINNER_VARIANT_ID_FIELD_NUMBER: _builtins.int
+    CONCLUSION_FIELD_NUMBER: _builtins.int
+    CONCLUSION_COMMENT_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    PAUSED_AT_FIELD_NUMBER: _builtins.int
+    STOPPED_AT_FIELD_NUMBER: _builtins.int
+    COMPLETED_AT_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
-    number: builtins.int
+    number: _builtins.int
     """Number within the project, from 1."""
-    key: builtins.str
+    key: _builtins.str
     """Key within the project."""
-    name: builtins.str
+    name: _builtins.str
     """Name, 1 to 400 characters."""
-    description: builtins.str
+    description: _builtins.str
     """The hypothesis, at most 3000 characters."""
-    type: builtins.str
+    type: _builtins.str
     """Type; `ab`."""
     status: Global___ExperimentStatus.ValueType
     """Status."""
-    archived: builtins.bool
+    archived: _builtins.bool
     """Hidden from lists."""
-    target_file: builtins.str
+    target_file: _builtins.str
     """The target file, relative to a participant's root; absent: none yet, or several."""
-    traffic_allocation: builtins.int
+    traffic_allocation: _builtins.int
     """Share of participants that take part, per cent."""
-    run: builtins.int
+    run: _builtins.int
     """Counts resets, from 1."""
-    participant_count: builtins.int
+    participant_count: _builtins.int
     """Participants assigned, or planned."""
-    winner_variant_id: builtins.str
+    winner_variant_id: _builtins.str
     """The winner, if one was named."""
     conclusion: Global___Conclusion.ValueType
     """What it found."""
-    conclusion_comment: builtins.str
+    conclusion_comment: _builtins.str
     """Why."""
-    created_by: builtins.str
+    created_by: _builtins.str
     """Who made it: `api_key:NAME`."""
-    version: builtins.int
+    version: _builtins.int
     """Grows by one at every change."""
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the experiment itself."""
 
-    @property
-    def target_files(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def target_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Every file some variant writes, sorted."""
 
-    @property
-    def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Variant]:
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
         """The variants in their order; lists leave their content out."""
 
-    @property
+    @_builtins.property
     def participants(self) -> Global___ParticipantSelector:
         """Who takes part."""
 
-    @property
+    @_builtins.property
     def metrics(self) -> Global___Metrics:
         """What is measured."""
 
-    @property
+    @_builtins.property
     def exposure_criteria(self) -> Global___ExposureCriteria:
         """Which events count."""
 
-    @property
+    @_builtins.property
     def analysis(self) -> Global___Analysis:
         """How results are computed."""
 
-    @property
+    @_builtins.property
     def current_phase(self) -> Global___Phase:
         """The open phase; absent in draft."""
 
-    @property
-    def assignment_counts(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+    @_builtins.property
+    def assignment_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Participants by variant id."""
 
-    @property
-    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
-    @property
-    def updated_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
-    @property
-    def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
 
-    @property
-    def paused_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def paused_at(self) -> _timestamp_pb2.Timestamp:
         """When it was paused, while it is."""
 
-    @property
-    def stopped_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def stopped_at(self) -> _timestamp_pb2.Timestamp:
         """When it was stopped."""
 
-    @property
-    def completed_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def completed_at(self) -> _timestamp_pb2.Timestamp:
         """When it was completed."""
 
-    @property
-    def assignments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Assignment]:
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """Only in the answer to create: the assignments as planned."""
 
-    @property
-    def warnings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Warning]:
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Warning]:
         """Only in the answer to create: what the caller may not have meant."""
 
-    @property
-    def metadata(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        number: builtins.int = ...,
-        key: builtins.str = ...,
-        name: builtins.str = ...,
-        description: builtins.str = ...,
-        type: builtins.str = ...,
+        id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        key: _builtins.str = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        type: _builtins.str = ...,
         status: Global___ExperimentStatus.ValueType = ...,
-        archived: builtins.bool = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        target_file: builtins.str | None = ...,
-        target_files: collections.abc.Iterable[builtins.str] | None = ...,
-        variants: collections.abc.Iterable[Global___Variant] | None = ...,
-        traffic_allocation: builtins.int = ...,
+        archived: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        target_file: _builtins.str | None = ...,
+        target_files: _abc.Iterable[_builtins.str] | None = ...,
+        variants: _abc.Iterable[Global___Variant] | None = ...,
+        traffic_allocation: _builtins.int = ...,
         participants: Global___ParticipantSelector | None = ...,
         metrics: Global___Metrics | None = ...,
         exposure_criteria: Global___ExposureCriteria | None = ...,
         analysis: Global___Analysis | None = ...,
-        run: builtins.int = ...,
+        run: _builtins.int = ...,
         current_phase: Global___Phase | None = ...,
-        participant_count: builtins.int = ...,
-        assignment_counts: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
-        winner_variant_id: builtins.str | None = ...,
+        participant_count: _builtins.int = ...,
+        assignment_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        winner_variant_id: _builtins.str | None = ...,
         conclusion: Global___Conclusion.ValueType | None = ...,
-        conclusion_comment: builtins.str | None = ...,
-        created_by: builtins.str = ...,
-        version: builtins.int = ...,
-        created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        updated_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        started_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        paused_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        stopped_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        completed_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        assignments: collections.abc.Iterable[Global___Assignment] | None = ...,
-        warnings: collections.abc.Iterable[Global___Warning] | None = ...,
-        metadata: google.protobuf.struct_pb2.Struct | None = ...,
+        conclusion_comment: _builtins.str | None = ...,
+        created_by: _builtins.str = ...,
+        version: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        paused_at: _timestamp_pb2.Timestamp | None = ...,
+        stopped_at: _timestamp_pb2.Timestamp | None = ...,
+        completed_at: _timestamp_pb2.Timestamp | None = ...,
+        assignments: _abc.Iterable[Global___Assignment] | None = ...,
+        warnings: _abc.Iterable[Global___Warning] | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "started_at", b"started_at", "stopped_at", b"stopped_at", "target_file", b"target_file", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "target_file", b"target_file", "target_files", b"target_files", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_completed_at", b"_completed_at"]) -> typing.Literal["completed_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_conclusion", b"_conclusion"]) -> typing.Literal["conclusion"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_conclusion_comment", b"_conclusion_comment"]) -> typing.Literal["conclusion_comment"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_current_phase", b"_current_phase"]) -> typing.Literal["current_phase"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metadata", b"_metadata"]) -> typing.Literal["metadata"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_paused_at", b"_paused_at"]) -> typing.Literal["paused_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_started_at", b"_started_at"]) -> typing.Literal["started_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_stopped_at", b"_stopped_at"]) -> typing.Literal["stopped_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_target_file", b"_target_file"]) -> typing.Literal["target_file"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_winner_variant_id", b"_winner_variant_id"]) -> typing.Literal["winner_variant_id"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "started_at", b"started_at", "stopped_at", b"stopped_at", "target_file", b"target_file", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "target_file", b"target_file", "target_files", b"target_files", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
+    _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
+    _WhichOneofReturnType__conclusion: _TypeAlias = _typing.Literal["conclusion"]  # noqa: Y015
+    _WhichOneofArgType__conclusion: _TypeAlias = _typing.Literal["_conclusion", b"_conclusion"]  # noqa: Y015
+    _WhichOneofReturnType__conclusion_comment: _TypeAlias = _typing.Literal["conclusion_comment"]  # noqa: Y015
+    _WhichOneofArgType__conclusion_comment: _TypeAlias = _typing.Literal["_conclusion_comment", b"_conclusion_comment"]  # noqa: Y015
+    _WhichOneofReturnType__current_phase: _TypeAlias = _typing.Literal["current_phase"]  # noqa: Y015
+    _WhichOneofArgType__current_phase: _TypeAlias = _typing.Literal["_current_phase", b"_current_phase"]  # noqa: Y015
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__paused_at: _TypeAlias = _typing.Literal["paused_at"]  # noqa: Y015
+    _WhichOneofArgType__paused_at: _TypeAlias = _typing.Literal["_paused_at", b"_paused_at"]  # noqa: Y015
+    _WhichOneofReturnType__started_at: _TypeAlias = _typing.Literal["started_at"]  # noqa: Y015
+    _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
+    _WhichOneofReturnType__stopped_at: _TypeAlias = _typing.Literal["stopped_at"]  # noqa: Y015
+    _WhichOneofArgType__stopped_at: _TypeAlias = _typing.Literal["_stopped_at", b"_stopped_at"]  # noqa: Y015
+    _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
+    _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
+    _WhichOneofReturnType__winner_variant_id: _TypeAlias = _typing.Literal["winner_variant_id"]  # noqa: Y015
+    _WhichOneofArgType__winner_variant_id: _TypeAlias = _typing.Literal["_winner_variant_id", b"_winner_variant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_at) -> _WhichOneofReturnType__completed_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conclusion) -> _WhichOneofReturnType__conclusion | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conclusion_comment) -> _WhichOneofReturnType__conclusion_comment | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__current_phase) -> _WhichOneofReturnType__current_phase | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__paused_at) -> _WhichOneofReturnType__paused_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stopped_at) -> _WhichOneofReturnType__stopped_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__winner_variant_id) -> _WhichOneofReturnType__winner_variant_id | None: ...
 
-Global___Experiment: typing_extensions.TypeAlias = Experiment
+Global___Experiment: _TypeAlias = Experiment  # noqa: Y015
 
-@typing.final
-class Warning(google.protobuf.message.Message):
+@_typing.final
+class Warning(_message.Message):
     """Something that is allowed and perhaps not meant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CODE_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    code: builtins.str
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
     """Stable code."""
-    message: builtins.str
+    message: _builtins.str
     """One sentence."""
     def __init__(
         self,
         *,
-        code: builtins.str = ...,
-        message: builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Warning: typing_extensions.TypeAlias = Warning
+Global___Warning: _TypeAlias = Warning  # noqa: Y015
 
-@typing.final
-class Variant(google.protobuf.message.Message):
+@_typing.final
+class Variant(_message.Message):
     """One content an experiment tries."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    EXPERIMENT_ID_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    IS_CONTROL_FIELD_NUMBER: builtins.int
-    WEIGHT_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    CONFIG_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    ASSIGNMENT_COUNT_FIELD_NUMBER: builtins.int
-    CREATED_AT_FIELD_NUMBER: builtins.int
-    UPDATED_AT_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    IS_CONTROL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
-    experiment_id: builtins.str
+    experiment_id: _builtins.str
     """The experiment's id."""
-    key: builtins.str
+    key: _builtins.str
     """Key within the experiment."""
-    name: builtins.str
+    name: _builtins.str
     """Name, 1 to 200 characters."""
-    description: builtins.str
+    description: _builtins.str
     """Description."""
-    is_control: builtins.bool
+    is_control: _builtins.bool
     """The one the others are compared with."""
-    weight: builtins.int
+    weight: _builtins.int
     """Share, whole per cent, 0 to 100."""
-    content: builtins.str
+    content: _builtins.str
     """Content of the experiment's one target file, where it is UTF-8."""
-    assignment_count: builtins.int
+    assignment_count: _builtins.int
     """Participants assigned, or planned."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___VariantFile]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantFile]:
         """Every file."""
 
-    @property
-    def config(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
         """Free-form, for applications."""
 
-    @property
-    def metadata(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
-    @property
-    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
-    @property
-    def updated_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        experiment_id: builtins.str = ...,
-        key: builtins.str = ...,
-        name: builtins.str = ...,
-        description: builtins.str = ...,
-        is_control: builtins.bool = ...,
-        weight: builtins.int = ...,
-        content: builtins.str | None = ...,
-        files: collections.abc.Iterable[Global___VariantFile] | None = ...,
-        config: google.protobuf.struct_pb2.Struct | None = ...,
-        metadata: google.protobuf.struct_pb2.Struct | None = ...,
-        assignment_count: builtins.int = ...,
-        created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        updated_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        id: _builtins.str = ...,
+        experiment_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        is_control: _builtins.bool = ...,
+        weight: _builtins.int = ...,
+        content: _builtins.str | None = ...,
+        files: _abc.Iterable[Global___VariantFile] | None = ...,
+        config: _struct_pb2.Struct | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        assignment_count: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "config", b"config", "content", b"content", "created_at", b"created_at", "metadata", b"metadata", "updated_at", b"updated_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "assignment_count", b"assignment_count", "config", b"config", "content", b"content", "created_at", b"created_at", "description", b"description", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "updated_at", b"updated_at", "weight", b"weight"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_config", b"_config"]) -> typing.Literal["config"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content", b"_content"]) -> typing.Literal["content"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metadata", b"_metadata"]) -> typing.Literal["metadata"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "config", b"config", "content", b"content", "created_at", b"created_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "assignment_count", b"assignment_count", "config", b"config", "content", b"content", "created_at", b"created_at", "description", b"description", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "updated_at", b"updated_at", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
 
-Global___Variant: typing_extensions.TypeAlias = Variant
+Global___Variant: _TypeAlias = Variant  # noqa: Y015
 
-@typing.final
-class VariantFile(google.protobuf.message.Message):
+@_typing.final
+class VariantFile(_message.Message):
     """One file of a variant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    CONTENT_BASE64_FIELD_NUMBER: builtins.int
-    DIGEST_FIELD_NUMBER: builtins.int
-    SIZE_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    CONTENT_BASE64_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to a participant's root."""
-    content: builtins.str
+    content: _builtins.str
     """Content where it is UTF-8; absent in lists."""
-    content_base64: builtins.bytes
+    content_base64: _builtins.bytes
     """Content where it is not UTF-8."""
-    digest: builtins.str
+    digest: _builtins.str
     """Digest of the content."""
-    size: builtins.int
+    size: _builtins.int
     """Bytes."""
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        content: builtins.str | None = ...,
-        content_base64: builtins.bytes | None = ...,
-        digest: builtins.str = ...,
-        size: builtins.int = ...,
+        path: _builtins.str = ...,
+        content: _builtins.str | None = ...,
+        content_base64: _builtins.bytes | None = ...,
+        digest: _builtins.str = ...,
+        size: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64", "digest", b"digest", "path", b"path", "size", b"size"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content", b"_content"]) -> typing.Literal["content"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content_base64", b"_content_base64"]) -> typing.Literal["content_base64"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64", "digest", b"digest", "path", b"path", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__content_base64: _TypeAlias = _typing.Literal["content_base64"]  # noqa: Y015
+    _WhichOneofArgType__content_base64: _TypeAlias = _typing.Literal["_content_base64", b"_content_base64"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content_base64) -> _WhichOneofReturnType__content_base64 | None: ...
 
-Global___VariantFile: typing_extensions.TypeAlias = VariantFile
+Global___VariantFile: _TypeAlias = VariantFile  # noqa: Y015
 
-@typing.final
-class Phase(google.protobuf.message.Message):
+@_typing.final
+class Phase(_message.Message):
     """A stretch of a run with fixed weights and seed."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class WeightsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.int
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.int = ...,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    NUMBER_FIELD_NUMBER: builtins.int
-    OPENED_AT_FIELD_NUMBER: builtins.int
-    CLOSED_AT_FIELD_NUMBER: builtins.int
-    SEED_FIELD_NUMBER: builtins.int
-    ALGORITHM_FIELD_NUMBER: builtins.int
-    WEIGHTS_FIELD_NUMBER: builtins.int
-    TRAFFIC_ALLOCATION_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
+    CLOSED_AT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    TRAFFIC_ALLOCATION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
-    number: builtins.int
+    number: _builtins.int
     """Number within the run, from 1."""
-    seed: builtins.str
+    seed: _builtins.str
     """Seed of the assignment, hex."""
-    algorithm: builtins.str
+    algorithm: _builtins.str
     """Version of the assignment procedure."""
-    traffic_allocation: builtins.int
+    traffic_allocation: _builtins.int
     """Share of participants that take part, per cent."""
-    @property
-    def opened_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def opened_at(self) -> _timestamp_pb2.Timestamp:
         """When it opened."""
 
-    @property
-    def closed_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def closed_at(self) -> _timestamp_pb2.Timestamp:
         """When it closed."""
 
-    @property
-    def weights(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Weight by variant id, per cent."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        number: builtins.int = ...,
-        opened_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        closed_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        seed: builtins.str = ...,
-        algorithm: builtins.str = ...,
-        weights: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
-        traffic_allocation: builtins.int = ...,
+        id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        opened_at: _timestamp_pb2.Timestamp | None = ...,
+        closed_at: _timestamp_pb2.Timestamp | None = ...,
+        seed: _builtins.str = ...,
+        algorithm: _builtins.str = ...,
+        weights: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        traffic_allocation: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_closed_at", b"_closed_at", "closed_at", b"closed_at", "opened_at", b"opened_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_closed_at", b"_closed_at", "algorithm", b"algorithm", "closed_at", b"closed_at", "id", b"id", "number", b"number", "opened_at", b"opened_at", "seed", b"seed", "traffic_allocation", b"traffic_allocation", "weights", b"weights"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_closed_at", b"_closed_at"]) -> typing.Literal["closed_at"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "closed_at", b"closed_at", "opened_at", b"opened_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "algorithm", b"algorithm", "closed_at", b"closed_at", "id", b"id", "number", b"number", "opened_at", b"opened_at", "seed", b"seed", "traffic_allocation", b"traffic_allocation", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__closed_at: _TypeAlias = _typing.Literal["closed_at"]  # noqa: Y015
+    _WhichOneofArgType__closed_at: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__closed_at) -> _WhichOneofReturnType__closed_at | None: ...
 
-Global___Phase: typing_extensions.TypeAlias = Phase
+Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
-@typing.final
-class Assignment(google.protobuf.message.Message):
+@_typing.final
+class Assignment(_message.Message):
     """Which variant a participant has."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    EXPERIMENT_ID_FIELD_NUMBER: builtins.int
-    PHASE_ID_FIELD_NUMBER: builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    VARIANT_ID_FIELD_NUMBER: builtins.int
-    METHOD_FIELD_NUMBER: builtins.int
-    PLANNED_FIELD_NUMBER: builtins.int
-    BLOCK_FIELD_NUMBER: builtins.int
-    STRATUM_FIELD_NUMBER: builtins.int
-    POSITION_FIELD_NUMBER: builtins.int
-    FROM_AT_FIELD_NUMBER: builtins.int
-    TO_AT_FIELD_NUMBER: builtins.int
-    FORCED_BY_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    PHASE_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PLANNED_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    STRATUM_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    FROM_AT_FIELD_NUMBER: _builtins.int
+    TO_AT_FIELD_NUMBER: _builtins.int
+    FORCED_BY_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id; absent while planned."""
-    experiment_id: builtins.str
+    experiment_id: _builtins.str
     """The experiment's id."""
-    phase_id: builtins.str
+    phase_id: _builtins.str
     """The phase's id; absent while planned."""
-    participant_id: builtins.str
+    participant_id: _builtins.str
     """Public id of the participant."""
-    variant_id: builtins.str
+    variant_id: _builtins.str
     """The variant's id."""
-    method: builtins.str
+    method: _builtins.str
     """`randomized`, or `forced` once another variant was deployed by hand."""
-    planned: builtins.bool
+    planned: _builtins.bool
     """True in a draft."""
-    block: builtins.str
+    block: _builtins.str
     """Block of the procedure."""
-    stratum: builtins.str
+    stratum: _builtins.str
     """Stratum of the procedure."""
-    position: builtins.int
+    position: _builtins.int
     """Position in the block, from 0."""
-    forced_by: builtins.str
+    forced_by: _builtins.str
     """Who deployed another variant by hand."""
-    @property
-    def from_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def from_at(self) -> _timestamp_pb2.Timestamp:
         """From when; absent while planned."""
 
-    @property
-    def to_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def to_at(self) -> _timestamp_pb2.Timestamp:
         """Until when; absent while open."""
 
     def __init__(
         self,
         *,
-        id: builtins.str | None = ...,
-        experiment_id: builtins.str = ...,
-        phase_id: builtins.str | None = ...,
-        participant_id: builtins.str = ...,
-        variant_id: builtins.str = ...,
-        method: builtins.str = ...,
-        planned: builtins.bool = ...,
-        block: builtins.str = ...,
-        stratum: builtins.str = ...,
-        position: builtins.int = ...,
-        from_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        to_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        forced_by: builtins.str | None = ...,
+        id: _builtins.str | None = ...,
+        experiment_id: _builtins.str = ...,
+        phase_id: _builtins.str | None = ...,
+        participant_id: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        method: _builtins.str = ...,
+        planned: _builtins.bool = ...,
+        block: _builtins.str = ...,
+        stratum: _builtins.str = ...,
+        position: _builtins.int = ...,
+        from_at: _timestamp_pb2.Timestamp | None = ...,
+        to_at: _timestamp_pb2.Timestamp | None = ...,
+        forced_by: _builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "to_at", b"to_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_forced_by", b"_forced_by"]) -> typing.Literal["forced_by"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_from_at", b"_from_at"]) -> typing.Literal["from_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_id", b"_id"]) -> typing.Literal["id"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_phase_id", b"_phase_id"]) -> typing.Literal["phase_id"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_to_at", b"_to_at"]) -> typing.Literal["to_at"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "to_at", b"to_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__forced_by: _TypeAlias = _typing.Literal["forced_by"]  # noqa: Y015
+    _WhichOneofArgType__forced_by: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by"]  # noqa: Y015
+    _WhichOneofReturnType__from_at: _TypeAlias = _typing.Literal["from_at"]  # noqa: Y015
+    _WhichOneofArgType__from_at: _TypeAlias = _typing.Literal["_from_at", b"_from_at"]  # noqa: Y015
+    _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
+    _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
+    _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
+    _WhichOneofReturnType__to_at: _TypeAlias = _typing.Literal["to_at"]  # noqa: Y015
+    _WhichOneofArgType__to_at: _TypeAlias = _typing.Literal["_to_at", b"_to_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__forced_by) -> _WhichOneofReturnType__forced_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_at) -> _WhichOneofReturnType__from_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_at) -> _WhichOneofReturnType__to_at | None: ...
 
-Global___Assignment: typing_extensions.TypeAlias = Assignment
+Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
 
-@typing.final
-class ListExperimentsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListExperimentsRequest(_message.Message):
     """Asks for experiments."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    STATUS_FIELD_NUMBER: builtins.int
-    SEARCH_FIELD_NUMBER: builtins.int
-    page_size: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """Where the last page ended."""
     status: Global___ExperimentStatus.ValueType
     """Only this status."""
-    search: builtins.str
+    search: _builtins.str
     """Only where id, key, name or description contains this."""
     def __init__(
         self,
         *,
-        page_size: builtins.int | None = ...,
-        page_token: builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
         status: Global___ExperimentStatus.ValueType | None = ...,
-        search: builtins.str = ...,
+        search: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "_status", b"_status", "page_size", b"page_size", "status", b"status"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "_status", b"_status", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "status", b"status"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_status", b"_status"]) -> typing.Literal["status"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_status", b"_status", "page_size", b"page_size", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_status", b"_status", "page_size", b"page_size", "page_token", b"page_token", "search", b"search", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
+    _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__status) -> _WhichOneofReturnType__status | None: ...
 
-Global___ListExperimentsRequest: typing_extensions.TypeAlias = ListExperimentsRequest
+Global___ListExperimentsRequest: _TypeAlias = ListExperimentsRequest  # noqa: Y015
 
-@typing.final
-class ListExperimentsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListExperimentsResponse(_message.Message):
     """Experiments."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EXPERIMENTS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    EXPERIMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Where the next page starts; empty: this was the last."""
-    @property
-    def experiments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Experiment]:
+    @_builtins.property
+    def experiments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Experiment]:
         """Newest first, without content."""
 
     def __init__(
         self,
         *,
-        experiments: collections.abc.Iterable[Global___Experiment] | None = ...,
-        next_page_token: builtins.str = ...,
+        experiments: _abc.Iterable[Global___Experiment] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["experiments", b"experiments", "next_page_token", b"next_page_token"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiments", b"experiments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListExperimentsResponse: typing_extensions.TypeAlias = ListExperimentsResponse
+Global___ListExperimentsResponse: _TypeAlias = ListExperimentsResponse  # noqa: Y015
 
-@typing.final
-class GetExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class GetExperimentRequest(_message.Message):
     """Asks for an experiment."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetExperimentRequest: typing_extensions.TypeAlias = GetExperimentRequest
+Global___GetExperimentRequest: _TypeAlias = GetExperimentRequest  # noqa: Y015
 
-@typing.final
-class VariantSpec(google.protobuf.message.Message):
+@_typing.final
+class VariantSpec(_message.Message):
     """A variant as a caller writes it."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    IS_CONTROL_FIELD_NUMBER: builtins.int
-    WEIGHT_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    CONFIG_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    key: builtins.str
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    IS_CONTROL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
     """Key; default: made from the name."""
-    name: builtins.str
+    name: _builtins.str
     """Name, 1 to 200 characters."""
-    description: builtins.str
+    description: _builtins.str
     """Description, at most 3000 characters."""
-    is_control: builtins.bool
+    is_control: _builtins.bool
     """The one the others are compared with."""
-    weight: builtins.int
+    weight: _builtins.int
     """Share, whole per cent, 0 to 100; default 0."""
-    content: builtins.str
+    content: _builtins.str
     """Content of the experiment's one target file."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FileSpec]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileSpec]:
         """Files, instead of content."""
 
-    @property
-    def config(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
         """Free-form, for applications."""
 
-    @property
-    def metadata(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
     def __init__(
         self,
         *,
-        key: builtins.str | None = ...,
-        name: builtins.str = ...,
-        description: builtins.str = ...,
-        is_control: builtins.bool = ...,
-        weight: builtins.int | None = ...,
-        content: builtins.str | None = ...,
-        files: collections.abc.Iterable[Global___FileSpec] | None = ...,
-        config: google.protobuf.struct_pb2.Struct | None = ...,
-        metadata: google.protobuf.struct_pb2.Struct | None = ...,
+        key: _builtins.str | None = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        is_control: _builtins.bool = ...,
+        weight: _builtins.int | None = ...,
+        content: _builtins.str | None = ...,
+        files: _abc.Iterable[Global___FileSpec] | None = ...,
+        config: _struct_pb2.Struct | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "weight", b"weight"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_config", b"_config"]) -> typing.Literal["config"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content", b"_content"]) -> typing.Literal["content"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_key", b"_key"]) -> typing.Literal["key"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metadata", b"_metadata"]) -> typing.Literal["metadata"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
-Global___VariantSpec: typing_extensions.TypeAlias = VariantSpec
+Global___VariantSpec: _TypeAlias = VariantSpec  # noqa: Y015
 
-@typing.final
-class FileSpec(google.protobuf.message.Message):
+@_typing.final
+class FileSpec(_message.Message):
     """A file as a caller writes it."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    CONTENT_BASE64_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    CONTENT_BASE64_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to a participant's root."""
-    content: builtins.str
+    content: _builtins.str
     """Content as text."""
-    content_base64: builtins.bytes
+    content_base64: _builtins.bytes
     """Content as bytes, instead."""
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        content: builtins.str | None = ...,
-        content_base64: builtins.bytes | None = ...,
+        path: _builtins.str = ...,
+        content: _builtins.str | None = ...,
+        content_base64: _builtins.bytes | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64", "path", b"path"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content", b"_content"]) -> typing.Literal["content"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content_base64", b"_content_base64"]) -> typing.Literal["content_base64"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__content_base64: _TypeAlias = _typing.Literal["content_base64"]  # noqa: Y015
+    _WhichOneofArgType__content_base64: _TypeAlias = _typing.Literal["_content_base64", b"_content_base64"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content_base64) -> _WhichOneofReturnType__content_base64 | None: ...
 
-Global___FileSpec: typing_extensions.TypeAlias = FileSpec
+Global___FileSpec: _TypeAlias = FileSpec  # noqa: Y015
 
-@typing.final
-class CreateExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class CreateExperimentRequest(_message.Message):
     """A new draft."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    NAME_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    TYPE_FIELD_NUMBER: builtins.int
-    TARGET_FILE_FIELD_NUMBER: builtins.int
-    VARIANTS_FIELD_NUMBER: builtins.int
-    PARTICIPANT_IDS_FIELD_NUMBER: builtins.int
-    PARTICIPANTS_FIELD_NUMBER: builtins.int
-    METRICS_FIELD_NUMBER: builtins.int
-    EXPOSURE_CRITERIA_FIELD_NUMBER: builtins.int
-    ANALYSIS_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    name: builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    TARGET_FILE_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_IDS_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    EXPOSURE_CRITERIA_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     """Name, 1 to 400 characters."""
-    key: builtins.str
+    key: _builtins.str
     """Key; default: made from the name."""
-    description: builtins.str
+    description: _builtins.str
     """The hypothesis, at most 3000 characters."""
-    type: builtins.str
+    type: _builtins.str
     """Type; `ab`."""
-    target_file: builtins.str
+    target_file: _builtins.str
     """The target file, relative to a participant's root."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
-    @property
-    def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___VariantSpec]:
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantSpec]:
         """Variants; may be added later."""
 
-    @property
-    def participant_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Public ids of participants."""
 
-    @property
+    @_builtins.property
     def participants(self) -> Global___ParticipantSelector:
         """Participants by ids or labels, instead."""
 
-    @property
+    @_builtins.property
     def metrics(self) -> Global___Metrics:
         """What is measured."""
 
-    @property
+    @_builtins.property
     def exposure_criteria(self) -> Global___ExposureCriteria:
         """Which events count."""
 
-    @property
+    @_builtins.property
     def analysis(self) -> Global___Analysis:
         """How results are computed."""
 
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the experiment itself."""
 
-    @property
-    def metadata(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        key: builtins.str | None = ...,
-        description: builtins.str = ...,
-        type: builtins.str | None = ...,
-        target_file: builtins.str | None = ...,
-        variants: collections.abc.Iterable[Global___VariantSpec] | None = ...,
-        participant_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        name: _builtins.str = ...,
+        key: _builtins.str | None = ...,
+        description: _builtins.str = ...,
+        type: _builtins.str | None = ...,
+        target_file: _builtins.str | None = ...,
+        variants: _abc.Iterable[Global___VariantSpec] | None = ...,
+        participant_ids: _abc.Iterable[_builtins.str] | None = ...,
         participants: Global___ParticipantSelector | None = ...,
         metrics: Global___Metrics | None = ...,
         exposure_criteria: Global___ExposureCriteria | None = ...,
         analysis: Global___Analysis | None = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        metadata: google.protobuf.struct_pb2.Struct | None = ...,
-        request_id: builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_target_file", b"_target_file", "_type", b"_type", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "target_file", b"target_file", "type", b"type"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_target_file", b"_target_file", "_type", b"_type", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "target_file", b"target_file", "type", b"type", "variants", b"variants"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_analysis", b"_analysis"]) -> typing.Literal["analysis"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_exposure_criteria", b"_exposure_criteria"]) -> typing.Literal["exposure_criteria"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_key", b"_key"]) -> typing.Literal["key"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metadata", b"_metadata"]) -> typing.Literal["metadata"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metrics", b"_metrics"]) -> typing.Literal["metrics"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_participants", b"_participants"]) -> typing.Literal["participants"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_target_file", b"_target_file"]) -> typing.Literal["target_file"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_type", b"_type"]) -> typing.Literal["type"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_target_file", b"_target_file", "_type", b"_type", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "target_file", b"target_file", "type", b"type"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_target_file", b"_target_file", "_type", b"_type", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "target_file", b"target_file", "type", b"type", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__analysis: _TypeAlias = _typing.Literal["analysis"]  # noqa: Y015
+    _WhichOneofArgType__analysis: _TypeAlias = _typing.Literal["_analysis", b"_analysis"]  # noqa: Y015
+    _WhichOneofReturnType__exposure_criteria: _TypeAlias = _typing.Literal["exposure_criteria"]  # noqa: Y015
+    _WhichOneofArgType__exposure_criteria: _TypeAlias = _typing.Literal["_exposure_criteria", b"_exposure_criteria"]  # noqa: Y015
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__metrics: _TypeAlias = _typing.Literal["metrics"]  # noqa: Y015
+    _WhichOneofArgType__metrics: _TypeAlias = _typing.Literal["_metrics", b"_metrics"]  # noqa: Y015
+    _WhichOneofReturnType__participants: _TypeAlias = _typing.Literal["participants"]  # noqa: Y015
+    _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
+    _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
+    _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
+    _WhichOneofReturnType__type: _TypeAlias = _typing.Literal["type"]  # noqa: Y015
+    _WhichOneofArgType__type: _TypeAlias = _typing.Literal["_type", b"_type"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__analysis) -> _WhichOneofReturnType__analysis | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exposure_criteria) -> _WhichOneofReturnType__exposure_criteria | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metrics) -> _WhichOneofReturnType__metrics | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__type) -> _WhichOneofReturnType__type | None: ...
 
-Global___CreateExperimentRequest: typing_extensions.TypeAlias = CreateExperimentRequest
+Global___CreateExperimentRequest: _TypeAlias = CreateExperimentRequest  # noqa: Y015
 
-@typing.final
-class UpdateExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class UpdateExperimentRequest(_message.Message):
     """Changes to an experiment; what is absent stays."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    TARGET_FILE_FIELD_NUMBER: builtins.int
-    PARTICIPANT_IDS_FIELD_NUMBER: builtins.int
-    PARTICIPANTS_FIELD_NUMBER: builtins.int
-    METRICS_FIELD_NUMBER: builtins.int
-    EXPOSURE_CRITERIA_FIELD_NUMBER: builtins.int
-    ANALYSIS_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    TARGET_FILE_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_IDS_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    EXPOSURE_CRITERIA_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
-    name: builtins.str
+    name: _builtins.str
     """Name."""
-    description: builtins.str
+    description: _builtins.str
     """The hypothesis."""
-    target_file: builtins.str
+    target_file: _builtins.str
     """The target file; draft only."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
-    @property
-    def participant_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Public ids of participants, when not empty; draft only."""
 
-    @property
+    @_builtins.property
     def participants(self) -> Global___ParticipantSelector:
         """Participants by ids or labels; draft only."""
 
-    @property
+    @_builtins.property
     def metrics(self) -> Global___Metrics:
         """What is measured."""
 
-    @property
+    @_builtins.property
     def exposure_criteria(self) -> Global___ExposureCriteria:
         """Which events count; draft only."""
 
-    @property
+    @_builtins.property
     def analysis(self) -> Global___Analysis:
         """How results are computed; draft only."""
 
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the experiment itself, when not empty."""
 
-    @property
-    def metadata(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        name: builtins.str | None = ...,
-        description: builtins.str | None = ...,
-        target_file: builtins.str | None = ...,
-        participant_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+        target_file: _builtins.str | None = ...,
+        participant_ids: _abc.Iterable[_builtins.str] | None = ...,
         participants: Global___ParticipantSelector | None = ...,
         metrics: Global___Metrics | None = ...,
         exposure_criteria: Global___ExposureCriteria | None = ...,
         analysis: Global___Analysis | None = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        metadata: google.protobuf.struct_pb2.Struct | None = ...,
-        request_id: builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_target_file", b"_target_file", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "target_file", b"target_file"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_target_file", b"_target_file", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "target_file", b"target_file"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_analysis", b"_analysis"]) -> typing.Literal["analysis"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_description", b"_description"]) -> typing.Literal["description"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_exposure_criteria", b"_exposure_criteria"]) -> typing.Literal["exposure_criteria"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metadata", b"_metadata"]) -> typing.Literal["metadata"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metrics", b"_metrics"]) -> typing.Literal["metrics"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_participants", b"_participants"]) -> typing.Literal["participants"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_target_file", b"_target_file"]) -> typing.Literal["target_file"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_target_file", b"_target_file", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "target_file", b"target_file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_target_file", b"_target_file", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "target_file", b"target_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__analysis: _TypeAlias = _typing.Literal["analysis"]  # noqa: Y015
+    _WhichOneofArgType__analysis: _TypeAlias = _typing.Literal["_analysis", b"_analysis"]  # noqa: Y015
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__exposure_criteria: _TypeAlias = _typing.Literal["exposure_criteria"]  # noqa: Y015
+    _WhichOneofArgType__exposure_criteria: _TypeAlias = _typing.Literal["_exposure_criteria", b"_exposure_criteria"]  # noqa: Y015
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__metrics: _TypeAlias = _typing.Literal["metrics"]  # noqa: Y015
+    _WhichOneofArgType__metrics: _TypeAlias = _typing.Literal["_metrics", b"_metrics"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__participants: _TypeAlias = _typing.Literal["participants"]  # noqa: Y015
+    _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
+    _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
+    _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__analysis) -> _WhichOneofReturnType__analysis | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exposure_criteria) -> _WhichOneofReturnType__exposure_criteria | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metrics) -> _WhichOneofReturnType__metrics | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
 
-Global___UpdateExperimentRequest: typing_extensions.TypeAlias = UpdateExperimentRequest
+Global___UpdateExperimentRequest: _TypeAlias = UpdateExperimentRequest  # noqa: Y015
 
-@typing.final
-class DeleteExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class DeleteExperimentRequest(_message.Message):
     """Names an experiment to remove."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteExperimentRequest: typing_extensions.TypeAlias = DeleteExperimentRequest
+Global___DeleteExperimentRequest: _TypeAlias = DeleteExperimentRequest  # noqa: Y015
 
-@typing.final
-class StartExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class StartExperimentRequest(_message.Message):
     """Names an experiment to start."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StartExperimentRequest: typing_extensions.TypeAlias = StartExperimentRequest
+Global___StartExperimentRequest: _TypeAlias = StartExperimentRequest  # noqa: Y015
 
-@typing.final
-class PauseExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class PauseExperimentRequest(_message.Message):
     """Names an experiment to pause."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PauseExperimentRequest: typing_extensions.TypeAlias = PauseExperimentRequest
+Global___PauseExperimentRequest: _TypeAlias = PauseExperimentRequest  # noqa: Y015
 
-@typing.final
-class ResumeExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class ResumeExperimentRequest(_message.Message):
     """Names an experiment to resume."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ResumeExperimentRequest: typing_extensions.TypeAlias = ResumeExperimentRequest
+Global___ResumeExperimentRequest: _TypeAlias = ResumeExperimentRequest  # noqa: Y015
 
-@typing.final
-class StopExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class StopExperimentRequest(_message.Message):
     """Names an experiment to stop."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StopExperimentRequest: typing_extensions.TypeAlias = StopExperimentRequest
+Global___StopExperimentRequest: _TypeAlias = StopExperimentRequest  # noqa: Y015
 
-@typing.final
-class CompleteExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class CompleteExperimentRequest(_message.Message):
     """Ends an experiment."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    WINNER_VARIANT_ID_FIELD_NUMBER: builtins.int
-    CONCLUSION_FIELD_NUMBER: builtins.int
-    CONCLUSION_COMMENT_FIELD_NUMBER: builtins.int
-    THEN_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    WINNER_VARIANT_ID_FIELD_NUMBER: _builtins.int
+    CONCLUSION_FIELD_NUMBER: _builtins.int
+    CONCLUSION_COMMENT_FIELD_NUMBER: _builtins.int
+    THEN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
-    winner_variant_id: builtins.str
+    winner_variant_id: _builtins.str
     """The winner, if there is one."""
     conclusion: Global___Conclusion.ValueType
     """What it found."""
-    conclusion_comment: builtins.str
+    conclusion_comment: _builtins.str
     """Why, at most 3000 characters."""
-    then: builtins.str
+    then: _builtins.str
     """`keep` (default) leaves the files, `restore` puts every baseline back exactly."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        winner_variant_id: builtins.str | None = ...,
+        id: _builtins.str = ...,
+        winner_variant_id: _builtins.str | None = ...,
         conclusion: Global___Conclusion.ValueType | None = ...,
-        conclusion_comment: builtins.str | None = ...,
-        then: builtins.str | None = ...,
-        request_id: builtins.str = ...,
+        conclusion_comment: _builtins.str | None = ...,
+        then: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_then", b"_then", "_winner_variant_id", b"_winner_variant_id", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "then", b"then", "winner_variant_id", b"winner_variant_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_then", b"_then", "_winner_variant_id", b"_winner_variant_id", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "id", b"id", "request_id", b"request_id", "then", b"then", "winner_variant_id", b"winner_variant_id"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_conclusion", b"_conclusion"]) -> typing.Literal["conclusion"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_conclusion_comment", b"_conclusion_comment"]) -> typing.Literal["conclusion_comment"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_then", b"_then"]) -> typing.Literal["then"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_winner_variant_id", b"_winner_variant_id"]) -> typing.Literal["winner_variant_id"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_then", b"_then", "_winner_variant_id", b"_winner_variant_id", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "then", b"then", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_then", b"_then", "_winner_variant_id", b"_winner_variant_id", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "id", b"id", "request_id", b"request_id", "then", b"then", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__conclusion: _TypeAlias = _typing.Literal["conclusion"]  # noqa: Y015
+    _WhichOneofArgType__conclusion: _TypeAlias = _typing.Literal["_conclusion", b"_conclusion"]  # noqa: Y015
+    _WhichOneofReturnType__conclusion_comment: _TypeAlias = _typing.Literal["conclusion_comment"]  # noqa: Y015
+    _WhichOneofArgType__conclusion_comment: _TypeAlias = _typing.Literal["_conclusion_comment", b"_conclusion_comment"]  # noqa: Y015
+    _WhichOneofReturnType__then: _TypeAlias = _typing.Literal["then"]  # noqa: Y015
+    _WhichOneofArgType__then: _TypeAlias = _typing.Literal["_then", b"_then"]  # noqa: Y015
+    _WhichOneofReturnType__winner_variant_id: _TypeAlias = _typing.Literal["winner_variant_id"]  # noqa: Y015
+    _WhichOneofArgType__winner_variant_id: _TypeAlias = _typing.Literal["_winner_variant_id", b"_winner_variant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conclusion) -> _WhichOneofReturnType__conclusion | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conclusion_comment) -> _WhichOneofReturnType__conclusion_comment | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__then) -> _WhichOneofReturnType__then | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__winner_variant_id) -> _WhichOneofReturnType__winner_variant_id | None: ...
 
-Global___CompleteExperimentRequest: typing_extensions.TypeAlias = CompleteExperimentRequest
+Global___CompleteExperimentRequest: _TypeAlias = CompleteExperimentRequest  # noqa: Y015
 
-@typing.final
-class TransitionExperimentRequest(google.protobuf.message.Message):
+@_typing.final
+class TransitionExperimentRequest(_message.Message):
     """Asks for a status."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    STATUS_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key."""
     status: Global___ExperimentStatus.ValueType
     """`running`, `paused` or `completed`."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
+        id: _builtins.str = ...,
         status: Global___ExperimentStatus.ValueType = ...,
-        request_id: builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id", "status", b"status"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TransitionExperimentRequest: typing_extensions.TypeAlias = TransitionExperimentRequest
+Global___TransitionExperimentRequest: _TypeAlias = TransitionExperimentRequest  # noqa: Y015
 
-@typing.final
-class LifecycleResponse(google.protobuf.message.Message):
+@_typing.final
+class LifecycleResponse(_message.Message):
     """What a lifecycle verb did."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PUBLISH_STATUS_FIELD_NUMBER: builtins.int
-    CONCURRENT_VERSION_CHANGES_FIELD_NUMBER: builtins.int
-    EXPERIMENT_FIELD_NUMBER: builtins.int
-    publish_status: builtins.str
+    PUBLISH_STATUS_FIELD_NUMBER: _builtins.int
+    CONCURRENT_VERSION_CHANGES_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    publish_status: _builtins.str
     """`published` once the desired state is committed."""
-    concurrent_version_changes: builtins.int
+    concurrent_version_changes: _builtins.int
     """Other changes to the same experiment that were published with it."""
-    @property
+    @_builtins.property
     def experiment(self) -> Global___Experiment:
         """The experiment after the verb."""
 
     def __init__(
         self,
         *,
-        publish_status: builtins.str = ...,
-        concurrent_version_changes: builtins.int = ...,
+        publish_status: _builtins.str = ...,
+        concurrent_version_changes: _builtins.int = ...,
         experiment: Global___Experiment | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["experiment", b"experiment"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["concurrent_version_changes", b"concurrent_version_changes", "experiment", b"experiment", "publish_status", b"publish_status"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_version_changes", b"concurrent_version_changes", "experiment", b"experiment", "publish_status", b"publish_status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LifecycleResponse: typing_extensions.TypeAlias = LifecycleResponse
+Global___LifecycleResponse: _TypeAlias = LifecycleResponse  # noqa: Y015
 
-@typing.final
-class ListVariantsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListVariantsRequest(_message.Message):
     """Asks for variants."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListVariantsRequest: typing_extensions.TypeAlias = ListVariantsRequest
+Global___ListVariantsRequest: _TypeAlias = ListVariantsRequest  # noqa: Y015
 
-@typing.final
-class ListVariantsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListVariantsResponse(_message.Message):
     """Variants."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    VARIANTS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Always empty: an experiment has at most 200 variants, and they come in one page."""
-    @property
-    def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Variant]:
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
         """In their order."""
 
     def __init__(
         self,
         *,
-        variants: collections.abc.Iterable[Global___Variant] | None = ...,
-        next_page_token: builtins.str = ...,
+        variants: _abc.Iterable[Global___Variant] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "variants", b"variants"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListVariantsResponse: typing_extensions.TypeAlias = ListVariantsResponse
+Global___ListVariantsResponse: _TypeAlias = ListVariantsResponse  # noqa: Y015
 
-@typing.final
-class GetVariantRequest(google.protobuf.message.Message):
+@_typing.final
+class GetVariantRequest(_message.Message):
     """Asks for a variant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    VARIANT_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
-    variant_id: builtins.str
+    variant_id: _builtins.str
     """Id or key of the variant."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        variant_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "variant_id", b"variant_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetVariantRequest: typing_extensions.TypeAlias = GetVariantRequest
+Global___GetVariantRequest: _TypeAlias = GetVariantRequest  # noqa: Y015
 
-@typing.final
-class AddVariantRequest(google.protobuf.message.Message):
+@_typing.final
+class AddVariantRequest(_message.Message):
     """A new variant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    IS_CONTROL_FIELD_NUMBER: builtins.int
-    WEIGHT_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    CONFIG_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    IS_CONTROL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
-    key: builtins.str
+    key: _builtins.str
     """Key; default: made from the name."""
-    name: builtins.str
+    name: _builtins.str
     """Name, 1 to 200 characters."""
-    description: builtins.str
+    description: _builtins.str
     """Description, at most 3000 characters."""
-    is_control: builtins.bool
+    is_control: _builtins.bool
     """The one the others are compared with."""
-    weight: builtins.int
+    weight: _builtins.int
     """Share, whole per cent, 0 to 100; default 0."""
-    content: builtins.str
+    content: _builtins.str
     """Content of the experiment's one target file."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FileSpec]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileSpec]:
         """Files, instead of content."""
 
-    @property
-    def config(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
         """Free-form, for applications."""
 
-    @property
-    def metadata(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        key: builtins.str | None = ...,
-        name: builtins.str = ...,
-        description: builtins.str = ...,
-        is_control: builtins.bool = ...,
-        weight: builtins.int | None = ...,
-        content: builtins.str | None = ...,
-        files: collections.abc.Iterable[Global___FileSpec] | None = ...,
-        config: google.protobuf.struct_pb2.Struct | None = ...,
-        metadata: google.protobuf.struct_pb2.Struct | None = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        key: _builtins.str | None = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        is_control: _builtins.bool = ...,
+        weight: _builtins.int | None = ...,
+        content: _builtins.str | None = ...,
+        files: _abc.Iterable[Global___FileSpec] | None = ...,
+        config: _struct_pb2.Struct | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "weight", b"weight"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_config", b"_config"]) -> typing.Literal["config"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content", b"_content"]) -> typing.Literal["content"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_key", b"_key"]) -> typing.Literal["key"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metadata", b"_metadata"]) -> typing.Literal["metadata"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
-Global___AddVariantRequest: typing_extensions.TypeAlias = AddVariantRequest
+Global___AddVariantRequest: _TypeAlias = AddVariantRequest  # noqa: Y015
 
-@typing.final
-class UpdateVariantRequest(google.protobuf.message.Message):
+@_typing.final
+class UpdateVariantRequest(_message.Message):
     """Changes to a variant; what is absent stays."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    VARIANT_ID_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    IS_CONTROL_FIELD_NUMBER: builtins.int
-    WEIGHT_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    CONFIG_FIELD_NUMBER: builtins.int
-    METADATA_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    IS_CONTROL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
-    variant_id: builtins.str
+    variant_id: _builtins.str
     """Id or key of the variant."""
-    name: builtins.str
+    name: _builtins.str
     """Name."""
-    description: builtins.str
+    description: _builtins.str
     """Description."""
-    is_control: builtins.bool
+    is_control: _builtins.bool
     """The one the others are compared with; draft only."""
-    weight: builtins.int
+    weight: _builtins.int
     """Share, whole per cent; draft only."""
-    content: builtins.str
+    content: _builtins.str
     """Content of the experiment's one target file; draft only."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FileSpec]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileSpec]:
         """Files, instead of content, when not empty; draft only."""
 
-    @property
-    def config(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def config(self) -> _struct_pb2.Struct:
         """Free-form, for applications; draft only."""
 
-    @property
-    def metadata(self) -> google.protobuf.struct_pb2.Struct:
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        variant_id: builtins.str = ...,
-        name: builtins.str | None = ...,
-        description: builtins.str | None = ...,
-        is_control: builtins.bool | None = ...,
-        weight: builtins.int | None = ...,
-        content: builtins.str | None = ...,
-        files: collections.abc.Iterable[Global___FileSpec] | None = ...,
-        config: google.protobuf.struct_pb2.Struct | None = ...,
-        metadata: google.protobuf.struct_pb2.Struct | None = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+        is_control: _builtins.bool | None = ...,
+        weight: _builtins.int | None = ...,
+        content: _builtins.str | None = ...,
+        files: _abc.Iterable[Global___FileSpec] | None = ...,
+        config: _struct_pb2.Struct | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "weight", b"weight"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "variant_id", b"variant_id", "weight", b"weight"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_config", b"_config"]) -> typing.Literal["config"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_content", b"_content"]) -> typing.Literal["content"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_description", b"_description"]) -> typing.Literal["description"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_is_control", b"_is_control"]) -> typing.Literal["is_control"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_metadata", b"_metadata"]) -> typing.Literal["metadata"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_name", b"_name"]) -> typing.Literal["name"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "variant_id", b"variant_id", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
+    _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__is_control: _TypeAlias = _typing.Literal["is_control"]  # noqa: Y015
+    _WhichOneofArgType__is_control: _TypeAlias = _typing.Literal["_is_control", b"_is_control"]  # noqa: Y015
+    _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
+    _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__config) -> _WhichOneofReturnType__config | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_control) -> _WhichOneofReturnType__is_control | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
-Global___UpdateVariantRequest: typing_extensions.TypeAlias = UpdateVariantRequest
+Global___UpdateVariantRequest: _TypeAlias = UpdateVariantRequest  # noqa: Y015
 
-@typing.final
-class DeleteVariantRequest(google.protobuf.message.Message):
+@_typing.final
+class DeleteVariantRequest(_message.Message):
     """Names a variant to remove."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    VARIANT_ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
-    variant_id: builtins.str
+    variant_id: _builtins.str
     """Id or key of the variant."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        variant_id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id", "variant_id", b"variant_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteVariantRequest: typing_extensions.TypeAlias = DeleteVariantRequest
+Global___DeleteVariantRequest: _TypeAlias = DeleteVariantRequest  # noqa: Y015
 
-@typing.final
-class ListAssignmentsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListAssignmentsRequest(_message.Message):
     """Asks for assignments."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
-    page_size: builtins.int
+    page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """Where the last page ended."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        page_size: builtins.int | None = ...,
-        page_token: builtins.str = ...,
+        id: _builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "id", b"id", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "id", b"id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
 
-Global___ListAssignmentsRequest: typing_extensions.TypeAlias = ListAssignmentsRequest
+Global___ListAssignmentsRequest: _TypeAlias = ListAssignmentsRequest  # noqa: Y015
 
-@typing.final
-class ListAssignmentsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListAssignmentsResponse(_message.Message):
     """Assignments."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ASSIGNMENTS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Where the next page starts; empty: this was the last."""
-    @property
-    def assignments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Assignment]:
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """By participant."""
 
     def __init__(
         self,
         *,
-        assignments: collections.abc.Iterable[Global___Assignment] | None = ...,
-        next_page_token: builtins.str = ...,
+        assignments: _abc.Iterable[Global___Assignment] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["assignments", b"assignments", "next_page_token", b"next_page_token"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListAssignmentsResponse: typing_extensions.TypeAlias = ListAssignmentsResponse
+Global___ListAssignmentsResponse: _TypeAlias = ListAssignmentsResponse  # noqa: Y015
 
-@typing.final
-class CreateDeploymentRequest(google.protobuf.message.Message):
+@_typing.final
+class CreateDeploymentRequest(_message.Message):
     """Asks for a variant on one participant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    VARIANT_ID_FIELD_NUMBER: builtins.int
-    REQUIRE_CONNECTED_FIELD_NUMBER: builtins.int
-    OVERWRITE_DRIFT_FIELD_NUMBER: builtins.int
-    RETRY_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    REQUIRE_CONNECTED_FIELD_NUMBER: _builtins.int
+    OVERWRITE_DRIFT_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
-    participant_id: builtins.str
+    participant_id: _builtins.str
     """Public id of the participant."""
-    variant_id: builtins.str
+    variant_id: _builtins.str
     """Id or key of the variant."""
-    require_connected: builtins.bool
+    require_connected: _builtins.bool
     """Fail unless the participant's agent is connected."""
-    overwrite_drift: builtins.bool
+    overwrite_drift: _builtins.bool
     """Apply over a file somebody else changed."""
-    retry: builtins.bool
+    retry: _builtins.bool
     """Try again although the host quarantined the content."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        participant_id: builtins.str = ...,
-        variant_id: builtins.str = ...,
-        require_connected: builtins.bool = ...,
-        overwrite_drift: builtins.bool = ...,
-        retry: builtins.bool = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        participant_id: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        require_connected: _builtins.bool = ...,
+        overwrite_drift: _builtins.bool = ...,
+        retry: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "overwrite_drift", b"overwrite_drift", "participant_id", b"participant_id", "request_id", b"request_id", "require_connected", b"require_connected", "retry", b"retry", "variant_id", b"variant_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "overwrite_drift", b"overwrite_drift", "participant_id", b"participant_id", "request_id", b"request_id", "require_connected", b"require_connected", "retry", b"retry", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateDeploymentRequest: typing_extensions.TypeAlias = CreateDeploymentRequest
+Global___CreateDeploymentRequest: _TypeAlias = CreateDeploymentRequest  # noqa: Y015
 
-@typing.final
-class Deployment(google.protobuf.message.Message):
+@_typing.final
+class Deployment(_message.Message):
     """One change of what a slot should hold."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    EXPERIMENT_ID_FIELD_NUMBER: builtins.int
-    VARIANT_ID_FIELD_NUMBER: builtins.int
-    PHASE_ID_FIELD_NUMBER: builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    SLOT_ID_FIELD_NUMBER: builtins.int
-    REVISION_FIELD_NUMBER: builtins.int
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    ORIGIN_FIELD_NUMBER: builtins.int
-    ACTION_FIELD_NUMBER: builtins.int
-    STATE_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    ATTEMPTS_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    CONNECTED_FIELD_NUMBER: builtins.int
-    REQUESTED_BY_FIELD_NUMBER: builtins.int
-    CREATED_AT_FIELD_NUMBER: builtins.int
-    OFFERED_AT_FIELD_NUMBER: builtins.int
-    APPLIED_AT_FIELD_NUMBER: builtins.int
-    CONFIRMED_AT_FIELD_NUMBER: builtins.int
-    UPDATED_AT_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    PHASE_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    SLOT_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    OFFERED_AT_FIELD_NUMBER: _builtins.int
+    APPLIED_AT_FIELD_NUMBER: _builtins.int
+    CONFIRMED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
-    experiment_id: builtins.str
+    experiment_id: _builtins.str
     """The experiment's id."""
-    variant_id: builtins.str
+    variant_id: _builtins.str
     """The variant's id; absent for restore."""
-    phase_id: builtins.str
+    phase_id: _builtins.str
     """The phase's id; absent outside one."""
-    participant_id: builtins.str
+    participant_id: _builtins.str
     """Public id of the participant."""
-    slot_id: builtins.str
+    slot_id: _builtins.str
     """Id of the slot."""
-    revision: builtins.int
+    revision: _builtins.int
     """Revision of the slot."""
-    agent_id: builtins.str
+    agent_id: _builtins.str
     """The agent that serves the participant; absent: none yet."""
-    origin: builtins.str
+    origin: _builtins.str
     """Why: `start`, `forced`, `manual`, `restore`, `close`."""
-    action: builtins.str
+    action: _builtins.str
     """`write`, `restore` or `close`."""
-    state: builtins.str
+    state: _builtins.str
     """`pending`, `offered`, `applying`, `applied`, `confirmed`, `refused`, `rolled_back`, `stuck` or
     `superseded`.
     """
-    attempts: builtins.int
+    attempts: _builtins.int
     """Attempts the host made."""
-    connected: builtins.bool
+    connected: _builtins.bool
     """The participant's agent is connected now."""
-    requested_by: builtins.str
+    requested_by: _builtins.str
     """Who asked."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeploymentFile]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentFile]:
         """The files."""
 
-    @property
+    @_builtins.property
     def reason(self) -> Global___Reason:
         """Why it failed."""
 
-    @property
-    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
         """When."""
 
-    @property
-    def offered_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def offered_at(self) -> _timestamp_pb2.Timestamp:
         """When the agent was told."""
 
-    @property
-    def applied_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def applied_at(self) -> _timestamp_pb2.Timestamp:
         """When it was durable on the host."""
 
-    @property
-    def confirmed_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def confirmed_at(self) -> _timestamp_pb2.Timestamp:
         """When it was found healthy."""
 
-    @property
-    def updated_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When anything last changed."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        experiment_id: builtins.str = ...,
-        variant_id: builtins.str | None = ...,
-        phase_id: builtins.str | None = ...,
-        participant_id: builtins.str = ...,
-        slot_id: builtins.str = ...,
-        revision: builtins.int = ...,
-        agent_id: builtins.str | None = ...,
-        origin: builtins.str = ...,
-        action: builtins.str = ...,
-        state: builtins.str = ...,
-        files: collections.abc.Iterable[Global___DeploymentFile] | None = ...,
-        attempts: builtins.int = ...,
+        id: _builtins.str = ...,
+        experiment_id: _builtins.str = ...,
+        variant_id: _builtins.str | None = ...,
+        phase_id: _builtins.str | None = ...,
+        participant_id: _builtins.str = ...,
+        slot_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        agent_id: _builtins.str | None = ...,
+        origin: _builtins.str = ...,
+        action: _builtins.str = ...,
+        state: _builtins.str = ...,
+        files: _abc.Iterable[Global___DeploymentFile] | None = ...,
+        attempts: _builtins.int = ...,
         reason: Global___Reason | None = ...,
-        connected: builtins.bool = ...,
-        requested_by: builtins.str = ...,
-        created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        offered_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        applied_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        confirmed_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        updated_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        connected: _builtins.bool = ...,
+        requested_by: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        offered_at: _timestamp_pb2.Timestamp | None = ...,
+        applied_at: _timestamp_pb2.Timestamp | None = ...,
+        confirmed_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_agent_id", b"_agent_id", "_applied_at", b"_applied_at", "_confirmed_at", b"_confirmed_at", "_offered_at", b"_offered_at", "_phase_id", b"_phase_id", "_reason", b"_reason", "_variant_id", b"_variant_id", "agent_id", b"agent_id", "applied_at", b"applied_at", "confirmed_at", b"confirmed_at", "created_at", b"created_at", "offered_at", b"offered_at", "phase_id", b"phase_id", "reason", b"reason", "updated_at", b"updated_at", "variant_id", b"variant_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_agent_id", b"_agent_id", "_applied_at", b"_applied_at", "_confirmed_at", b"_confirmed_at", "_offered_at", b"_offered_at", "_phase_id", b"_phase_id", "_reason", b"_reason", "_variant_id", b"_variant_id", "action", b"action", "agent_id", b"agent_id", "applied_at", b"applied_at", "attempts", b"attempts", "confirmed_at", b"confirmed_at", "connected", b"connected", "created_at", b"created_at", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "offered_at", b"offered_at", "origin", b"origin", "participant_id", b"participant_id", "phase_id", b"phase_id", "reason", b"reason", "requested_by", b"requested_by", "revision", b"revision", "slot_id", b"slot_id", "state", b"state", "updated_at", b"updated_at", "variant_id", b"variant_id"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_agent_id", b"_agent_id"]) -> typing.Literal["agent_id"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_applied_at", b"_applied_at"]) -> typing.Literal["applied_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_confirmed_at", b"_confirmed_at"]) -> typing.Literal["confirmed_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_offered_at", b"_offered_at"]) -> typing.Literal["offered_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_phase_id", b"_phase_id"]) -> typing.Literal["phase_id"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_reason", b"_reason"]) -> typing.Literal["reason"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_variant_id", b"_variant_id"]) -> typing.Literal["variant_id"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_applied_at", b"_applied_at", "_confirmed_at", b"_confirmed_at", "_offered_at", b"_offered_at", "_phase_id", b"_phase_id", "_reason", b"_reason", "_variant_id", b"_variant_id", "agent_id", b"agent_id", "applied_at", b"applied_at", "confirmed_at", b"confirmed_at", "created_at", b"created_at", "offered_at", b"offered_at", "phase_id", b"phase_id", "reason", b"reason", "updated_at", b"updated_at", "variant_id", b"variant_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_applied_at", b"_applied_at", "_confirmed_at", b"_confirmed_at", "_offered_at", b"_offered_at", "_phase_id", b"_phase_id", "_reason", b"_reason", "_variant_id", b"_variant_id", "action", b"action", "agent_id", b"agent_id", "applied_at", b"applied_at", "attempts", b"attempts", "confirmed_at", b"confirmed_at", "connected", b"connected", "created_at", b"created_at", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "offered_at", b"offered_at", "origin", b"origin", "participant_id", b"participant_id", "phase_id", b"phase_id", "reason", b"reason", "requested_by", b"requested_by", "revision", b"revision", "slot_id", b"slot_id", "state", b"state", "updated_at", b"updated_at", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agent_id: _TypeAlias = _typing.Literal["agent_id"]  # noqa: Y015
+    _WhichOneofArgType__agent_id: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id"]  # noqa: Y015
+    _WhichOneofReturnType__applied_at: _TypeAlias = _typing.Literal["applied_at"]  # noqa: Y015
+    _WhichOneofArgType__applied_at: _TypeAlias = _typing.Literal["_applied_at", b"_applied_at"]  # noqa: Y015
+    _WhichOneofReturnType__confirmed_at: _TypeAlias = _typing.Literal["confirmed_at"]  # noqa: Y015
+    _WhichOneofArgType__confirmed_at: _TypeAlias = _typing.Literal["_confirmed_at", b"_confirmed_at"]  # noqa: Y015
+    _WhichOneofReturnType__offered_at: _TypeAlias = _typing.Literal["offered_at"]  # noqa: Y015
+    _WhichOneofArgType__offered_at: _TypeAlias = _typing.Literal["_offered_at", b"_offered_at"]  # noqa: Y015
+    _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
+    _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
+    _WhichOneofArgType__variant_id: _TypeAlias = _typing.Literal["_variant_id", b"_variant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agent_id) -> _WhichOneofReturnType__agent_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__applied_at) -> _WhichOneofReturnType__applied_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confirmed_at) -> _WhichOneofReturnType__confirmed_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offered_at) -> _WhichOneofReturnType__offered_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variant_id) -> _WhichOneofReturnType__variant_id | None: ...
 
-Global___Deployment: typing_extensions.TypeAlias = Deployment
+Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 
-@typing.final
-class DeploymentFile(google.protobuf.message.Message):
+@_typing.final
+class DeploymentFile(_message.Message):
     """One file of a deployment."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    DESIRED_DIGEST_FIELD_NUMBER: builtins.int
-    RUNNING_DIGEST_FIELD_NUMBER: builtins.int
-    LAST_ATTEMPTED_DIGEST_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    DESIRED_DIGEST_FIELD_NUMBER: _builtins.int
+    RUNNING_DIGEST_FIELD_NUMBER: _builtins.int
+    LAST_ATTEMPTED_DIGEST_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to the participant's root."""
-    desired_digest: builtins.str
+    desired_digest: _builtins.str
     """Digest wanted; absent: what was there before."""
-    running_digest: builtins.str
+    running_digest: _builtins.str
     """Digest on disk as last reported; absent: unknown or no file."""
-    last_attempted_digest: builtins.str
+    last_attempted_digest: _builtins.str
     """Digest of the last attempt."""
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        desired_digest: builtins.str | None = ...,
-        running_digest: builtins.str | None = ...,
-        last_attempted_digest: builtins.str | None = ...,
+        path: _builtins.str = ...,
+        desired_digest: _builtins.str | None = ...,
+        running_digest: _builtins.str | None = ...,
+        last_attempted_digest: _builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_desired_digest", b"_desired_digest", "_last_attempted_digest", b"_last_attempted_digest", "_running_digest", b"_running_digest", "desired_digest", b"desired_digest", "last_attempted_digest", b"last_attempted_digest", "running_digest", b"running_digest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_desired_digest", b"_desired_digest", "_last_attempted_digest", b"_last_attempted_digest", "_running_digest", b"_running_digest", "desired_digest", b"desired_digest", "last_attempted_digest", b"last_attempted_digest", "path", b"path", "running_digest", b"running_digest"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_desired_digest", b"_desired_digest"]) -> typing.Literal["desired_digest"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_last_attempted_digest", b"_last_attempted_digest"]) -> typing.Literal["last_attempted_digest"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_running_digest", b"_running_digest"]) -> typing.Literal["running_digest"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_last_attempted_digest", b"_last_attempted_digest", "_running_digest", b"_running_digest", "desired_digest", b"desired_digest", "last_attempted_digest", b"last_attempted_digest", "running_digest", b"running_digest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_last_attempted_digest", b"_last_attempted_digest", "_running_digest", b"_running_digest", "desired_digest", b"desired_digest", "last_attempted_digest", b"last_attempted_digest", "path", b"path", "running_digest", b"running_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__desired_digest: _TypeAlias = _typing.Literal["desired_digest"]  # noqa: Y015
+    _WhichOneofArgType__desired_digest: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest"]  # noqa: Y015
+    _WhichOneofReturnType__last_attempted_digest: _TypeAlias = _typing.Literal["last_attempted_digest"]  # noqa: Y015
+    _WhichOneofArgType__last_attempted_digest: _TypeAlias = _typing.Literal["_last_attempted_digest", b"_last_attempted_digest"]  # noqa: Y015
+    _WhichOneofReturnType__running_digest: _TypeAlias = _typing.Literal["running_digest"]  # noqa: Y015
+    _WhichOneofArgType__running_digest: _TypeAlias = _typing.Literal["_running_digest", b"_running_digest"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__desired_digest) -> _WhichOneofReturnType__desired_digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_attempted_digest) -> _WhichOneofReturnType__last_attempted_digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running_digest) -> _WhichOneofReturnType__running_digest | None: ...
 
-Global___DeploymentFile: typing_extensions.TypeAlias = DeploymentFile
+Global___DeploymentFile: _TypeAlias = DeploymentFile  # noqa: Y015
 
-@typing.final
-class Reason(google.protobuf.message.Message):
+@_typing.final
+class Reason(_message.Message):
     """Why something was refused."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CODE_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    REMEDY_FIELD_NUMBER: builtins.int
-    code: builtins.str
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
     """Stable code."""
-    message: builtins.str
+    message: _builtins.str
     """One sentence."""
-    remedy: builtins.str
+    remedy: _builtins.str
     """What to do."""
     def __init__(
         self,
         *,
-        code: builtins.str = ...,
-        message: builtins.str = ...,
-        remedy: builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        remedy: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "remedy", b"remedy"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "remedy", b"remedy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Reason: typing_extensions.TypeAlias = Reason
+Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
-@typing.final
-class GetDeploymentRequest(google.protobuf.message.Message):
+@_typing.final
+class GetDeploymentRequest(_message.Message):
     """Asks for a deployment."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetDeploymentRequest: typing_extensions.TypeAlias = GetDeploymentRequest
+Global___GetDeploymentRequest: _TypeAlias = GetDeploymentRequest  # noqa: Y015
 
-@typing.final
-class ListDeploymentsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListDeploymentsRequest(_message.Message):
     """Asks for deployments."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
-    page_size: builtins.int
+    page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """Where the last page ended."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        page_size: builtins.int | None = ...,
-        page_token: builtins.str = ...,
+        id: _builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "id", b"id", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "id", b"id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
 
-Global___ListDeploymentsRequest: typing_extensions.TypeAlias = ListDeploymentsRequest
+Global___ListDeploymentsRequest: _TypeAlias = ListDeploymentsRequest  # noqa: Y015
 
-@typing.final
-class ListDeploymentsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListDeploymentsResponse(_message.Message):
     """Deployments."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DEPLOYMENTS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Where the next page starts; empty: this was the last."""
-    @property
-    def deployments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Deployment]:
+    @_builtins.property
+    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        deployments: collections.abc.Iterable[Global___Deployment] | None = ...,
-        next_page_token: builtins.str = ...,
+        deployments: _abc.Iterable[Global___Deployment] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["deployments", b"deployments", "next_page_token", b"next_page_token"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListDeploymentsResponse: typing_extensions.TypeAlias = ListDeploymentsResponse
+Global___ListDeploymentsResponse: _TypeAlias = ListDeploymentsResponse  # noqa: Y015
 
-@typing.final
-class ListOutcomesRequest(google.protobuf.message.Message):
+@_typing.final
+class ListOutcomesRequest(_message.Message):
     """Asks for outcomes."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id of the deployment."""
-    page_size: builtins.int
+    page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """Where the last page ended."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        page_size: builtins.int | None = ...,
-        page_token: builtins.str = ...,
+        id: _builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "id", b"id", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "id", b"id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
 
-Global___ListOutcomesRequest: typing_extensions.TypeAlias = ListOutcomesRequest
+Global___ListOutcomesRequest: _TypeAlias = ListOutcomesRequest  # noqa: Y015
 
-@typing.final
-class ListOutcomesResponse(google.protobuf.message.Message):
+@_typing.final
+class ListOutcomesResponse(_message.Message):
     """Outcomes."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    OUTCOMES_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Where the next page starts; empty: this was the last."""
-    @property
-    def outcomes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Outcome]:
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
         """Oldest first."""
 
     def __init__(
         self,
         *,
-        outcomes: collections.abc.Iterable[Global___Outcome] | None = ...,
-        next_page_token: builtins.str = ...,
+        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "outcomes", b"outcomes"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListOutcomesResponse: typing_extensions.TypeAlias = ListOutcomesResponse
+Global___ListOutcomesResponse: _TypeAlias = ListOutcomesResponse  # noqa: Y015
 
-@typing.final
-class Outcome(google.protobuf.message.Message):
+@_typing.final
+class Outcome(_message.Message):
     """What a host reported about an attempt."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    DEPLOYMENT_ID_FIELD_NUMBER: builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: builtins.int
-    SLOT_ID_FIELD_NUMBER: builtins.int
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    REVISION_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    STEP_FIELD_NUMBER: builtins.int
-    RESULT_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    REASON_FIELD_NUMBER: builtins.int
-    QUARANTINED_FIELD_NUMBER: builtins.int
-    DURATIONS_MS_FIELD_NUMBER: builtins.int
-    OCCURRED_AT_FIELD_NUMBER: builtins.int
-    RECEIVED_AT_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    SLOT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    DURATIONS_MS_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
-    deployment_id: builtins.str
+    deployment_id: _builtins.str
     """The deployment's id."""
-    participant_id: builtins.str
+    participant_id: _builtins.str
     """Public id of the participant."""
-    slot_id: builtins.str
+    slot_id: _builtins.str
     """Id of the slot."""
-    agent_id: builtins.str
+    agent_id: _builtins.str
     """Who reported it."""
-    revision: builtins.int
+    revision: _builtins.int
     """Revision attempted."""
-    attempt: builtins.int
+    attempt: _builtins.int
     """Number of the attempt, from 1."""
-    step: builtins.str
+    step: _builtins.str
     """Where the attempt got to."""
-    result: builtins.str
+    result: _builtins.str
     """How it stands or ended."""
-    quarantined: builtins.bool
+    quarantined: _builtins.bool
     """The host will not try this content again by itself."""
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OutcomeFile]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutcomeFile]:
         """The files."""
 
-    @property
+    @_builtins.property
     def reason(self) -> Global___Reason:
         """Why it failed."""
 
-    @property
+    @_builtins.property
     def durations_ms(self) -> Global___DurationsMs:
         """How long the parts took."""
 
-    @property
-    def occurred_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When, by the host's clock."""
 
-    @property
-    def received_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def received_at(self) -> _timestamp_pb2.Timestamp:
         """When the control plane stored it."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        deployment_id: builtins.str = ...,
-        participant_id: builtins.str = ...,
-        slot_id: builtins.str = ...,
-        agent_id: builtins.str = ...,
-        revision: builtins.int = ...,
-        attempt: builtins.int = ...,
-        step: builtins.str = ...,
-        result: builtins.str = ...,
-        files: collections.abc.Iterable[Global___OutcomeFile] | None = ...,
+        id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        participant_id: _builtins.str = ...,
+        slot_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        step: _builtins.str = ...,
+        result: _builtins.str = ...,
+        files: _abc.Iterable[Global___OutcomeFile] | None = ...,
         reason: Global___Reason | None = ...,
-        quarantined: builtins.bool = ...,
+        quarantined: _builtins.bool = ...,
         durations_ms: Global___DurationsMs | None = ...,
-        occurred_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        received_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        received_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_reason", b"_reason", "durations_ms", b"durations_ms", "occurred_at", b"occurred_at", "reason", b"reason", "received_at", b"received_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_reason", b"_reason", "agent_id", b"agent_id", "attempt", b"attempt", "deployment_id", b"deployment_id", "durations_ms", b"durations_ms", "files", b"files", "id", b"id", "occurred_at", b"occurred_at", "participant_id", b"participant_id", "quarantined", b"quarantined", "reason", b"reason", "received_at", b"received_at", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_reason", b"_reason"]) -> typing.Literal["reason"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "durations_ms", b"durations_ms", "occurred_at", b"occurred_at", "reason", b"reason", "received_at", b"received_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "agent_id", b"agent_id", "attempt", b"attempt", "deployment_id", b"deployment_id", "durations_ms", b"durations_ms", "files", b"files", "id", b"id", "occurred_at", b"occurred_at", "participant_id", b"participant_id", "quarantined", b"quarantined", "reason", b"reason", "received_at", b"received_at", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
 
-Global___Outcome: typing_extensions.TypeAlias = Outcome
+Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
-@typing.final
-class OutcomeFile(google.protobuf.message.Message):
+@_typing.final
+class OutcomeFile(_message.Message):
     """One file of an outcome."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    DESIRED_DIGEST_FIELD_NUMBER: builtins.int
-    RUNNING_DIGEST_FIELD_NUMBER: builtins.int
-    PREVIOUS_DIGEST_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    DESIRED_DIGEST_FIELD_NUMBER: _builtins.int
+    RUNNING_DIGEST_FIELD_NUMBER: _builtins.int
+    PREVIOUS_DIGEST_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to the participant's root."""
-    desired_digest: builtins.str
+    desired_digest: _builtins.str
     """Digest wanted; absent: no file."""
-    running_digest: builtins.str
+    running_digest: _builtins.str
     """Digest on disk; absent: no file."""
-    previous_digest: builtins.str
+    previous_digest: _builtins.str
     """Digest on disk before the attempt; absent: no file."""
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        desired_digest: builtins.str | None = ...,
-        running_digest: builtins.str | None = ...,
-        previous_digest: builtins.str | None = ...,
+        path: _builtins.str = ...,
+        desired_digest: _builtins.str | None = ...,
+        running_digest: _builtins.str | None = ...,
+        previous_digest: _builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_desired_digest", b"_desired_digest", "_previous_digest", b"_previous_digest", "_running_digest", b"_running_digest", "desired_digest", b"desired_digest", "previous_digest", b"previous_digest", "running_digest", b"running_digest"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_desired_digest", b"_desired_digest", "_previous_digest", b"_previous_digest", "_running_digest", b"_running_digest", "desired_digest", b"desired_digest", "path", b"path", "previous_digest", b"previous_digest", "running_digest", b"running_digest"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_desired_digest", b"_desired_digest"]) -> typing.Literal["desired_digest"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_previous_digest", b"_previous_digest"]) -> typing.Literal["previous_digest"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_running_digest", b"_running_digest"]) -> typing.Literal["running_digest"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_previous_digest", b"_previous_digest", "_running_digest", b"_running_digest", "desired_digest", b"desired_digest", "previous_digest", b"previous_digest", "running_digest", b"running_digest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_previous_digest", b"_previous_digest", "_running_digest", b"_running_digest", "desired_digest", b"desired_digest", "path", b"path", "previous_digest", b"previous_digest", "running_digest", b"running_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__desired_digest: _TypeAlias = _typing.Literal["desired_digest"]  # noqa: Y015
+    _WhichOneofArgType__desired_digest: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest"]  # noqa: Y015
+    _WhichOneofReturnType__previous_digest: _TypeAlias = _typing.Literal["previous_digest"]  # noqa: Y015
+    _WhichOneofArgType__previous_digest: _TypeAlias = _typing.Literal["_previous_digest", b"_previous_digest"]  # noqa: Y015
+    _WhichOneofReturnType__running_digest: _TypeAlias = _typing.Literal["running_digest"]  # noqa: Y015
+    _WhichOneofArgType__running_digest: _TypeAlias = _typing.Literal["_running_digest", b"_running_digest"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__desired_digest) -> _WhichOneofReturnType__desired_digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__previous_digest) -> _WhichOneofReturnType__previous_digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running_digest) -> _WhichOneofReturnType__running_digest | None: ...
 
-Global___OutcomeFile: typing_extensions.TypeAlias = OutcomeFile
+Global___OutcomeFile: _TypeAlias = OutcomeFile  # noqa: Y015
 
-@typing.final
-class DurationsMs(google.protobuf.message.Message):
+@_typing.final
+class DurationsMs(_message.Message):
     """How long the parts of an attempt took, milliseconds."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    FETCH_FIELD_NUMBER: builtins.int
-    CHECK_FIELD_NUMBER: builtins.int
-    WRITE_FIELD_NUMBER: builtins.int
-    RELOAD_FIELD_NUMBER: builtins.int
-    PROBE_FIELD_NUMBER: builtins.int
-    fetch: builtins.int
+    FETCH_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    WRITE_FIELD_NUMBER: _builtins.int
+    RELOAD_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    fetch: _builtins.int
     """Getting the content."""
-    check: builtins.int
+    check: _builtins.int
     """The host's check."""
-    write: builtins.int
+    write: _builtins.int
     """Staging, swap and fsyncs."""
-    reload: builtins.int
+    reload: _builtins.int
     """The reload hook."""
-    probe: builtins.int
+    probe: _builtins.int
     """The health window."""
     def __init__(
         self,
         *,
-        fetch: builtins.int = ...,
-        check: builtins.int = ...,
-        write: builtins.int = ...,
-        reload: builtins.int = ...,
-        probe: builtins.int = ...,
+        fetch: _builtins.int = ...,
+        check: _builtins.int = ...,
+        write: _builtins.int = ...,
+        reload: _builtins.int = ...,
+        probe: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["check", b"check", "fetch", b"fetch", "probe", b"probe", "reload", b"reload", "write", b"write"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "fetch", b"fetch", "probe", b"probe", "reload", b"reload", "write", b"write"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DurationsMs: typing_extensions.TypeAlias = DurationsMs
+Global___DurationsMs: _TypeAlias = DurationsMs  # noqa: Y015
 
-@typing.final
-class GetResultsRequest(google.protobuf.message.Message):
+@_typing.final
+class GetResultsRequest(_message.Message):
     """Asks for results."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    EVENT_NAME_FIELD_NUMBER: builtins.int
-    POPULATION_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    POPULATION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id or key of the experiment."""
-    event_name: builtins.str
+    event_name: _builtins.str
     """The conversion counted; default: the primary metric's."""
-    population: builtins.str
+    population: _builtins.str
     """`assigned` (default: intention to treat) or `delivered` (the assigned variant was on disk)."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        event_name: builtins.str = ...,
-        population: builtins.str = ...,
+        id: _builtins.str = ...,
+        event_name: _builtins.str = ...,
+        population: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["event_name", b"event_name", "id", b"id", "population", b"population"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_name", b"event_name", "id", b"id", "population", b"population"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetResultsRequest: typing_extensions.TypeAlias = GetResultsRequest
+Global___GetResultsRequest: _TypeAlias = GetResultsRequest  # noqa: Y015
 
-@typing.final
-class Results(google.protobuf.message.Message):
+@_typing.final
+class Results(_message.Message):
     """What the numbers say."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    EXPERIMENT_ID_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    STATUS_FIELD_NUMBER: builtins.int
-    PHASE_ID_FIELD_NUMBER: builtins.int
-    COMPUTED_AT_FIELD_NUMBER: builtins.int
-    METRIC_FIELD_NUMBER: builtins.int
-    ALPHA_FIELD_NUMBER: builtins.int
-    POPULATION_FIELD_NUMBER: builtins.int
-    METHOD_FIELD_NUMBER: builtins.int
-    VARIANTS_FIELD_NUMBER: builtins.int
-    REJECTED_FIELD_NUMBER: builtins.int
-    LOST_FIELD_NUMBER: builtins.int
-    experiment_id: builtins.str
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    PHASE_ID_FIELD_NUMBER: _builtins.int
+    COMPUTED_AT_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    POPULATION_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
     """The experiment's id."""
-    key: builtins.str
+    key: _builtins.str
     """The experiment's key."""
     status: Global___ExperimentStatus.ValueType
     """Status."""
-    phase_id: builtins.str
+    phase_id: _builtins.str
     """The phase the numbers are of; absent in draft."""
-    alpha: builtins.float
+    alpha: _builtins.float
     """Level of every interval and p-value."""
-    population: builtins.str
+    population: _builtins.str
     """`assigned` or `delivered`."""
-    @property
-    def computed_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def computed_at(self) -> _timestamp_pb2.Timestamp:
         """When they were computed."""
 
-    @property
+    @_builtins.property
     def metric(self) -> Global___Metric:
         """What is measured."""
 
-    @property
+    @_builtins.property
     def method(self) -> Global___ResultsMethod:
         """How they were computed."""
 
-    @property
-    def variants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___VariantResult]:
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantResult]:
         """Each variant."""
 
-    @property
-    def rejected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RejectedCount]:
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedCount]:
         """Events that did not count, by reason."""
 
-    @property
+    @_builtins.property
     def lost(self) -> Global___LostCount:
         """Records that were accepted on a host and are gone."""
 
     def __init__(
         self,
         *,
-        experiment_id: builtins.str = ...,
-        key: builtins.str = ...,
+        experiment_id: _builtins.str = ...,
+        key: _builtins.str = ...,
         status: Global___ExperimentStatus.ValueType = ...,
-        phase_id: builtins.str | None = ...,
-        computed_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        phase_id: _builtins.str | None = ...,
+        computed_at: _timestamp_pb2.Timestamp | None = ...,
         metric: Global___Metric | None = ...,
-        alpha: builtins.float = ...,
-        population: builtins.str = ...,
+        alpha: _builtins.float = ...,
+        population: _builtins.str = ...,
         method: Global___ResultsMethod | None = ...,
-        variants: collections.abc.Iterable[Global___VariantResult] | None = ...,
-        rejected: collections.abc.Iterable[Global___RejectedCount] | None = ...,
+        variants: _abc.Iterable[Global___VariantResult] | None = ...,
+        rejected: _abc.Iterable[Global___RejectedCount] | None = ...,
         lost: Global___LostCount | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_phase_id", b"_phase_id", "computed_at", b"computed_at", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_phase_id", b"_phase_id", "alpha", b"alpha", "computed_at", b"computed_at", "experiment_id", b"experiment_id", "key", b"key", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id", "population", b"population", "rejected", b"rejected", "status", b"status", "variants", b"variants"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_phase_id", b"_phase_id"]) -> typing.Literal["phase_id"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id", "computed_at", b"computed_at", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id", "alpha", b"alpha", "computed_at", b"computed_at", "experiment_id", b"experiment_id", "key", b"key", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id", "population", b"population", "rejected", b"rejected", "status", b"status", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
+    _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
 
-Global___Results: typing_extensions.TypeAlias = Results
+Global___Results: _TypeAlias = Results  # noqa: Y015
 
-@typing.final
-class ResultsMethod(google.protobuf.message.Message):
+@_typing.final
+class ResultsMethod(_message.Message):
     """How results were computed."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    VARIANCE_FIELD_NUMBER: builtins.int
-    INTERVAL_FIELD_NUMBER: builtins.int
-    variance: builtins.str
+    VARIANCE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    variance: _builtins.str
     """Variance of a rate: `jackknife`."""
-    interval: builtins.str
+    interval: _builtins.str
     """Interval of a difference: `welch`."""
     def __init__(
         self,
         *,
-        variance: builtins.str = ...,
-        interval: builtins.str = ...,
+        variance: _builtins.str = ...,
+        interval: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["interval", b"interval", "variance", b"variance"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "variance", b"variance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ResultsMethod: typing_extensions.TypeAlias = ResultsMethod
+Global___ResultsMethod: _TypeAlias = ResultsMethod  # noqa: Y015
 
-@typing.final
-class VariantResult(google.protobuf.message.Message):
+@_typing.final
+class VariantResult(_message.Message):
     """What the numbers say of one variant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class ReasonsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class ReasonsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    KEY_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    IS_CONTROL_FIELD_NUMBER: builtins.int
-    WEIGHT_FIELD_NUMBER: builtins.int
-    PARTICIPANTS_FIELD_NUMBER: builtins.int
-    PARTICIPANTS_EXPOSED_FIELD_NUMBER: builtins.int
-    IMPRESSIONS_FIELD_NUMBER: builtins.int
-    CONVERSIONS_FIELD_NUMBER: builtins.int
-    CONVERSION_RATE_FIELD_NUMBER: builtins.int
-    PROBABILITY_TO_BE_BEST_FIELD_NUMBER: builtins.int
-    EXPECTED_LOSS_FIELD_NUMBER: builtins.int
-    CREDIBLE_INTERVAL_FIELD_NUMBER: builtins.int
-    DESIGN_EFFECT_FIELD_NUMBER: builtins.int
-    ICC_FIELD_NUMBER: builtins.int
-    DIFFERENCE_FIELD_NUMBER: builtins.int
-    DIFFERENCE_INTERVAL_FIELD_NUMBER: builtins.int
-    P_VALUE_FIELD_NUMBER: builtins.int
-    CHANCE_TO_WIN_FIELD_NUMBER: builtins.int
-    REASONS_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    IS_CONTROL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_EXPOSED_FIELD_NUMBER: _builtins.int
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSION_RATE_FIELD_NUMBER: _builtins.int
+    PROBABILITY_TO_BE_BEST_FIELD_NUMBER: _builtins.int
+    EXPECTED_LOSS_FIELD_NUMBER: _builtins.int
+    CREDIBLE_INTERVAL_FIELD_NUMBER: _builtins.int
+    DESIGN_EFFECT_FIELD_NUMBER: _builtins.int
+    ICC_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_INTERVAL_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    CHANCE_TO_WIN_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """The variant's id."""
-    key: builtins.str
+    key: _builtins.str
     """Its key."""
-    name: builtins.str
+    name: _builtins.str
     """Its name."""
-    is_control: builtins.bool
+    is_control: _builtins.bool
     """The one the others are compared with."""
-    weight: builtins.int
+    weight: _builtins.int
     """Share, per cent."""
-    participants: builtins.int
+    participants: _builtins.int
     """Participants assigned."""
-    participants_exposed: builtins.int
+    participants_exposed: _builtins.int
     """Participants with at least one impression."""
-    impressions: builtins.int
+    impressions: _builtins.int
     """Impressions."""
-    conversions: builtins.int
+    conversions: _builtins.int
     """Conversions."""
-    conversion_rate: builtins.float
+    conversion_rate: _builtins.float
     """Conversions per impression."""
-    probability_to_be_best: builtins.float
+    probability_to_be_best: _builtins.float
     """Probability that this variant has the best rate."""
-    expected_loss: builtins.float
+    expected_loss: _builtins.float
     """Expected loss of choosing this variant, in units of the rate."""
-    design_effect: builtins.float
+    design_effect: _builtins.float
     """Variance of the rate over its variance were impressions independent."""
-    icc: builtins.float
+    icc: _builtins.float
     """Correlation of outcomes within a participant."""
-    difference: builtins.float
+    difference: _builtins.float
     """Rate minus control's rate."""
-    p_value: builtins.float
+    p_value: _builtins.float
     """Two-sided p-value of the difference."""
-    chance_to_win: builtins.float
+    chance_to_win: _builtins.float
     """Probability that this variant beats control."""
-    @property
+    @_builtins.property
     def credible_interval(self) -> Global___Interval:
         """Credible interval of the rate."""
 
-    @property
+    @_builtins.property
     def difference_interval(self) -> Global___Interval:
         """Its interval."""
 
-    @property
-    def reasons(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def reasons(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Why a number is absent, by its JSON name."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        key: builtins.str = ...,
-        name: builtins.str = ...,
-        is_control: builtins.bool = ...,
-        weight: builtins.int = ...,
-        participants: builtins.int = ...,
-        participants_exposed: builtins.int = ...,
-        impressions: builtins.int = ...,
-        conversions: builtins.int = ...,
-        conversion_rate: builtins.float | None = ...,
-        probability_to_be_best: builtins.float | None = ...,
-        expected_loss: builtins.float | None = ...,
+        id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        name: _builtins.str = ...,
+        is_control: _builtins.bool = ...,
+        weight: _builtins.int = ...,
+        participants: _builtins.int = ...,
+        participants_exposed: _builtins.int = ...,
+        impressions: _builtins.int = ...,
+        conversions: _builtins.int = ...,
+        conversion_rate: _builtins.float | None = ...,
+        probability_to_be_best: _builtins.float | None = ...,
+        expected_loss: _builtins.float | None = ...,
         credible_interval: Global___Interval | None = ...,
-        design_effect: builtins.float | None = ...,
-        icc: builtins.float | None = ...,
-        difference: builtins.float | None = ...,
+        design_effect: _builtins.float | None = ...,
+        icc: _builtins.float | None = ...,
+        difference: _builtins.float | None = ...,
         difference_interval: Global___Interval | None = ...,
-        p_value: builtins.float | None = ...,
-        chance_to_win: builtins.float | None = ...,
-        reasons: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        p_value: _builtins.float | None = ...,
+        chance_to_win: _builtins.float | None = ...,
+        reasons: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_p_value", b"_p_value", "_probability_to_be_best", b"_probability_to_be_best", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "p_value", b"p_value", "probability_to_be_best", b"probability_to_be_best"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_p_value", b"_p_value", "_probability_to_be_best", b"_probability_to_be_best", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "id", b"id", "impressions", b"impressions", "is_control", b"is_control", "key", b"key", "name", b"name", "p_value", b"p_value", "participants", b"participants", "participants_exposed", b"participants_exposed", "probability_to_be_best", b"probability_to_be_best", "reasons", b"reasons", "weight", b"weight"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_chance_to_win", b"_chance_to_win"]) -> typing.Literal["chance_to_win"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_conversion_rate", b"_conversion_rate"]) -> typing.Literal["conversion_rate"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_credible_interval", b"_credible_interval"]) -> typing.Literal["credible_interval"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_design_effect", b"_design_effect"]) -> typing.Literal["design_effect"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_difference", b"_difference"]) -> typing.Literal["difference"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_difference_interval", b"_difference_interval"]) -> typing.Literal["difference_interval"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_expected_loss", b"_expected_loss"]) -> typing.Literal["expected_loss"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_icc", b"_icc"]) -> typing.Literal["icc"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_p_value", b"_p_value"]) -> typing.Literal["p_value"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_probability_to_be_best", b"_probability_to_be_best"]) -> typing.Literal["probability_to_be_best"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_p_value", b"_p_value", "_probability_to_be_best", b"_probability_to_be_best", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "p_value", b"p_value", "probability_to_be_best", b"probability_to_be_best"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_p_value", b"_p_value", "_probability_to_be_best", b"_probability_to_be_best", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "id", b"id", "impressions", b"impressions", "is_control", b"is_control", "key", b"key", "name", b"name", "p_value", b"p_value", "participants", b"participants", "participants_exposed", b"participants_exposed", "probability_to_be_best", b"probability_to_be_best", "reasons", b"reasons", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__chance_to_win: _TypeAlias = _typing.Literal["chance_to_win"]  # noqa: Y015
+    _WhichOneofArgType__chance_to_win: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win"]  # noqa: Y015
+    _WhichOneofReturnType__conversion_rate: _TypeAlias = _typing.Literal["conversion_rate"]  # noqa: Y015
+    _WhichOneofArgType__conversion_rate: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate"]  # noqa: Y015
+    _WhichOneofReturnType__credible_interval: _TypeAlias = _typing.Literal["credible_interval"]  # noqa: Y015
+    _WhichOneofArgType__credible_interval: _TypeAlias = _typing.Literal["_credible_interval", b"_credible_interval"]  # noqa: Y015
+    _WhichOneofReturnType__design_effect: _TypeAlias = _typing.Literal["design_effect"]  # noqa: Y015
+    _WhichOneofArgType__design_effect: _TypeAlias = _typing.Literal["_design_effect", b"_design_effect"]  # noqa: Y015
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__difference_interval: _TypeAlias = _typing.Literal["difference_interval"]  # noqa: Y015
+    _WhichOneofArgType__difference_interval: _TypeAlias = _typing.Literal["_difference_interval", b"_difference_interval"]  # noqa: Y015
+    _WhichOneofReturnType__expected_loss: _TypeAlias = _typing.Literal["expected_loss"]  # noqa: Y015
+    _WhichOneofArgType__expected_loss: _TypeAlias = _typing.Literal["_expected_loss", b"_expected_loss"]  # noqa: Y015
+    _WhichOneofReturnType__icc: _TypeAlias = _typing.Literal["icc"]  # noqa: Y015
+    _WhichOneofArgType__icc: _TypeAlias = _typing.Literal["_icc", b"_icc"]  # noqa: Y015
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__probability_to_be_best: _TypeAlias = _typing.Literal["probability_to_be_best"]  # noqa: Y015
+    _WhichOneofArgType__probability_to_be_best: _TypeAlias = _typing.Literal["_probability_to_be_best", b"_probability_to_be_best"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chance_to_win) -> _WhichOneofReturnType__chance_to_win | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conversion_rate) -> _WhichOneofReturnType__conversion_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credible_interval) -> _WhichOneofReturnType__credible_interval | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__design_effect) -> _WhichOneofReturnType__design_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference_interval) -> _WhichOneofReturnType__difference_interval | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_loss) -> _WhichOneofReturnType__expected_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__icc) -> _WhichOneofReturnType__icc | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_to_be_best) -> _WhichOneofReturnType__probability_to_be_best | None: ...
 
-Global___VariantResult: typing_extensions.TypeAlias = VariantResult
+Global___VariantResult: _TypeAlias = VariantResult  # noqa: Y015
 
-@typing.final
-class Interval(google.protobuf.message.Message):
+@_typing.final
+class Interval(_message.Message):
     """An interval, both ends included."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    LOW_FIELD_NUMBER: builtins.int
-    HIGH_FIELD_NUMBER: builtins.int
-    low: builtins.float
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
     """Lower end."""
-    high: builtins.float
+    high: _builtins.float
     """Upper end."""
     def __init__(
         self,
         *,
-        low: builtins.float = ...,
-        high: builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["high", b"high", "low", b"low"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Interval: typing_extensions.TypeAlias = Interval
+Global___Interval: _TypeAlias = Interval  # noqa: Y015
 
-@typing.final
-class RejectedCount(google.protobuf.message.Message):
+@_typing.final
+class RejectedCount(_message.Message):
     """Events that did not count."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REASON_FIELD_NUMBER: builtins.int
-    COUNT_FIELD_NUMBER: builtins.int
-    reason: builtins.str
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
     """Why."""
-    count: builtins.int
+    count: _builtins.int
     """How many."""
     def __init__(
         self,
         *,
-        reason: builtins.str = ...,
-        count: builtins.int = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["count", b"count", "reason", b"reason"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RejectedCount: typing_extensions.TypeAlias = RejectedCount
+Global___RejectedCount: _TypeAlias = RejectedCount  # noqa: Y015
 
-@typing.final
-class LostCount(google.protobuf.message.Message):
+@_typing.final
+class LostCount(_message.Message):
     """Records that are gone."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    COUNT_FIELD_NUMBER: builtins.int
-    count: builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
     """How many."""
     def __init__(
         self,
         *,
-        count: builtins.int = ...,
+        count: _builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["count", b"count"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___LostCount: typing_extensions.TypeAlias = LostCount
+Global___LostCount: _TypeAlias = LostCount  # noqa: Y015
 
-@typing.final
-class Participant(google.protobuf.message.Message):
+@_typing.final
+class Participant(_message.Message):
     """A workspace that takes part in experiments."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    HOSTNAME_FIELD_NUMBER: builtins.int
-    PRESENCE_FIELD_NUMBER: builtins.int
-    LAST_SEEN_AT_FIELD_NUMBER: builtins.int
-    TARGETS_FIELD_NUMBER: builtins.int
-    DRIFT_POLICY_FIELD_NUMBER: builtins.int
-    EXPOSURE_FIELD_NUMBER: builtins.int
-    FILES_FIELD_NUMBER: builtins.int
-    CREATED_AT_FIELD_NUMBER: builtins.int
-    UPDATED_AT_FIELD_NUMBER: builtins.int
-    BINDING_GENERATION_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    PRESENCE_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    DRIFT_POLICY_FIELD_NUMBER: _builtins.int
+    EXPOSURE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    BINDING_GENERATION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Public id: a UUID or a name."""
-    agent_id: builtins.str
+    agent_id: _builtins.str
     """The agent that serves it; absent: none yet."""
-    hostname: builtins.str
+    hostname: _builtins.str
     """Host name of that agent."""
-    presence: builtins.str
+    presence: _builtins.str
     """`connected`, `lost` or `never_seen`."""
-    drift_policy: builtins.str
+    drift_policy: _builtins.str
     """What its host does about drift."""
-    exposure: builtins.str
+    exposure: _builtins.str
     """How impressions come about there."""
-    binding_generation: builtins.int
+    binding_generation: _builtins.int
     """Grows by one whenever it moves to another agent, from 1."""
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, the host's under `host.`."""
 
-    @property
-    def last_seen_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def last_seen_at(self) -> _timestamp_pb2.Timestamp:
         """When its agent was last heard of."""
 
-    @property
-    def targets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Target globs its host allows."""
 
-    @property
-    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ParticipantFile]:
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParticipantFile]:
         """Its target files, as last reported."""
 
-    @property
-    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
-    @property
-    def updated_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        agent_id: builtins.str | None = ...,
-        hostname: builtins.str | None = ...,
-        presence: builtins.str = ...,
-        last_seen_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        targets: collections.abc.Iterable[builtins.str] | None = ...,
-        drift_policy: builtins.str | None = ...,
-        exposure: builtins.str | None = ...,
-        files: collections.abc.Iterable[Global___ParticipantFile] | None = ...,
-        created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        updated_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        binding_generation: builtins.int = ...,
+        id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        agent_id: _builtins.str | None = ...,
+        hostname: _builtins.str | None = ...,
+        presence: _builtins.str = ...,
+        last_seen_at: _timestamp_pb2.Timestamp | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        drift_policy: _builtins.str | None = ...,
+        exposure: _builtins.str | None = ...,
+        files: _abc.Iterable[Global___ParticipantFile] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        binding_generation: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "hostname", b"hostname", "last_seen_at", b"last_seen_at", "updated_at", b"updated_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "binding_generation", b"binding_generation", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "files", b"files", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "presence", b"presence", "targets", b"targets", "updated_at", b"updated_at"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_agent_id", b"_agent_id"]) -> typing.Literal["agent_id"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_drift_policy", b"_drift_policy"]) -> typing.Literal["drift_policy"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_exposure", b"_exposure"]) -> typing.Literal["exposure"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_hostname", b"_hostname"]) -> typing.Literal["hostname"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_last_seen_at", b"_last_seen_at"]) -> typing.Literal["last_seen_at"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "hostname", b"hostname", "last_seen_at", b"last_seen_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "binding_generation", b"binding_generation", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "files", b"files", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "presence", b"presence", "targets", b"targets", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agent_id: _TypeAlias = _typing.Literal["agent_id"]  # noqa: Y015
+    _WhichOneofArgType__agent_id: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id"]  # noqa: Y015
+    _WhichOneofReturnType__drift_policy: _TypeAlias = _typing.Literal["drift_policy"]  # noqa: Y015
+    _WhichOneofArgType__drift_policy: _TypeAlias = _typing.Literal["_drift_policy", b"_drift_policy"]  # noqa: Y015
+    _WhichOneofReturnType__exposure: _TypeAlias = _typing.Literal["exposure"]  # noqa: Y015
+    _WhichOneofArgType__exposure: _TypeAlias = _typing.Literal["_exposure", b"_exposure"]  # noqa: Y015
+    _WhichOneofReturnType__hostname: _TypeAlias = _typing.Literal["hostname"]  # noqa: Y015
+    _WhichOneofArgType__hostname: _TypeAlias = _typing.Literal["_hostname", b"_hostname"]  # noqa: Y015
+    _WhichOneofReturnType__last_seen_at: _TypeAlias = _typing.Literal["last_seen_at"]  # noqa: Y015
+    _WhichOneofArgType__last_seen_at: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agent_id) -> _WhichOneofReturnType__agent_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drift_policy) -> _WhichOneofReturnType__drift_policy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exposure) -> _WhichOneofReturnType__exposure | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hostname) -> _WhichOneofReturnType__hostname | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_seen_at) -> _WhichOneofReturnType__last_seen_at | None: ...
 
-Global___Participant: typing_extensions.TypeAlias = Participant
+Global___Participant: _TypeAlias = Participant  # noqa: Y015
 
-@typing.final
-class ParticipantFile(google.protobuf.message.Message):
+@_typing.final
+class ParticipantFile(_message.Message):
     """A target file of a participant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PATH_FIELD_NUMBER: builtins.int
-    DESIRED_DIGEST_FIELD_NUMBER: builtins.int
-    RUNNING_DIGEST_FIELD_NUMBER: builtins.int
-    REVISION_FIELD_NUMBER: builtins.int
-    STATE_FIELD_NUMBER: builtins.int
-    EXPERIMENT_ID_FIELD_NUMBER: builtins.int
-    VARIANT_ID_FIELD_NUMBER: builtins.int
-    path: builtins.str
+    PATH_FIELD_NUMBER: _builtins.int
+    DESIRED_DIGEST_FIELD_NUMBER: _builtins.int
+    RUNNING_DIGEST_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
     """Path relative to the participant's root."""
-    desired_digest: builtins.str
+    desired_digest: _builtins.str
     """Digest wanted; absent: what was there before."""
-    running_digest: builtins.str
+    running_digest: _builtins.str
     """Digest on disk; absent: unknown or no file."""
-    revision: builtins.int
+    revision: _builtins.int
     """Revision of the slot."""
-    state: builtins.str
+    state: _builtins.str
     """`applied`, `drifted`, `missing` or `unmanaged`; absent: nothing was reported."""
-    experiment_id: builtins.str
+    experiment_id: _builtins.str
     """The experiment that holds it."""
-    variant_id: builtins.str
+    variant_id: _builtins.str
     """The variant wanted."""
     def __init__(
         self,
         *,
-        path: builtins.str = ...,
-        desired_digest: builtins.str | None = ...,
-        running_digest: builtins.str | None = ...,
-        revision: builtins.int = ...,
-        state: builtins.str | None = ...,
-        experiment_id: builtins.str = ...,
-        variant_id: builtins.str | None = ...,
+        path: _builtins.str = ...,
+        desired_digest: _builtins.str | None = ...,
+        running_digest: _builtins.str | None = ...,
+        revision: _builtins.int = ...,
+        state: _builtins.str | None = ...,
+        experiment_id: _builtins.str = ...,
+        variant_id: _builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_desired_digest", b"_desired_digest", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_desired_digest", b"_desired_digest", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "experiment_id", b"experiment_id", "path", b"path", "revision", b"revision", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_desired_digest", b"_desired_digest"]) -> typing.Literal["desired_digest"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_running_digest", b"_running_digest"]) -> typing.Literal["running_digest"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_state", b"_state"]) -> typing.Literal["state"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_variant_id", b"_variant_id"]) -> typing.Literal["variant_id"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "experiment_id", b"experiment_id", "path", b"path", "revision", b"revision", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__desired_digest: _TypeAlias = _typing.Literal["desired_digest"]  # noqa: Y015
+    _WhichOneofArgType__desired_digest: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest"]  # noqa: Y015
+    _WhichOneofReturnType__running_digest: _TypeAlias = _typing.Literal["running_digest"]  # noqa: Y015
+    _WhichOneofArgType__running_digest: _TypeAlias = _typing.Literal["_running_digest", b"_running_digest"]  # noqa: Y015
+    _WhichOneofReturnType__state: _TypeAlias = _typing.Literal["state"]  # noqa: Y015
+    _WhichOneofArgType__state: _TypeAlias = _typing.Literal["_state", b"_state"]  # noqa: Y015
+    _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
+    _WhichOneofArgType__variant_id: _TypeAlias = _typing.Literal["_variant_id", b"_variant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__desired_digest) -> _WhichOneofReturnType__desired_digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running_digest) -> _WhichOneofReturnType__running_digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__state) -> _WhichOneofReturnType__state | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variant_id) -> _WhichOneofReturnType__variant_id | None: ...
 
-Global___ParticipantFile: typing_extensions.TypeAlias = ParticipantFile
+Global___ParticipantFile: _TypeAlias = ParticipantFile  # noqa: Y015
 
-@typing.final
-class ListParticipantsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListParticipantsRequest(_message.Message):
     """Asks for participants."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    page_size: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """Where the last page ended."""
     def __init__(
         self,
         *,
-        page_size: builtins.int | None = ...,
-        page_token: builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
 
-Global___ListParticipantsRequest: typing_extensions.TypeAlias = ListParticipantsRequest
+Global___ListParticipantsRequest: _TypeAlias = ListParticipantsRequest  # noqa: Y015
 
-@typing.final
-class ListParticipantsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListParticipantsResponse(_message.Message):
     """Participants."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PARTICIPANTS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Where the next page starts; empty: this was the last."""
-    @property
-    def participants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Participant]:
+    @_builtins.property
+    def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Participant]:
         """By public id."""
 
     def __init__(
         self,
         *,
-        participants: collections.abc.Iterable[Global___Participant] | None = ...,
-        next_page_token: builtins.str = ...,
+        participants: _abc.Iterable[Global___Participant] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "participants", b"participants"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "participants", b"participants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListParticipantsResponse: typing_extensions.TypeAlias = ListParticipantsResponse
+Global___ListParticipantsResponse: _TypeAlias = ListParticipantsResponse  # noqa: Y015
 
-@typing.final
-class GetParticipantRequest(google.protobuf.message.Message):
+@_typing.final
+class GetParticipantRequest(_message.Message):
     """Asks for a participant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Public id."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetParticipantRequest: typing_extensions.TypeAlias = GetParticipantRequest
+Global___GetParticipantRequest: _TypeAlias = GetParticipantRequest  # noqa: Y015
 
-@typing.final
-class CreateParticipantRequest(google.protobuf.message.Message):
+@_typing.final
+class CreateParticipantRequest(_message.Message):
     """A new participant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Public id: a UUID or a name of at most 128 letters, digits, `.`, `_` and `-`."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels; none under `host.`."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "labels", b"labels", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "labels", b"labels", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateParticipantRequest: typing_extensions.TypeAlias = CreateParticipantRequest
+Global___CreateParticipantRequest: _TypeAlias = CreateParticipantRequest  # noqa: Y015
 
-@typing.final
-class UpdateParticipantRequest(google.protobuf.message.Message):
+@_typing.final
+class UpdateParticipantRequest(_message.Message):
     """Changes a participant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Public id."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """All its labels from now on; none under `host.`."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "labels", b"labels", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "labels", b"labels", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UpdateParticipantRequest: typing_extensions.TypeAlias = UpdateParticipantRequest
+Global___UpdateParticipantRequest: _TypeAlias = UpdateParticipantRequest  # noqa: Y015
 
-@typing.final
-class DeleteParticipantRequest(google.protobuf.message.Message):
+@_typing.final
+class DeleteParticipantRequest(_message.Message):
     """Names a participant to remove."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Public id."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteParticipantRequest: typing_extensions.TypeAlias = DeleteParticipantRequest
+Global___DeleteParticipantRequest: _TypeAlias = DeleteParticipantRequest  # noqa: Y015
 
-@typing.final
-class MoveParticipantRequest(google.protobuf.message.Message):
+@_typing.final
+class MoveParticipantRequest(_message.Message):
     """Moves a participant."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    AGENT_ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Public id."""
-    agent_id: builtins.str
+    agent_id: _builtins.str
     """Uid of the agent that serves it from now on."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        agent_id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agent_id", b"agent_id", "id", b"id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___MoveParticipantRequest: typing_extensions.TypeAlias = MoveParticipantRequest
+Global___MoveParticipantRequest: _TypeAlias = MoveParticipantRequest  # noqa: Y015
 
-@typing.final
-class Fleet(google.protobuf.message.Message):
+@_typing.final
+class Fleet(_message.Message):
     """The hosts of a project as a whole."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    FROZEN_AT_FIELD_NUMBER: builtins.int
-    @property
-    def frozen_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    FROZEN_AT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frozen_at(self) -> _timestamp_pb2.Timestamp:
         """Since when no offer goes out; absent: they do."""
 
     def __init__(
         self,
         *,
-        frozen_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        frozen_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_frozen_at", b"_frozen_at"]) -> typing.Literal["frozen_at"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__frozen_at: _TypeAlias = _typing.Literal["frozen_at"]  # noqa: Y015
+    _WhichOneofArgType__frozen_at: _TypeAlias = _typing.Literal["_frozen_at", b"_frozen_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frozen_at) -> _WhichOneofReturnType__frozen_at | None: ...
 
-Global___Fleet: typing_extensions.TypeAlias = Fleet
+Global___Fleet: _TypeAlias = Fleet  # noqa: Y015
 
-@typing.final
-class GetFleetRequest(google.protobuf.message.Message):
+@_typing.final
+class GetFleetRequest(_message.Message):
     """Asks for the fleet."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetFleetRequest: typing_extensions.TypeAlias = GetFleetRequest
+Global___GetFleetRequest: _TypeAlias = GetFleetRequest  # noqa: Y015
 
-@typing.final
-class FreezeFleetRequest(google.protobuf.message.Message):
+@_typing.final
+class FreezeFleetRequest(_message.Message):
     """Asks for no more offers."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    request_id: builtins.str
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        request_id: builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___FreezeFleetRequest: typing_extensions.TypeAlias = FreezeFleetRequest
+Global___FreezeFleetRequest: _TypeAlias = FreezeFleetRequest  # noqa: Y015
 
-@typing.final
-class UnfreezeFleetRequest(google.protobuf.message.Message):
+@_typing.final
+class UnfreezeFleetRequest(_message.Message):
     """Asks for offers again."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    request_id: builtins.str
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        request_id: builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UnfreezeFleetRequest: typing_extensions.TypeAlias = UnfreezeFleetRequest
+Global___UnfreezeFleetRequest: _TypeAlias = UnfreezeFleetRequest  # noqa: Y015
 
-@typing.final
-class Agent(google.protobuf.message.Message):
+@_typing.final
+class Agent(_message.Message):
     """The daemon on a host."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    HOSTNAME_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    VERSION_FIELD_NUMBER: builtins.int
-    CAPABILITIES_FIELD_NUMBER: builtins.int
-    PLATFORM_FIELD_NUMBER: builtins.int
-    PRESENCE_FIELD_NUMBER: builtins.int
-    CONNECTED_AT_FIELD_NUMBER: builtins.int
-    LAST_SEEN_AT_FIELD_NUMBER: builtins.int
-    BOOT_ID_FIELD_NUMBER: builtins.int
-    SESSION_EPOCH_FIELD_NUMBER: builtins.int
-    PARTICIPANT_IDS_FIELD_NUMBER: builtins.int
-    CERTIFICATE_FIELD_NUMBER: builtins.int
-    SPOOL_FIELD_NUMBER: builtins.int
-    CONDITIONS_FIELD_NUMBER: builtins.int
-    BANNED_AT_FIELD_NUMBER: builtins.int
-    ENROLLED_AT_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    PRESENCE_FIELD_NUMBER: _builtins.int
+    CONNECTED_AT_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    SESSION_EPOCH_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_IDS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SPOOL_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    BANNED_AT_FIELD_NUMBER: _builtins.int
+    ENROLLED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Its uid."""
-    name: builtins.str
+    name: _builtins.str
     """Name it enrolled with."""
-    hostname: builtins.str
+    hostname: _builtins.str
     """Host name."""
-    version: builtins.str
+    version: _builtins.str
     """Version it runs."""
-    presence: builtins.str
+    presence: _builtins.str
     """`connected`, `lost` or `never_seen`."""
-    boot_id: builtins.str
+    boot_id: _builtins.str
     """The kernel's boot id."""
-    session_epoch: builtins.int
+    session_epoch: _builtins.int
     """Sessions its state directory opened."""
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, the host's under `host.`."""
 
-    @property
-    def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it can do beyond version 1 of the protocol."""
 
-    @property
+    @_builtins.property
     def platform(self) -> Global___Platform:
         """What it runs on."""
 
-    @property
-    def connected_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def connected_at(self) -> _timestamp_pb2.Timestamp:
         """When its session began."""
 
-    @property
-    def last_seen_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def last_seen_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last heard of."""
 
-    @property
-    def participant_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Public ids of the participants it serves."""
 
-    @property
+    @_builtins.property
     def certificate(self) -> Global___Certificate:
         """Its certificate."""
 
-    @property
+    @_builtins.property
     def spool(self) -> Global___Spool:
         """Its spool, as last reported."""
 
-    @property
-    def conditions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Condition]:
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
         """What is wrong there."""
 
-    @property
-    def banned_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def banned_at(self) -> _timestamp_pb2.Timestamp:
         """When it was banned."""
 
-    @property
-    def enrolled_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def enrolled_at(self) -> _timestamp_pb2.Timestamp:
         """When it enrolled."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        name: builtins.str = ...,
-        hostname: builtins.str = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        version: builtins.str = ...,
-        capabilities: collections.abc.Iterable[builtins.str] | None = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        version: _builtins.str = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
         platform: Global___Platform | None = ...,
-        presence: builtins.str = ...,
-        connected_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        last_seen_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        boot_id: builtins.str | None = ...,
-        session_epoch: builtins.int = ...,
-        participant_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        presence: _builtins.str = ...,
+        connected_at: _timestamp_pb2.Timestamp | None = ...,
+        last_seen_at: _timestamp_pb2.Timestamp | None = ...,
+        boot_id: _builtins.str | None = ...,
+        session_epoch: _builtins.int = ...,
+        participant_ids: _abc.Iterable[_builtins.str] | None = ...,
         certificate: Global___Certificate | None = ...,
         spool: Global___Spool | None = ...,
-        conditions: collections.abc.Iterable[Global___Condition] | None = ...,
-        banned_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        enrolled_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
+        banned_at: _timestamp_pb2.Timestamp | None = ...,
+        enrolled_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "spool", b"spool"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_banned_at", b"_banned_at"]) -> typing.Literal["banned_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_boot_id", b"_boot_id"]) -> typing.Literal["boot_id"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_certificate", b"_certificate"]) -> typing.Literal["certificate"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_connected_at", b"_connected_at"]) -> typing.Literal["connected_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_last_seen_at", b"_last_seen_at"]) -> typing.Literal["last_seen_at"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_platform", b"_platform"]) -> typing.Literal["platform"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_spool", b"_spool"]) -> typing.Literal["spool"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "spool", b"spool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__banned_at: _TypeAlias = _typing.Literal["banned_at"]  # noqa: Y015
+    _WhichOneofArgType__banned_at: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at"]  # noqa: Y015
+    _WhichOneofReturnType__boot_id: _TypeAlias = _typing.Literal["boot_id"]  # noqa: Y015
+    _WhichOneofArgType__boot_id: _TypeAlias = _typing.Literal["_boot_id", b"_boot_id"]  # noqa: Y015
+    _WhichOneofReturnType__certificate: _TypeAlias = _typing.Literal["certificate"]  # noqa: Y015
+    _WhichOneofArgType__certificate: _TypeAlias = _typing.Literal["_certificate", b"_certificate"]  # noqa: Y015
+    _WhichOneofReturnType__connected_at: _TypeAlias = _typing.Literal["connected_at"]  # noqa: Y015
+    _WhichOneofArgType__connected_at: _TypeAlias = _typing.Literal["_connected_at", b"_connected_at"]  # noqa: Y015
+    _WhichOneofReturnType__last_seen_at: _TypeAlias = _typing.Literal["last_seen_at"]  # noqa: Y015
+    _WhichOneofArgType__last_seen_at: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at"]  # noqa: Y015
+    _WhichOneofReturnType__platform: _TypeAlias = _typing.Literal["platform"]  # noqa: Y015
+    _WhichOneofArgType__platform: _TypeAlias = _typing.Literal["_platform", b"_platform"]  # noqa: Y015
+    _WhichOneofReturnType__spool: _TypeAlias = _typing.Literal["spool"]  # noqa: Y015
+    _WhichOneofArgType__spool: _TypeAlias = _typing.Literal["_spool", b"_spool"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__banned_at) -> _WhichOneofReturnType__banned_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__boot_id) -> _WhichOneofReturnType__boot_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__certificate) -> _WhichOneofReturnType__certificate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__connected_at) -> _WhichOneofReturnType__connected_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_seen_at) -> _WhichOneofReturnType__last_seen_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__platform) -> _WhichOneofReturnType__platform | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spool) -> _WhichOneofReturnType__spool | None: ...
 
-Global___Agent: typing_extensions.TypeAlias = Agent
+Global___Agent: _TypeAlias = Agent  # noqa: Y015
 
-@typing.final
-class Platform(google.protobuf.message.Message):
+@_typing.final
+class Platform(_message.Message):
     """What a host runs on."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    OS_FIELD_NUMBER: builtins.int
-    KERNEL_FIELD_NUMBER: builtins.int
-    ARCH_FIELD_NUMBER: builtins.int
-    os: builtins.str
+    OS_FIELD_NUMBER: _builtins.int
+    KERNEL_FIELD_NUMBER: _builtins.int
+    ARCH_FIELD_NUMBER: _builtins.int
+    os: _builtins.str
     """Operating system."""
-    kernel: builtins.str
+    kernel: _builtins.str
     """Kernel release."""
-    arch: builtins.str
+    arch: _builtins.str
     """Architecture."""
     def __init__(
         self,
         *,
-        os: builtins.str = ...,
-        kernel: builtins.str = ...,
-        arch: builtins.str = ...,
+        os: _builtins.str = ...,
+        kernel: _builtins.str = ...,
+        arch: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arch", b"arch", "kernel", b"kernel", "os", b"os"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "kernel", b"kernel", "os", b"os"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Platform: typing_extensions.TypeAlias = Platform
+Global___Platform: _TypeAlias = Platform  # noqa: Y015
 
-@typing.final
-class Certificate(google.protobuf.message.Message):
+@_typing.final
+class Certificate(_message.Message):
     """An agent's certificate."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    SERIAL_FIELD_NUMBER: builtins.int
-    NOT_AFTER_AT_FIELD_NUMBER: builtins.int
-    DAYS_LEFT_FIELD_NUMBER: builtins.int
-    serial: builtins.str
+    SERIAL_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_AT_FIELD_NUMBER: _builtins.int
+    DAYS_LEFT_FIELD_NUMBER: _builtins.int
+    serial: _builtins.str
     """Serial, hex."""
-    days_left: builtins.int
+    days_left: _builtins.int
     """Whole days until then; negative: expired."""
-    @property
-    def not_after_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def not_after_at(self) -> _timestamp_pb2.Timestamp:
         """When it ends."""
 
     def __init__(
         self,
         *,
-        serial: builtins.str = ...,
-        not_after_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        days_left: builtins.int = ...,
+        serial: _builtins.str = ...,
+        not_after_at: _timestamp_pb2.Timestamp | None = ...,
+        days_left: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["not_after_at", b"not_after_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["days_left", b"days_left", "not_after_at", b"not_after_at", "serial", b"serial"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after_at", b"not_after_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days_left", b"days_left", "not_after_at", b"not_after_at", "serial", b"serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Certificate: typing_extensions.TypeAlias = Certificate
+Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
 
-@typing.final
-class Spool(google.protobuf.message.Message):
+@_typing.final
+class Spool(_message.Message):
     """An agent's spool."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    DEPTH_FIELD_NUMBER: builtins.int
-    BYTES_FIELD_NUMBER: builtins.int
-    OLDEST_AT_FIELD_NUMBER: builtins.int
-    LOST_FIELD_NUMBER: builtins.int
-    depth: builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    OLDEST_AT_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    depth: _builtins.int
     """Unacknowledged records."""
-    bytes: builtins.int
+    bytes: _builtins.int
     """Bytes on disk."""
-    lost: builtins.int
+    lost: _builtins.int
     """Records declared lost."""
-    @property
-    def oldest_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def oldest_at(self) -> _timestamp_pb2.Timestamp:
         """When the oldest unacknowledged record was written."""
 
     def __init__(
         self,
         *,
-        depth: builtins.int = ...,
-        bytes: builtins.int = ...,
-        oldest_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        lost: builtins.int = ...,
+        depth: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        oldest_at: _timestamp_pb2.Timestamp | None = ...,
+        lost: _builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_oldest_at", b"_oldest_at", "oldest_at", b"oldest_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_oldest_at", b"_oldest_at", "bytes", b"bytes", "depth", b"depth", "lost", b"lost", "oldest_at", b"oldest_at"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_oldest_at", b"_oldest_at"]) -> typing.Literal["oldest_at"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_oldest_at", b"_oldest_at", "oldest_at", b"oldest_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_oldest_at", b"_oldest_at", "bytes", b"bytes", "depth", b"depth", "lost", b"lost", "oldest_at", b"oldest_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__oldest_at: _TypeAlias = _typing.Literal["oldest_at"]  # noqa: Y015
+    _WhichOneofArgType__oldest_at: _TypeAlias = _typing.Literal["_oldest_at", b"_oldest_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oldest_at) -> _WhichOneofReturnType__oldest_at | None: ...
 
-Global___Spool: typing_extensions.TypeAlias = Spool
+Global___Spool: _TypeAlias = Spool  # noqa: Y015
 
-@typing.final
-class Condition(google.protobuf.message.Message):
+@_typing.final
+class Condition(_message.Message):
     """Something wrong."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    CODE_FIELD_NUMBER: builtins.int
-    SEVERITY_FIELD_NUMBER: builtins.int
-    SINCE_AT_FIELD_NUMBER: builtins.int
-    MESSAGE_FIELD_NUMBER: builtins.int
-    code: builtins.str
+    CODE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    SINCE_AT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
     """Stable code."""
-    severity: builtins.str
+    severity: _builtins.str
     """`info`, `warning` or `error`."""
-    message: builtins.str
+    message: _builtins.str
     """One sentence."""
-    @property
-    def since_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def since_at(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
 
     def __init__(
         self,
         *,
-        code: builtins.str = ...,
-        severity: builtins.str = ...,
-        since_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        message: builtins.str = ...,
+        code: _builtins.str = ...,
+        severity: _builtins.str = ...,
+        since_at: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["since_at", b"since_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message", "severity", b"severity", "since_at", b"since_at"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_at", b"since_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "severity", b"severity", "since_at", b"since_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Condition: typing_extensions.TypeAlias = Condition
+Global___Condition: _TypeAlias = Condition  # noqa: Y015
 
-@typing.final
-class ListAgentsRequest(google.protobuf.message.Message):
+@_typing.final
+class ListAgentsRequest(_message.Message):
     """Asks for agents."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    page_size: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """Where the last page ended."""
     def __init__(
         self,
         *,
-        page_size: builtins.int | None = ...,
-        page_token: builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
 
-Global___ListAgentsRequest: typing_extensions.TypeAlias = ListAgentsRequest
+Global___ListAgentsRequest: _TypeAlias = ListAgentsRequest  # noqa: Y015
 
-@typing.final
-class ListAgentsResponse(google.protobuf.message.Message):
+@_typing.final
+class ListAgentsResponse(_message.Message):
     """Agents."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    AGENTS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    AGENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Where the next page starts; empty: this was the last."""
-    @property
-    def agents(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Agent]:
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agent]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        agents: collections.abc.Iterable[Global___Agent] | None = ...,
-        next_page_token: builtins.str = ...,
+        agents: _abc.Iterable[Global___Agent] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["agents", b"agents", "next_page_token", b"next_page_token"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListAgentsResponse: typing_extensions.TypeAlias = ListAgentsResponse
+Global___ListAgentsResponse: _TypeAlias = ListAgentsResponse  # noqa: Y015
 
-@typing.final
-class GetAgentRequest(google.protobuf.message.Message):
+@_typing.final
+class GetAgentRequest(_message.Message):
     """Asks for an agent."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Its uid."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetAgentRequest: typing_extensions.TypeAlias = GetAgentRequest
+Global___GetAgentRequest: _TypeAlias = GetAgentRequest  # noqa: Y015
 
-@typing.final
-class BanAgentRequest(google.protobuf.message.Message):
+@_typing.final
+class BanAgentRequest(_message.Message):
     """Names an agent to ban."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Its uid."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        request_id: builtins.str = ...,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "request_id", b"request_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BanAgentRequest: typing_extensions.TypeAlias = BanAgentRequest
+Global___BanAgentRequest: _TypeAlias = BanAgentRequest  # noqa: Y015
 
-@typing.final
-class EnrollmentToken(google.protobuf.message.Message):
+@_typing.final
+class EnrollmentToken(_message.Message):
     """What lets an agent join."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    ID_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    MAX_USES_FIELD_NUMBER: builtins.int
-    USES_FIELD_NUMBER: builtins.int
-    NAME_PATTERN_FIELD_NUMBER: builtins.int
-    PARTICIPANTS_FIELD_NUMBER: builtins.int
-    EXPIRES_AT_FIELD_NUMBER: builtins.int
-    CREATED_AT_FIELD_NUMBER: builtins.int
-    TOKEN_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MAX_USES_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    NAME_PATTERN_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
-    name: builtins.str
+    name: _builtins.str
     """Name."""
-    max_uses: builtins.int
+    max_uses: _builtins.int
     """How many agents may join."""
-    uses: builtins.int
+    uses: _builtins.int
     """How many have."""
-    name_pattern: builtins.str
+    name_pattern: _builtins.str
     """Shell pattern an agent's name must match."""
-    token: builtins.str
+    token: _builtins.str
     """The token itself, shown once."""
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels every agent gets that joins with it."""
 
-    @property
-    def participants(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def participants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Shell patterns of the participants such an agent may serve; none: any."""
 
-    @property
-    def expires_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it ends."""
 
-    @property
-    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        name: builtins.str = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        max_uses: builtins.int = ...,
-        uses: builtins.int = ...,
-        name_pattern: builtins.str | None = ...,
-        participants: collections.abc.Iterable[builtins.str] | None = ...,
-        expires_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        token: builtins.str | None = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_uses: _builtins.int = ...,
+        uses: _builtins.int = ...,
+        name_pattern: _builtins.str | None = ...,
+        participants: _abc.Iterable[_builtins.str] | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        token: _builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_name_pattern", b"_name_pattern", "_token", b"_token", "created_at", b"created_at", "expires_at", b"expires_at", "name_pattern", b"name_pattern", "token", b"token"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_name_pattern", b"_name_pattern", "_token", b"_token", "created_at", b"created_at", "expires_at", b"expires_at", "id", b"id", "labels", b"labels", "max_uses", b"max_uses", "name", b"name", "name_pattern", b"name_pattern", "participants", b"participants", "token", b"token", "uses", b"uses"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_name_pattern", b"_name_pattern"]) -> typing.Literal["name_pattern"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_token", b"_token"]) -> typing.Literal["token"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_name_pattern", b"_name_pattern", "_token", b"_token", "created_at", b"created_at", "expires_at", b"expires_at", "name_pattern", b"name_pattern", "token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_name_pattern", b"_name_pattern", "_token", b"_token", "created_at", b"created_at", "expires_at", b"expires_at", "id", b"id", "labels", b"labels", "max_uses", b"max_uses", "name", b"name", "name_pattern", b"name_pattern", "participants", b"participants", "token", b"token", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__name_pattern: _TypeAlias = _typing.Literal["name_pattern"]  # noqa: Y015
+    _WhichOneofArgType__name_pattern: _TypeAlias = _typing.Literal["_name_pattern", b"_name_pattern"]  # noqa: Y015
+    _WhichOneofReturnType__token: _TypeAlias = _typing.Literal["token"]  # noqa: Y015
+    _WhichOneofArgType__token: _TypeAlias = _typing.Literal["_token", b"_token"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name_pattern) -> _WhichOneofReturnType__name_pattern | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token) -> _WhichOneofReturnType__token | None: ...
 
-Global___EnrollmentToken: typing_extensions.TypeAlias = EnrollmentToken
+Global___EnrollmentToken: _TypeAlias = EnrollmentToken  # noqa: Y015
 
-@typing.final
-class CreateEnrollmentTokenRequest(google.protobuf.message.Message):
+@_typing.final
+class CreateEnrollmentTokenRequest(_message.Message):
     """A new enrollment token."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    @typing.final
-    class LabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
 
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
         def __init__(
             self,
             *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    NAME_FIELD_NUMBER: builtins.int
-    LABELS_FIELD_NUMBER: builtins.int
-    TTL_FIELD_NUMBER: builtins.int
-    MAX_USES_FIELD_NUMBER: builtins.int
-    NAME_PATTERN_FIELD_NUMBER: builtins.int
-    PARTICIPANTS_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    name: builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    MAX_USES_FIELD_NUMBER: _builtins.int
+    NAME_PATTERN_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     """Name, 1 to 128 characters."""
-    ttl: builtins.str
+    ttl: _builtins.str
     """How long it lasts, ISO 8601, at most P30D; default PT1H."""
-    max_uses: builtins.int
+    max_uses: _builtins.int
     """How many agents may join, 1 to 10000; default 1."""
-    name_pattern: builtins.str
+    name_pattern: _builtins.str
     """Shell pattern an agent's name must match."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent; the secret is not shown again."""
-    @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels every agent gets that joins with it."""
 
-    @property
-    def participants(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def participants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Shell patterns of the participants such an agent may serve; none: any."""
 
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
-        ttl: builtins.str | None = ...,
-        max_uses: builtins.int | None = ...,
-        name_pattern: builtins.str | None = ...,
-        participants: collections.abc.Iterable[builtins.str] | None = ...,
-        request_id: builtins.str = ...,
+        name: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        ttl: _builtins.str | None = ...,
+        max_uses: _builtins.int | None = ...,
+        name_pattern: _builtins.str | None = ...,
+        participants: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_uses", b"_max_uses", "_name_pattern", b"_name_pattern", "_ttl", b"_ttl", "max_uses", b"max_uses", "name_pattern", b"name_pattern", "ttl", b"ttl"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_uses", b"_max_uses", "_name_pattern", b"_name_pattern", "_ttl", b"_ttl", "labels", b"labels", "max_uses", b"max_uses", "name", b"name", "name_pattern", b"name_pattern", "participants", b"participants", "request_id", b"request_id", "ttl", b"ttl"]) -> None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_max_uses", b"_max_uses"]) -> typing.Literal["max_uses"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_name_pattern", b"_name_pattern"]) -> typing.Literal["name_pattern"] | None: ...
-    @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_ttl", b"_ttl"]) -> typing.Literal["ttl"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_uses", b"_max_uses", "_name_pattern", b"_name_pattern", "_ttl", b"_ttl", "max_uses", b"max_uses", "name_pattern", b"name_pattern", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_uses", b"_max_uses", "_name_pattern", b"_name_pattern", "_ttl", b"_ttl", "labels", b"labels", "max_uses", b"max_uses", "name", b"name", "name_pattern", b"name_pattern", "participants", b"participants", "request_id", b"request_id", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_uses: _TypeAlias = _typing.Literal["max_uses"]  # noqa: Y015
+    _WhichOneofArgType__max_uses: _TypeAlias = _typing.Literal["_max_uses", b"_max_uses"]  # noqa: Y015
+    _WhichOneofReturnType__name_pattern: _TypeAlias = _typing.Literal["name_pattern"]  # noqa: Y015
+    _WhichOneofArgType__name_pattern: _TypeAlias = _typing.Literal["_name_pattern", b"_name_pattern"]  # noqa: Y015
+    _WhichOneofReturnType__ttl: _TypeAlias = _typing.Literal["ttl"]  # noqa: Y015
+    _WhichOneofArgType__ttl: _TypeAlias = _typing.Literal["_ttl", b"_ttl"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_uses) -> _WhichOneofReturnType__max_uses | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name_pattern) -> _WhichOneofReturnType__name_pattern | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl) -> _WhichOneofReturnType__ttl | None: ...
 
-Global___CreateEnrollmentTokenRequest: typing_extensions.TypeAlias = CreateEnrollmentTokenRequest
+Global___CreateEnrollmentTokenRequest: _TypeAlias = CreateEnrollmentTokenRequest  # noqa: Y015
 
-@typing.final
-class ListEnrollmentTokensRequest(google.protobuf.message.Message):
+@_typing.final
+class ListEnrollmentTokensRequest(_message.Message):
     """Asks for enrollment tokens."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    page_size: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """Where the last page ended."""
     def __init__(
         self,
         *,
-        page_size: builtins.int | None = ...,
-        page_token: builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
 
-Global___ListEnrollmentTokensRequest: typing_extensions.TypeAlias = ListEnrollmentTokensRequest
+Global___ListEnrollmentTokensRequest: _TypeAlias = ListEnrollmentTokensRequest  # noqa: Y015
 
-@typing.final
-class ListEnrollmentTokensResponse(google.protobuf.message.Message):
+@_typing.final
+class ListEnrollmentTokensResponse(_message.Message):
     """Enrollment tokens."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENROLLMENT_TOKENS_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    ENROLLMENT_TOKENS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Where the next page starts; empty: this was the last."""
-    @property
-    def enrollment_tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EnrollmentToken]:
+    @_builtins.property
+    def enrollment_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnrollmentToken]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        enrollment_tokens: collections.abc.Iterable[Global___EnrollmentToken] | None = ...,
-        next_page_token: builtins.str = ...,
+        enrollment_tokens: _abc.Iterable[Global___EnrollmentToken] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["enrollment_tokens", b"enrollment_tokens", "next_page_token", b"next_page_token"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrollment_tokens", b"enrollment_tokens", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListEnrollmentTokensResponse: typing_extensions.TypeAlias = ListEnrollmentTokensResponse
+Global___ListEnrollmentTokensResponse: _TypeAlias = ListEnrollmentTokensResponse  # noqa: Y015
 
-@typing.final
-class ApiKey(google.protobuf.message.Message):
+@_typing.final
+class ApiKey(_message.Message):
     """What a caller proves itself with."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    NAME_FIELD_NUMBER: builtins.int
-    PREFIX_FIELD_NUMBER: builtins.int
-    SCOPES_FIELD_NUMBER: builtins.int
-    CREATED_AT_FIELD_NUMBER: builtins.int
-    SECRET_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
-    name: builtins.str
+    name: _builtins.str
     """Name."""
-    prefix: builtins.str
+    prefix: _builtins.str
     """First characters of the key, to recognise it by."""
-    secret: builtins.str
+    secret: _builtins.str
     """The key itself, shown once."""
-    @property
-    def scopes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it may do."""
 
-    @property
-    def created_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        name: builtins.str = ...,
-        prefix: builtins.str = ...,
-        scopes: collections.abc.Iterable[builtins.str] | None = ...,
-        created_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        secret: builtins.str | None = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        secret: _builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_secret", b"_secret", "created_at", b"created_at", "secret", b"secret"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_secret", b"_secret", "created_at", b"created_at", "id", b"id", "name", b"name", "prefix", b"prefix", "scopes", b"scopes", "secret", b"secret"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_secret", b"_secret"]) -> typing.Literal["secret"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_secret", b"_secret", "created_at", b"created_at", "secret", b"secret"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_secret", b"_secret", "created_at", b"created_at", "id", b"id", "name", b"name", "prefix", b"prefix", "scopes", b"scopes", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__secret: _TypeAlias = _typing.Literal["secret"]  # noqa: Y015
+    _WhichOneofArgType__secret: _TypeAlias = _typing.Literal["_secret", b"_secret"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__secret) -> _WhichOneofReturnType__secret | None: ...
 
-Global___ApiKey: typing_extensions.TypeAlias = ApiKey
+Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
 
-@typing.final
-class CreateApiKeyRequest(google.protobuf.message.Message):
+@_typing.final
+class CreateApiKeyRequest(_message.Message):
     """A new API key."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: builtins.int
-    SCOPES_FIELD_NUMBER: builtins.int
-    REQUEST_ID_FIELD_NUMBER: builtins.int
-    name: builtins.str
+    NAME_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
     """Name, 1 to 128 characters."""
-    request_id: builtins.str
+    request_id: _builtins.str
     """Makes the call idempotent; the secret is not shown again."""
-    @property
-    def scopes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it may do; none: everything the caller may."""
 
     def __init__(
         self,
         *,
-        name: builtins.str = ...,
-        scopes: collections.abc.Iterable[builtins.str] | None = ...,
-        request_id: builtins.str = ...,
+        name: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "request_id", b"request_id", "scopes", b"scopes"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateApiKeyRequest: typing_extensions.TypeAlias = CreateApiKeyRequest
+Global___CreateApiKeyRequest: _TypeAlias = CreateApiKeyRequest  # noqa: Y015
 
-@typing.final
-class ListAuditLogRequest(google.protobuf.message.Message):
+@_typing.final
+class ListAuditLogRequest(_message.Message):
     """Asks for the audit log."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    page_size: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
-    page_token: builtins.str
+    page_token: _builtins.str
     """Where the last page ended."""
     def __init__(
         self,
         *,
-        page_size: builtins.int | None = ...,
-        page_token: builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_page_size", b"_page_size"]) -> typing.Literal["page_size"] | None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
 
-Global___ListAuditLogRequest: typing_extensions.TypeAlias = ListAuditLogRequest
+Global___ListAuditLogRequest: _TypeAlias = ListAuditLogRequest  # noqa: Y015
 
-@typing.final
-class ListAuditLogResponse(google.protobuf.message.Message):
+@_typing.final
+class ListAuditLogResponse(_message.Message):
     """The audit log."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ENTRIES_FIELD_NUMBER: builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
-    next_page_token: builtins.str
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
     """Where the next page starts; empty: this was the last."""
-    @property
-    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___AuditEntry]:
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEntry]:
         """Newest first."""
 
     def __init__(
         self,
         *,
-        entries: collections.abc.Iterable[Global___AuditEntry] | None = ...,
-        next_page_token: builtins.str = ...,
+        entries: _abc.Iterable[Global___AuditEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListAuditLogResponse: typing_extensions.TypeAlias = ListAuditLogResponse
+Global___ListAuditLogResponse: _TypeAlias = ListAuditLogResponse  # noqa: Y015
 
-@typing.final
-class AuditEntry(google.protobuf.message.Message):
+@_typing.final
+class AuditEntry(_message.Message):
     """One change."""
 
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+    DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: builtins.int
-    ACTOR_FIELD_NUMBER: builtins.int
-    OPERATION_FIELD_NUMBER: builtins.int
-    RESOURCE_ID_FIELD_NUMBER: builtins.int
-    AT_FIELD_NUMBER: builtins.int
-    id: builtins.str
+    ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
     """Id."""
-    actor: builtins.str
+    actor: _builtins.str
     """Who."""
-    operation: builtins.str
+    operation: _builtins.str
     """What, as `Service.Method`."""
-    resource_id: builtins.str
+    resource_id: _builtins.str
     """Id of what was changed."""
-    @property
-    def at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
         """When."""
 
     def __init__(
         self,
         *,
-        id: builtins.str = ...,
-        actor: builtins.str = ...,
-        operation: builtins.str = ...,
-        resource_id: builtins.str = ...,
-        at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        resource_id: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["at", b"at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["actor", b"actor", "at", b"at", "id", b"id", "operation", b"operation", "resource_id", b"resource_id"]) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at", b"at", "id", b"id", "operation", b"operation", "resource_id", b"resource_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AuditEntry: typing_extensions.TypeAlias = AuditEntry
+Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015

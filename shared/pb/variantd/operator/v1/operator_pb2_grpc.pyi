@@ -9,1621 +9,596 @@ unknown or does not apply. Every call takes the API key in metadata `authorizati
 `request_id` (at most 128 characters) makes a mutation idempotent: the same id answers the same.
 """
 
-import abc
-import collections.abc
-import google.protobuf.empty_pb2
-import grpc
-import grpc.aio
-import shared.pb.variantd.operator.v1.operator_pb2
+from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
+from grpc import aio as _aio
+from shared.pb.variantd.operator.v1 import operator_pb2 as _operator_pb2
+import abc as _abc_1
+import grpc as _grpc
 import sys
-import typing
+import typing as _typing
 
-if sys.version_info >= (3, 13):
-    import typing as typing_extensions
+if sys.version_info >= (3, 11):
+    from typing import Self as _Self
 else:
-    import typing_extensions
+    from typing_extensions import Self as _Self
 
-_T = typing.TypeVar("_T")
+_T = _typing.TypeVar("_T")
 
-class _MaybeAsyncIterator(collections.abc.AsyncIterator[_T], collections.abc.Iterator[_T], metaclass=abc.ABCMeta): ...
+class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
 
-class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type: ignore[misc, type-arg]
+class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
-_ExperimentServiceListExperimentsType = typing_extensions.TypeVar(
-    '_ExperimentServiceListExperimentsType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsResponse,
-    ],
-)
 
-_ExperimentServiceGetExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceGetExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-)
-
-_ExperimentServiceCreateExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceCreateExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-)
-
-_ExperimentServiceUpdateExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceUpdateExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-)
-
-_ExperimentServiceDeleteExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceDeleteExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteExperimentRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteExperimentRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteExperimentRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-)
-
-_ExperimentServiceStartExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceStartExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.StartExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.StartExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.StartExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-)
-
-_ExperimentServicePauseExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServicePauseExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.PauseExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.PauseExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.PauseExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-)
-
-_ExperimentServiceResumeExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceResumeExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ResumeExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ResumeExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ResumeExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-)
-
-_ExperimentServiceStopExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceStopExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.StopExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.StopExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.StopExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-)
-
-_ExperimentServiceCompleteExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceCompleteExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CompleteExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CompleteExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CompleteExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-)
-
-_ExperimentServiceTransitionExperimentType = typing_extensions.TypeVar(
-    '_ExperimentServiceTransitionExperimentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.TransitionExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.TransitionExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.TransitionExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-)
-
-_ExperimentServiceListVariantsType = typing_extensions.TypeVar(
-    '_ExperimentServiceListVariantsType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListVariantsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListVariantsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListVariantsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListVariantsResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListVariantsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListVariantsResponse,
-    ],
-)
-
-_ExperimentServiceGetVariantType = typing_extensions.TypeVar(
-    '_ExperimentServiceGetVariantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-)
-
-_ExperimentServiceAddVariantType = typing_extensions.TypeVar(
-    '_ExperimentServiceAddVariantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.AddVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.AddVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.AddVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-)
-
-_ExperimentServiceUpdateVariantType = typing_extensions.TypeVar(
-    '_ExperimentServiceUpdateVariantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-)
-
-_ExperimentServiceDeleteVariantType = typing_extensions.TypeVar(
-    '_ExperimentServiceDeleteVariantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteVariantRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteVariantRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteVariantRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-)
-
-class ExperimentServiceStub(typing.Generic[_ExperimentServiceListExperimentsType, _ExperimentServiceGetExperimentType, _ExperimentServiceCreateExperimentType, _ExperimentServiceUpdateExperimentType, _ExperimentServiceDeleteExperimentType, _ExperimentServiceStartExperimentType, _ExperimentServicePauseExperimentType, _ExperimentServiceResumeExperimentType, _ExperimentServiceStopExperimentType, _ExperimentServiceCompleteExperimentType, _ExperimentServiceTransitionExperimentType, _ExperimentServiceListVariantsType, _ExperimentServiceGetVariantType, _ExperimentServiceAddVariantType, _ExperimentServiceUpdateVariantType, _ExperimentServiceDeleteVariantType]):
+class ExperimentServiceStub:
     """Experiments, their variants and their life."""
 
-    @typing.overload
-    def __init__(self: ExperimentServiceStub[
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.UpdateExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.DeleteExperimentRequest,
-            google.protobuf.empty_pb2.Empty,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.StartExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.PauseExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ResumeExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.StopExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CompleteExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.TransitionExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListVariantsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListVariantsResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetVariantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Variant,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.AddVariantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Variant,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.UpdateVariantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Variant,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.DeleteVariantRequest,
-            google.protobuf.empty_pb2.Empty,
-        ],
-    ], channel: grpc.Channel) -> None: ...
-
-    @typing.overload
-    def __init__(self: ExperimentServiceStub[
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.UpdateExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.DeleteExperimentRequest,
-            google.protobuf.empty_pb2.Empty,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.StartExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.PauseExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ResumeExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.StopExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CompleteExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.TransitionExperimentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListVariantsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListVariantsResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetVariantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Variant,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.AddVariantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Variant,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.UpdateVariantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Variant,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.DeleteVariantRequest,
-            google.protobuf.empty_pb2.Empty,
-        ],
-    ], channel: grpc.aio.Channel) -> None: ...
-
-    ListExperiments: _ExperimentServiceListExperimentsType
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ExperimentServiceAsyncStub: ...
+    ListExperiments: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListExperimentsRequest, _operator_pb2.ListExperimentsResponse]
     """Experiments of the caller's project, newest first."""
-
-    GetExperiment: _ExperimentServiceGetExperimentType
+    GetExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetExperimentRequest, _operator_pb2.Experiment]
     """One experiment with its variants and their content."""
-
-    CreateExperiment: _ExperimentServiceCreateExperimentType
+    CreateExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateExperimentRequest, _operator_pb2.Experiment]
     """Creates a draft; the answer carries the planned assignments and warnings."""
-
-    UpdateExperiment: _ExperimentServiceUpdateExperimentType
+    UpdateExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UpdateExperimentRequest, _operator_pb2.Experiment]
     """Changes metadata at any time, structure only in draft."""
-
-    DeleteExperiment: _ExperimentServiceDeleteExperimentType
+    DeleteExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DeleteExperimentRequest, _empty_pb2.Empty]
     """Removes a draft, archives a completed experiment; refused in any other state."""
-
-    StartExperiment: _ExperimentServiceStartExperimentType
+    StartExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.StartExperimentRequest, _operator_pb2.LifecycleResponse]
     """Fixes assignments, takes claims, and sets the desired content of every participant."""
-
-    PauseExperiment: _ExperimentServicePauseExperimentType
+    PauseExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PauseExperimentRequest, _operator_pb2.LifecycleResponse]
     """Closes intake; files stay."""
-
-    ResumeExperiment: _ExperimentServiceResumeExperimentType
+    ResumeExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ResumeExperimentRequest, _operator_pb2.LifecycleResponse]
     """Opens intake again; every participant keeps its variant."""
-
-    StopExperiment: _ExperimentServiceStopExperimentType
+    StopExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.StopExperimentRequest, _operator_pb2.LifecycleResponse]
     """Closes intake for good; files stay and are still measured."""
-
-    CompleteExperiment: _ExperimentServiceCompleteExperimentType
+    CompleteExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CompleteExperimentRequest, _operator_pb2.LifecycleResponse]
     """Ends the experiment, freezes its results, and keeps or restores the files."""
-
-    TransitionExperiment: _ExperimentServiceTransitionExperimentType
+    TransitionExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.TransitionExperimentRequest, _operator_pb2.Experiment]
     """Moves to `running`, `paused` or `completed` by whichever verb leads there."""
-
-    ListVariants: _ExperimentServiceListVariantsType
+    ListVariants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]
     """Variants of an experiment, in their order."""
-
-    GetVariant: _ExperimentServiceGetVariantType
+    GetVariant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetVariantRequest, _operator_pb2.Variant]
     """One variant with its content."""
-
-    AddVariant: _ExperimentServiceAddVariantType
+    AddVariant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AddVariantRequest, _operator_pb2.Variant]
     """Adds a variant to a draft."""
-
-    UpdateVariant: _ExperimentServiceUpdateVariantType
+    UpdateVariant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UpdateVariantRequest, _operator_pb2.Variant]
     """Changes a variant; after start only name, description and metadata."""
-
-    DeleteVariant: _ExperimentServiceDeleteVariantType
+    DeleteVariant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DeleteVariantRequest, _empty_pb2.Empty]
     """Removes a variant from a draft."""
 
-ExperimentServiceAsyncStub: typing_extensions.TypeAlias = ExperimentServiceStub[
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteExperimentRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.StartExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.PauseExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ResumeExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.StopExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CompleteExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.TransitionExperimentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Experiment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListVariantsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListVariantsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.AddVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateVariantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Variant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteVariantRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-]
-
-class ExperimentServiceServicer(metaclass=abc.ABCMeta):
+@_typing.type_check_only
+class ExperimentServiceAsyncStub(ExperimentServiceStub):
     """Experiments, their variants and their life."""
 
-    @abc.abstractmethod
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListExperiments: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListExperimentsRequest, _operator_pb2.ListExperimentsResponse]  # type: ignore[assignment]
+    """Experiments of the caller's project, newest first."""
+    GetExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetExperimentRequest, _operator_pb2.Experiment]  # type: ignore[assignment]
+    """One experiment with its variants and their content."""
+    CreateExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateExperimentRequest, _operator_pb2.Experiment]  # type: ignore[assignment]
+    """Creates a draft; the answer carries the planned assignments and warnings."""
+    UpdateExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.UpdateExperimentRequest, _operator_pb2.Experiment]  # type: ignore[assignment]
+    """Changes metadata at any time, structure only in draft."""
+    DeleteExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.DeleteExperimentRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Removes a draft, archives a completed experiment; refused in any other state."""
+    StartExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.StartExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Fixes assignments, takes claims, and sets the desired content of every participant."""
+    PauseExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.PauseExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Closes intake; files stay."""
+    ResumeExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.ResumeExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Opens intake again; every participant keeps its variant."""
+    StopExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.StopExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Closes intake for good; files stay and are still measured."""
+    CompleteExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.CompleteExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Ends the experiment, freezes its results, and keeps or restores the files."""
+    TransitionExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.TransitionExperimentRequest, _operator_pb2.Experiment]  # type: ignore[assignment]
+    """Moves to `running`, `paused` or `completed` by whichever verb leads there."""
+    ListVariants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]  # type: ignore[assignment]
+    """Variants of an experiment, in their order."""
+    GetVariant: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetVariantRequest, _operator_pb2.Variant]  # type: ignore[assignment]
+    """One variant with its content."""
+    AddVariant: _aio.UnaryUnaryMultiCallable[_operator_pb2.AddVariantRequest, _operator_pb2.Variant]  # type: ignore[assignment]
+    """Adds a variant to a draft."""
+    UpdateVariant: _aio.UnaryUnaryMultiCallable[_operator_pb2.UpdateVariantRequest, _operator_pb2.Variant]  # type: ignore[assignment]
+    """Changes a variant; after start only name, description and metadata."""
+    DeleteVariant: _aio.UnaryUnaryMultiCallable[_operator_pb2.DeleteVariantRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Removes a variant from a draft."""
+
+class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Experiments, their variants and their life."""
+
+    @_abc_1.abstractmethod
     def ListExperiments(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsRequest,
+        request: _operator_pb2.ListExperimentsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListExperimentsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListExperimentsResponse, _abc.Awaitable[_operator_pb2.ListExperimentsResponse]]:
         """Experiments of the caller's project, newest first."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.GetExperimentRequest,
+        request: _operator_pb2.GetExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Experiment, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Experiment]]:
+    ) -> _typing.Union[_operator_pb2.Experiment, _abc.Awaitable[_operator_pb2.Experiment]]:
         """One experiment with its variants and their content."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def CreateExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.CreateExperimentRequest,
+        request: _operator_pb2.CreateExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Experiment, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Experiment]]:
+    ) -> _typing.Union[_operator_pb2.Experiment, _abc.Awaitable[_operator_pb2.Experiment]]:
         """Creates a draft; the answer carries the planned assignments and warnings."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def UpdateExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.UpdateExperimentRequest,
+        request: _operator_pb2.UpdateExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Experiment, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Experiment]]:
+    ) -> _typing.Union[_operator_pb2.Experiment, _abc.Awaitable[_operator_pb2.Experiment]]:
         """Changes metadata at any time, structure only in draft."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def DeleteExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.DeleteExperimentRequest,
+        request: _operator_pb2.DeleteExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Removes a draft, archives a completed experiment; refused in any other state."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def StartExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.StartExperimentRequest,
+        request: _operator_pb2.StartExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse]]:
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
         """Fixes assignments, takes claims, and sets the desired content of every participant."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def PauseExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.PauseExperimentRequest,
+        request: _operator_pb2.PauseExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse]]:
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
         """Closes intake; files stay."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ResumeExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ResumeExperimentRequest,
+        request: _operator_pb2.ResumeExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse]]:
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
         """Opens intake again; every participant keeps its variant."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def StopExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.StopExperimentRequest,
+        request: _operator_pb2.StopExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse]]:
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
         """Closes intake for good; files stay and are still measured."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def CompleteExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.CompleteExperimentRequest,
+        request: _operator_pb2.CompleteExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.LifecycleResponse]]:
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
         """Ends the experiment, freezes its results, and keeps or restores the files."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def TransitionExperiment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.TransitionExperimentRequest,
+        request: _operator_pb2.TransitionExperimentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Experiment, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Experiment]]:
+    ) -> _typing.Union[_operator_pb2.Experiment, _abc.Awaitable[_operator_pb2.Experiment]]:
         """Moves to `running`, `paused` or `completed` by whichever verb leads there."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListVariants(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListVariantsRequest,
+        request: _operator_pb2.ListVariantsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListVariantsResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListVariantsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListVariantsResponse, _abc.Awaitable[_operator_pb2.ListVariantsResponse]]:
         """Variants of an experiment, in their order."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetVariant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.GetVariantRequest,
+        request: _operator_pb2.GetVariantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Variant, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Variant]]:
+    ) -> _typing.Union[_operator_pb2.Variant, _abc.Awaitable[_operator_pb2.Variant]]:
         """One variant with its content."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def AddVariant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.AddVariantRequest,
+        request: _operator_pb2.AddVariantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Variant, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Variant]]:
+    ) -> _typing.Union[_operator_pb2.Variant, _abc.Awaitable[_operator_pb2.Variant]]:
         """Adds a variant to a draft."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def UpdateVariant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.UpdateVariantRequest,
+        request: _operator_pb2.UpdateVariantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Variant, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Variant]]:
+    ) -> _typing.Union[_operator_pb2.Variant, _abc.Awaitable[_operator_pb2.Variant]]:
         """Changes a variant; after start only name, description and metadata."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def DeleteVariant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.DeleteVariantRequest,
+        request: _operator_pb2.DeleteVariantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Removes a variant from a draft."""
 
-def add_ExperimentServiceServicer_to_server(servicer: ExperimentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_ExperimentServiceServicer_to_server(servicer: ExperimentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
-_AssignmentServiceListAssignmentsType = typing_extensions.TypeVar(
-    '_AssignmentServiceListAssignmentsType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsResponse,
-    ],
-)
-
-class AssignmentServiceStub(typing.Generic[_AssignmentServiceListAssignmentsType]):
+class AssignmentServiceStub:
     """Who has which variant."""
 
-    @typing.overload
-    def __init__(self: AssignmentServiceStub[
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsResponse,
-        ],
-    ], channel: grpc.Channel) -> None: ...
-
-    @typing.overload
-    def __init__(self: AssignmentServiceStub[
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsResponse,
-        ],
-    ], channel: grpc.aio.Channel) -> None: ...
-
-    ListAssignments: _AssignmentServiceListAssignmentsType
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AssignmentServiceAsyncStub: ...
+    ListAssignments: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAssignmentsRequest, _operator_pb2.ListAssignmentsResponse]
     """Assignments of an experiment's present phase; in draft, the planned ones."""
 
-AssignmentServiceAsyncStub: typing_extensions.TypeAlias = AssignmentServiceStub[
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsResponse,
-    ],
-]
-
-class AssignmentServiceServicer(metaclass=abc.ABCMeta):
+@_typing.type_check_only
+class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """Who has which variant."""
 
-    @abc.abstractmethod
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListAssignments: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAssignmentsRequest, _operator_pb2.ListAssignmentsResponse]  # type: ignore[assignment]
+    """Assignments of an experiment's present phase; in draft, the planned ones."""
+
+class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Who has which variant."""
+
+    @_abc_1.abstractmethod
     def ListAssignments(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsRequest,
+        request: _operator_pb2.ListAssignmentsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListAssignmentsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListAssignmentsResponse, _abc.Awaitable[_operator_pb2.ListAssignmentsResponse]]:
         """Assignments of an experiment's present phase; in draft, the planned ones."""
 
-def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
-_DeploymentServiceCreateDeploymentType = typing_extensions.TypeVar(
-    '_DeploymentServiceCreateDeploymentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateDeploymentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateDeploymentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateDeploymentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-    ],
-)
-
-_DeploymentServiceGetDeploymentType = typing_extensions.TypeVar(
-    '_DeploymentServiceGetDeploymentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetDeploymentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetDeploymentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetDeploymentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-    ],
-)
-
-_DeploymentServiceListDeploymentsType = typing_extensions.TypeVar(
-    '_DeploymentServiceListDeploymentsType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsResponse,
-    ],
-)
-
-_DeploymentServiceListOutcomesType = typing_extensions.TypeVar(
-    '_DeploymentServiceListOutcomesType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesResponse,
-    ],
-)
-
-class DeploymentServiceStub(typing.Generic[_DeploymentServiceCreateDeploymentType, _DeploymentServiceGetDeploymentType, _DeploymentServiceListDeploymentsType, _DeploymentServiceListOutcomesType]):
+class DeploymentServiceStub:
     """Changes of what slots should hold, and what became of them."""
 
-    @typing.overload
-    def __init__(self: DeploymentServiceStub[
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateDeploymentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetDeploymentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesResponse,
-        ],
-    ], channel: grpc.Channel) -> None: ...
-
-    @typing.overload
-    def __init__(self: DeploymentServiceStub[
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateDeploymentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetDeploymentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesResponse,
-        ],
-    ], channel: grpc.aio.Channel) -> None: ...
-
-    CreateDeployment: _DeploymentServiceCreateDeploymentType
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> DeploymentServiceAsyncStub: ...
+    CreateDeployment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateDeploymentRequest, _operator_pb2.Deployment]
     """Puts a variant onto one participant now."""
-
-    GetDeployment: _DeploymentServiceGetDeploymentType
+    GetDeployment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetDeploymentRequest, _operator_pb2.Deployment]
     """One deployment."""
-
-    ListDeployments: _DeploymentServiceListDeploymentsType
+    ListDeployments: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDeploymentsRequest, _operator_pb2.ListDeploymentsResponse]
     """Deployments of an experiment, newest first."""
-
-    ListOutcomes: _DeploymentServiceListOutcomesType
+    ListOutcomes: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListOutcomesRequest, _operator_pb2.ListOutcomesResponse]
     """Everything the host reported about a deployment, oldest first."""
 
-DeploymentServiceAsyncStub: typing_extensions.TypeAlias = DeploymentServiceStub[
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateDeploymentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetDeploymentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Deployment,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesResponse,
-    ],
-]
-
-class DeploymentServiceServicer(metaclass=abc.ABCMeta):
+@_typing.type_check_only
+class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """Changes of what slots should hold, and what became of them."""
 
-    @abc.abstractmethod
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateDeployment: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateDeploymentRequest, _operator_pb2.Deployment]  # type: ignore[assignment]
+    """Puts a variant onto one participant now."""
+    GetDeployment: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetDeploymentRequest, _operator_pb2.Deployment]  # type: ignore[assignment]
+    """One deployment."""
+    ListDeployments: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDeploymentsRequest, _operator_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
+    """Deployments of an experiment, newest first."""
+    ListOutcomes: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListOutcomesRequest, _operator_pb2.ListOutcomesResponse]  # type: ignore[assignment]
+    """Everything the host reported about a deployment, oldest first."""
+
+class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Changes of what slots should hold, and what became of them."""
+
+    @_abc_1.abstractmethod
     def CreateDeployment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.CreateDeploymentRequest,
+        request: _operator_pb2.CreateDeploymentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Deployment, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Deployment]]:
+    ) -> _typing.Union[_operator_pb2.Deployment, _abc.Awaitable[_operator_pb2.Deployment]]:
         """Puts a variant onto one participant now."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetDeployment(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.GetDeploymentRequest,
+        request: _operator_pb2.GetDeploymentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Deployment, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Deployment]]:
+    ) -> _typing.Union[_operator_pb2.Deployment, _abc.Awaitable[_operator_pb2.Deployment]]:
         """One deployment."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListDeployments(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsRequest,
+        request: _operator_pb2.ListDeploymentsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListDeploymentsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListDeploymentsResponse, _abc.Awaitable[_operator_pb2.ListDeploymentsResponse]]:
         """Deployments of an experiment, newest first."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListOutcomes(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesRequest,
+        request: _operator_pb2.ListOutcomesRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListOutcomesResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListOutcomesResponse, _abc.Awaitable[_operator_pb2.ListOutcomesResponse]]:
         """Everything the host reported about a deployment, oldest first."""
 
-def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
-_ResultsServiceGetResultsType = typing_extensions.TypeVar(
-    '_ResultsServiceGetResultsType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetResultsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Results,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetResultsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Results,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetResultsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Results,
-    ],
-)
-
-class ResultsServiceStub(typing.Generic[_ResultsServiceGetResultsType]):
+class ResultsServiceStub:
     """What the numbers say."""
 
-    @typing.overload
-    def __init__(self: ResultsServiceStub[
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetResultsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Results,
-        ],
-    ], channel: grpc.Channel) -> None: ...
-
-    @typing.overload
-    def __init__(self: ResultsServiceStub[
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetResultsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Results,
-        ],
-    ], channel: grpc.aio.Channel) -> None: ...
-
-    GetResults: _ResultsServiceGetResultsType
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ResultsServiceAsyncStub: ...
+    GetResults: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetResultsRequest, _operator_pb2.Results]
     """Results of an experiment's present phase, from tallies."""
 
-ResultsServiceAsyncStub: typing_extensions.TypeAlias = ResultsServiceStub[
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetResultsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Results,
-    ],
-]
-
-class ResultsServiceServicer(metaclass=abc.ABCMeta):
+@_typing.type_check_only
+class ResultsServiceAsyncStub(ResultsServiceStub):
     """What the numbers say."""
 
-    @abc.abstractmethod
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetResults: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetResultsRequest, _operator_pb2.Results]  # type: ignore[assignment]
+    """Results of an experiment's present phase, from tallies."""
+
+class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What the numbers say."""
+
+    @_abc_1.abstractmethod
     def GetResults(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.GetResultsRequest,
+        request: _operator_pb2.GetResultsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Results, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Results]]:
+    ) -> _typing.Union[_operator_pb2.Results, _abc.Awaitable[_operator_pb2.Results]]:
         """Results of an experiment's present phase, from tallies."""
 
-def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
-_FleetServiceListParticipantsType = typing_extensions.TypeVar(
-    '_FleetServiceListParticipantsType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsResponse,
-    ],
-)
-
-_FleetServiceGetParticipantType = typing_extensions.TypeVar(
-    '_FleetServiceGetParticipantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-)
-
-_FleetServiceCreateParticipantType = typing_extensions.TypeVar(
-    '_FleetServiceCreateParticipantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-)
-
-_FleetServiceUpdateParticipantType = typing_extensions.TypeVar(
-    '_FleetServiceUpdateParticipantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-)
-
-_FleetServiceDeleteParticipantType = typing_extensions.TypeVar(
-    '_FleetServiceDeleteParticipantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-)
-
-_FleetServiceMoveParticipantType = typing_extensions.TypeVar(
-    '_FleetServiceMoveParticipantType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-)
-
-_FleetServiceGetFleetType = typing_extensions.TypeVar(
-    '_FleetServiceGetFleetType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-)
-
-_FleetServiceFreezeFleetType = typing_extensions.TypeVar(
-    '_FleetServiceFreezeFleetType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-)
-
-_FleetServiceUnfreezeFleetType = typing_extensions.TypeVar(
-    '_FleetServiceUnfreezeFleetType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-)
-
-_FleetServiceListAgentsType = typing_extensions.TypeVar(
-    '_FleetServiceListAgentsType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse,
-    ],
-)
-
-_FleetServiceGetAgentType = typing_extensions.TypeVar(
-    '_FleetServiceGetAgentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetAgentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Agent,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetAgentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Agent,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetAgentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Agent,
-    ],
-)
-
-_FleetServiceBanAgentType = typing_extensions.TypeVar(
-    '_FleetServiceBanAgentType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.BanAgentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Agent,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.BanAgentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Agent,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.BanAgentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Agent,
-    ],
-)
-
-_FleetServiceCreateEnrollmentTokenType = typing_extensions.TypeVar(
-    '_FleetServiceCreateEnrollmentTokenType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateEnrollmentTokenRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.EnrollmentToken,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateEnrollmentTokenRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.EnrollmentToken,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateEnrollmentTokenRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.EnrollmentToken,
-    ],
-)
-
-_FleetServiceListEnrollmentTokensType = typing_extensions.TypeVar(
-    '_FleetServiceListEnrollmentTokensType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensResponse,
-    ],
-)
-
-class FleetServiceStub(typing.Generic[_FleetServiceListParticipantsType, _FleetServiceGetParticipantType, _FleetServiceCreateParticipantType, _FleetServiceUpdateParticipantType, _FleetServiceDeleteParticipantType, _FleetServiceMoveParticipantType, _FleetServiceGetFleetType, _FleetServiceFreezeFleetType, _FleetServiceUnfreezeFleetType, _FleetServiceListAgentsType, _FleetServiceGetAgentType, _FleetServiceBanAgentType, _FleetServiceCreateEnrollmentTokenType, _FleetServiceListEnrollmentTokensType]):
+class FleetServiceStub:
     """Participants, agents, and what lets an agent join."""
 
-    @typing.overload
-    def __init__(self: FleetServiceStub[
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetParticipantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Participant,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateParticipantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Participant,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.UpdateParticipantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Participant,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
-            google.protobuf.empty_pb2.Empty,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Participant,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetAgentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Agent,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.BanAgentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Agent,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateEnrollmentTokenRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.EnrollmentToken,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensResponse,
-        ],
-    ], channel: grpc.Channel) -> None: ...
-
-    @typing.overload
-    def __init__(self: FleetServiceStub[
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetParticipantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Participant,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateParticipantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Participant,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.UpdateParticipantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Participant,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
-            google.protobuf.empty_pb2.Empty,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Participant,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.GetAgentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Agent,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.BanAgentRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.Agent,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateEnrollmentTokenRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.EnrollmentToken,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensResponse,
-        ],
-    ], channel: grpc.aio.Channel) -> None: ...
-
-    ListParticipants: _FleetServiceListParticipantsType
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
+    ListParticipants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListParticipantsRequest, _operator_pb2.ListParticipantsResponse]
     """Participants of the project, by public id."""
-
-    GetParticipant: _FleetServiceGetParticipantType
+    GetParticipant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetParticipantRequest, _operator_pb2.Participant]
     """One participant."""
-
-    CreateParticipant: _FleetServiceCreateParticipantType
+    CreateParticipant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateParticipantRequest, _operator_pb2.Participant]
     """Creates a participant before its agent connects."""
-
-    UpdateParticipant: _FleetServiceUpdateParticipantType
+    UpdateParticipant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UpdateParticipantRequest, _operator_pb2.Participant]
     """Changes a participant's labels."""
-
-    DeleteParticipant: _FleetServiceDeleteParticipantType
+    DeleteParticipant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DeleteParticipantRequest, _empty_pb2.Empty]
     """Removes a participant that takes part in nothing."""
-
-    MoveParticipant: _FleetServiceMoveParticipantType
+    MoveParticipant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.MoveParticipantRequest, _operator_pb2.Participant]
     """Binds a participant to another agent of the project; the present one is refused from then on."""
-
-    GetFleet: _FleetServiceGetFleetType
+    GetFleet: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetFleetRequest, _operator_pb2.Fleet]
     """Whether offers go out."""
-
-    FreezeFleet: _FleetServiceFreezeFleetType
+    FreezeFleet: _grpc.UnaryUnaryMultiCallable[_operator_pb2.FreezeFleetRequest, _operator_pb2.Fleet]
     """No new offer goes to any host of the project until unfrozen; what is under way ends."""
-
-    UnfreezeFleet: _FleetServiceUnfreezeFleetType
+    UnfreezeFleet: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UnfreezeFleetRequest, _operator_pb2.Fleet]
     """Offers go out again, the newest of each slot."""
-
-    ListAgents: _FleetServiceListAgentsType
+    ListAgents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAgentsRequest, _operator_pb2.ListAgentsResponse]
     """Agents of the project, newest first."""
-
-    GetAgent: _FleetServiceGetAgentType
+    GetAgent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetAgentRequest, _operator_pb2.Agent]
     """One agent."""
-
-    BanAgent: _FleetServiceBanAgentType
+    BanAgent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.BanAgentRequest, _operator_pb2.Agent]
     """Takes an agent's identity away and cuts its live session."""
-
-    CreateEnrollmentToken: _FleetServiceCreateEnrollmentTokenType
+    CreateEnrollmentToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrollmentTokenRequest, _operator_pb2.EnrollmentToken]
     """Makes an enrollment token; it is shown this once."""
-
-    ListEnrollmentTokens: _FleetServiceListEnrollmentTokensType
+    ListEnrollmentTokens: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListEnrollmentTokensRequest, _operator_pb2.ListEnrollmentTokensResponse]
     """Enrollment tokens of the project, newest first, without their secret."""
 
-FleetServiceAsyncStub: typing_extensions.TypeAlias = FleetServiceStub[
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UpdateParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
-        google.protobuf.empty_pb2.Empty,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Participant,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Fleet,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.GetAgentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Agent,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.BanAgentRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.Agent,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateEnrollmentTokenRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.EnrollmentToken,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensResponse,
-    ],
-]
-
-class FleetServiceServicer(metaclass=abc.ABCMeta):
+@_typing.type_check_only
+class FleetServiceAsyncStub(FleetServiceStub):
     """Participants, agents, and what lets an agent join."""
 
-    @abc.abstractmethod
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListParticipants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListParticipantsRequest, _operator_pb2.ListParticipantsResponse]  # type: ignore[assignment]
+    """Participants of the project, by public id."""
+    GetParticipant: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetParticipantRequest, _operator_pb2.Participant]  # type: ignore[assignment]
+    """One participant."""
+    CreateParticipant: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateParticipantRequest, _operator_pb2.Participant]  # type: ignore[assignment]
+    """Creates a participant before its agent connects."""
+    UpdateParticipant: _aio.UnaryUnaryMultiCallable[_operator_pb2.UpdateParticipantRequest, _operator_pb2.Participant]  # type: ignore[assignment]
+    """Changes a participant's labels."""
+    DeleteParticipant: _aio.UnaryUnaryMultiCallable[_operator_pb2.DeleteParticipantRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Removes a participant that takes part in nothing."""
+    MoveParticipant: _aio.UnaryUnaryMultiCallable[_operator_pb2.MoveParticipantRequest, _operator_pb2.Participant]  # type: ignore[assignment]
+    """Binds a participant to another agent of the project; the present one is refused from then on."""
+    GetFleet: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetFleetRequest, _operator_pb2.Fleet]  # type: ignore[assignment]
+    """Whether offers go out."""
+    FreezeFleet: _aio.UnaryUnaryMultiCallable[_operator_pb2.FreezeFleetRequest, _operator_pb2.Fleet]  # type: ignore[assignment]
+    """No new offer goes to any host of the project until unfrozen; what is under way ends."""
+    UnfreezeFleet: _aio.UnaryUnaryMultiCallable[_operator_pb2.UnfreezeFleetRequest, _operator_pb2.Fleet]  # type: ignore[assignment]
+    """Offers go out again, the newest of each slot."""
+    ListAgents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAgentsRequest, _operator_pb2.ListAgentsResponse]  # type: ignore[assignment]
+    """Agents of the project, newest first."""
+    GetAgent: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetAgentRequest, _operator_pb2.Agent]  # type: ignore[assignment]
+    """One agent."""
+    BanAgent: _aio.UnaryUnaryMultiCallable[_operator_pb2.BanAgentRequest, _operator_pb2.Agent]  # type: ignore[assignment]
+    """Takes an agent's identity away and cuts its live session."""
+    CreateEnrollmentToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrollmentTokenRequest, _operator_pb2.EnrollmentToken]  # type: ignore[assignment]
+    """Makes an enrollment token; it is shown this once."""
+    ListEnrollmentTokens: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListEnrollmentTokensRequest, _operator_pb2.ListEnrollmentTokensResponse]  # type: ignore[assignment]
+    """Enrollment tokens of the project, newest first, without their secret."""
+
+class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Participants, agents, and what lets an agent join."""
+
+    @_abc_1.abstractmethod
     def ListParticipants(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsRequest,
+        request: _operator_pb2.ListParticipantsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListParticipantsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListParticipantsResponse, _abc.Awaitable[_operator_pb2.ListParticipantsResponse]]:
         """Participants of the project, by public id."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetParticipant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.GetParticipantRequest,
+        request: _operator_pb2.GetParticipantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Participant, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Participant]]:
+    ) -> _typing.Union[_operator_pb2.Participant, _abc.Awaitable[_operator_pb2.Participant]]:
         """One participant."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def CreateParticipant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.CreateParticipantRequest,
+        request: _operator_pb2.CreateParticipantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Participant, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Participant]]:
+    ) -> _typing.Union[_operator_pb2.Participant, _abc.Awaitable[_operator_pb2.Participant]]:
         """Creates a participant before its agent connects."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def UpdateParticipant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.UpdateParticipantRequest,
+        request: _operator_pb2.UpdateParticipantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Participant, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Participant]]:
+    ) -> _typing.Union[_operator_pb2.Participant, _abc.Awaitable[_operator_pb2.Participant]]:
         """Changes a participant's labels."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def DeleteParticipant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.DeleteParticipantRequest,
+        request: _operator_pb2.DeleteParticipantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[google.protobuf.empty_pb2.Empty, collections.abc.Awaitable[google.protobuf.empty_pb2.Empty]]:
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Removes a participant that takes part in nothing."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def MoveParticipant(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.MoveParticipantRequest,
+        request: _operator_pb2.MoveParticipantRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Participant, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Participant]]:
+    ) -> _typing.Union[_operator_pb2.Participant, _abc.Awaitable[_operator_pb2.Participant]]:
         """Binds a participant to another agent of the project; the present one is refused from then on."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetFleet(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.GetFleetRequest,
+        request: _operator_pb2.GetFleetRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Fleet, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Fleet]]:
+    ) -> _typing.Union[_operator_pb2.Fleet, _abc.Awaitable[_operator_pb2.Fleet]]:
         """Whether offers go out."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def FreezeFleet(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.FreezeFleetRequest,
+        request: _operator_pb2.FreezeFleetRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Fleet, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Fleet]]:
+    ) -> _typing.Union[_operator_pb2.Fleet, _abc.Awaitable[_operator_pb2.Fleet]]:
         """No new offer goes to any host of the project until unfrozen; what is under way ends."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def UnfreezeFleet(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.UnfreezeFleetRequest,
+        request: _operator_pb2.UnfreezeFleetRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Fleet, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Fleet]]:
+    ) -> _typing.Union[_operator_pb2.Fleet, _abc.Awaitable[_operator_pb2.Fleet]]:
         """Offers go out again, the newest of each slot."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListAgents(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListAgentsRequest,
+        request: _operator_pb2.ListAgentsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListAgentsResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListAgentsResponse, _abc.Awaitable[_operator_pb2.ListAgentsResponse]]:
         """Agents of the project, newest first."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def GetAgent(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.GetAgentRequest,
+        request: _operator_pb2.GetAgentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Agent, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Agent]]:
+    ) -> _typing.Union[_operator_pb2.Agent, _abc.Awaitable[_operator_pb2.Agent]]:
         """One agent."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def BanAgent(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.BanAgentRequest,
+        request: _operator_pb2.BanAgentRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.Agent, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.Agent]]:
+    ) -> _typing.Union[_operator_pb2.Agent, _abc.Awaitable[_operator_pb2.Agent]]:
         """Takes an agent's identity away and cuts its live session."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def CreateEnrollmentToken(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.CreateEnrollmentTokenRequest,
+        request: _operator_pb2.CreateEnrollmentTokenRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.EnrollmentToken, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.EnrollmentToken]]:
+    ) -> _typing.Union[_operator_pb2.EnrollmentToken, _abc.Awaitable[_operator_pb2.EnrollmentToken]]:
         """Makes an enrollment token; it is shown this once."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListEnrollmentTokens(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensRequest,
+        request: _operator_pb2.ListEnrollmentTokensRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListEnrollmentTokensResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListEnrollmentTokensResponse, _abc.Awaitable[_operator_pb2.ListEnrollmentTokensResponse]]:
         """Enrollment tokens of the project, newest first, without their secret."""
 
-def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
-_AccessServiceCreateApiKeyType = typing_extensions.TypeVar(
-    '_AccessServiceCreateApiKeyType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateApiKeyRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ApiKey,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateApiKeyRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ApiKey,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateApiKeyRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ApiKey,
-    ],
-)
-
-_AccessServiceListAuditLogType = typing_extensions.TypeVar(
-    '_AccessServiceListAuditLogType',
-    grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogResponse,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogResponse,
-    ],
-    default=grpc.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogResponse,
-    ],
-)
-
-class AccessServiceStub(typing.Generic[_AccessServiceCreateApiKeyType, _AccessServiceListAuditLogType]):
+class AccessServiceStub:
     """Who may do what."""
 
-    @typing.overload
-    def __init__(self: AccessServiceStub[
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateApiKeyRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ApiKey,
-        ],
-        grpc.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogResponse,
-        ],
-    ], channel: grpc.Channel) -> None: ...
-
-    @typing.overload
-    def __init__(self: AccessServiceStub[
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.CreateApiKeyRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ApiKey,
-        ],
-        grpc.aio.UnaryUnaryMultiCallable[
-            shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogRequest,
-            shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogResponse,
-        ],
-    ], channel: grpc.aio.Channel) -> None: ...
-
-    CreateApiKey: _AccessServiceCreateApiKeyType
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AccessServiceAsyncStub: ...
+    CreateApiKey: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateApiKeyRequest, _operator_pb2.ApiKey]
     """Makes an API key; it is shown this once."""
-
-    ListAuditLog: _AccessServiceListAuditLogType
+    ListAuditLog: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditLogRequest, _operator_pb2.ListAuditLogResponse]
     """Everything that was changed and by whom, newest first."""
 
-AccessServiceAsyncStub: typing_extensions.TypeAlias = AccessServiceStub[
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.CreateApiKeyRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ApiKey,
-    ],
-    grpc.aio.UnaryUnaryMultiCallable[
-        shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogRequest,
-        shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogResponse,
-    ],
-]
-
-class AccessServiceServicer(metaclass=abc.ABCMeta):
+@_typing.type_check_only
+class AccessServiceAsyncStub(AccessServiceStub):
     """Who may do what."""
 
-    @abc.abstractmethod
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateApiKey: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateApiKeyRequest, _operator_pb2.ApiKey]  # type: ignore[assignment]
+    """Makes an API key; it is shown this once."""
+    ListAuditLog: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditLogRequest, _operator_pb2.ListAuditLogResponse]  # type: ignore[assignment]
+    """Everything that was changed and by whom, newest first."""
+
+class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Who may do what."""
+
+    @_abc_1.abstractmethod
     def CreateApiKey(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.CreateApiKeyRequest,
+        request: _operator_pb2.CreateApiKeyRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ApiKey, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ApiKey]]:
+    ) -> _typing.Union[_operator_pb2.ApiKey, _abc.Awaitable[_operator_pb2.ApiKey]]:
         """Makes an API key; it is shown this once."""
 
-    @abc.abstractmethod
+    @_abc_1.abstractmethod
     def ListAuditLog(
         self,
-        request: shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogRequest,
+        request: _operator_pb2.ListAuditLogRequest,
         context: _ServicerContext,
-    ) -> typing.Union[shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogResponse, collections.abc.Awaitable[shared.pb.variantd.operator.v1.operator_pb2.ListAuditLogResponse]]:
+    ) -> _typing.Union[_operator_pb2.ListAuditLogResponse, _abc.Awaitable[_operator_pb2.ListAuditLogResponse]]:
         """Everything that was changed and by whom, newest first."""
 
-def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
