@@ -99,7 +99,12 @@ _experiments = _group("experiments", "Experiments and the steps of their life.")
 add(_experiments, "list", experiments.list_experiments, "variantctl experiments list --status running")
 add(_experiments, "get", experiments.get, "variantctl experiments get soul-tone -o yaml")
 add(_experiments, "start", experiments.start, "variantctl experiments start soul-tone")
-add(_experiments, "pause", experiments.pause)
+add(
+    _experiments,
+    "pause",
+    experiments.pause,
+    "variantctl experiments pause soul-tone --on-pause revert",
+)
 add(_experiments, "resume", experiments.resume)
 add(_experiments, "stop", experiments.stop)
 add(
@@ -108,6 +113,16 @@ add(
     experiments.complete,
     """variantctl experiments complete soul-tone --then restore
     variantctl experiments complete soul-tone --winner concise --conclusion won --comment 'shipped'""",
+)
+add(_experiments, "ship", experiments.ship, "variantctl experiments ship soul-tone --variant concise")
+add(_experiments, "reset", experiments.reset, "variantctl experiments reset soul-tone --then restore")
+add(_experiments, "archive", experiments.archive)
+add(_experiments, "unarchive", experiments.unarchive)
+add(
+    _experiments,
+    "duplicate",
+    experiments.duplicate,
+    "variantctl experiments duplicate soul-tone --name 'Tone, second round'",
 )
 add(_experiments, "wait", deploying.wait_for, "variantctl experiments wait soul-tone --timeout 2m")
 add(_experiments, "assignments", experiments.show_assignments)

@@ -28,6 +28,21 @@ class Then(enum.StrEnum):
 
     KEEP = "keep"
     RESTORE = "restore"
+    SHIP = "ship"
+
+
+class AfterReset(enum.StrEnum):
+    """What a reset does to the files."""
+
+    KEEP = "keep"
+    RESTORE = "restore"
+
+
+class OnPause(enum.StrEnum):
+    """What a pause does to the files."""
+
+    HOLD = "hold"
+    REVERT = "revert"
 
 
 class Found(enum.StrEnum):
@@ -155,9 +170,17 @@ def start(session: Session, *, experiment: Name) -> None:
     _moved(session, session.call(session.experiments.StartExperiment, request))
 
 
-def pause(session: Session, *, experiment: Name) -> None:
-    """Let nobody further in; files stay and are measured."""
-    request = pb.PauseExperimentRequest(id=experiment, request_id=request_id())
+def pause(
+    session: Session,
+    *,
+    experiment: Name,
+    on_pause: Annotated[
+        OnPause,
+        typer.Option("--on-pause", help="hold leaves the files, revert puts every baseline back meanwhile."),
+    ] = OnPause.HOLD,
+) -> None:
+    """Let nobody further in for a while."""
+    request = pb.PauseExperimentRequest(id=experiment, on_pause=on_pause.value, request_id=request_id())
     _moved(session, session.call(session.experiments.PauseExperiment, request))
 
 
@@ -178,13 +201,17 @@ def complete(
     *,
     experiment: Name,
     then: Annotated[
-        Then, typer.Option("--then", help="keep leaves the files, restore puts every baseline back exactly.")
+        Then,
+        typer.Option(
+            "--then",
+            help="keep leaves the files, restore puts every baseline back, ship writes the winner everywhere.",
+        ),
     ] = Then.KEEP,
     winner: Annotated[str | None, typer.Option("--winner", help="Id or key of the variant that won.")] = None,
     conclusion: Annotated[Found | None, typer.Option("--conclusion", help="What it found.")] = None,
     comment: Annotated[str | None, typer.Option("--comment", help="Why.")] = None,
 ) -> None:
-    """End an experiment: its results are frozen, its files kept or restored."""
+    """End an experiment: its results are frozen, its files kept, restored, or the winner's."""
     request = pb.CompleteExperimentRequest(
         id=experiment,
         winner_variant_id=winner,
@@ -194,6 +221,70 @@ def complete(
         request_id=request_id(),
     )
     _moved(session, session.call(session.experiments.CompleteExperiment, request))
+
+
+def ship(
+    session: Session,
+    *,
+    experiment: Name,
+    variant: Annotated[
+        str | None,
+        typer.Option("--variant", "-v", help="Id or key of the variant; default: the winner on record."),
+    ] = None,
+    conclusion: Annotated[Found | None, typer.Option("--conclusion", help="What it found.")] = None,
+    comment: Annotated[str | None, typer.Option("--comment", help="Why.")] = None,
+) -> None:
+    """End an experiment with one variant on every participant."""
+    request = pb.ShipExperimentRequest(
+        id=experiment,
+        variant_id=variant,
+        conclusion=pb.Conclusion.Value(f"CONCLUSION_{conclusion.upper()}") if conclusion else None,
+        conclusion_comment=comment,
+        request_id=request_id(),
+    )
+    _moved(session, session.call(session.experiments.ShipExperiment, request))
+
+
+def reset(
+    session: Session,
+    *,
+    experiment: Name,
+    then: Annotated[
+        AfterReset, typer.Option("--then", help="keep leaves the files, restore puts every baseline back.")
+    ] = AfterReset.KEEP,
+) -> None:
+    """Make a draft of an experiment again; what it measured is kept and analysed no more."""
+    request = pb.ResetExperimentRequest(id=experiment, then=then.value, request_id=request_id())
+    _moved(session, session.call(session.experiments.ResetExperiment, request))
+
+
+def archive(session: Session, *, experiment: Name) -> None:
+    """Take a draft or a completed experiment out of the lists."""
+    request = pb.ArchiveExperimentRequest(id=experiment, request_id=request_id())
+    answer = session.call(session.experiments.ArchiveExperiment, request)
+    session.show(answer, f"{answer.experiment.key} is archived")
+
+
+def unarchive(session: Session, *, experiment: Name) -> None:
+    """Put an archived experiment into the lists again."""
+    request = pb.UnarchiveExperimentRequest(id=experiment, request_id=request_id())
+    answer = session.call(session.experiments.UnarchiveExperiment, request)
+    session.show(answer, f"{answer.experiment.key} is in the lists again")
+
+
+def duplicate(
+    session: Session,
+    *,
+    experiment: Name,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the copy.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Key of the copy; default: from its name.")] = None,
+) -> None:
+    """Make a new draft with the same design."""
+    request = pb.DuplicateExperimentRequest(id=experiment, name=name, key=key, request_id=request_id())
+    made = session.call(session.experiments.DuplicateExperiment, request)
+    for warning in made.warnings:
+        show.say(session.err, f"variantctl: warning: {warning.message} ({warning.code})")
+    session.show(made, f"{made.key} is a draft; {planned(made)}")
 
 
 def _moved(session: Session, answer: pb.LifecycleResponse) -> None:

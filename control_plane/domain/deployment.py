@@ -32,6 +32,9 @@ class Origin(StrEnum):
     START = "start"
     FORCED = "forced"
     MANUAL = "manual"
+    PAUSE = "pause"
+    RESUME = "resume"
+    SHIP = "ship"
     RESTORE = "restore"
     CLOSE = "close"
 

@@ -1,4 +1,4 @@
-"""What an experiment is and how it lives: the nouns, the table of verbs, what a start requires.
+"""What an experiment is: the nouns, what a start requires, and the assignment it would make.
 
 Pure: functions take what they need and return new values or the list of everything that is wrong.
 """
@@ -6,83 +6,12 @@ Pure: functions take what they need and return new values or the list of everyth
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from control_plane.domain.assignment import Arm, Candidate, Placement, assign, smallest_reachable_p
-from shared.errors import FailedPrecondition, Fault
+from control_plane.domain.lifecycle import Status, Verb, after
+from shared.errors import Fault
 from shared.model import Digest
-
-
-class Status(StrEnum):
-    """Where an experiment is in its life."""
-
-    DRAFT = "draft"
-    RUNNING = "running"
-    PAUSED = "paused"
-    STOPPED = "stopped"
-    COMPLETED = "completed"
-
-
-class Verb(StrEnum):
-    """What can be done to an experiment's life."""
-
-    START = "start"
-    PAUSE = "pause"
-    RESUME = "resume"
-    STOP = "stop"
-    COMPLETE = "complete"
-    DEPLOY = "deploy"
-    EDIT = "edit"
-    DELETE = "delete"
-
-
-TRANSITIONS: Mapping[Status, Mapping[Verb, Status]] = {
-    Status.DRAFT: {
-        Verb.START: Status.RUNNING,
-        Verb.DEPLOY: Status.DRAFT,
-        Verb.EDIT: Status.DRAFT,
-        Verb.DELETE: Status.DRAFT,
-    },
-    Status.RUNNING: {
-        Verb.PAUSE: Status.PAUSED,
-        Verb.STOP: Status.STOPPED,
-        Verb.COMPLETE: Status.COMPLETED,
-        Verb.DEPLOY: Status.RUNNING,
-    },
-    Status.PAUSED: {
-        Verb.RESUME: Status.RUNNING,
-        Verb.STOP: Status.STOPPED,
-        Verb.COMPLETE: Status.COMPLETED,
-        Verb.DEPLOY: Status.PAUSED,
-    },
-    Status.STOPPED: {Verb.COMPLETE: Status.COMPLETED, Verb.DEPLOY: Status.STOPPED},
-    Status.COMPLETED: {Verb.DELETE: Status.COMPLETED},
-}
-"""state × verb: the state that follows; a verb that is not listed is a conflict."""
-
-
-def after(status: Status, verb: Verb) -> Status:
-    """The status that follows. Raises FailedPrecondition naming the state and the verbs it allows."""
-    allowed = TRANSITIONS[status]
-    if verb in allowed:
-        return allowed[verb]
-    names = [allowed_verb.value for allowed_verb in allowed]
-    remedy = "; complete it first" if verb is Verb.DELETE else ""
-    raise FailedPrecondition(
-        f"a {status} experiment cannot {verb}{remedy}; allowed now: {', '.join(names)}",
-        reason="WRONG_STATE",
-        details={"state": status.value, "allowedVerbs": names},
-    )
-
-
-def verb_towards(status: Status, target: Status) -> Verb | None:
-    """The verb that leads from `status` to running, paused or completed; None where it is there already."""
-    if status is target:
-        return None
-    if target is Status.RUNNING:
-        return Verb.RESUME if status is Status.PAUSED else Verb.START
-    return Verb.PAUSE if target is Status.PAUSED else Verb.COMPLETE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +123,10 @@ class Experiment:
     stopped_at: int | None = None
     completed_at: int | None = None
 
+    def after(self, verb: Verb) -> Status:
+        """The status that follows the verb. Raises FailedPrecondition where it does not fit."""
+        return after(self.status, verb, archived=self.archived)
+
     @property
     def target_files(self) -> list[str]:
         """Every file some variant writes, and the declared one, sorted."""
@@ -209,6 +142,18 @@ class Experiment:
     def digests(self) -> tuple[Digest, ...]:
         """Digests of every file of every variant."""
         return tuple(sorted({file.digest for variant in self.variants for file in variant.files}))
+
+
+UNTOLD: Mapping[str, Any] = {
+    "winner_variant_id": None,
+    "conclusion": None,
+    "conclusion_comment": None,
+    "started_at": None,
+    "paused_at": None,
+    "stopped_at": None,
+    "completed_at": None,
+}
+"""What a draft has not lived through yet: fields of Experiment, as they are before a start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,3 +295,12 @@ def key_from(name: str, taken: Collection[str]) -> str:
     while key in taken:
         key, suffix = f"{stem}-{suffix}", suffix + 1
     return key
+
+
+def name_of_copy(name: str, taken: Collection[str]) -> str:
+    """`name (Copy)`, or with the first number from 2 on that makes it unlike every name taken."""
+    stem = f"{name[:380]} (Copy)"
+    copy, suffix = stem, 2
+    while copy in taken:
+        copy, suffix = f"{stem} {suffix}", suffix + 1
+    return copy

@@ -291,13 +291,41 @@ class ListExperiments(Page):
     search: str = ""
 
 
-class Complete(ById):
+class Pause(ById):
+    """Closes intake for a while."""
+
+    on_pause: Literal["hold", "revert"] = "hold"
+
+
+class _Conclude(ById):
+    conclusion: Literal["won", "lost", "inconclusive", "stopped_early", "invalid"] | None = None
+    conclusion_comment: Text | None = None
+
+
+class Complete(_Conclude):
     """Ends an experiment."""
 
     winner_variant_id: str | None = None
-    conclusion: Literal["won", "lost", "inconclusive", "stopped_early", "invalid"] | None = None
-    conclusion_comment: Text | None = None
+    then: Literal["keep", "restore", "ship"] = "keep"
+
+
+class Ship(_Conclude):
+    """Ends an experiment with one variant everywhere."""
+
+    variant_id: str | None = None
+
+
+class Reset(ById):
+    """Makes a draft of an experiment again."""
+
     then: Literal["keep", "restore"] = "keep"
+
+
+class Duplicate(ById):
+    """A new draft like an experiment."""
+
+    name: Name | None = None
+    key: Key | None = None
 
 
 class Transition(ById):

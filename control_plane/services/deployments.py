@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 from control_plane.domain import requests
 from control_plane.domain.deployment import Deployment, Origin
-from control_plane.domain.experiment import Verb, after
 from control_plane.domain.fleet import Presence
+from control_plane.domain.lifecycle import Verb
+from control_plane.services import delivery
 from control_plane.services.experiments import find, find_variant
-from control_plane.services.lifecycle import files_of
+from control_plane.services.lifecycle import refuse_held
 from control_plane.services.work import Listing, Work, cursor_id, hex_of, listing, page_size
-from control_plane.store.deployments import NewDeployment
-from shared.errors import FailedPrecondition, Fault, NotFound
+from shared.errors import FailedPrecondition, NotFound
 from shared.ids import parse_id
-from shared.model import OfferAction
 
 
 def create(work: Work, request: requests.CreateDeployment) -> Deployment:
@@ -23,7 +22,7 @@ def create(work: Work, request: requests.CreateDeployment) -> Deployment:
     """
     experiment = find(work, request.id)
     variant = find_variant(experiment, request.variant_id)
-    after(experiment.status, Verb.DEPLOY)
+    experiment.after(Verb.DEPLOY)
     participant = work.store.fleet.participant(work.project_id, request.participant_id)
     if participant is None:
         raise NotFound(
@@ -36,42 +35,21 @@ def create(work: Work, request: requests.CreateDeployment) -> Deployment:
             reason="NOT_CONNECTED",
         )
     _require_files(variant.files, experiment.key)
-    conflicts = work.store.experiments.conflicts(experiment.id, [participant.id], experiment.target_files)
-    if conflicts:
-        faults = [
-            Fault(
-                field="participantId",
-                message=f"{conflict.path} of {conflict.participant} is held by experiment {conflict.holder}",
-                remedy=f"complete {conflict.holder} first",
-            )
-            for conflict in conflicts
-        ]
-        raise FailedPrecondition(faults[0].message, reason="CLAIM_CONFLICT", faults=faults)
+    refuse_held(work, experiment, [participant.id])
     work.store.experiments.claim(experiment.id, [participant.id], experiment.target_files, now=work.now)
     phase = experiment.phase
     forced = phase is not None and work.store.experiments.force(
         phase.id, participant.id, variant.id, actor=work.caller.actor, now=work.now
     )
-    deployment_id = work.new_id()
-    work.store.deployments.desire(
-        NewDeployment(
-            id=deployment_id,
-            project_id=work.project_id,
-            experiment_id=experiment.id,
-            variant_id=variant.id,
-            phase_id=phase.id if phase else None,
-            participant_id=participant.id,
-            slot_id=experiment.id,
-            origin=Origin.FORCED if forced else Origin.MANUAL,
-            action=OfferAction.WRITE,
-            files=files_of(variant),
-            requested_by=work.caller.actor,
-            overwrite_drift=request.overwrite_drift,
-            retry=request.retry,
-        ),
-        now=work.now,
+    [deployment_id] = delivery.write(
+        work,
+        experiment,
+        variant,
+        [participant.id],
+        origin=Origin.FORCED if forced else Origin.MANUAL,
+        overwrite_drift=request.overwrite_drift,
+        retry=request.retry,
     )
-    work.touch([participant.id])
     return _get(work, deployment_id)
 
 

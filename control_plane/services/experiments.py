@@ -7,18 +7,18 @@ from typing import Any
 from control_plane.domain import requests
 from control_plane.domain.assignment import Candidate
 from control_plane.domain.experiment import (
+    UNTOLD,
     Assignment,
     Experiment,
-    Status,
     Variant,
     VariantFile,
-    Verb,
-    after,
     cannot_decide,
     key_from,
+    name_of_copy,
     plan,
 )
 from control_plane.domain.fleet import Participant, matches
+from control_plane.domain.lifecycle import Status, Verb
 from control_plane.services.work import (
     Listing,
     Work,
@@ -301,7 +301,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     """The experiment is as asked; structure changes only in draft."""
     experiment = find(work, request.id)
     if any(request.given(name) for name in _STRUCTURE):
-        after(experiment.status, Verb.EDIT)
+        experiment.after(Verb.EDIT)
     changed = replace(
         experiment,
         name=request.name or experiment.name,
@@ -338,10 +338,13 @@ def _retarget(work: Work, experiment: Experiment, target: str) -> None:
 
 
 def delete(work: Work, request: requests.ById) -> None:
-    """A draft is gone, a completed experiment is archived; anything else is refused naming `complete`."""
+    """A draft is gone; a completed experiment, or a draft that has run before, is archived.
+
+    Anything else is refused naming `complete`.
+    """
     experiment = find(work, request.id)
-    after(experiment.status, Verb.DELETE)
-    if experiment.status is Status.COMPLETED:
+    experiment.after(Verb.DELETE)
+    if experiment.status is Status.COMPLETED or experiment.run > 1:
         work.store.experiments.save(replace(experiment, archived=True, updated_at=work.now))
         return
     if work.store.deployments.slots_of(experiment.id):
@@ -352,10 +355,50 @@ def delete(work: Work, request: requests.ById) -> None:
     work.store.experiments.delete(experiment.id)
 
 
+def duplicate(work: Work, request: requests.Duplicate) -> View:
+    """There is a new draft with the same design: variants, participants, metrics and settings.
+
+    Its key and seed are its own; what happened to the other one (dates, conclusion, assignments) is not copied.
+    """
+    source = find(work, request.id)
+    store = work.store.experiments
+    taken = store.keys(work.project_id)
+    if request.key in taken:
+        raise AlreadyExists(f"an experiment with the key {request.key!r} exists already", reason="KEY_TAKEN")
+    name = request.name or name_of_copy(source.name, store.names(work.project_id))
+    copy = replace(
+        source,
+        id=work.new_id(),
+        number=store.next_number(work.project_id),
+        key=request.key or key_from(name, taken | requests.RESERVED_KEYS),
+        name=name,
+        status=Status.DRAFT,
+        archived=False,
+        run=1,
+        seed=new_secret(),
+        created_by=work.caller.actor,
+        version=1,
+        created_at=work.now,
+        updated_at=work.now,
+        variants=(),
+        phase=None,
+        **UNTOLD,
+    )
+    store.add(copy)
+    for variant in source.variants:
+        store.put_variant(
+            replace(
+                variant, id=work.new_id(), experiment_id=copy.id, created_at=work.now, updated_at=work.now
+            )
+        )
+    view = view_of(work, store.get(copy.id))
+    return replace(view, warnings=design_warnings(view), created=True)
+
+
 def add_variant(work: Work, request: requests.AddVariant) -> tuple[View, Variant]:
     """The draft has one variant more."""
     experiment = find(work, request.id)
-    after(experiment.status, Verb.EDIT)
+    experiment.after(Verb.EDIT)
     variant = _put_new_variant(work, experiment, request, field="variant")
     work.store.experiments.save(replace(experiment, updated_at=work.now))
     return view_of(work, work.store.experiments.get(experiment.id)), variant
@@ -366,7 +409,7 @@ def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, V
     experiment = find(work, request.id)
     variant = find_variant(experiment, request.variant_id)
     if any(request.given(name) for name in ("is_control", "weight", "content", "files", "config")):
-        after(experiment.status, Verb.EDIT)
+        experiment.after(Verb.EDIT)
     files = variant.files
     if request.content is not None or request.files:
         files = _files(work, experiment, request.content, request.files or (), field="variant")
@@ -390,6 +433,6 @@ def delete_variant(work: Work, request: requests.OfVariant) -> None:
     """The draft has one variant less."""
     experiment = find(work, request.id)
     variant = find_variant(experiment, request.variant_id)
-    after(experiment.status, Verb.EDIT)
+    experiment.after(Verb.EDIT)
     work.store.experiments.delete_variant(variant.id)
     work.store.experiments.save(replace(experiment, updated_at=work.now))

@@ -1,24 +1,24 @@
-"""Use cases of an experiment's life: start, pause, resume, stop, complete."""
+"""Use cases of an experiment's life: start, pause, resume, stop, complete, ship, reset, archive."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
 from control_plane.domain import requests
 from control_plane.domain.assignment import ALGORITHM, Arm, assign
-from control_plane.domain.deployment import DeploymentFile, Origin
+from control_plane.domain.deployment import Origin
 from control_plane.domain.experiment import (
+    UNTOLD,
     Assignment,
     Experiment,
     Phase,
     Readiness,
-    Status,
     Variant,
-    Verb,
-    after,
     faults_at_start,
-    verb_towards,
 )
 from control_plane.domain.fleet import Participant
+from control_plane.domain.lifecycle import Status, Verb, verb_towards
+from control_plane.services import delivery
 from control_plane.services.experiments import (
     View,
     candidates,
@@ -30,9 +30,9 @@ from control_plane.services.experiments import (
 )
 from control_plane.services.results import summarise_phase
 from control_plane.services.work import Work
-from control_plane.store.deployments import NewDeployment
-from shared.errors import FailedPrecondition
-from shared.model import OfferAction
+from control_plane.store.deployments import Slot
+from shared.errors import FailedPrecondition, Fault, Invalid
+from shared.ids import new_secret
 
 
 def start(work: Work, request: requests.ById) -> View:
@@ -41,7 +41,7 @@ def start(work: Work, request: requests.ById) -> View:
     Raises FailedPrecondition with every fault by field where the experiment is not ready.
     """
     experiment = find(work, request.id)
-    status = after(experiment.status, Verb.START)
+    status = experiment.after(Verb.START)
     participants = selected(work, experiment.selector)
     ids = {participant.public_id: participant.id for participant in participants}
     store = work.store.experiments
@@ -62,8 +62,9 @@ def start(work: Work, request: requests.ById) -> View:
         closed_at=None,
     )
     store.add_phase(experiment.id, experiment.run, phase)
-    _assign(work, experiment, phase, participants)
-    store.save(replace(experiment, status=status, phase=phase, started_at=work.now, updated_at=work.now))
+    started = replace(experiment, status=status, phase=phase, started_at=work.now, updated_at=work.now)
+    _assign(work, started, phase, participants)
+    store.save(started)
     view = view_of(work, store.get(experiment.id))
     return replace(view, warnings=design_warnings(view))
 
@@ -73,121 +74,229 @@ def _assign(work: Work, experiment: Experiment, phase: Phase, participants: Sequ
     by_name = {participant.public_id: participant for participant in participants}
     arms = [Arm(key=variant.key, weight=variant.weight) for variant in experiment.variants]
     rows = []
+    members: defaultdict[str, list[bytes]] = defaultdict(list)
     for placement in assign(candidates(participants), arms, seed=phase.seed):
-        participant, variant = by_name[placement.participant], by_key[placement.arm]
+        participant = by_name[placement.participant]
+        members[placement.arm].append(participant.id)
         assignment = Assignment(
             id=work.new_id(),
             experiment_id=experiment.id,
             phase_id=phase.id,
             participant=placement.participant,
-            variant_id=variant.id,
+            variant_id=by_key[placement.arm].id,
             block=placement.block,
             stratum=placement.stratum,
             position=placement.position,
             from_at=work.now,
         )
         rows.append((assignment, participant.id, participant.labels))
-        work.store.deployments.desire(
-            NewDeployment(
-                id=work.new_id(),
-                project_id=work.project_id,
-                experiment_id=experiment.id,
-                variant_id=variant.id,
-                phase_id=phase.id,
-                participant_id=participant.id,
-                slot_id=experiment.id,
-                origin=Origin.START,
-                action=OfferAction.WRITE,
-                files=files_of(variant),
-                requested_by=work.caller.actor,
-            ),
-            now=work.now,
-        )
     work.store.experiments.add_assignments(rows)
-    work.touch(participant_id for _, participant_id, _ in rows)
+    for key, ids in members.items():
+        delivery.write(work, experiment, by_key[key], ids, origin=Origin.START)
 
 
-def files_of(variant: Variant) -> list[DeploymentFile]:
-    """What a slot holds once it holds the variant."""
-    return [DeploymentFile(path=file.path, desired=file.digest, size=file.size) for file in variant.files]
+def pause(work: Work, request: requests.Pause) -> View:
+    """Intake is closed; files stay (`hold`) or hold what was there before until the resume (`revert`).
 
-
-def pause(work: Work, request: requests.ById) -> View:
-    """Intake is closed; files stay and are measured."""
-    return _move(work, request.id, Verb.PAUSE, paused_at=work.now)
+    Either way participants keep their variants on record and are measured.
+    """
+    experiment = find(work, request.id)
+    moved = _moved(work, experiment, Verb.PAUSE, paused_at=work.now)
+    if request.on_pause == "revert":
+        delivery.restore(work, experiment, _open(_slots(work, experiment)), origin=Origin.PAUSE)
+    return moved
 
 
 def resume(work: Work, request: requests.ById) -> View:
-    """Intake is open again; every participant keeps its variant."""
-    return _move(work, request.id, Verb.RESUME, paused_at=None)
+    """Intake is open again; every participant keeps its variant, and gets it back where a pause took it."""
+    experiment = find(work, request.id)
+    moved = _moved(work, experiment, Verb.RESUME, paused_at=None)
+    reverted = [slot for slot in _slots(work, experiment) if slot.origin is Origin.PAUSE]
+    for variant in experiment.variants:
+        ids = [slot.participant_id for slot in reverted if slot.written == variant.id]
+        delivery.write(work, experiment, variant, ids, origin=Origin.RESUME)
+    return moved
 
 
 def stop(work: Work, request: requests.ById) -> View:
     """Intake is closed for good; files stay and are measured."""
-    return _move(work, request.id, Verb.STOP, paused_at=None, stopped_at=work.now)
+    return _moved(work, find(work, request.id), Verb.STOP, paused_at=None, stopped_at=work.now)
 
 
-def _move(work: Work, id_or_key: str, verb: Verb, **moments: int | None) -> View:
-    experiment = find(work, id_or_key)
-    moved = replace(experiment, status=after(experiment.status, verb), updated_at=work.now, **moments)  # type: ignore[arg-type]  # only the optional moments are given
+def _moved(work: Work, experiment: Experiment, verb: Verb, **moments: int | None) -> View:
+    moved = replace(experiment, status=experiment.after(verb), updated_at=work.now, **moments)  # type: ignore[arg-type]  # only the optional moments are given
     work.store.experiments.save(moved)
     return view_of(work, work.store.experiments.get(experiment.id))
 
 
+def _slots(work: Work, experiment: Experiment) -> list[Slot]:
+    return work.store.deployments.slots_of(experiment.id)
+
+
+def _open(slots: Sequence[Slot]) -> list[Slot]:
+    return [slot for slot in slots if slot.open]
+
+
 def complete(work: Work, request: requests.Complete) -> View:
-    """The experiment has ended: results frozen, claims released, files kept or restored exactly."""
+    """The experiment has ended: results frozen, claims released, files kept, restored exactly, or the winner's."""
     experiment = find(work, request.id)
-    status = after(experiment.status, Verb.COMPLETE)
+    status = experiment.after(Verb.COMPLETE)
     winner = find_variant(experiment, request.winner_variant_id) if request.winner_variant_id else None
+    if request.then == "ship":
+        return _ship(work, experiment, status, _required(winner, "winnerVariantId"), request)
+    _end(work, experiment)
+    if request.then == "restore":
+        delivery.restore(work, experiment, _open(_slots(work, experiment)), origin=Origin.RESTORE)
+    else:
+        delivery.close(work, experiment, _open(_slots(work, experiment)))
+    return _concluded(work, experiment, status, winner, request)
+
+
+def ship(work: Work, request: requests.Ship) -> View:
+    """The experiment has ended and every participant should hold one variant, one deployment for each.
+
+    The variant is the one named, or the winner on record. Raises FailedPrecondition naming the holder where
+    another experiment holds a file by now.
+    """
+    experiment = find(work, request.id)
+    status = experiment.after(Verb.SHIP)
+    wanted = request.variant_id or next(
+        (item.key for item in experiment.variants if item.id == experiment.winner_variant_id), None
+    )
+    winner = find_variant(experiment, wanted) if wanted else None
+    return _ship(work, experiment, status, _required(winner, "variantId"), request)
+
+
+def _required(winner: Variant | None, field: str) -> Variant:
+    if winner is None:
+        fault = Fault(field=field, message="says which variant to ship", remedy=f"set {field}")
+        raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
+    return winner
+
+
+def _ship(
+    work: Work,
+    experiment: Experiment,
+    status: Status,
+    winner: Variant,
+    request: requests.Complete | requests.Ship,
+) -> View:
+    slots = _slots(work, experiment)
+    assigned = work.store.experiments.participants_in(experiment.phase.id) if experiment.phase else []
+    everyone = sorted({*assigned, *(slot.participant_id for slot in slots)})
+    refuse_held(work, experiment, everyone)
+    if experiment.status is not Status.COMPLETED:
+        _end(work, experiment)
+    delivery.write(work, experiment, winner, everyone, origin=Origin.SHIP)
+    return _concluded(work, experiment, status, winner, request)
+
+
+def refuse_held(work: Work, experiment: Experiment, participant_ids: Sequence[bytes]) -> None:
+    """No other experiment holds the experiment's files there. Raises FailedPrecondition naming holders."""
+    conflicts = work.store.experiments.conflicts(
+        experiment.id, list(participant_ids), experiment.target_files
+    )
+    if not conflicts:
+        return
+    faults = [
+        Fault(
+            field="participantId",
+            message=f"{conflict.path} of {conflict.participant} is held by experiment {conflict.holder}",
+            remedy=f"complete {conflict.holder} first",
+        )
+        for conflict in conflicts
+    ]
+    raise FailedPrecondition(faults[0].message, reason="CLAIM_CONFLICT", faults=faults)
+
+
+def _end(work: Work, experiment: Experiment) -> None:
+    """The results are frozen, the phase is closed, and nothing is held any more."""
     store = work.store.experiments
     store.keep_snapshot(experiment.id, summarise_phase(work, experiment))
     if experiment.phase:
         store.close_phase(experiment.phase.id, now=work.now)
-    restore = request.then == "restore"
-    slots = work.store.deployments.slots_of(experiment.id)
-    for participant_id, slot_id, paths, is_open in slots:
-        if not is_open:
-            continue
-        work.store.deployments.desire(
-            NewDeployment(
-                id=work.new_id(),
-                project_id=work.project_id,
-                experiment_id=experiment.id,
-                variant_id=None,
-                phase_id=experiment.phase.id if experiment.phase else None,
-                participant_id=participant_id,
-                slot_id=slot_id,
-                origin=Origin.RESTORE if restore else Origin.CLOSE,
-                action=OfferAction.RESTORE if restore else OfferAction.CLOSE,
-                files=[DeploymentFile(path=path, desired=None, size=0) for path in paths],
-                requested_by=work.caller.actor,
-            ),
-            now=work.now,
-        )
-    work.touch(participant_id for participant_id, _, _, is_open in slots if is_open)
     store.release(experiment.id)
-    store.save(
+
+
+def _concluded(
+    work: Work,
+    experiment: Experiment,
+    status: Status,
+    winner: Variant | None,
+    request: requests.Complete | requests.Ship,
+) -> View:
+    again = experiment.status is Status.COMPLETED
+    work.store.experiments.save(
         replace(
             experiment,
             status=status,
             winner_variant_id=winner.id if winner else None,
-            conclusion=request.conclusion,
-            conclusion_comment=request.conclusion_comment,
+            conclusion=request.conclusion or (experiment.conclusion if again else None),
+            conclusion_comment=request.conclusion_comment
+            or (experiment.conclusion_comment if again else None),
             paused_at=None,
-            completed_at=work.now,
+            completed_at=experiment.completed_at if again else work.now,
             updated_at=work.now,
         )
     )
-    return view_of(work, store.get(experiment.id))
+    return view_of(work, work.store.experiments.get(experiment.id))
+
+
+def reset(work: Work, request: requests.Reset) -> View:
+    """The experiment is a draft again, of the next run with a seed of its own; files are kept or restored.
+
+    What was measured stays on record under its run and enters no further analysis.
+    """
+    experiment = find(work, request.id)
+    status = experiment.after(Verb.RESET)
+    if experiment.status is not Status.COMPLETED:
+        _end(work, experiment)
+    if request.then == "restore":
+        slots = [slot for slot in _slots(work, experiment) if slot.open or slot.origin is Origin.CLOSE]
+        delivery.restore(work, experiment, slots, origin=Origin.RESTORE)
+    else:
+        delivery.close(work, experiment, _open(_slots(work, experiment)))
+    work.store.experiments.save(
+        replace(
+            experiment,
+            status=status,
+            archived=False,
+            run=experiment.run + 1,
+            seed=new_secret(),
+            phase=None,
+            updated_at=work.now,
+            **UNTOLD,
+        )
+    )
+    return view_of(work, work.store.experiments.get(experiment.id))
+
+
+def archive(work: Work, request: requests.ById) -> View:
+    """The experiment is in no list unless archived ones are asked for; nothing else about it changes."""
+    return _put_away(work, request.id, Verb.ARCHIVE)
+
+
+def unarchive(work: Work, request: requests.ById) -> View:
+    """The experiment is in the lists again."""
+    return _put_away(work, request.id, Verb.UNARCHIVE)
+
+
+def _put_away(work: Work, id_or_key: str, verb: Verb) -> View:
+    experiment = find(work, id_or_key)
+    experiment.after(verb)
+    moved = replace(experiment, archived=verb is Verb.ARCHIVE, updated_at=work.now)
+    work.store.experiments.save(moved)
+    return view_of(work, work.store.experiments.get(experiment.id))
 
 
 def transition(work: Work, request: requests.Transition) -> View:
     """The experiment is running, paused or completed; asking for where it is changes nothing."""
     experiment = find(work, request.id)
     verb = verb_towards(experiment.status, Status(request.status))
-    by_id = requests.ById(id=request.id)
     if verb is None:
         return view_of(work, experiment)
     if verb is Verb.COMPLETE:
         return complete(work, requests.Complete(id=request.id))
-    return {Verb.START: start, Verb.PAUSE: pause, Verb.RESUME: resume}[verb](work, by_id)
+    if verb is Verb.PAUSE:
+        return pause(work, requests.Pause(id=request.id))
+    return {Verb.START: start, Verb.RESUME: resume}[verb](work, requests.ById(id=request.id))

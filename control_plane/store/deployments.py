@@ -44,6 +44,21 @@ class Desired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """An experiment's place on a participant (internal id), as its newest deployment wants it.
+
+    `open`: it should hold a variant. `written`: the variant it should have held last, now or before it was
+    restored or closed.
+    """
+
+    participant_id: bytes
+    paths: tuple[str, ...]
+    open: bool
+    origin: Origin
+    written: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredOutcome:
     """A reported outcome; `files`, `reason` and `durations` are JSON-shaped."""
 
@@ -117,19 +132,22 @@ class DeploymentStore:
         )
         return revision
 
-    def slots_of(self, experiment_id: bytes) -> list[tuple[bytes, bytes, list[str], bool]]:
-        """(participant's internal id, slot id, paths, still open) of every slot of the experiment."""
+    def slots_of(self, experiment_id: bytes) -> list[Slot]:
+        """Every slot of the experiment."""
         rows = self._tx.all(
-            "select s.participant_id, s.id, s.deployment_id, d.action from slot s"
-            " join deployment d on d.id = s.deployment_id where s.experiment_id = ?",
+            "select s.participant_id, s.deployment_id, d.action, d.origin, (select w.variant_id from deployment w"
+            " where w.participant_id = s.participant_id and w.slot_id = s.id and w.action = 'write'"
+            " order by w.revision desc limit 1) as written from slot s"
+            " join deployment d on d.id = s.deployment_id where s.experiment_id = ? order by s.participant_id",
             (experiment_id,),
         )
         return [
-            (
-                row["participant_id"],
-                row["id"],
-                [file.path for file in self._files(row["deployment_id"])],
-                row["action"] == OfferAction.WRITE.value,
+            Slot(
+                participant_id=row["participant_id"],
+                paths=tuple(file.path for file in self._files(row["deployment_id"])),
+                open=row["action"] == OfferAction.WRITE.value,
+                origin=Origin(row["origin"]),
+                written=row["written"],
             )
             for row in rows
         ]

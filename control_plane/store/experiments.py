@@ -10,10 +10,10 @@ from control_plane.domain.experiment import (
     Conflict,
     Experiment,
     Phase,
-    Status,
     Variant,
     VariantFile,
 )
+from control_plane.domain.lifecycle import Status
 from control_plane.store.database import Row, Tx
 from shared.ids import parse_id
 from shared.model import Digest, digest
@@ -39,6 +39,13 @@ class ExperimentStore:
         return {
             row["key"]
             for row in self._tx.all("select key from experiment where project_id = ?", (project_id,))
+        }
+
+    def names(self, project_id: bytes) -> set[str]:
+        """Every experiment name in the project."""
+        return {
+            row["name"]
+            for row in self._tx.all("select name from experiment where project_id = ?", (project_id,))
         }
 
     def add(self, experiment: Experiment) -> None:
@@ -247,6 +254,14 @@ class ExperimentStore:
             )
             for row in rows
         ]
+
+    def participants_in(self, phase_id: bytes) -> list[bytes]:
+        """Internal ids of everybody the phase has on record, with or without a variant."""
+        rows = self._tx.all(
+            "select distinct participant_id from assignment where phase_id = ? order by participant_id",
+            (phase_id,),
+        )
+        return [row["participant_id"] for row in rows]
 
     def force(
         self, phase_id: bytes, participant_id: bytes, variant_id: bytes, *, actor: str, now: int

@@ -87,11 +87,11 @@ async def test_a_start_lists_every_fault_by_field(plane: Plane) -> None:
 
 
 VERBS = {
-    "draft": {"start"},
-    "running": {"pause", "stop", "complete"},
-    "paused": {"resume", "stop", "complete"},
-    "stopped": {"complete"},
-    "completed": set[str](),
+    "draft": {"start", "archive"},
+    "running": {"pause", "stop", "complete", "ship", "reset"},
+    "paused": {"resume", "stop", "complete", "ship", "reset"},
+    "stopped": {"complete", "ship", "reset"},
+    "completed": {"ship", "reset", "archive"},
 }
 WAY = {
     "draft": [],
@@ -109,7 +109,7 @@ async def test_a_verb_in_the_wrong_state_names_state_and_verbs(plane: Plane, sta
     made = await plane.made("/v1/experiments", values)
     for verb in WAY[state]:
         await plane.made(f"/v1/experiments/{made['id']}/{verb}", None)
-    for verb in sorted({"start", "pause", "resume", "stop", "complete"} - VERBS[state]):
+    for verb in sorted(set.union(*VERBS.values(), {"unarchive"}) - VERBS[state]):
         answer = await plane.rest("POST", f"/v1/experiments/{made['id']}/{verb}")
         assert answer.status == 409, verb
         assert state in answer.body["detail"]

@@ -1434,21 +1434,27 @@ class PauseExperimentRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ON_PAUSE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     request_id: _builtins.str
     """Makes the call idempotent."""
+    on_pause: _builtins.str
+    """`hold` (default) leaves the files, `revert` puts every baseline back until the resume."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        on_pause: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_on_pause", b"_on_pause", "on_pause", b"on_pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_on_pause", b"_on_pause", "id", b"id", "on_pause", b"on_pause", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__on_pause: _TypeAlias = _typing.Literal["on_pause"]  # noqa: Y015
+    _WhichOneofArgType__on_pause: _TypeAlias = _typing.Literal["_on_pause", b"_on_pause"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__on_pause) -> _WhichOneofReturnType__on_pause | None: ...
 
 Global___PauseExperimentRequest: _TypeAlias = PauseExperimentRequest  # noqa: Y015
 
@@ -1525,7 +1531,9 @@ class CompleteExperimentRequest(_message.Message):
     conclusion_comment: _builtins.str
     """Why, at most 3000 characters."""
     then: _builtins.str
-    """`keep` (default) leaves the files, `restore` puts every baseline back exactly."""
+    """`keep` (default) leaves the files, `restore` puts every baseline back exactly, `ship` writes the winner
+    everywhere.
+    """
     request_id: _builtins.str
     """Makes the call idempotent."""
     def __init__(
@@ -1560,6 +1568,180 @@ class CompleteExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__winner_variant_id) -> _WhichOneofReturnType__winner_variant_id | None: ...
 
 Global___CompleteExperimentRequest: _TypeAlias = CompleteExperimentRequest  # noqa: Y015
+
+@_typing.final
+class ShipExperimentRequest(_message.Message):
+    """Ends an experiment with one variant everywhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    CONCLUSION_FIELD_NUMBER: _builtins.int
+    CONCLUSION_COMMENT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    variant_id: _builtins.str
+    """The variant to ship; default: the winner on record."""
+    conclusion: Global___Conclusion.ValueType
+    """What it found."""
+    conclusion_comment: _builtins.str
+    """Why, at most 3000 characters."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        variant_id: _builtins.str | None = ...,
+        conclusion: Global___Conclusion.ValueType | None = ...,
+        conclusion_comment: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_variant_id", b"_variant_id", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "variant_id", b"variant_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_variant_id", b"_variant_id", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "id", b"id", "request_id", b"request_id", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__conclusion: _TypeAlias = _typing.Literal["conclusion"]  # noqa: Y015
+    _WhichOneofArgType__conclusion: _TypeAlias = _typing.Literal["_conclusion", b"_conclusion"]  # noqa: Y015
+    _WhichOneofReturnType__conclusion_comment: _TypeAlias = _typing.Literal["conclusion_comment"]  # noqa: Y015
+    _WhichOneofArgType__conclusion_comment: _TypeAlias = _typing.Literal["_conclusion_comment", b"_conclusion_comment"]  # noqa: Y015
+    _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
+    _WhichOneofArgType__variant_id: _TypeAlias = _typing.Literal["_variant_id", b"_variant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conclusion) -> _WhichOneofReturnType__conclusion | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conclusion_comment) -> _WhichOneofReturnType__conclusion_comment | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variant_id) -> _WhichOneofReturnType__variant_id | None: ...
+
+Global___ShipExperimentRequest: _TypeAlias = ShipExperimentRequest  # noqa: Y015
+
+@_typing.final
+class ResetExperimentRequest(_message.Message):
+    """Names an experiment to make a draft of again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    THEN_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    then: _builtins.str
+    """`keep` (default) leaves the files, `restore` puts every baseline back exactly."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        then: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_then", b"_then", "then", b"then"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_then", b"_then", "id", b"id", "request_id", b"request_id", "then", b"then"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__then: _TypeAlias = _typing.Literal["then"]  # noqa: Y015
+    _WhichOneofArgType__then: _TypeAlias = _typing.Literal["_then", b"_then"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__then) -> _WhichOneofReturnType__then | None: ...
+
+Global___ResetExperimentRequest: _TypeAlias = ResetExperimentRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveExperimentRequest(_message.Message):
+    """Names an experiment to archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveExperimentRequest: _TypeAlias = ArchiveExperimentRequest  # noqa: Y015
+
+@_typing.final
+class UnarchiveExperimentRequest(_message.Message):
+    """Names an experiment to unarchive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnarchiveExperimentRequest: _TypeAlias = UnarchiveExperimentRequest  # noqa: Y015
+
+@_typing.final
+class DuplicateExperimentRequest(_message.Message):
+    """Names an experiment to copy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    name: _builtins.str
+    """Name of the copy; default: the name with `(Copy)`."""
+    key: _builtins.str
+    """Key of the copy; default: made from its name."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        key: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "_name", b"_name", "key", b"key", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "_name", b"_name", "id", b"id", "key", b"key", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___DuplicateExperimentRequest: _TypeAlias = DuplicateExperimentRequest  # noqa: Y015
 
 @_typing.final
 class TransitionExperimentRequest(_message.Message):

@@ -86,6 +86,31 @@ class ExperimentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CompleteExperimentRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
                 _registered_method=True)
+        self.ShipExperiment = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/ShipExperiment',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ShipExperimentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+                _registered_method=True)
+        self.ResetExperiment = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/ResetExperiment',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ResetExperimentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+                _registered_method=True)
+        self.ArchiveExperiment = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/ArchiveExperiment',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ArchiveExperimentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+                _registered_method=True)
+        self.UnarchiveExperiment = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/UnarchiveExperiment',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnarchiveExperimentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+                _registered_method=True)
+        self.DuplicateExperiment = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/DuplicateExperiment',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DuplicateExperimentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Experiment.FromString,
+                _registered_method=True)
         self.TransitionExperiment = channel.unary_unary(
                 '/variantd.operator.v1.ExperimentService/TransitionExperiment',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TransitionExperimentRequest.SerializeToString,
@@ -186,7 +211,42 @@ class ExperimentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CompleteExperiment(self, request, context):
-        """Ends the experiment, freezes its results, and keeps or restores the files.
+        """Ends the experiment, freezes its results, and keeps or restores the files, or ships the winner.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShipExperiment(self, request, context):
+        """Ends the experiment, if it has not ended, with one variant on every participant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetExperiment(self, request, context):
+        """Makes a draft of the experiment again; what was measured is kept and analysed no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveExperiment(self, request, context):
+        """Takes a draft or a completed experiment out of the lists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnarchiveExperiment(self, request, context):
+        """Puts an archived experiment into the lists again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DuplicateExperiment(self, request, context):
+        """Makes a new draft with the same design.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -286,6 +346,31 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.CompleteExperiment,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CompleteExperimentRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.SerializeToString,
+            ),
+            'ShipExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShipExperiment,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ShipExperimentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.SerializeToString,
+            ),
+            'ResetExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetExperiment,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ResetExperimentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.SerializeToString,
+            ),
+            'ArchiveExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveExperiment,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ArchiveExperimentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.SerializeToString,
+            ),
+            'UnarchiveExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnarchiveExperiment,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnarchiveExperimentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.SerializeToString,
+            ),
+            'DuplicateExperiment': grpc.unary_unary_rpc_method_handler(
+                    servicer.DuplicateExperiment,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DuplicateExperimentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Experiment.SerializeToString,
             ),
             'TransitionExperiment': grpc.unary_unary_rpc_method_handler(
                     servicer.TransitionExperiment,
@@ -589,6 +674,141 @@ class ExperimentService(object):
             '/variantd.operator.v1.ExperimentService/CompleteExperiment',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CompleteExperimentRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShipExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/ShipExperiment',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ShipExperimentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/ResetExperiment',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ResetExperimentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/ArchiveExperiment',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ArchiveExperimentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnarchiveExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/UnarchiveExperiment',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnarchiveExperimentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.LifecycleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DuplicateExperiment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/DuplicateExperiment',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DuplicateExperimentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Experiment.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,7 +59,17 @@ class ExperimentServiceStub:
     StopExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.StopExperimentRequest, _operator_pb2.LifecycleResponse]
     """Closes intake for good; files stay and are still measured."""
     CompleteExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CompleteExperimentRequest, _operator_pb2.LifecycleResponse]
-    """Ends the experiment, freezes its results, and keeps or restores the files."""
+    """Ends the experiment, freezes its results, and keeps or restores the files, or ships the winner."""
+    ShipExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ShipExperimentRequest, _operator_pb2.LifecycleResponse]
+    """Ends the experiment, if it has not ended, with one variant on every participant."""
+    ResetExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ResetExperimentRequest, _operator_pb2.LifecycleResponse]
+    """Makes a draft of the experiment again; what was measured is kept and analysed no more."""
+    ArchiveExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ArchiveExperimentRequest, _operator_pb2.LifecycleResponse]
+    """Takes a draft or a completed experiment out of the lists."""
+    UnarchiveExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UnarchiveExperimentRequest, _operator_pb2.LifecycleResponse]
+    """Puts an archived experiment into the lists again."""
+    DuplicateExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DuplicateExperimentRequest, _operator_pb2.Experiment]
+    """Makes a new draft with the same design."""
     TransitionExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.TransitionExperimentRequest, _operator_pb2.Experiment]
     """Moves to `running`, `paused` or `completed` by whichever verb leads there."""
     ListVariants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]
@@ -97,7 +107,17 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     StopExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.StopExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
     """Closes intake for good; files stay and are still measured."""
     CompleteExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.CompleteExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
-    """Ends the experiment, freezes its results, and keeps or restores the files."""
+    """Ends the experiment, freezes its results, and keeps or restores the files, or ships the winner."""
+    ShipExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.ShipExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Ends the experiment, if it has not ended, with one variant on every participant."""
+    ResetExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.ResetExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Makes a draft of the experiment again; what was measured is kept and analysed no more."""
+    ArchiveExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.ArchiveExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Takes a draft or a completed experiment out of the lists."""
+    UnarchiveExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.UnarchiveExperimentRequest, _operator_pb2.LifecycleResponse]  # type: ignore[assignment]
+    """Puts an archived experiment into the lists again."""
+    DuplicateExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.DuplicateExperimentRequest, _operator_pb2.Experiment]  # type: ignore[assignment]
+    """Makes a new draft with the same design."""
     TransitionExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.TransitionExperimentRequest, _operator_pb2.Experiment]  # type: ignore[assignment]
     """Moves to `running`, `paused` or `completed` by whichever verb leads there."""
     ListVariants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]  # type: ignore[assignment]
@@ -192,7 +212,47 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.CompleteExperimentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
-        """Ends the experiment, freezes its results, and keeps or restores the files."""
+        """Ends the experiment, freezes its results, and keeps or restores the files, or ships the winner."""
+
+    @_abc_1.abstractmethod
+    def ShipExperiment(
+        self,
+        request: _operator_pb2.ShipExperimentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
+        """Ends the experiment, if it has not ended, with one variant on every participant."""
+
+    @_abc_1.abstractmethod
+    def ResetExperiment(
+        self,
+        request: _operator_pb2.ResetExperimentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
+        """Makes a draft of the experiment again; what was measured is kept and analysed no more."""
+
+    @_abc_1.abstractmethod
+    def ArchiveExperiment(
+        self,
+        request: _operator_pb2.ArchiveExperimentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
+        """Takes a draft or a completed experiment out of the lists."""
+
+    @_abc_1.abstractmethod
+    def UnarchiveExperiment(
+        self,
+        request: _operator_pb2.UnarchiveExperimentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.LifecycleResponse, _abc.Awaitable[_operator_pb2.LifecycleResponse]]:
+        """Puts an archived experiment into the lists again."""
+
+    @_abc_1.abstractmethod
+    def DuplicateExperiment(
+        self,
+        request: _operator_pb2.DuplicateExperimentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Experiment, _abc.Awaitable[_operator_pb2.Experiment]]:
+        """Makes a new draft with the same design."""
 
     @_abc_1.abstractmethod
     def TransitionExperiment(
