@@ -25,6 +25,7 @@ from control_plane.api.sync import AgentServicer, Sessions, origin
 from control_plane.config import Settings, is_wildcard
 from control_plane.data import DataDir, write_private
 from control_plane.services import access
+from control_plane.services.due import Timers
 from control_plane.services.work import Joining, Services
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Database, Tx
@@ -123,7 +124,7 @@ async def _serve(
         data.write_addresses(addresses)
         _log.info("control_plane.ready", version=VERSION, **addresses)
         lifecycle.sd_notify("READY=1")
-        await lifecycle.run_until(stop, lambda: sessions.keep_leases(services))
+        await lifecycle.run_until(stop, lambda: sessions.keep_leases(services), Timers(services, clock).run)
         lifecycle.sd_notify("STOPPING=1")
         _log.info("control_plane.stopping")
         for servicer in healths:

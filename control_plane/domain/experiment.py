@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane.domain.assignment import Arm, Candidate, Placement, assign, smallest_reachable_p
+from control_plane.domain.design import Design
 from control_plane.domain.lifecycle import Status, Verb, after
 from shared.errors import Fault
 from shared.model import Digest
@@ -103,8 +104,7 @@ class Experiment:
     target_file: str | None
     selector: dict[str, Any]
     metrics: dict[str, Any]
-    settle_seconds: int
-    alpha: float
+    design: Design
     labels: dict[str, str]
     metadata: dict[str, Any] | None
     run: int
@@ -122,6 +122,11 @@ class Experiment:
     paused_at: int | None = None
     stopped_at: int | None = None
     completed_at: int | None = None
+
+    @property
+    def alpha(self) -> float:
+        """The one level of every interval, p-value and flag."""
+        return self.design.analysis.alpha
 
     def after(self, verb: Verb) -> Status:
         """The status that follows the verb. Raises FailedPrecondition where it does not fit."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from control_plane.domain import requests
 from control_plane.domain.assignment import Candidate
+from control_plane.domain.design import Design, Schedule, Selector
 from control_plane.domain.experiment import (
     UNTOLD,
     Assignment,
@@ -19,6 +20,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.fleet import Participant, matches
 from control_plane.domain.lifecycle import Status, Verb
+from control_plane.services import timers
 from control_plane.services.work import (
     Listing,
     Work,
@@ -30,6 +32,7 @@ from control_plane.services.work import (
 )
 from shared.errors import AlreadyExists, FailedPrecondition, Fault, Invalid, NotFound
 from shared.ids import new_secret, parse_id
+from shared.moment import to_rfc3339
 
 MAX_CONTENT_BYTES = 1_048_576
 
@@ -69,8 +72,17 @@ def find_variant(experiment: Experiment, id_or_key: str) -> Variant:
 
 
 def get(work: Work, request: requests.ById) -> View:
-    """One experiment with its variants."""
-    return view_of(work, find(work, request.id))
+    """One experiment with its variants, and what did not happen by itself though it was scheduled."""
+    view = view_of(work, find(work, request.id))
+    failed = tuple(
+        (
+            "SCHEDULE_FAILED",
+            f"the {timer.kind} scheduled for {to_rfc3339(timer.due_at)} failed: {timer.failure['message']}",
+        )
+        for timer in work.store.timers.failures(view.experiment.id)
+        if timer.failure
+    )
+    return replace(view, warnings=(*view.warnings, *failed))
 
 
 def list_page(work: Work, request: requests.ListExperiments) -> Listing:
@@ -179,7 +191,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
     taken = store.keys(work.project_id)
     if request.key in taken:
         raise AlreadyExists(f"an experiment with the key {request.key!r} exists already", reason="KEY_TAKEN")
-    selector, warnings = _ensure_participants(work, request.selector or requests.Selector())
+    selector, warnings = _ensure_participants(work, request.selector or Selector())
     experiment = Experiment(
         id=work.new_id(),
         project_id=work.project_id,
@@ -193,8 +205,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         target_file=request.target_file,
         selector=selector,
         metrics=_json(request.metrics),
-        settle_seconds=request.exposure_criteria.settle_seconds,
-        alpha=request.analysis.alpha,
+        design=Design().changed(request),
         labels=dict(request.labels),
         metadata=request.metadata,
         run=1,
@@ -204,10 +215,12 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         created_at=work.now,
         updated_at=work.now,
     )
+    _check_schedule(work, replace(experiment, design=Design()), experiment.design.schedule)
     store.add(experiment)
     for index, spec in enumerate(request.variants):
         _put_new_variant(work, experiment, spec, field=f"variants.{index}")
         experiment = replace(experiment, variants=store.variants(experiment.id))
+    timers.schedule(work, experiment)
     view = view_of(work, experiment)
     return replace(view, warnings=(*warnings, *design_warnings(view)), created=True)
 
@@ -216,9 +229,7 @@ def _json(model: requests.Request) -> dict[str, Any]:
     return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _ensure_participants(
-    work: Work, selector: requests.Selector
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _ensure_participants(work: Work, selector: Selector) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     unseen = []
     for public_id in selector.ids:
         if work.store.fleet.participant(work.project_id, public_id) is None:
@@ -294,7 +305,13 @@ def _files(
     )
 
 
-_STRUCTURE = ("target_file", "participant_ids", "participants", "exposure_criteria", "analysis", "metrics")
+_STRUCTURE = {
+    "target_file",
+    "participant_ids",
+    "participants",
+    "metrics",
+    *Design.model_fields,
+} - {"schedule"}  # its end may move until it is reached
 
 
 def update(work: Work, request: requests.UpdateExperiment) -> View:
@@ -302,6 +319,8 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     experiment = find(work, request.id)
     if any(request.given(name) for name in _STRUCTURE):
         experiment.after(Verb.EDIT)
+    if request.schedule is not None:
+        _check_schedule(work, experiment, request.schedule)
     changed = replace(
         experiment,
         name=request.name or experiment.name,
@@ -310,10 +329,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
         labels=dict(experiment.labels if request.labels is None else request.labels),
         metadata=request.metadata if request.given("metadata") else experiment.metadata,
         metrics=_json(request.metrics) if request.metrics else experiment.metrics,
-        settle_seconds=request.exposure_criteria.settle_seconds
-        if request.exposure_criteria
-        else experiment.settle_seconds,
-        alpha=request.analysis.alpha if request.analysis else experiment.alpha,
+        design=experiment.design.changed(request),
         updated_at=work.now,
     )
     warnings: list[tuple[str, str]] = []
@@ -323,8 +339,33 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     if request.target_file and request.target_file != experiment.target_file:
         _retarget(work, experiment, request.target_file)
     work.store.experiments.save(changed)
+    timers.schedule(work, changed)
     view = view_of(work, work.store.experiments.get(experiment.id))
     return replace(view, warnings=(*warnings, *design_warnings(view)))
+
+
+def _check_schedule(work: Work, experiment: Experiment, wanted: Schedule) -> None:
+    """What is scheduled is ahead, and still possible. Raises Invalid naming the field."""
+    past = [
+        Fault(
+            field=f"schedule.{name}",
+            message=f"{text} is past",
+            remedy="choose a moment ahead, or leave it out",
+        )
+        for name, text, moment, before in (
+            ("startAt", wanted.start_at, wanted.start, experiment.design.schedule.start),
+            ("endAt", wanted.end_at, wanted.end, experiment.design.schedule.end),
+        )
+        if moment is not None and moment <= work.now and moment != before
+    ]
+    if experiment.status is not Status.DRAFT and wanted.start != experiment.design.schedule.start:
+        past = [
+            Fault(field="schedule.startAt", message="it has started", remedy="send the startAt it has"),
+            *past,
+        ]
+    if past:
+        listed = "; ".join(f"{fault.field}: {fault.message}" for fault in past)
+        raise Invalid(listed, reason="INVALID_FIELDS", faults=past)
 
 
 def _retarget(work: Work, experiment: Experiment, target: str) -> None:
@@ -380,6 +421,7 @@ def duplicate(work: Work, request: requests.Duplicate) -> View:
         version=1,
         created_at=work.now,
         updated_at=work.now,
+        design=source.design.model_copy(update={"schedule": Schedule()}),
         variants=(),
         phase=None,
         **UNTOLD,

@@ -18,7 +18,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.fleet import Participant
 from control_plane.domain.lifecycle import Status, Verb, verb_towards
-from control_plane.services import delivery
+from control_plane.services import delivery, timers
 from control_plane.services.experiments import (
     View,
     candidates,
@@ -64,7 +64,7 @@ def start(work: Work, request: requests.ById) -> View:
     store.add_phase(experiment.id, experiment.run, phase)
     started = replace(experiment, status=status, phase=phase, started_at=work.now, updated_at=work.now)
     _assign(work, started, phase, participants)
-    store.save(started)
+    _save(work, started)
     view = view_of(work, store.get(experiment.id))
     return replace(view, warnings=design_warnings(view))
 
@@ -125,8 +125,13 @@ def stop(work: Work, request: requests.ById) -> View:
 
 def _moved(work: Work, experiment: Experiment, verb: Verb, **moments: int | None) -> View:
     moved = replace(experiment, status=experiment.after(verb), updated_at=work.now, **moments)  # type: ignore[arg-type]  # only the optional moments are given
-    work.store.experiments.save(moved)
+    _save(work, moved)
     return view_of(work, work.store.experiments.get(experiment.id))
+
+
+def _save(work: Work, moved: Experiment) -> None:
+    work.store.experiments.save(moved)
+    timers.schedule(work, moved)
 
 
 def _slots(work: Work, experiment: Experiment) -> list[Slot]:
@@ -226,7 +231,8 @@ def _concluded(
     request: requests.Complete | requests.Ship,
 ) -> View:
     again = experiment.status is Status.COMPLETED
-    work.store.experiments.save(
+    _save(
+        work,
         replace(
             experiment,
             status=status,
@@ -237,7 +243,7 @@ def _concluded(
             paused_at=None,
             completed_at=experiment.completed_at if again else work.now,
             updated_at=work.now,
-        )
+        ),
     )
     return view_of(work, work.store.experiments.get(experiment.id))
 
@@ -256,7 +262,8 @@ def reset(work: Work, request: requests.Reset) -> View:
         delivery.restore(work, experiment, slots, origin=Origin.RESTORE)
     else:
         delivery.close(work, experiment, _open(_slots(work, experiment)))
-    work.store.experiments.save(
+    _save(
+        work,
         replace(
             experiment,
             status=status,
@@ -266,7 +273,7 @@ def reset(work: Work, request: requests.Reset) -> View:
             phase=None,
             updated_at=work.now,
             **UNTOLD,
-        )
+        ),
     )
     return view_of(work, work.store.experiments.get(experiment.id))
 
@@ -285,7 +292,7 @@ def _put_away(work: Work, id_or_key: str, verb: Verb) -> View:
     experiment = find(work, id_or_key)
     experiment.after(verb)
     moved = replace(experiment, archived=verb is Verb.ARCHIVE, updated_at=work.now)
-    work.store.experiments.save(moved)
+    _save(work, moved)
     return view_of(work, work.store.experiments.get(experiment.id))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from control_plane.domain.design import Design
 from control_plane.domain.experiment import (
     Assignment,
     Conflict,
@@ -348,8 +349,8 @@ def _experiment_values(e: Experiment) -> dict[str, Any]:
         "target_file": e.target_file,
         "selector": json.dumps(e.selector),
         "metrics": json.dumps(e.metrics),
-        "settle_seconds": e.settle_seconds,
-        "alpha": e.alpha,
+        "settle_seconds": e.design.exposure_criteria.settle_seconds,  # attribution joins on it
+        "design": e.design.model_dump_json(by_alias=True),
         "labels": json.dumps(e.labels),
         "metadata": _json(e.metadata),
         "run": e.run,
@@ -383,8 +384,7 @@ def _experiment(row: Row) -> Experiment:
         target_file=row["target_file"],
         selector=json.loads(row["selector"]),
         metrics=json.loads(row["metrics"]),
-        settle_seconds=row["settle_seconds"],
-        alpha=row["alpha"],
+        design=Design.model_validate_json(row["design"]),
         labels=json.loads(row["labels"]),
         metadata=json.loads(row["metadata"]) if row["metadata"] else None,
         run=row["run"],

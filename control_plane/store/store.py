@@ -6,6 +6,7 @@ from control_plane.store.deployments import DeploymentStore
 from control_plane.store.events import EventStore
 from control_plane.store.experiments import ExperimentStore
 from control_plane.store.fleet import FleetStore
+from control_plane.store.timers import TimerStore
 
 
 class Store:
@@ -17,3 +18,4 @@ class Store:
         self.fleet = FleetStore(tx)
         self.deployments = DeploymentStore(tx)
         self.events = EventStore(tx)
+        self.timers = TimerStore(tx)

@@ -1,0 +1,103 @@
+"""How an experiment is designed: who takes part, what counts, how it is decided. Checked field by field.
+
+A design is stored as the JSON its caller wrote, with every default in it, so that what was agreed can be read
+years later.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from control_plane.domain.fields import Labels, Moment, ParticipantIds, Request, whole
+from shared.moment import from_rfc3339
+
+
+class MetricSpec(Request):
+    """A metric: a conversion's name and which way it should move."""
+
+    event_name: Annotated[str, Field(min_length=1, max_length=128)]
+    goal: Literal["increase", "decrease"] = "increase"
+
+
+class MetricsSpec(Request):
+    """The metrics of an experiment."""
+
+    primary: MetricSpec | None = None
+    secondary: tuple[MetricSpec, ...] = ()
+    guardrail: tuple[MetricSpec, ...] = ()
+
+
+class Selector(Request):
+    """Which participants: a list of ids, or all that carry the labels."""
+
+    ids: ParticipantIds = ()
+    labels: Labels = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.ids and self.labels:
+            raise ValueError("participants are chosen by ids or by labels, not both")
+        return self
+
+
+class Exposure(Request):
+    """Which events count."""
+
+    settle_seconds: Annotated[int, Field(ge=0, le=86_400), BeforeValidator(whole)] = 60
+
+
+class AnalysisSpec(Request):
+    """How results are computed."""
+
+    alpha: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
+
+
+class Schedule(Request):
+    """When the experiment is started and stopped by itself."""
+
+    start_at: Moment | None = None
+    end_at: Moment | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        start, end = self.start, self.end
+        if start is not None and end is not None and end <= start:
+            raise ValueError("endAt must be after startAt")
+        return self
+
+    @property
+    def start(self) -> int | None:
+        """When to start, microseconds."""
+        return None if self.start_at is None else from_rfc3339(self.start_at)
+
+    @property
+    def end(self) -> int | None:
+        """When to stop, microseconds."""
+        return None if self.end_at is None else from_rfc3339(self.end_at)
+
+
+class DesignFields(Request):
+    """The parts of a design as callers send them; what was not sent stays, null is the default again."""
+
+    exposure_criteria: Exposure | None = None
+    analysis: AnalysisSpec | None = None
+    schedule: Schedule | None = None
+
+
+class Design(Request):
+    """A design, whole."""
+
+    exposure_criteria: Exposure = Exposure()
+    analysis: AnalysisSpec = AnalysisSpec()
+    schedule: Schedule = Schedule()
+
+    def changed(self, sent: DesignFields) -> "Design":
+        """The design with what was sent."""
+        fields = {name: field for name, field in Design.model_fields.items() if sent.given(name)}
+        given = {name: getattr(sent, name) for name in fields}
+        return self.model_copy(
+            update={
+                name: field.get_default(call_default_factory=True) if given[name] is None else given[name]
+                for name, field in fields.items()
+            }
+        )

@@ -1,0 +1,95 @@
+"""Does what is due: one durable table, one runner, driven by the wall clock.
+
+A timer is done in the very transaction that does what it stands for, so a crash repeats nothing and skips
+nothing: what became due while the process was away is done, in order, when it is back. A clock that jumps back
+cannot repeat what is done, one that jumps forward brings what is due then.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from control_plane.domain import requests
+from control_plane.services import lifecycle
+from control_plane.services.timers import ACTOR, Kind
+from control_plane.services.work import Caller, Scope, Services, Work
+from control_plane.store.store import Store
+from control_plane.store.timers import Timer
+from shared import logs
+from shared.clock import Clock
+from shared.errors import Error
+from shared.ids import show_id
+
+_log = logs.get(__name__)
+
+LOOK_SECONDS = 1.0
+"""How often the table is looked at: so late is what another process or a changed clock makes due."""
+
+
+_USE_CASES: Mapping[Kind, Callable[[Work, requests.ById], Any]] = {
+    Kind.START: lifecycle.start,
+    Kind.STOP: lifecycle.stop,
+}
+
+
+class _Done(Exception):
+    """Somebody else did it in the meantime."""
+
+
+class Timers:
+    """Does what is due, as long as it runs."""
+
+    def __init__(self, services: Services, clock: Clock) -> None:
+        self._services, self._clock = services, clock
+
+    async def run(self) -> None:
+        """Does whatever is due, looks again every second; ends only by being cancelled."""
+        while True:
+            while await self._first():
+                pass
+            await self._clock.sleep(LOOK_SECONDS)
+
+    async def _first(self) -> bool:
+        """The first timer that is due is done; whether there was one."""
+        timer = await self._services.database.read(lambda tx: Store(tx).timers.next())
+        if timer is None or timer.due_at > self._clock.now():
+            return False
+        try:
+            await self._do(timer)
+        except _Done:
+            pass
+        except Error as error:
+            await self._failed(timer, error.reason, error.message)
+        except Exception:
+            # One experiment's trouble must not stop the others' timers; it is told where operators look.
+            _log.exception("timer.broken", kind=timer.kind, experiment=show_id(timer.experiment_id))
+            await self._failed(
+                timer, "INTERNAL", "something is wrong with variantd itself; its log says what"
+            )
+        return True
+
+    async def _do(self, timer: Timer) -> None:
+        caller = Caller(project_id=timer.project_id, actor=ACTOR, scopes=frozenset({Scope.ADMIN}))
+        experiment = show_id(timer.experiment_id)
+
+        def use_case(work: Work, request: requests.ById) -> None:
+            if not work.store.timers.take(timer.id, now=work.now):
+                raise _Done
+            _USE_CASES[Kind(timer.kind)](work, request)
+
+        await self._services.change(
+            caller,
+            Scope.ADMIN,
+            use_case,
+            requests.ById(id=experiment),
+            lambda _, __: {"id": experiment},
+            operation=f"Timer.{timer.kind}",
+            request_id="",
+            body={"id": experiment},
+        )
+        _log.info("timer.done", kind=timer.kind, experiment=experiment)
+
+    async def _failed(self, timer: Timer, code: str, message: str) -> None:
+        now = self._clock.now()
+        failure = {"code": code, "message": message}
+        await self._services.database.write(lambda tx: Store(tx).timers.fail(timer.id, failure, now=now))
+        _log.warning("timer.failed", kind=timer.kind, experiment=show_id(timer.experiment_id), code=code)

@@ -1,0 +1,49 @@
+"""What is to happen by itself: each experiment's timers follow from its design and its state."""
+
+from enum import StrEnum
+
+from control_plane.domain.experiment import Experiment
+from control_plane.domain.lifecycle import Status
+from control_plane.services.work import Work
+from control_plane.store.timers import Timer
+
+ACTOR = "timer"
+"""Who is on record for what happened by itself."""
+
+
+class Kind(StrEnum):
+    """What a timer brings about."""
+
+    START = "start"
+    STOP = "stop"
+
+
+_AHEAD = {
+    Status.DRAFT: (Kind.START, Kind.STOP),
+    Status.RUNNING: (Kind.STOP,),
+    Status.PAUSED: (Kind.STOP,),
+}
+"""What may lie ahead of an experiment in each state."""
+
+
+def schedule(work: Work, experiment: Experiment) -> None:
+    """The experiment starts and stops by itself as its design says, and only so; call it when either changed."""
+    wanted = experiment.design.schedule
+    moments = {Kind.START: wanted.start, Kind.STOP: wanted.end}
+    kinds = () if experiment.archived else _AHEAD.get(experiment.status, ())
+    due = {(kind.value, moment) for kind in kinds if (moment := moments[kind]) is not None}
+    timers = work.store.timers
+    # One that is overdue stays: its turn comes in this very second.
+    present = [timer for timer in timers.ahead(experiment.id) if timer.kind in set(Kind)]
+    timers.drop(timer for timer in present if (timer.kind, timer.due_at) not in due)
+    timers.add(
+        Timer(
+            id=work.new_id(),
+            project_id=experiment.project_id,
+            experiment_id=experiment.id,
+            kind=kind,
+            due_at=moment,
+        )
+        for kind, moment in sorted(due - {(timer.kind, timer.due_at) for timer in present})
+        if moment > work.now
+    )
