@@ -85,7 +85,7 @@ def assign(candidates: Sequence[Candidate], arms: Sequence[Arm], *, seed: bytes)
     if faults:
         listed = "; ".join(f"{fault.field} {fault.message}" for fault in faults)
         raise Invalid(f"cannot assign: {listed}", reason="BAD_ASSIGNMENT", faults=faults)
-    drawn = sorted((arm for arm in arms if arm.weight), key=lambda arm: _hash(seed, _ARM_ORDER, arm.key))
+    drawn = in_draw_order(arms, seed=seed)
     divisor = gcd(*(arm.weight for arm in drawn))
     set_size = 100 // divisor
     strata: defaultdict[str, list[Candidate]] = defaultdict(list)
@@ -94,13 +94,13 @@ def assign(candidates: Sequence[Candidate], arms: Sequence[Arm], *, seed: bytes)
     placements: list[Placement] = []
     rest: list[Candidate] = []
     for stratum, members in strata.items():
-        members.sort(key=lambda member: _hash(seed, _STRATUM_ORDER, member.participant))
+        members.sort(key=lambda member: keyed_hash(seed, _STRATUM_ORDER, member.participant))
         sets = len(members) // set_size
-        places = [sets * (arm.weight // divisor) for arm in drawn]
-        placements += _deal(f"stratum:{stratum}", members[: sets * set_size], drawn, places)
+        shares = [sets * (arm.weight // divisor) for arm in drawn]
+        placements += _deal(f"stratum:{stratum}", members[: sets * set_size], drawn, shares)
         rest += members[sets * set_size :]
-    rest.sort(key=lambda member: _hash(seed, _REST_ORDER, member.participant))
-    placements += _deal(REST, rest, drawn, _places_in_rest(len(rest), drawn, seed))
+    rest.sort(key=lambda member: keyed_hash(seed, _REST_ORDER, member.participant))
+    placements += _deal(REST, rest, drawn, places(len(rest), drawn, seed))
     return tuple(sorted(placements, key=lambda placed: (placed.block, placed.position)))
 
 
@@ -138,13 +138,22 @@ def smallest_reachable_p(placements: Sequence[Placement], *, treatment: str, con
     return min(1.0, (2 if twins else 1) / draws)
 
 
-def _hash(seed: bytes, tag: bytes, text: str) -> bytes:
+def keyed_hash(seed: bytes, tag: bytes, text: str) -> bytes:
+    """H(tag, text): the one source of chance; `tag` is one byte and each use has its own."""
     return hashlib.sha256(seed + tag + text.encode()).digest()
 
 
-def _places_in_rest(size: int, arms: Sequence[Arm], seed: bytes) -> list[int]:
-    """How many of `rest` each arm gets: its whole share, and one more with the chance of its remainder."""
-    start = int.from_bytes(_hash(seed, _REMAINDER, "")) % 100
+def in_draw_order(arms: Sequence[Arm], *, seed: bytes) -> list[Arm]:
+    """The arms that get anybody, in the order of step 1."""
+    return sorted((arm for arm in arms if arm.weight), key=lambda arm: keyed_hash(seed, _ARM_ORDER, arm.key))
+
+
+def places(size: int, arms: Sequence[Arm], seed: bytes) -> list[int]:
+    """How many of `size` each arm gets: its whole share, and one more with the chance of its remainder.
+
+    The systematic draw of step 4; `arms` in the order of step 1. The counts sum to `size`.
+    """
+    start = int.from_bytes(keyed_hash(seed, _REMAINDER, "")) % 100
     places = []
     reached = 0
     for arm in arms:

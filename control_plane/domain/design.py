@@ -6,9 +6,10 @@ years later.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from control_plane.domain.fields import Labels, Moment, ParticipantIds, Request, whole
+from control_plane.domain.fields import Labels, Moment, ParticipantIds, Percent, Request, whole
+from control_plane.domain.targeting import TargetingRules
 from shared.moment import from_rfc3339
 
 
@@ -52,6 +53,12 @@ class AnalysisSpec(Request):
     alpha: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
 
 
+def _apart(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError("a label is listed twice")
+    return value
+
+
 class Schedule(Request):
     """When the experiment is started and stopped by itself."""
 
@@ -76,9 +83,21 @@ class Schedule(Request):
         return None if self.end_at is None else from_rfc3339(self.end_at)
 
 
+Strata = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
+    Field(max_length=8),
+    AfterValidator(_apart),
+]
+"""Names of the labels whose values make the strata; none: each agent is a stratum."""
+
+
 class DesignFields(Request):
     """The parts of a design as callers send them; what was not sent stays, null is the default again."""
 
+    traffic_allocation: Percent | None = None
+    targeting_rules: TargetingRules | None = None
+    allow_host_labels: bool | None = None
+    strata: Strata | None = None
     exposure_criteria: Exposure | None = None
     analysis: AnalysisSpec | None = None
     schedule: Schedule | None = None
@@ -87,6 +106,10 @@ class DesignFields(Request):
 class Design(Request):
     """A design, whole."""
 
+    traffic_allocation: Percent = 100
+    targeting_rules: TargetingRules = TargetingRules()
+    allow_host_labels: bool = False
+    strata: Strata = ()
     exposure_criteria: Exposure = Exposure()
     analysis: AnalysisSpec = AnalysisSpec()
     schedule: Schedule = Schedule()

@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.domain.assignment import Arm, Candidate, Placement, assign, smallest_reachable_p
+from control_plane.domain.assignment import Arm, Placement, smallest_reachable_p
 from control_plane.domain.design import Design
+from control_plane.domain.intake import Applicant, Holdout, Method, Rules, Seat, seats
 from control_plane.domain.lifecycle import Status, Verb, after
 from shared.errors import Fault
 from shared.model import Digest
@@ -63,17 +64,19 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """Which variant a participant has within a phase; ids are None and `from_at` 0 while planned."""
+    """Which variant a participant has within a phase, None for none; ids are None and `from_at` 0 while planned."""
 
     id: bytes | None
     experiment_id: bytes
     phase_id: bytes | None
     participant: str
-    variant_id: bytes
+    variant_id: bytes | None
+    drawn: Method
     block: str
     stratum: str
     position: int
     from_at: int
+    labels_used: Mapping[str, str] = field(default_factory=dict)
     to_at: int | None = None
     forced_by: str | None = None
 
@@ -83,9 +86,9 @@ class Assignment:
         return self.id is None
 
     @property
-    def method(self) -> str:
-        """`randomized`, or `forced` once another variant was deployed by hand."""
-        return "forced" if self.forced_by else "randomized"
+    def method(self) -> Method:
+        """As it was drawn, or `forced` once another variant was deployed by hand."""
+        return Method.FORCED if self.forced_by else self.drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,16 +238,25 @@ def _file_faults(experiment: Experiment) -> Iterable[Fault]:
             )
 
 
-def plan(experiment: Experiment, candidates: Sequence[Candidate]) -> tuple[Placement, ...]:
-    """The assignment a start would make now, weights normalised to 100; empty where it could make none."""
-    if not experiment.variants or not candidates:
-        return ()
+def rules_of(experiment: Experiment, *, seed: bytes, holdout: Holdout | None = None) -> Rules:
+    """What decides who gets which variant, with weights normalised to 100."""
     weights = normalised([variant.weight for variant in experiment.variants])
-    arms = [
-        Arm(key=variant.key, weight=weight)
-        for variant, weight in zip(experiment.variants, weights, strict=True)
-    ]
-    return assign(candidates, arms, seed=experiment.seed)
+    return Rules(
+        arms=[
+            Arm(key=variant.key, weight=weight)
+            for variant, weight in zip(experiment.variants, weights, strict=True)
+        ],
+        seed=seed,
+        allocation=experiment.design.traffic_allocation,
+        holdout=holdout,
+    )
+
+
+def plan(experiment: Experiment, applicants: Sequence[Applicant]) -> tuple[Seat, ...]:
+    """The seats a start would give now; empty where it could give none."""
+    if not experiment.variants or not applicants:
+        return ()
+    return seats(applicants, rules_of(experiment, seed=experiment.seed))
 
 
 def cannot_decide(experiment: Experiment, assignments: Sequence[Assignment]) -> str | None:
@@ -267,6 +279,7 @@ def cannot_decide(experiment: Experiment, assignments: Sequence[Assignment]) -> 
             position=item.position,
         )
         for item in assignments
+        if item.variant_id is not None and item.drawn is Method.RANDOMIZED
     ]
     reachable = min(
         smallest_reachable_p(placements, treatment=variant.key, control=control.key) for variant in others
@@ -275,7 +288,7 @@ def cannot_decide(experiment: Experiment, assignments: Sequence[Assignment]) -> 
     if reachable <= needed:
         return None
     return (
-        f"{len(assignments)} participants cannot decide: the smallest reachable p is {reachable:.2g},"
+        f"{len(placements)} participants cannot decide: the smallest reachable p is {reachable:.2g},"
         f" a decision needs {needed:.2g}; add participants"
     )
 

@@ -1,11 +1,10 @@
 """Use cases of experiments: reading them, and drafting them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain import requests
-from control_plane.domain.assignment import Candidate
 from control_plane.domain.design import Design, Schedule, Selector
 from control_plane.domain.experiment import (
     UNTOLD,
@@ -19,7 +18,9 @@ from control_plane.domain.experiment import (
     plan,
 )
 from control_plane.domain.fleet import Participant, matches
+from control_plane.domain.intake import Applicant, Seat
 from control_plane.domain.lifecycle import Status, Verb
+from control_plane.domain.targeting import visible
 from control_plane.services import timers
 from control_plane.services.work import (
     Listing,
@@ -140,23 +141,30 @@ def design_warnings(view: View) -> tuple[tuple[str, str], ...]:
 
 def _planned(work: Work, experiment: Experiment) -> tuple[Assignment, ...]:
     """What a start would assign now; locks nothing."""
-    participants = selected(work, experiment.selector)
-    by_key = {variant.key: variant for variant in experiment.variants}
-    placements = plan(experiment, candidates(participants))
-    return tuple(
-        Assignment(
+    applying = applicants(experiment, selected(work, experiment.selector))
+    return tuple(assignments_of(experiment, plan(experiment, applying), applying))
+
+
+def assignments_of(
+    experiment: Experiment, seats: Iterable[Seat], applying: Iterable[Applicant]
+) -> Iterator[Assignment]:
+    """The planned assignment of each seat."""
+    ids = {variant.key: variant.id for variant in experiment.variants}
+    labels = {applicant.participant: applicant.labels for applicant in applying}
+    for seat in seats:
+        yield Assignment(
             id=None,
             experiment_id=experiment.id,
             phase_id=None,
-            participant=placement.participant,
-            variant_id=by_key[placement.arm].id,
-            block=placement.block,
-            stratum=placement.stratum,
-            position=placement.position,
+            participant=seat.participant,
+            variant_id=None if seat.arm is None else ids[seat.arm],
+            drawn=seat.method,
+            block=seat.block,
+            stratum=seat.stratum,
+            position=seat.position,
             from_at=0,
+            labels_used=labels.get(seat.participant, {}),
         )
-        for placement in placements
-    )
 
 
 def selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
@@ -171,15 +179,23 @@ def selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
     return [participant for participant in everyone if matches(participant.labels, labels)]
 
 
-def candidates(participants: Sequence[Participant]) -> list[Candidate]:
-    """Stratum: the agent, because what is common to a host is common to its participants."""
-    return [
-        Candidate(
-            participant=participant.public_id,
-            stratum=participant.agent_uid.hex() if participant.agent_uid else "never_seen",
+def applicants(experiment: Experiment, participants: Iterable[Participant]) -> list[Applicant]:
+    """The participants whom the targeting rules mean, each in its stratum.
+
+    Without labels to stratify by, that is its agent: what is common to a host is common to its participants.
+    """
+    design = experiment.design
+    found = []
+    for participant in participants:
+        labels = visible(
+            participant.labels, participant.host_labels, allow_host_labels=design.allow_host_labels
         )
-        for participant in participants
-    ]
+        if not design.targeting_rules.match(labels):
+            continue
+        agent = participant.agent_uid.hex() if participant.agent_uid else "never_seen"
+        stratum = ",".join(f"{name}={labels.get(name, '')}" for name in design.strata) or agent
+        found.append(Applicant(participant=participant.public_id, stratum=stratum, labels=labels))
+    return found
 
 
 # -- drafting

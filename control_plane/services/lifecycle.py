@@ -1,11 +1,10 @@
 """Use cases of an experiment's life: start, pause, resume, stop, complete, ship, reset, archive."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from control_plane.domain import requests
-from control_plane.domain.assignment import ALGORITHM, Arm, assign
 from control_plane.domain.deployment import Origin
 from control_plane.domain.experiment import (
     UNTOLD,
@@ -15,13 +14,16 @@ from control_plane.domain.experiment import (
     Readiness,
     Variant,
     faults_at_start,
+    plan,
+    rules_of,
 )
-from control_plane.domain.fleet import Participant
+from control_plane.domain.intake import algorithm_for
 from control_plane.domain.lifecycle import Status, Verb, verb_towards
 from control_plane.services import delivery, timers
 from control_plane.services.experiments import (
     View,
-    candidates,
+    applicants,
+    assignments_of,
     design_warnings,
     find,
     find_variant,
@@ -42,57 +44,56 @@ def start(work: Work, request: requests.ById) -> View:
     """
     experiment = find(work, request.id)
     status = experiment.after(Verb.START)
-    participants = selected(work, experiment.selector)
-    ids = {participant.public_id: participant.id for participant in participants}
+    chosen = selected(work, experiment.selector)
+    participants = {item.public_id: item.id for item in chosen}
+    applying = applicants(experiment, chosen)
+    planned = list(assignments_of(experiment, plan(experiment, applying), applying))
+    ids = [participants[item.participant] for item in planned if item.variant_id is not None]
     store = work.store.experiments
-    conflicts = store.conflicts(experiment.id, list(ids.values()), experiment.target_files)
-    faults = faults_at_start(experiment, Readiness(participants=len(participants), conflicts=conflicts))
+    conflicts = store.conflicts(experiment.id, ids, experiment.target_files)
+    faults = faults_at_start(experiment, Readiness(participants=len(ids), conflicts=conflicts))
     if faults:
         listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
         raise FailedPrecondition(f"the experiment is not ready: {listed}", reason="NOT_READY", faults=faults)
-    store.claim(experiment.id, ids.values(), experiment.target_files, now=work.now)
+    store.claim(experiment.id, ids, experiment.target_files, now=work.now)
     phase = Phase(
         id=work.new_id(),
         number=1,
-        algorithm=ALGORITHM,
+        algorithm=algorithm_for(len(applying), rules_of(experiment, seed=experiment.seed)),
         seed=experiment.seed,
         weights={variant.id: variant.weight for variant in experiment.variants},
-        traffic_allocation=100,
+        traffic_allocation=experiment.design.traffic_allocation,
         opened_at=work.now,
         closed_at=None,
     )
     store.add_phase(experiment.id, experiment.run, phase)
     started = replace(experiment, status=status, phase=phase, started_at=work.now, updated_at=work.now)
-    _assign(work, started, phase, participants)
+    seat_all(work, started, planned, participants, origin=Origin.START)
     _save(work, started)
     view = view_of(work, store.get(experiment.id))
     return replace(view, warnings=design_warnings(view))
 
 
-def _assign(work: Work, experiment: Experiment, phase: Phase, participants: Sequence[Participant]) -> None:
-    by_key = {variant.key: variant for variant in experiment.variants}
-    by_name = {participant.public_id: participant for participant in participants}
-    arms = [Arm(key=variant.key, weight=variant.weight) for variant in experiment.variants]
+def seat_all(
+    work: Work,
+    experiment: Experiment,
+    planned: Iterable[Assignment],
+    participants: Mapping[str, bytes],
+    *,
+    origin: Origin,
+) -> None:
+    """The planned assignments are in force in the present phase and every slot should hold its variant."""
+    assert experiment.phase is not None
     rows = []
-    members: defaultdict[str, list[bytes]] = defaultdict(list)
-    for placement in assign(candidates(participants), arms, seed=phase.seed):
-        participant = by_name[placement.participant]
-        members[placement.arm].append(participant.id)
-        assignment = Assignment(
-            id=work.new_id(),
-            experiment_id=experiment.id,
-            phase_id=phase.id,
-            participant=placement.participant,
-            variant_id=by_key[placement.arm].id,
-            block=placement.block,
-            stratum=placement.stratum,
-            position=placement.position,
-            from_at=work.now,
-        )
-        rows.append((assignment, participant.id, participant.labels))
+    members: defaultdict[bytes | None, list[bytes]] = defaultdict(list)
+    for item in planned:
+        participant_id = participants[item.participant]
+        members[item.variant_id].append(participant_id)
+        fixed = replace(item, id=work.new_id(), phase_id=experiment.phase.id, from_at=work.now)
+        rows.append((fixed, participant_id))
     work.store.experiments.add_assignments(rows)
-    for key, ids in members.items():
-        delivery.write(work, experiment, by_key[key], ids, origin=Origin.START)
+    for variant in experiment.variants:
+        delivery.write(work, experiment, variant, members[variant.id], origin=origin)
 
 
 def pause(work: Work, request: requests.Pause) -> View:

@@ -14,6 +14,7 @@ from control_plane.domain.experiment import (
     Variant,
     VariantFile,
 )
+from control_plane.domain.intake import Method
 from control_plane.domain.lifecycle import Status
 from control_plane.store.database import Row, Tx
 from shared.ids import parse_id
@@ -209,8 +210,8 @@ class ExperimentStore:
         self._tx.run("update phase set closed_at = ? where id = ? and closed_at is null", (now, phase_id))
         self._tx.run("update assignment set to_at = ? where phase_id = ? and to_at is null", (now, phase_id))
 
-    def add_assignments(self, assignments: Sequence[tuple[Assignment, bytes, dict[str, str]]]) -> None:
-        """(assignment, participant's internal id, labels used), all in force."""
+    def add_assignments(self, assignments: Sequence[tuple[Assignment, bytes]]) -> None:
+        """(assignment, participant's internal id), all in force."""
         self._tx.many(
             "insert into assignment (id, phase_id, experiment_id, participant_id, variant_id, method, block,"
             " stratum, position, labels_used, from_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -221,14 +222,14 @@ class ExperimentStore:
                     item.experiment_id,
                     participant_id,
                     item.variant_id,
-                    item.method,
+                    item.drawn.value,
                     item.block,
                     item.stratum,
                     item.position,
-                    json.dumps(labels),
+                    json.dumps(dict(item.labels_used)),
                     item.from_at,
                 )
-                for item, participant_id, labels in assignments
+                for item, participant_id in assignments
             ],
         )
 
@@ -246,10 +247,12 @@ class ExperimentStore:
                 phase_id=row["phase_id"],
                 participant=row["public_id"],
                 variant_id=row["variant_id"],
+                drawn=Method(row["method"]),
                 block=row["block"],
                 stratum=row["stratum"],
                 position=row["position"],
                 from_at=row["from_at"],
+                labels_used=json.loads(row["labels_used"]),
                 to_at=row["to_at"],
                 forced_by=row["forced_by"],
             )

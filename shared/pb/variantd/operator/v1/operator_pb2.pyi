@@ -367,6 +367,9 @@ class Experiment(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    TARGETING_RULES_FIELD_NUMBER: _builtins.int
+    ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
+    STRATA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     number: _builtins.int
@@ -401,6 +404,8 @@ class Experiment(_message.Message):
     """Who made it: `api_key:NAME`."""
     version: _builtins.int
     """Grows by one at every change."""
+    allow_host_labels: _builtins.bool
+    """Whether rules and strata see what hosts say of themselves (`host.*`)."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the experiment itself."""
@@ -477,6 +482,14 @@ class Experiment(_message.Message):
     def schedule(self) -> Global___Schedule:
         """When it is started and stopped by itself."""
 
+    @_builtins.property
+    def targeting_rules(self) -> Global___TargetingRules:
+        """Whom of the participants rules on their labels mean."""
+
+    @_builtins.property
+    def strata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the labels whose values make the strata; none: each agent is one."""
+
     def __init__(
         self,
         *,
@@ -516,10 +529,13 @@ class Experiment(_message.Message):
         warnings: _abc.Iterable[Global___Warning] | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         schedule: Global___Schedule | None = ...,
+        targeting_rules: Global___TargetingRules | None = ...,
+        allow_host_labels: _builtins.bool = ...,
+        strata: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "target_file", b"target_file", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "target_file", b"target_file", "target_files", b"target_files", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -563,6 +579,62 @@ class Experiment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__winner_variant_id) -> _WhichOneofReturnType__winner_variant_id | None: ...
 
 Global___Experiment: _TypeAlias = Experiment  # noqa: Y015
+
+@_typing.final
+class TargetingRules(_message.Message):
+    """Rules that must all hold; none mean everybody."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelRule]:
+        """Rules on labels."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[Global___LabelRule] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TargetingRules: _TypeAlias = TargetingRules  # noqa: Y015
+
+@_typing.final
+class LabelRule(_message.Message):
+    """One thing that must be so of a label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The label's name."""
+    operator: _builtins.str
+    """`equals`, `not_equals`, `contains`, `exists`, `not_exists` or `regex` (RE2)."""
+    value: _builtins.str
+    """What to compare with; absent for `exists` and `not_exists`."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        value: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "key", b"key", "operator", b"operator", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___LabelRule: _TypeAlias = LabelRule  # noqa: Y015
 
 @_typing.final
 class Schedule(_message.Message):
@@ -851,6 +923,26 @@ class Assignment(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsUsedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
     PHASE_ID_FIELD_NUMBER: _builtins.int
@@ -864,6 +956,7 @@ class Assignment(_message.Message):
     FROM_AT_FIELD_NUMBER: _builtins.int
     TO_AT_FIELD_NUMBER: _builtins.int
     FORCED_BY_FIELD_NUMBER: _builtins.int
+    LABELS_USED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id; absent while planned."""
     experiment_id: _builtins.str
@@ -873,9 +966,9 @@ class Assignment(_message.Message):
     participant_id: _builtins.str
     """Public id of the participant."""
     variant_id: _builtins.str
-    """The variant's id."""
+    """The variant's id; absent: on record, and without a variant (a holdout, or outside the allocation)."""
     method: _builtins.str
-    """`randomized`, or `forced` once another variant was deployed by hand."""
+    """`randomized`, `targeted`, `holdout`, or `forced` once another variant was deployed by hand."""
     planned: _builtins.bool
     """True in a draft."""
     block: _builtins.str
@@ -894,6 +987,10 @@ class Assignment(_message.Message):
     def to_at(self) -> _timestamp_pb2.Timestamp:
         """Until when; absent while open."""
 
+    @_builtins.property
+    def labels_used(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The labels that rules and strata saw."""
+
     def __init__(
         self,
         *,
@@ -901,7 +998,7 @@ class Assignment(_message.Message):
         experiment_id: _builtins.str = ...,
         phase_id: _builtins.str | None = ...,
         participant_id: _builtins.str = ...,
-        variant_id: _builtins.str = ...,
+        variant_id: _builtins.str | None = ...,
         method: _builtins.str = ...,
         planned: _builtins.bool = ...,
         block: _builtins.str = ...,
@@ -910,10 +1007,11 @@ class Assignment(_message.Message):
         from_at: _timestamp_pb2.Timestamp | None = ...,
         to_at: _timestamp_pb2.Timestamp | None = ...,
         forced_by: _builtins.str | None = ...,
+        labels_used: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "to_at", b"to_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced_by: _TypeAlias = _typing.Literal["forced_by"]  # noqa: Y015
     _WhichOneofArgType__forced_by: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by"]  # noqa: Y015
@@ -925,6 +1023,8 @@ class Assignment(_message.Message):
     _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
     _WhichOneofReturnType__to_at: _TypeAlias = _typing.Literal["to_at"]  # noqa: Y015
     _WhichOneofArgType__to_at: _TypeAlias = _typing.Literal["_to_at", b"_to_at"]  # noqa: Y015
+    _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
+    _WhichOneofArgType__variant_id: _TypeAlias = _typing.Literal["_variant_id", b"_variant_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__forced_by) -> _WhichOneofReturnType__forced_by | None: ...
     @_typing.overload
@@ -935,6 +1035,8 @@ class Assignment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__to_at) -> _WhichOneofReturnType__to_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variant_id) -> _WhichOneofReturnType__variant_id | None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
 
@@ -1186,6 +1288,10 @@ class CreateExperimentRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    TRAFFIC_ALLOCATION_FIELD_NUMBER: _builtins.int
+    TARGETING_RULES_FIELD_NUMBER: _builtins.int
+    ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
+    STRATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, 1 to 400 characters."""
     key: _builtins.str
@@ -1198,6 +1304,10 @@ class CreateExperimentRequest(_message.Message):
     """The target file, relative to a participant's root."""
     request_id: _builtins.str
     """Makes the call idempotent."""
+    traffic_allocation: _builtins.int
+    """Share of the participants that take part, per cent."""
+    allow_host_labels: _builtins.bool
+    """Whether rules and strata see what hosts say of themselves (`host.*`)."""
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantSpec]:
         """Variants; may be added later."""
@@ -1234,6 +1344,14 @@ class CreateExperimentRequest(_message.Message):
     def schedule(self) -> Global___Schedule:
         """When it is started and stopped by itself."""
 
+    @_builtins.property
+    def targeting_rules(self) -> Global___TargetingRules:
+        """Whom of the participants rules on their labels mean."""
+
+    @_builtins.property
+    def strata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the labels whose values make the strata."""
+
     def __init__(
         self,
         *,
@@ -1252,11 +1370,17 @@ class CreateExperimentRequest(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
         schedule: Global___Schedule | None = ...,
+        traffic_allocation: _builtins.int | None = ...,
+        targeting_rules: Global___TargetingRules | None = ...,
+        allow_host_labels: _builtins.bool | None = ...,
+        strata: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_type", b"_type", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_type", b"_type", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "target_file", b"target_file", "type", b"type", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
+    _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
     _WhichOneofReturnType__analysis: _TypeAlias = _typing.Literal["analysis"]  # noqa: Y015
     _WhichOneofArgType__analysis: _TypeAlias = _typing.Literal["_analysis", b"_analysis"]  # noqa: Y015
     _WhichOneofReturnType__exposure_criteria: _TypeAlias = _typing.Literal["exposure_criteria"]  # noqa: Y015
@@ -1273,8 +1397,14 @@ class CreateExperimentRequest(_message.Message):
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
+    _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
+    _WhichOneofArgType__targeting_rules: _TypeAlias = _typing.Literal["_targeting_rules", b"_targeting_rules"]  # noqa: Y015
+    _WhichOneofReturnType__traffic_allocation: _TypeAlias = _typing.Literal["traffic_allocation"]  # noqa: Y015
+    _WhichOneofArgType__traffic_allocation: _TypeAlias = _typing.Literal["_traffic_allocation", b"_traffic_allocation"]  # noqa: Y015
     _WhichOneofReturnType__type: _TypeAlias = _typing.Literal["type"]  # noqa: Y015
     _WhichOneofArgType__type: _TypeAlias = _typing.Literal["_type", b"_type"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_host_labels) -> _WhichOneofReturnType__allow_host_labels | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__analysis) -> _WhichOneofReturnType__analysis | None: ...
     @_typing.overload
@@ -1291,6 +1421,10 @@ class CreateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__targeting_rules) -> _WhichOneofReturnType__targeting_rules | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__traffic_allocation) -> _WhichOneofReturnType__traffic_allocation | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__type) -> _WhichOneofReturnType__type | None: ...
 
@@ -1335,6 +1469,10 @@ class UpdateExperimentRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    TRAFFIC_ALLOCATION_FIELD_NUMBER: _builtins.int
+    TARGETING_RULES_FIELD_NUMBER: _builtins.int
+    ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
+    STRATA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     name: _builtins.str
@@ -1345,6 +1483,10 @@ class UpdateExperimentRequest(_message.Message):
     """The target file; draft only."""
     request_id: _builtins.str
     """Makes the call idempotent."""
+    traffic_allocation: _builtins.int
+    """Share of the participants that take part, per cent."""
+    allow_host_labels: _builtins.bool
+    """Whether rules and strata see what hosts say of themselves (`host.*`)."""
     @_builtins.property
     def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Public ids of participants, when not empty; draft only."""
@@ -1377,6 +1519,14 @@ class UpdateExperimentRequest(_message.Message):
     def schedule(self) -> Global___Schedule:
         """When it is started and stopped by itself; after the start only the end may change."""
 
+    @_builtins.property
+    def targeting_rules(self) -> Global___TargetingRules:
+        """Whom of the participants rules on their labels mean."""
+
+    @_builtins.property
+    def strata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the labels whose values make the strata."""
+
     def __init__(
         self,
         *,
@@ -1393,11 +1543,17 @@ class UpdateExperimentRequest(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
         schedule: Global___Schedule | None = ...,
+        traffic_allocation: _builtins.int | None = ...,
+        targeting_rules: Global___TargetingRules | None = ...,
+        allow_host_labels: _builtins.bool | None = ...,
+        strata: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "target_file", b"target_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
+    _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
     _WhichOneofReturnType__analysis: _TypeAlias = _typing.Literal["analysis"]  # noqa: Y015
     _WhichOneofArgType__analysis: _TypeAlias = _typing.Literal["_analysis", b"_analysis"]  # noqa: Y015
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
@@ -1416,6 +1572,12 @@ class UpdateExperimentRequest(_message.Message):
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
+    _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
+    _WhichOneofArgType__targeting_rules: _TypeAlias = _typing.Literal["_targeting_rules", b"_targeting_rules"]  # noqa: Y015
+    _WhichOneofReturnType__traffic_allocation: _TypeAlias = _typing.Literal["traffic_allocation"]  # noqa: Y015
+    _WhichOneofArgType__traffic_allocation: _TypeAlias = _typing.Literal["_traffic_allocation", b"_traffic_allocation"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_host_labels) -> _WhichOneofReturnType__allow_host_labels | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__analysis) -> _WhichOneofReturnType__analysis | None: ...
     @_typing.overload
@@ -1434,6 +1596,10 @@ class UpdateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__targeting_rules) -> _WhichOneofReturnType__targeting_rules | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__traffic_allocation) -> _WhichOneofReturnType__traffic_allocation | None: ...
 
 Global___UpdateExperimentRequest: _TypeAlias = UpdateExperimentRequest  # noqa: Y015
 
