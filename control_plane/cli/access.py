@@ -69,7 +69,7 @@ def login(
 
 def _personal(session: Session, data_dir: Path, timeout: float) -> Peer:
     """The control plane that serves from a directory, with a fresh key in the caller's name."""
-    name = f"{getpass.getuser()}@{socket.gethostname()}"[:128]
+    name = f"{_user()}@{socket.gethostname()}"[:128]
     made: list[Peer] = []
     last: list[Failure] = []
 
@@ -90,6 +90,13 @@ def _personal(session: Session, data_dir: Path, timeout: float) -> Peer:
     if not wait_until(session, done, seconds=timeout, doing=f"waiting for the control plane in {data_dir}"):
         raise last[0]
     return made[0]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this uid; which of the two depends on the Python
+        return f"uid-{os.getuid()}"
 
 
 def _local(data_dir: Path) -> Peer:

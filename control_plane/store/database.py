@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Protocol, TypeVar
 
+from shared.errors import FailedPrecondition
+
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Parameters = Sequence[Any]
@@ -52,7 +54,7 @@ def migrate(tx: Tx) -> list[str]:
     """The schema is the newest; returns the names of the migrations applied now.
 
     Each migration runs once; one that was applied and has changed since is an error, because nobody
-    could say what the schema is.
+    could say what the schema is. Raises FailedPrecondition for a database of a newer version.
     """
     tx.run("create table if not exists migration (name text primary key, checksum text not null)")
     applied = {row["name"]: row["checksum"] for row in tx.all("select name, checksum from migration")}
@@ -69,7 +71,11 @@ def migrate(tx: Tx) -> list[str]:
         ran.append(name)
     unknown = sorted(set(applied) - {name for name, _ in _migrations()})
     if unknown:
-        raise RuntimeError(f"this database was written by a newer variantd ({unknown[-1]}); run that one")
+        raise FailedPrecondition(
+            f"this database was written by a newer variantd ({unknown[-1]}); run that one,"
+            " or restore a backup from before it",
+            reason="DATABASE_NEWER",
+        )
     return ran
 
 

@@ -11,7 +11,7 @@ import pytest
 from control_plane.store import database as contract
 from control_plane.store.database import IntegrityViolation, Tx
 from control_plane.store.sqlite import SqliteDatabase, backup_database
-from shared.errors import Unavailable
+from shared.errors import FailedPrecondition, Unavailable
 
 KILLED_AFTER_ANSWER = """
 import asyncio, os, signal, sys
@@ -119,7 +119,7 @@ async def test_migrations_run_once_and_are_not_rewritten(
     with pytest.raises(RuntimeError, match="not the one"):
         SqliteDatabase.open(tmp_path / "d.db")
     monkeypatch.setattr(contract, "_migrations", list)
-    with pytest.raises(RuntimeError, match="newer variantd"):
+    with pytest.raises(FailedPrecondition, match="newer variantd"):
         SqliteDatabase.open(tmp_path / "d.db")
 
 

@@ -4,8 +4,10 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,16 @@ RUN = {
     "js": 'node - <<"VARIANTD_DOC"\n{}\nVARIANTD_DOC\n',
 }
 CONTINUES = "go on from the README"
+LISTENERS = ("HTTP", "OPERATOR", "AGENTS")
+
+
+def free_ports() -> list[int]:
+    """One for each listener."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in LISTENERS]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def start_of_the_readme() -> str:
@@ -52,7 +64,12 @@ def test_every_command_of_a_howto(tmp_path: Path, page: Path) -> None:
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "HOME": str(tmp_path / "home"),
         "XDG_CONFIG_HOME": str(tmp_path / "home" / "config"),
-        **{f"VARIANTD_{name}": "127.0.0.1:0" for name in ("HTTP", "OPERATOR", "AGENTS")},
+        # Free, and the same over a restart.
+        **{
+            f"VARIANTD_{name}": f"127.0.0.1:{port}"
+            for name, port in zip(LISTENERS, free_ports(), strict=True)
+        },
+        "VARIANT_AGENT_RECONNECT_JITTER": "0.1",
     }
     script = start_of_the_readme() + "\n" + steps(page)
     with (tmp_path / "out").open("wb") as out:
@@ -82,4 +99,10 @@ def test_every_command_of_a_howto(tmp_path: Path, page: Path) -> None:
 
 def test_there_are_howtos() -> None:
     """The pages that go on from the README are found."""
-    assert {page.stem for page in PAGES} >= {"report", "pipeline", "backup"}
+    assert {page.stem for page in PAGES} >= {
+        "report",
+        "pipeline",
+        "backup",
+        "retire",
+        "upgrade",
+    }
