@@ -199,9 +199,8 @@ async def carry_out(recipe: str, place: Path) -> Path:
 
 def unreachable(said: str) -> bool:
     """Whether pip found no index, rather than anything wrong with what it was asked."""
-    return any(
-        words in said for words in ("Failed to establish a new connection", "Name or service not known")
-    )
+    words = ("Failed to establish a new connection", "Name or service not known", "name resolution")
+    return any(text in said for text in words)
 
 
 def check_of(recipe: str, address: str) -> list[str]:
