@@ -70,6 +70,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "FleetService.GetFleet": {},
     "FleetService.UnfreezeFleet": {},
     "FleetService.BanAgent": {"id": AGENT},
+    "FleetService.RetireAgent": {"id": AGENT},
     "AccessService.CreateApiKey": {"name": "pipeline", "scopes": ["experiment:read", "deployment:write"]},
     "AccessService.ListAuditLog": {"limit": 10},
 }

@@ -159,6 +159,8 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.ById, fleet.get_agent, resources.agent),
     _row("FleetService.BanAgent", "POST /v1/agents/{id}:ban", _MANAGE,
          requests.ById, fleet.ban_agent, resources.agent),
+    _row("FleetService.RetireAgent", "POST /v1/agents/{id}:retire", _MANAGE,
+         requests.ById, fleet.retire_agent, resources.agent),
     _row("FleetService.ListEnrollmentTokens", "GET /v1/enrollment-tokens", _SEE,
          requests.Page, access.list_enrollment_tokens, resources.enrollment_tokens),
     _row("FleetService.CreateEnrollmentToken", "POST /v1/enrollment-tokens", _MANAGE,

@@ -202,6 +202,7 @@ def assignment(item: Assignment) -> Json:
         "fromAt": None if item.planned else _at(item.from_at),
         "toAt": _at(item.to_at),
         "forcedBy": item.forced_by,
+        "retired": item.retired,
     }
 
 
@@ -364,6 +365,7 @@ def _agent(work: Work, a: Agent) -> Json:
         "spool": spool,
         "conditions": [{**condition, "sinceAt": _at(condition["sinceAt"])} for condition in a.conditions],
         "bannedAt": _at(a.banned_at),
+        "retiredAt": _at(a.retired_at),
         "enrolledAt": _at(a.enrolled_at),
     }
 

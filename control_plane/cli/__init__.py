@@ -140,6 +140,7 @@ add(
     variantctl agents token --quiet --max-uses 20 --label role=support --name-pattern 'host-*' > token""",
 )
 add(_agents, "ban", fleet.ban_agent)
+add(_agents, "retire", fleet.retire_agent, "variantctl agents retire host-1")
 
 _participants = _group("participants", "Participants: the workspaces that take part.")
 add(_participants, "list", fleet.list_participants)

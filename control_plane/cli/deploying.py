@@ -10,6 +10,8 @@ from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 HOLDS = frozenset({"applied", "confirmed"})
 FAILED = frozenset({"refused", "rolled_back", "stuck", "superseded"})
+GONE = frozenset({"withdrawn"})
+"""Nobody is asked for it any more: its host was retired."""
 
 
 def deploy(
@@ -52,7 +54,7 @@ def deploy(
         deployment = _settled(session, deployment, timeout)
     offline = "" if deployment.connected or deployment.state in HOLDS else "; its agent is not connected"
     session.show(deployment, f"{variant} on {participant}: {deployment.state}{offline}")
-    if wait and deployment.state in FAILED:
+    if wait and deployment.state in FAILED | GONE:
         raise Failure(f"{participant} {_why(deployment)}", exit_code=Exit.NOT_CONVERGED)
     if wait and deployment.state not in HOLDS:
         raise Failure(
@@ -68,7 +70,7 @@ def _settled(session: Session, deployment: pb.Deployment, timeout: float) -> pb.
         nonlocal latest
         request = pb.GetDeploymentRequest(id=deployment.id)
         latest = session.call(session.deployments.GetDeployment, request)
-        return latest.state in HOLDS | FAILED
+        return latest.state in HOLDS | FAILED | GONE
 
     wait_until(session, ended, seconds=timeout, doing=f"waiting for {deployment.participant_id}")
     return latest
@@ -79,6 +81,8 @@ def _why(deployment: pb.Deployment) -> str:
     text = f"has {deployment.state.replace('_', ' ')} it"
     if deployment.state == "superseded":
         text = "was given something newer meanwhile: superseded"
+    if deployment.state in GONE:
+        text = "is not asked for it any more"
     if not reason.code:
         return text
     return f"{text}: {reason.code}: {reason.message}" + (f"; {reason.remedy}" if reason.remedy else "")
@@ -92,24 +96,29 @@ def wait_for(
 ) -> None:
     """Wait until every host has done what it was last told for this experiment.
 
-    Exit code 3 where one has refused or undone it, 5 where one has not answered in time.
+    A host that was retired is not waited for. Exit code 3 where one has refused or undone it, 5 where one has not
+    answered in time.
     """
     found: list[pb.Deployment] = []
 
     def ended() -> bool:
         found[:] = current(session, experiment)
-        return all(item.state in HOLDS | FAILED for item in found)
+        return all(item.state in HOLDS | FAILED | GONE for item in found)
 
     in_time = wait_until(session, ended, seconds=timeout, doing=f"waiting for the hosts of {experiment}")
     if session.json:
         show.print_json(session.out, show.page(found))
     else:
         holding = sum(item.state in HOLDS for item in found)
-        show.say(session.out, f"{experiment}: {holding} of {len(found)} participants hold what they should")
+        gone = sum(item.state in GONE for item in found)
+        also = f"; {gone} withdrawn, retired hosts" if gone else ""
+        show.say(
+            session.out, f"{experiment}: {holding} of {len(found)} participants hold what they should{also}"
+        )
     failed = [item for item in found if item.state in FAILED]
     for item in failed:
         show.say(session.err, f"  {item.participant_id} {_why(item)}")
-    waiting = [item for item in found if item.state not in HOLDS | FAILED]
+    waiting = [item for item in found if item.state not in HOLDS | FAILED | GONE]
     for item in waiting:
         show.say(session.err, f"  {item.participant_id} is {item.state}{_offline(item)}")
     if failed:

@@ -46,7 +46,7 @@ def list_agents(session: Session, *, limit: Limit = None) -> None:
             (
                 item.id,
                 item.name,
-                "banned" if item.HasField("banned_at") else item.presence,
+                "banned" if item.HasField("banned_at") and item.presence != "retired" else item.presence,
                 item.version,
                 len(item.participant_ids),
                 item.spool.depth if item.HasField("spool") else None,
@@ -77,6 +77,7 @@ def get_agent(session: Session, *, agent: AgentId) -> None:
         "last seen": show.moment(found, "last_seen_at"),
         "enrolled": show.moment(found, "enrolled_at"),
         "banned": show.moment(found, "banned_at"),
+        "retired": show.moment(found, "retired_at"),
         "version": found.version,
         "platform": f"{platform.os} {platform.kernel} {platform.arch}"
         if found.HasField("platform")
@@ -98,6 +99,34 @@ def ban_agent(session: Session, *, agent: AgentId) -> None:
     """Take an agent's identity away for good; its live session is cut."""
     found = session.call(session.fleet.BanAgent, pb.BanAgentRequest(id=agent, request_id=request_id()))
     session.show(found, f"{found.name} ({found.id}) is banned")
+
+
+def retire_agent(
+    session: Session,
+    *,
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Name or id of the agent.")],
+) -> None:
+    """Say that a host is gone for good: nothing waits for it, and another agent may take its participants.
+
+    Its identity is refused from then on. Assignments and what was counted stay; what it had not finished is
+    withdrawn. The way back is to enroll again, as a new agent.
+    """
+    request = pb.RetireAgentRequest(id=_agent_id(session, agent), request_id=request_id())
+    found = session.call(session.fleet.RetireAgent, request)
+    session.show(found, f"{found.name} ({found.id}) is retired; nothing waits for it any more")
+
+
+def _agent_id(session: Session, id_or_name: str) -> str:
+    """The agent's id. Raises Failure where no agent has the name, or several present ones do."""
+    known = session.pages(session.fleet.ListAgents, pb.ListAgentsRequest(), "agents")
+    named = [item for item in known if id_or_name in (item.id, item.name)]
+    present = [item for item in named if item.presence != "retired"] or named[:1]
+    if len(present) > 1:
+        listed = ", ".join(f"{item.id} ({item.presence})" for item in present)
+        raise Failure(f"several agents are called {id_or_name}: {listed}; name the id")
+    if not present:
+        raise Failure(f"there is no agent {id_or_name!r}; `variantctl agents list` shows them")
+    return str(present[0].id)
 
 
 def token(

@@ -19,6 +19,7 @@ class State(StrEnum):
     ROLLED_BACK = "rolled_back"
     STUCK = "stuck"
     SUPERSEDED = "superseded"
+    WITHDRAWN = "withdrawn"
 
     @property
     def ended(self) -> bool:
@@ -91,9 +92,10 @@ def state_after(state: State, outcome: Outcome, *, latest_attempt: int) -> State
     """The state once `outcome` is known.
 
     Outcomes may arrive twice or out of order: an older attempt, or progress of an attempt that ended,
-    changes nothing. A superseded deployment stays superseded: what its slot holds is the newer one's story.
+    changes nothing. A superseded deployment stays superseded: what its slot holds is the newer one's story. A
+    withdrawn one stays withdrawn: nobody is asked for it any more.
     """
-    if state is State.SUPERSEDED or outcome.attempt < latest_attempt:
+    if state in (State.SUPERSEDED, State.WITHDRAWN) or outcome.attempt < latest_attempt:
         return state
     if outcome.result is Result.IN_PROGRESS and state.ended and outcome.attempt == latest_attempt:
         return state

@@ -64,7 +64,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """Which variant a participant has within a phase, None for none; ids are None and `from_at` 0 while planned."""
+    """Which variant a participant has within a phase, None for none; ids are None and `from_at` 0 while planned.
+
+    `retired`: the participant's host is gone for good, and no other agent has declared it since.
+    """
 
     id: bytes | None
     experiment_id: bytes
@@ -79,6 +82,7 @@ class Assignment:
     labels_used: Mapping[str, str] = field(default_factory=dict)
     to_at: int | None = None
     forced_by: str | None = None
+    retired: bool = False
 
     @property
     def planned(self) -> bool:

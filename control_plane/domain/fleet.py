@@ -14,14 +14,19 @@ class Presence(StrEnum):
     CONNECTED = "connected"
     LOST = "lost"
     NEVER_SEEN = "never_seen"
+    RETIRED = "retired"
 
 
 LEASE_SECONDS = 30
 """A session that was not heard of for so long is lost."""
 
 
-def presence(*, last_seen_at: int | None, lease_until: int, now: int) -> Presence:
-    """Presence by the lease; an agent that never had a session was never seen."""
+def presence(
+    *, last_seen_at: int | None, lease_until: int, now: int, retired_at: int | None = None
+) -> Presence:
+    """Presence by the lease; an agent that never had a session was never seen, a retired one stays retired."""
+    if retired_at is not None:
+        return Presence.RETIRED
     if last_seen_at is None:
         return Presence.NEVER_SEEN
     return Presence.CONNECTED if now < lease_until else Presence.LOST
@@ -58,10 +63,16 @@ class Participant:
     lease_until: int
     created_at: int
     updated_at: int
+    retired_at: int | None = None
 
     def presence(self, now: int) -> Presence:
-        """Whether its agent's session is alive."""
-        return presence(last_seen_at=self.last_seen_at, lease_until=self.lease_until, now=now)
+        """Whether its agent's session is alive; retired: its host was, and no other agent has declared it since."""
+        return presence(
+            last_seen_at=self.last_seen_at,
+            lease_until=self.lease_until,
+            now=now,
+            retired_at=self.retired_at,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +102,18 @@ class Agent:
     conditions: tuple[dict[str, Any], ...]
     enrolled_at: int
     banned_at: int | None
+    retired_at: int | None = None
     lost: int = 0
     participants: tuple[str, ...] = ()
 
     def presence(self, now: int) -> Presence:
         """Whether its session is alive."""
-        return presence(last_seen_at=self.last_seen_at, lease_until=self.lease_until, now=now)
+        return presence(
+            last_seen_at=self.last_seen_at,
+            lease_until=self.lease_until,
+            now=now,
+            retired_at=self.retired_at,
+        )
 
     def may_serve(self, participant: str) -> bool:
         """Its enrollment token allows this participant."""

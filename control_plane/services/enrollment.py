@@ -47,7 +47,8 @@ def enroll(
 ) -> Enrolled:
     """The host has an identity and the token one use less.
 
-    A host that proves the key of its previous certificate keeps its uid. Raises Unauthenticated in one and
+    A host that proves the key of its previous certificate keeps its uid, unless it was retired: then it is a
+    new agent. Raises Unauthenticated in one and
     the same way for a token that is unknown, expired, used up, or not for this name, and Invalid for a
     malformed request.
     """
@@ -94,7 +95,7 @@ def _previous(
     agent = store.fleet.agent(identity.agent_uid)
     if agent is not None and agent.banned_at is not None:
         raise Unauthenticated("this agent is banned", reason="BANNED")
-    return agent
+    return None if agent is None or agent.retired_at is not None else agent
 
 
 def _new_agent(token: EnrollmentToken, request: EnrollRequest, issued: Enrolled, *, now: int) -> Agent:
@@ -131,11 +132,11 @@ def renew(
     """The agent has its next certificate; the present one stays valid until its own end.
 
     `agent_uid` is from the certificate the caller presented. Raises PermissionDenied for an agent that is
-    banned or not known, Invalid for a malformed request.
+    banned, retired or not known, Invalid for a malformed request.
     """
     project_id = store.fleet.may_speak(agent_uid)
     if project_id is None:
-        raise PermissionDenied("this agent is banned or not known; enroll it again", reason="BANNED")
+        raise PermissionDenied("this agent is banned, retired or not known; enroll it again", reason="BANNED")
     issued = _issue(authority, signing_request, project_id=project_id, uid=agent_uid, now=now)
     _note(store, issued)
     return issued
@@ -148,7 +149,7 @@ def recover(
 
     Repeated, it gives a further one: an answer that got lost costs nothing. Raises Unauthenticated in one and
     the same way where the certificate is not ours, no agent's, not expired, expired for too long, or its
-    agent banned or not known, and where the request is malformed or by another key: who cannot prove to be
+    agent banned, retired or not known, and where the request is malformed or by another key: who cannot prove to be
     the agent learns nothing about it.
     """
     refusal = Unauthenticated(

@@ -168,15 +168,15 @@ def assignments_of(
 
 
 def selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
-    """The live participants a selector names, or whose labels it matches, now."""
+    """The live participants a selector names, or whose labels it matches, now; none whose host is retired."""
     ids, labels = selector.get("ids", []), selector.get("labels", {})
     if ids:
         found = [work.store.fleet.participant(work.project_id, public_id) for public_id in ids]
-        return [participant for participant in found if participant is not None]
+        return [item for item in found if item is not None and item.retired_at is None]
     if not labels:
         return []
     everyone = work.store.fleet.participants(work.project_id)
-    return [participant for participant in everyone if matches(participant.labels, labels)]
+    return [item for item in everyone if item.retired_at is None and matches(item.labels, labels)]
 
 
 def applicants(experiment: Experiment, participants: Iterable[Participant]) -> list[Applicant]:

@@ -79,9 +79,10 @@ def move_participant(work: Work, request: requests.MoveParticipant) -> Participa
     """
     participant = _find(work, request.id)
     agent = get_agent(work, requests.ById(id=request.agent_id))
-    if agent.banned_at is not None or not agent.may_serve(participant.public_id):
+    gone = agent.banned_at is not None or agent.retired_at is not None
+    if gone or not agent.may_serve(participant.public_id):
         raise FailedPrecondition(
-            f"agent {agent.name} is banned, or its enrollment token does not allow {participant.public_id}",
+            f"agent {agent.name} is banned or retired, or its enrollment token does not allow {participant.public_id}",
             reason="NOT_ALLOWED",
         )
     if participant.agent_uid != agent.uid:
@@ -143,6 +144,29 @@ def ban_agent(work: Work, request: requests.ById) -> Agent:
     return get_agent(work, request)
 
 
+_RETIRED = {
+    "code": "RETIRED",
+    "message": "the host was retired",
+    "remedy": "deploy again once another agent serves the participant",
+}
+
+
+def retire_agent(work: Work, request: requests.ById) -> Agent:
+    """The host is gone for good: nothing waits for it, and another agent may declare its participants.
+
+    Its identity is refused and its live session cut, as a ban does. Assignments and what was counted stay;
+    what hosts had not finished is withdrawn, and no experiment holds a file there any more. Repeated, it
+    changes nothing; there is no way back but to enroll again, as another agent.
+    """
+    agent = get_agent(work, request)
+    if agent.retired_at is None:
+        served = work.store.fleet.retire(agent.uid, now=work.now)
+        work.store.deployments.withdraw(served, _RETIRED, now=work.now)
+        work.store.experiments.release_participants(served)
+        work.woken.add(agent.uid)
+    return get_agent(work, request)
+
+
 # -- sessions
 
 
@@ -162,9 +186,12 @@ def open_session(
 
     A participant that another agent is bound to, or that the enrollment token does not allow, stays as it is
     and is listed in `taken`. Where this database succeeds the one the agent knew (`predecessor`), what its
-    slots want overtakes what the host has. Raises PermissionDenied for an agent that is banned or not known.
+    slots want overtakes what the host has. Raises PermissionDenied for an agent that is banned, retired or not
+    known.
     """
     agent = store.fleet.agent(agent_uid)
+    if agent is not None and agent.retired_at is not None:
+        raise PermissionDenied("this agent is retired; enroll the host again", reason="RETIRED")
     if agent is None or agent.banned_at is not None:
         raise PermissionDenied("this agent is banned or not known; enroll it again", reason="BANNED")
     taken = []

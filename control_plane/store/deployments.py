@@ -99,7 +99,8 @@ class DeploymentStore:
             "insert into slot (participant_id, id, experiment_id, revision, deployment_id, updated_at)"
             " values (?, ?, ?, 1, ?, ?) on conflict (participant_id, id) do update set"
             " revision = max(slot.revision, slot.reported_revision) + 1,"
-            " deployment_id = excluded.deployment_id, updated_at = excluded.updated_at returning revision",
+            " deployment_id = excluded.deployment_id, updated_at = excluded.updated_at,"
+            " withdrawn_at = null returning revision",
             (new.participant_id, new.slot_id, new.experiment_id, new.id, now),
         )
         assert row is not None
@@ -132,13 +133,26 @@ class DeploymentStore:
         )
         return revision
 
+    def withdraw(self, participant_ids: Sequence[bytes], reason: dict[str, str], *, now: int) -> None:
+        """Nothing is asked of these participants' slots any more; what had not ended is withdrawn, for `reason`."""
+        self._tx.many(
+            "update deployment set state = 'withdrawn', reason = ?, updated_at = ? where participant_id = ?"
+            " and state in ('pending', 'offered', 'applying')",
+            [(json.dumps(reason), now, participant_id) for participant_id in participant_ids],
+        )
+        self._tx.many(
+            "update slot set withdrawn_at = ?, updated_at = ? where participant_id = ?",
+            [(now, now, participant_id) for participant_id in participant_ids],
+        )
+
     def slots_of(self, experiment_id: bytes) -> list[Slot]:
-        """Every slot of the experiment."""
+        """Every slot of the experiment, but those that were withdrawn."""
         rows = self._tx.all(
             "select s.participant_id, s.deployment_id, d.action, d.origin, (select w.variant_id from deployment w"
             " where w.participant_id = s.participant_id and w.slot_id = s.id and w.action = 'write'"
             " order by w.revision desc limit 1) as written from slot s"
-            " join deployment d on d.id = s.deployment_id where s.experiment_id = ? order by s.participant_id",
+            " join deployment d on d.id = s.deployment_id where s.experiment_id = ?"
+            " and s.withdrawn_at is null order by s.participant_id",
             (experiment_id,),
         )
         return [
@@ -157,7 +171,7 @@ class DeploymentStore:
         rows = self._tx.all(
             "select d.*, s.applied_before, p.public_id from slot s join deployment d on d.id = s.deployment_id"
             " join participant p on p.id = s.participant_id where p.agent_uid = ? and p.deleted_at is null"
-            " order by d.id",
+            " and s.withdrawn_at is null order by d.id",
             (agent_uid,),
         )
         digests: dict[bytes, tuple[Digest, ...]] = {}

@@ -236,7 +236,7 @@ class ExperimentStore:
     def assignments(self, phase_id: bytes, *, after: str = "", limit: int = 1_000_000) -> list[Assignment]:
         """Assignments of the phase by participant, from `after` up."""
         rows = self._tx.all(
-            "select a.*, p.public_id from assignment a join participant p on p.id = a.participant_id"
+            "select a.*, p.public_id, p.retired_at from assignment a join participant p on p.id = a.participant_id"
             " where a.phase_id = ? and p.public_id > ? order by p.public_id limit ?",
             (phase_id, after, limit),
         )
@@ -255,14 +255,16 @@ class ExperimentStore:
                 labels_used=json.loads(row["labels_used"]),
                 to_at=row["to_at"],
                 forced_by=row["forced_by"],
+                retired=row["retired_at"] is not None,
             )
             for row in rows
         ]
 
     def participants_in(self, phase_id: bytes) -> list[bytes]:
-        """Internal ids of everybody the phase has on record, with or without a variant."""
+        """Internal ids of everybody the phase has on record, with or without a variant, whose host is not retired."""
         rows = self._tx.all(
-            "select distinct participant_id from assignment where phase_id = ? order by participant_id",
+            "select distinct a.participant_id from assignment a join participant p on p.id = a.participant_id"
+            " where a.phase_id = ? and p.retired_at is null order by a.participant_id",
             (phase_id,),
         )
         return [row["participant_id"] for row in rows]
@@ -318,6 +320,12 @@ class ExperimentStore:
     def release(self, experiment_id: bytes) -> None:
         """The experiment holds nothing."""
         self._tx.run("delete from claim where experiment_id = ?", (experiment_id,))
+
+    def release_participants(self, participant_ids: Sequence[bytes]) -> None:
+        """No experiment holds a file of these participants."""
+        self._tx.many(
+            "delete from claim where participant_id = ?", [(identifier,) for identifier in participant_ids]
+        )
 
     def _phase(self, phase_id: bytes) -> Phase:
         row = self._tx.one("select * from phase where id = ?", (phase_id,))

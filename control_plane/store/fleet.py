@@ -64,9 +64,27 @@ class FleetStore:
         """The agent may not come back."""
         self._tx.run("update agent set banned_at = coalesce(banned_at, ?) where uid = ?", (now, uid))
 
+    def retire(self, uid: bytes, *, now: int) -> list[bytes]:
+        """The agent may not come back, and its participants are bound to nobody; their internal ids."""
+        rows = self._tx.all(
+            "select id from participant where agent_uid = ? and deleted_at is null order by id", (uid,)
+        )
+        self._tx.run(
+            "update agent set retired_at = ?, lease_until = min(lease_until, ?) where uid = ?",
+            (now, now, uid),
+        )
+        self._tx.run(
+            "update participant set agent_uid = null, binding_generation = binding_generation + 1,"
+            " retired_at = ?, updated_at = ? where agent_uid = ? and deleted_at is null",
+            (now, now, uid),
+        )
+        return [row["id"] for row in rows]
+
     def may_speak(self, uid: bytes) -> bytes | None:
-        """The project of an agent that is known and not banned; None for any other."""
-        row = self._tx.one("select project_id from agent where uid = ? and banned_at is null", (uid,))
+        """The project of an agent that is known, not banned and not retired; None for any other."""
+        row = self._tx.one(
+            "select project_id from agent where uid = ? and banned_at is null and retired_at is null", (uid,)
+        )
         return row["project_id"] if row else None
 
     def open_session(
@@ -161,6 +179,7 @@ class FleetStore:
             conditions=tuple(json.loads(row["conditions"])),
             enrolled_at=row["enrolled_at"],
             banned_at=row["banned_at"],
+            retired_at=row["retired_at"],
             lost=(lost["n"] or 0) if lost else 0,
             participants=tuple(name["public_id"] for name in names),
         )
@@ -218,7 +237,7 @@ class FleetStore:
         labels = {f"host.{name}": value for name, value in state.labels.items()}
         self._tx.run(
             "update participant set agent_uid = ?, host_labels = ?, targets = ?, drift_policy = ?, exposure = ?,"
-            " updated_at = ? where id = ?",
+            " retired_at = null, updated_at = ? where id = ?",
             (
                 uid,
                 json.dumps(labels),
@@ -234,7 +253,7 @@ class FleetStore:
         """The participant is another agent's, under a new binding generation."""
         self._tx.run(
             "update participant set agent_uid = ?, binding_generation = binding_generation + 1,"
-            " updated_at = ? where id = ?",
+            " retired_at = null, updated_at = ? where id = ?",
             (uid, now, participant_id),
         )
 
@@ -310,4 +329,5 @@ def _participant(row: Row) -> Participant:
         lease_until=row["lease_until"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        retired_at=row["retired_at"],
     )

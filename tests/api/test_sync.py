@@ -142,6 +142,38 @@ async def test_a_ban_cuts_the_stream_and_keeps_out(plane: Plane) -> None:
         assert batch.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
+async def test_a_retirement_cuts_the_stream_and_a_replacement_is_bound(plane: Plane) -> None:
+    """Within a second the live session ends; another agent gets the participant, the host itself a new identity."""
+    identity = await plane.enroll(await plane.token())
+    agent = (await plane.rest("GET", "/v1/agents")).body["entities"][0]["id"]
+    async with session(identity, make_hello("p")) as stream:
+        shown = await plane.made(f"/v1/agents/{agent}:retire", None)
+        assert (shown["presence"], shown["participantIds"], bool(shown["retiredAt"])) == ("retired", [], True)
+        with pytest.raises(grpc.aio.AioRpcError) as cut:
+            async with asyncio.timeout(1):
+                await stream.call.read()
+                await stream.call
+        assert cut.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert await refused(identity) is grpc.StatusCode.PERMISSION_DENIED
+    assert (await plane.rest("GET", "/v1/participants/p")).body["presence"] == "retired"
+    entries = (await plane.rest("GET", "/v1/audit-log")).body["entities"]
+    assert (entries[0]["operation"], entries[0]["resourceId"]) == ("FleetService.RetireAgent", agent)
+    ticket = wire.ticket_from_token(await plane.token())
+    signing_request = tls.new_signing_request(tls.new_key(), "host")
+    answer = await agent_pb2_grpc.EnrollmentServiceStub(plane.operator).Enroll(  # type: ignore[no-untyped-call, misc]
+        pb.EnrollRequest(
+            secret=ticket.secret,
+            signing_request=signing_request,
+            name="host",
+            previous_certificate=tls.pem_to_der(identity.certificate),
+            previous_signature=tls.sign(tls.key_from_pem(identity.key), signing_request),
+        )
+    )
+    assert answer.agent_uid != identity.uid
+    async with session(await plane.enroll(await plane.token()), make_hello("p")):
+        assert (await plane.rest("GET", "/v1/participants/p")).body["presence"] == "connected"
+
+
 # -- what is offered and stored
 
 

@@ -221,6 +221,27 @@ async def test_a_token_and_what_to_do_with_it(plane: Plane, ctl: Run) -> None:
     assert identity.uid
 
 
+async def test_a_retired_host_is_not_waited_for(plane: Plane, running: Run) -> None:
+    """`retire` takes the name; `wait` ends without a failure and says why; a name two hosts have needs the id."""
+    identity = await plane.enroll(await plane.token(), name="host-1")
+    async with session(identity, make_hello("bot-1", "bot-2")) as stream:
+        first, _ = await stream.offer(), await stream.offer()
+        await stream.report(first, Result.APPLIED)
+    assert (await running("experiments", "wait", "soul-tone", "--timeout", "100ms")).code == 5
+    said = await running("agents", "retire", "nobody")
+    assert (said.code, "there is no agent 'nobody'" in said.err) == (1, True)
+    said = await running("agents", "retire", "host-1")
+    assert (said.code, "is retired; nothing waits for it" in said.out) == (0, True), said.err
+    said = await running("experiments", "wait", "soul-tone", "--timeout", "100ms")
+    assert (said.code, "1 of 2 participants hold what they should; 1 withdrawn" in said.out) == (0, True)
+    assert (await running("agents", "retire", "host-1", "--json")).json["presence"] == "retired"
+    assert "retired" in (await running("participants", "list")).out
+    for _ in range(2):
+        await plane.enroll(await plane.token(), name="host-1")
+    said = await running("agents", "retire", "host-1")
+    assert (said.code, "name the id" in said.err) == (1, True)
+
+
 async def test_participants_and_their_labels(ctl: Run) -> None:
     """Labels are set and taken away one by one, the others stay."""
     said = await ctl("participants", "create", "bot-1", "-l", "role=support", "-l", "tier=gold")

@@ -957,6 +957,7 @@ class Assignment(_message.Message):
     TO_AT_FIELD_NUMBER: _builtins.int
     FORCED_BY_FIELD_NUMBER: _builtins.int
     LABELS_USED_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id; absent while planned."""
     experiment_id: _builtins.str
@@ -979,6 +980,8 @@ class Assignment(_message.Message):
     """Position in the block, from 0."""
     forced_by: _builtins.str
     """Who deployed another variant by hand."""
+    retired: _builtins.bool
+    """Whether its host was retired and no other agent has declared the participant since."""
     @_builtins.property
     def from_at(self) -> _timestamp_pb2.Timestamp:
         """From when; absent while planned."""
@@ -1008,10 +1011,11 @@ class Assignment(_message.Message):
         to_at: _timestamp_pb2.Timestamp | None = ...,
         forced_by: _builtins.str | None = ...,
         labels_used: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        retired: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced_by: _TypeAlias = _typing.Literal["forced_by"]  # noqa: Y015
     _WhichOneofArgType__forced_by: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by"]  # noqa: Y015
@@ -2476,8 +2480,8 @@ class Deployment(_message.Message):
     action: _builtins.str
     """`write`, `restore` or `close`."""
     state: _builtins.str
-    """`pending`, `offered`, `applying`, `applied`, `confirmed`, `refused`, `rolled_back`, `stuck` or
-    `superseded`.
+    """`pending`, `offered`, `applying`, `applied`, `confirmed`, `refused`, `rolled_back`, `stuck`,
+    `superseded` or `withdrawn` (its host was retired).
     """
     attempts: _builtins.int
     """Attempts the host made."""
@@ -3382,7 +3386,7 @@ class Participant(_message.Message):
     hostname: _builtins.str
     """Host name of that agent."""
     presence: _builtins.str
-    """`connected`, `lost` or `never_seen`."""
+    """`connected`, `lost`, `never_seen` or `retired`."""
     drift_policy: _builtins.str
     """What its host does about drift."""
     exposure: _builtins.str
@@ -3887,6 +3891,7 @@ class Agent(_message.Message):
     CONDITIONS_FIELD_NUMBER: _builtins.int
     BANNED_AT_FIELD_NUMBER: _builtins.int
     ENROLLED_AT_FIELD_NUMBER: _builtins.int
+    RETIRED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its uid."""
     name: _builtins.str
@@ -3896,7 +3901,7 @@ class Agent(_message.Message):
     version: _builtins.str
     """Version it runs."""
     presence: _builtins.str
-    """`connected`, `lost` or `never_seen`."""
+    """`connected`, `lost`, `never_seen` or `retired`."""
     boot_id: _builtins.str
     """The kernel's boot id."""
     session_epoch: _builtins.int
@@ -3945,6 +3950,10 @@ class Agent(_message.Message):
     def enrolled_at(self) -> _timestamp_pb2.Timestamp:
         """When it enrolled."""
 
+    @_builtins.property
+    def retired_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was retired."""
+
     def __init__(
         self,
         *,
@@ -3966,10 +3975,11 @@ class Agent(_message.Message):
         conditions: _abc.Iterable[Global___Condition] | None = ...,
         banned_at: _timestamp_pb2.Timestamp | None = ...,
         enrolled_at: _timestamp_pb2.Timestamp | None = ...,
+        retired_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "spool", b"spool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "retired_at", b"retired_at", "spool", b"spool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "retired_at", b"retired_at", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__banned_at: _TypeAlias = _typing.Literal["banned_at"]  # noqa: Y015
     _WhichOneofArgType__banned_at: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at"]  # noqa: Y015
@@ -3983,6 +3993,8 @@ class Agent(_message.Message):
     _WhichOneofArgType__last_seen_at: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at"]  # noqa: Y015
     _WhichOneofReturnType__platform: _TypeAlias = _typing.Literal["platform"]  # noqa: Y015
     _WhichOneofArgType__platform: _TypeAlias = _typing.Literal["_platform", b"_platform"]  # noqa: Y015
+    _WhichOneofReturnType__retired_at: _TypeAlias = _typing.Literal["retired_at"]  # noqa: Y015
+    _WhichOneofArgType__retired_at: _TypeAlias = _typing.Literal["_retired_at", b"_retired_at"]  # noqa: Y015
     _WhichOneofReturnType__spool: _TypeAlias = _typing.Literal["spool"]  # noqa: Y015
     _WhichOneofArgType__spool: _TypeAlias = _typing.Literal["_spool", b"_spool"]  # noqa: Y015
     @_typing.overload
@@ -3997,6 +4009,8 @@ class Agent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_seen_at) -> _WhichOneofReturnType__last_seen_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__platform) -> _WhichOneofReturnType__platform | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retired_at) -> _WhichOneofReturnType__retired_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__spool) -> _WhichOneofReturnType__spool | None: ...
 
@@ -4241,6 +4255,32 @@ class BanAgentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BanAgentRequest: _TypeAlias = BanAgentRequest  # noqa: Y015
+
+@_typing.final
+class RetireAgentRequest(_message.Message):
+    """Names an agent whose host is gone for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its uid."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireAgentRequest: _TypeAlias = RetireAgentRequest  # noqa: Y015
 
 @_typing.final
 class EnrollmentToken(_message.Message):

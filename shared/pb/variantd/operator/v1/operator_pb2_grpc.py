@@ -1412,6 +1412,11 @@ class FleetServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.BanAgentRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.FromString,
                 _registered_method=True)
+        self.RetireAgent = channel.unary_unary(
+                '/variantd.operator.v1.FleetService/RetireAgent',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RetireAgentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.FromString,
+                _registered_method=True)
         self.CreateEnrollmentToken = channel.unary_unary(
                 '/variantd.operator.v1.FleetService/CreateEnrollmentToken',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateEnrollmentTokenRequest.SerializeToString,
@@ -1512,6 +1517,13 @@ class FleetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetireAgent(self, request, context):
+        """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateEnrollmentToken(self, request, context):
         """Makes an enrollment token; it is shown this once.
         """
@@ -1587,6 +1599,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
             'BanAgent': grpc.unary_unary_rpc_method_handler(
                     servicer.BanAgent,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.BanAgentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.SerializeToString,
+            ),
+            'RetireAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireAgent,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RetireAgentRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.SerializeToString,
             ),
             'CreateEnrollmentToken': grpc.unary_unary_rpc_method_handler(
@@ -1924,6 +1941,33 @@ class FleetService(object):
             target,
             '/variantd.operator.v1.FleetService/BanAgent',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.BanAgentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/RetireAgent',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RetireAgentRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.FromString,
             options,
             channel_credentials,

@@ -464,6 +464,8 @@ class FleetServiceStub:
     """One agent."""
     BanAgent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.BanAgentRequest, _operator_pb2.Agent]
     """Takes an agent's identity away and cuts its live session."""
+    RetireAgent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetireAgentRequest, _operator_pb2.Agent]
+    """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants."""
     CreateEnrollmentToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrollmentTokenRequest, _operator_pb2.EnrollmentToken]
     """Makes an enrollment token; it is shown this once."""
     ListEnrollmentTokens: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListEnrollmentTokensRequest, _operator_pb2.ListEnrollmentTokensResponse]
@@ -498,6 +500,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """One agent."""
     BanAgent: _aio.UnaryUnaryMultiCallable[_operator_pb2.BanAgentRequest, _operator_pb2.Agent]  # type: ignore[assignment]
     """Takes an agent's identity away and cuts its live session."""
+    RetireAgent: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetireAgentRequest, _operator_pb2.Agent]  # type: ignore[assignment]
+    """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants."""
     CreateEnrollmentToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrollmentTokenRequest, _operator_pb2.EnrollmentToken]  # type: ignore[assignment]
     """Makes an enrollment token; it is shown this once."""
     ListEnrollmentTokens: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListEnrollmentTokensRequest, _operator_pb2.ListEnrollmentTokensResponse]  # type: ignore[assignment]
@@ -601,6 +605,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Agent, _abc.Awaitable[_operator_pb2.Agent]]:
         """Takes an agent's identity away and cuts its live session."""
+
+    @_abc_1.abstractmethod
+    def RetireAgent(
+        self,
+        request: _operator_pb2.RetireAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Agent, _abc.Awaitable[_operator_pb2.Agent]]:
+        """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants."""
 
     @_abc_1.abstractmethod
     def CreateEnrollmentToken(
