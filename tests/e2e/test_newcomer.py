@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_readme import taken
+from tests.support.privileged import run_or_skip
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SET_UP = "make demo ONCE=1"
@@ -101,6 +102,9 @@ def newcomer(request: pytest.FixtureRequest) -> Iterator[Newcomer]:
         for tool in ("unshare", "ip", "setpriv"):
             if shutil.which(tool) is None:
                 pytest.skip(f"needs {tool}")
+        run_or_skip(
+            "unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "ip", "link", "set", "lo", "up"
+        )
     elif held := taken():
         pytest.skip(f"the tutorial uses the default ports, and something listens on {held}")
     if request.param != "myself":
