@@ -30,6 +30,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ExperimentService.GetVariant": {"id": "soul-tone", "variantId": "terse"},
     "ExperimentService.UpdateVariant": {"id": "soul-tone", "variantId": "terse", "content": "Be very terse."},
     "ExperimentService.DeleteVariant": {"id": "soul-tone", "variantId": "terse"},
+    "AssignmentService.PreviewAssignments": {"id": "soul-tone"},
     "ExperimentService.StartExperiment": {"id": "soul-tone"},
     "AssignmentService.ListAssignments": {"id": "soul-tone"},
     "DeploymentService.CreateDeployment": {

@@ -10,7 +10,7 @@ from typing import Any
 
 from control_plane.api import resources
 from control_plane.domain import requests
-from control_plane.services import access, deployments, experiments, fleet, lifecycle, results
+from control_plane.services import access, deployments, experiments, fleet, lifecycle, preview, results
 from control_plane.services.work import Scope, Work
 
 
@@ -30,11 +30,12 @@ class Operation:
     render: Callable[[Work, Any], Any]
     status: int = 200
     location: str = ""
+    reads: bool = False
 
     @property
     def changes(self) -> bool:
-        """Whether it may change anything."""
-        return self.method != "GET"
+        """Whether it may change anything: all but GET, and what only `reads` whatever its method."""
+        return self.method != "GET" and not self.reads
 
 
 _READ, _WRITE = Scope.EXPERIMENT_READ, Scope.EXPERIMENT_WRITE
@@ -56,6 +57,7 @@ def _row(
     *,
     status: int = 200,
     location: str = "",
+    reads: bool = False,
 ) -> Operation:
     method, path = route.split()
     return Operation(
@@ -68,6 +70,7 @@ def _row(
         render=render,
         status=status,
         location=location,
+        reads=reads,
     )
 
 
@@ -122,6 +125,9 @@ OPERATIONS: tuple[Operation, ...] = (
          status=204),
     _row("AssignmentService.ListAssignments", "GET /v1/experiments/{id}/assignments", _READ,
          requests.PageOf, experiments.list_assignments, resources.assignments),
+    _row("AssignmentService.PreviewAssignments", "POST /v1/experiments/{id}/assignments:preview", _READ,
+         requests.ById, preview.preview, resources.preview,
+         reads=True),
     _row("DeploymentService.CreateDeployment", "POST /v1/experiments/{id}/deployments", _DEPLOY,
          requests.CreateDeployment, deployments.create, resources.deployment,
          status=201, location="/v1/deployments/{id}"),

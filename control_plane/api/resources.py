@@ -15,6 +15,7 @@ from control_plane.domain.statistics.summary import ArmSummary
 from control_plane.services.access import NewKey, NewToken, token_text
 from control_plane.services.experiments import View
 from control_plane.services.fleet import ParticipantView
+from control_plane.services.preview import Preview
 from control_plane.services.results import Results
 from control_plane.services.work import Listing, Scope, Work
 from control_plane.store.access import AuditEntry
@@ -183,6 +184,32 @@ def _variant(view: View, item: Variant) -> Json:
 def assignments(work: Work, listing: Listing) -> Json:
     """A page of assignments."""
     return page(listing, assignment)
+
+
+def preview(work: Work, found: Preview) -> Json:
+    """What a start would do."""
+    decision = found.decision
+    return {
+        "experimentId": show_id(found.experiment.id),
+        "assignments": [assignment(item) for item in found.assignments],
+        "balance": [
+            {"stratum": stratum, "variantId": show_id(variant_id), "count": count}
+            for stratum, variant_id, count in found.balance
+        ],
+        "findings": [
+            {
+                "participantId": item.participant,
+                "code": item.code,
+                "severity": item.severity,
+                "message": item.message,
+            }
+            for item in found.findings
+        ],
+        "smallestReachableP": decision.reachable if decision else None,
+        "neededP": decision.needed if decision else None,
+        "canDecide": decision is not None and decision.possible,
+        "warnings": [{"code": code, "message": message} for code, message in found.warnings],
+    }
 
 
 def assignment(item: Assignment) -> Json:

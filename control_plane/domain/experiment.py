@@ -263,8 +263,33 @@ def plan(experiment: Experiment, applicants: Sequence[Applicant]) -> tuple[Seat,
     return seats(applicants, rules_of(experiment, seed=experiment.seed))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What a decision needs and what these assignments allow: the p of the most extreme outcome."""
+
+    participants: int
+    reachable: float
+    needed: float
+
+    @property
+    def possible(self) -> bool:
+        """Some outcome could be significant."""
+        return self.reachable <= self.needed
+
+
 def cannot_decide(experiment: Experiment, assignments: Sequence[Assignment]) -> str | None:
-    """Why no outcome of these assignments could be significant at the experiment's level; None where one could.
+    """Why no outcome of these assignments could be significant at the experiment's level; None where one could."""
+    found = decision(experiment, assignments)
+    if found is None or found.possible:
+        return None
+    return (
+        f"{found.participants} participants cannot decide: the smallest reachable p is {found.reachable:.2g},"
+        f" a decision needs {found.needed:.2g}; add participants"
+    )
+
+
+def decision(experiment: Experiment, assignments: Sequence[Assignment]) -> Decision | None:
+    """Whether these assignments could decide; None where there is nothing to compare.
 
     With K arms a decision needs p below alpha / (K - 1) (Bonferroni); the randomisation test cannot give any
     arm a p below what the recorded blocks allow.
@@ -288,13 +313,7 @@ def cannot_decide(experiment: Experiment, assignments: Sequence[Assignment]) -> 
     reachable = min(
         smallest_reachable_p(placements, treatment=variant.key, control=control.key) for variant in others
     )
-    needed = experiment.alpha / len(others)
-    if reachable <= needed:
-        return None
-    return (
-        f"{len(placements)} participants cannot decide: the smallest reachable p is {reachable:.2g},"
-        f" a decision needs {needed:.2g}; add participants"
-    )
+    return Decision(participants=len(placements), reachable=reachable, needed=experiment.alpha / len(others))
 
 
 def normalised(weights: Sequence[int]) -> list[int]:

@@ -169,14 +169,19 @@ def assignments_of(
 
 def selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
     """The live participants a selector names, or whose labels it matches, now; none whose host is retired."""
+    return [item for item in meant(work, selector) if item.retired_at is None]
+
+
+def meant(work: Work, selector: dict[str, Any]) -> list[Participant]:
+    """The live participants a selector names, or whose labels it matches, now."""
     ids, labels = selector.get("ids", []), selector.get("labels", {})
     if ids:
         found = [work.store.fleet.participant(work.project_id, public_id) for public_id in ids]
-        return [item for item in found if item is not None and item.retired_at is None]
+        return [item for item in found if item is not None]
     if not labels:
         return []
     everyone = work.store.fleet.participants(work.project_id)
-    return [item for item in everyone if item.retired_at is None and matches(item.labels, labels)]
+    return [item for item in everyone if matches(item.labels, labels)]
 
 
 def applicants(experiment: Experiment, participants: Iterable[Participant]) -> list[Applicant]:

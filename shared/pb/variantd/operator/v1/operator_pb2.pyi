@@ -2387,6 +2387,157 @@ class ListAssignmentsResponse(_message.Message):
 Global___ListAssignmentsResponse: _TypeAlias = ListAssignmentsResponse  # noqa: Y015
 
 @_typing.final
+class PreviewAssignmentsRequest(_message.Message):
+    """Asks what a start would assign."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of a draft."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewAssignmentsRequest: _TypeAlias = PreviewAssignmentsRequest  # noqa: Y015
+
+@_typing.final
+class PreviewAssignmentsResponse(_message.Message):
+    """A start that did not happen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    SMALLEST_REACHABLE_P_FIELD_NUMBER: _builtins.int
+    NEEDED_P_FIELD_NUMBER: _builtins.int
+    CAN_DECIDE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
+    """The experiment's id."""
+    smallest_reachable_p: _builtins.float
+    """The p of the most extreme outcome these assignments allow; absent: there is nothing to compare."""
+    needed_p: _builtins.float
+    """The p a decision needs."""
+    can_decide: _builtins.bool
+    """Whether some outcome could decide."""
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
+        """What would be assigned."""
+
+    @_builtins.property
+    def balance(self) -> _containers.RepeatedCompositeFieldContainer[Global___StratumCount]:
+        """How many participants each variant would have in each stratum."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParticipantFinding]:
+        """What is to be said of single participants."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Warning]:
+        """What the caller may not have meant."""
+
+    def __init__(
+        self,
+        *,
+        experiment_id: _builtins.str = ...,
+        assignments: _abc.Iterable[Global___Assignment] | None = ...,
+        balance: _abc.Iterable[Global___StratumCount] | None = ...,
+        findings: _abc.Iterable[Global___ParticipantFinding] | None = ...,
+        smallest_reachable_p: _builtins.float | None = ...,
+        needed_p: _builtins.float | None = ...,
+        can_decide: _builtins.bool = ...,
+        warnings: _abc.Iterable[Global___Warning] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_needed_p", b"_needed_p", "_smallest_reachable_p", b"_smallest_reachable_p", "needed_p", b"needed_p", "smallest_reachable_p", b"smallest_reachable_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_needed_p", b"_needed_p", "_smallest_reachable_p", b"_smallest_reachable_p", "assignments", b"assignments", "balance", b"balance", "can_decide", b"can_decide", "experiment_id", b"experiment_id", "findings", b"findings", "needed_p", b"needed_p", "smallest_reachable_p", b"smallest_reachable_p", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__needed_p: _TypeAlias = _typing.Literal["needed_p"]  # noqa: Y015
+    _WhichOneofArgType__needed_p: _TypeAlias = _typing.Literal["_needed_p", b"_needed_p"]  # noqa: Y015
+    _WhichOneofReturnType__smallest_reachable_p: _TypeAlias = _typing.Literal["smallest_reachable_p"]  # noqa: Y015
+    _WhichOneofArgType__smallest_reachable_p: _TypeAlias = _typing.Literal["_smallest_reachable_p", b"_smallest_reachable_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__needed_p) -> _WhichOneofReturnType__needed_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__smallest_reachable_p) -> _WhichOneofReturnType__smallest_reachable_p | None: ...
+
+Global___PreviewAssignmentsResponse: _TypeAlias = PreviewAssignmentsResponse  # noqa: Y015
+
+@_typing.final
+class StratumCount(_message.Message):
+    """How many participants of a stratum have a variant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATUM_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    stratum: _builtins.str
+    """The stratum."""
+    variant_id: _builtins.str
+    """The variant's id."""
+    count: _builtins.int
+    """Participants."""
+    def __init__(
+        self,
+        *,
+        stratum: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "stratum", b"stratum", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StratumCount: _TypeAlias = StratumCount  # noqa: Y015
+
+@_typing.final
+class ParticipantFinding(_message.Message):
+    """Something about a participant that a start would meet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    SEVERITY_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
+    """Public id of the participant."""
+    code: _builtins.str
+    """`CLAIM_CONFLICT`, `RETIRED`, `NOT_TARGETED`, `NO_VARIANT`, `NEVER_SEEN` or `OFFLINE`."""
+    severity: _builtins.str
+    """`error`: the start is refused; `warning`: it is left out; `info`: its deployment waits."""
+    message: _builtins.str
+    """One sentence."""
+    def __init__(
+        self,
+        *,
+        participant_id: _builtins.str = ...,
+        code: _builtins.str = ...,
+        severity: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "participant_id", b"participant_id", "severity", b"severity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParticipantFinding: _TypeAlias = ParticipantFinding  # noqa: Y015
+
+@_typing.final
 class CreateDeploymentRequest(_message.Message):
     """Asks for a variant on one participant."""
 

@@ -997,6 +997,11 @@ class AssignmentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAssignmentsRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAssignmentsResponse.FromString,
                 _registered_method=True)
+        self.PreviewAssignments = channel.unary_unary(
+                '/variantd.operator.v1.AssignmentService/PreviewAssignments',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.FromString,
+                _registered_method=True)
 
 
 class AssignmentServiceServicer(object):
@@ -1010,6 +1015,13 @@ class AssignmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewAssignments(self, request, context):
+        """What a start of this draft would assign now, with whom and what stands in its way; changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AssignmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1017,6 +1029,11 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
                     servicer.ListAssignments,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAssignmentsRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAssignmentsResponse.SerializeToString,
+            ),
+            'PreviewAssignments': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewAssignments,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1047,6 +1064,33 @@ class AssignmentService(object):
             '/variantd.operator.v1.AssignmentService/ListAssignments',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAssignmentsRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAssignmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewAssignments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.AssignmentService/PreviewAssignments',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

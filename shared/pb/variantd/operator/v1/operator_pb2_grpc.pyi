@@ -313,6 +313,8 @@ class AssignmentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AssignmentServiceAsyncStub: ...
     ListAssignments: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAssignmentsRequest, _operator_pb2.ListAssignmentsResponse]
     """Assignments of an experiment's present phase; in draft, the planned ones."""
+    PreviewAssignments: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PreviewAssignmentsRequest, _operator_pb2.PreviewAssignmentsResponse]
+    """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
 
 @_typing.type_check_only
 class AssignmentServiceAsyncStub(AssignmentServiceStub):
@@ -321,6 +323,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAssignments: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAssignmentsRequest, _operator_pb2.ListAssignmentsResponse]  # type: ignore[assignment]
     """Assignments of an experiment's present phase; in draft, the planned ones."""
+    PreviewAssignments: _aio.UnaryUnaryMultiCallable[_operator_pb2.PreviewAssignmentsRequest, _operator_pb2.PreviewAssignmentsResponse]  # type: ignore[assignment]
+    """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
 
 class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Who has which variant."""
@@ -332,6 +336,14 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListAssignmentsResponse, _abc.Awaitable[_operator_pb2.ListAssignmentsResponse]]:
         """Assignments of an experiment's present phase; in draft, the planned ones."""
+
+    @_abc_1.abstractmethod
+    def PreviewAssignments(
+        self,
+        request: _operator_pb2.PreviewAssignmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.PreviewAssignmentsResponse, _abc.Awaitable[_operator_pb2.PreviewAssignmentsResponse]]:
+        """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
 
 def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

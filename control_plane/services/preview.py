@@ -1,0 +1,95 @@
+"""What a start would do now: who gets which variant, who does not and why, and whether it could decide.
+
+It is the start's own procedure with the draft's own seed, so a start right after it assigns exactly this.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from control_plane.domain import requests
+from control_plane.domain.experiment import Assignment, Decision, Experiment, decision
+from control_plane.domain.fleet import Participant, Presence
+from control_plane.domain.lifecycle import Verb
+from control_plane.services.experiments import applicants, design_warnings, find, meant, view_of
+from control_plane.services.work import Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something about a participant: `error` refuses the start, `warning` leaves it out, `info` does neither."""
+
+    participant: str
+    code: str
+    severity: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """A start that did not happen; `balance` counts participants by stratum and variant."""
+
+    experiment: Experiment
+    assignments: tuple[Assignment, ...]
+    balance: tuple[tuple[str, bytes, int], ...]
+    findings: tuple[Finding, ...]
+    decision: Decision | None
+    warnings: tuple[tuple[str, str], ...]
+
+
+def preview(work: Work, request: requests.ById) -> Preview:
+    """What a start would assign now; changes nothing. Raises FailedPrecondition where it is not a draft."""
+    experiment = find(work, request.id)
+    experiment.after(Verb.START)
+    view = view_of(work, experiment)
+    counted = Counter(
+        (item.stratum, item.variant_id) for item in view.assignments if item.variant_id is not None
+    )
+    return Preview(
+        experiment=experiment,
+        assignments=view.assignments,
+        balance=tuple((stratum, variant, count) for (stratum, variant), count in sorted(counted.items())),
+        findings=tuple(_findings(work, experiment, view.assignments)),
+        decision=decision(experiment, view.assignments),
+        warnings=design_warnings(view),
+    )
+
+
+def _findings(work: Work, experiment: Experiment, assignments: tuple[Assignment, ...]) -> Iterator[Finding]:
+    everyone = meant(work, experiment.selector)
+    present = [item for item in everyone if item.retired_at is None]
+    targeted = {item.participant for item in applicants(experiment, present)}
+    seated = {item.participant for item in assignments if item.variant_id is not None}
+    ids = [item.id for item in present if item.public_id in seated]
+    for conflict in work.store.experiments.conflicts(experiment.id, ids, experiment.target_files):
+        yield Finding(
+            participant=conflict.participant,
+            code="CLAIM_CONFLICT",
+            severity="error",
+            message=f"{conflict.path} is held by experiment {conflict.holder}",
+        )
+    for participant in everyone:
+        found = _of(work, participant, targeted=participant.public_id in targeted)
+        if found is None and participant.public_id not in seated and experiment.variants:
+            found = (
+                "NO_VARIANT",
+                "warning",
+                "is on record without a variant: outside the traffic allocation",
+            )
+        if found is not None:
+            code, severity, message = found
+            yield Finding(participant=participant.public_id, code=code, severity=severity, message=message)
+
+
+def _of(work: Work, participant: Participant, *, targeted: bool) -> tuple[str, str, str] | None:
+    """(code, severity, message) of what there is to say of a participant by itself."""
+    presence = participant.presence(work.now)
+    if presence is Presence.RETIRED:
+        return "RETIRED", "warning", "its host is retired and no other agent has declared it"
+    if not targeted:
+        return "NOT_TARGETED", "warning", "the targeting rules do not mean it"
+    if presence is Presence.NEVER_SEEN:
+        return "NEVER_SEEN", "info", "no agent has declared it yet; its deployment waits until one does"
+    if presence is Presence.LOST:
+        return "OFFLINE", "info", "its agent is not connected; its deployment waits until it is"
+    return None
