@@ -103,7 +103,12 @@ def apply(
     session: Session,
     *,
     file: Annotated[str, typer.Option("--file", "-f", help="The manifest; - is standard input.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the plan, and of a new experiment whom it would touch; change nothing."
+        ),
+    ] = False,
 ) -> None:
     """Make an experiment what a manifest says.
 
@@ -117,7 +122,10 @@ def apply(
     refuse_locked(plan)
     if not session.json:
         _show_plan(session, plan)
-    outcome = plan.present if dry_run or plan.action == "none" else carry_out(session, plan)
+    if plan.present is None:
+        outcome: pb.Experiment | None = create(session, manifest, validate_only=dry_run)
+    else:
+        outcome = plan.present if dry_run or plan.action == "none" else carry_out(session, plan)
     if session.json:
         answer = {
             "action": plan.action,
@@ -129,6 +137,8 @@ def apply(
         }
         show.print_json(session.out, answer)
     elif dry_run:
+        if plan.present is None and outcome is not None:
+            _show_touched(session, outcome)
         show.say(session.out, "nothing was changed: --dry-run")
     elif outcome is not None and plan.action != "none":
         show.say(session.out, f"{outcome.key} is {show.word(outcome, 'status')}; {planned(outcome)}")
@@ -139,6 +149,19 @@ def _show_plan(session: Session, plan: Plan) -> None:
     show.say(session.out, f"{plan.manifest.key}: {words[plan.action]}")
     for change in plan.changes:
         show.say(session.out, change.line())
+
+
+def _show_touched(session: Session, draft: pb.Experiment) -> None:
+    """What a start of the draft would write, and where."""
+    show.say(session.out, f"a start would write {', '.join(draft.target_files)} on {planned(draft)}")
+    names = sorted(item.participant_id for item in draft.assignments if item.variant_id)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    if names:
+        show.say(session.out, f"  {', '.join(names[:20])}{more}")
+    if any(item.code == "DESIGN_CANNOT_DECIDE" for item in draft.warnings):
+        show.say(session.out, "the design cannot decide")
+    elif names and len(draft.variants) > 1 and any(item.is_control for item in draft.variants):
+        show.say(session.out, "the design can decide")
 
 
 def planned(experiment: pb.Experiment) -> str:
@@ -304,12 +327,18 @@ def refuse_locked(plan: Plan) -> None:
 # -- carrying it out
 
 
+def create(session: Session, manifest: Manifest, *, validate_only: bool) -> pb.Experiment:
+    """The draft the manifest makes, or with `validate_only` would make; its warnings are told."""
+    request = _create(manifest)
+    request.validate_only = validate_only
+    answer = session.call(session.experiments.CreateExperiment, request)
+    _warn(session, answer)
+    return answer
+
+
 def carry_out(session: Session, plan: Plan) -> pb.Experiment:
     """The experiment as the manifest says. A call that fails leaves the earlier ones done: apply again."""
-    if plan.present is None:
-        answer = session.call(session.experiments.CreateExperiment, _create(plan.manifest))
-        _warn(session, answer)
-        return answer
+    assert plan.present is not None
     own = {change.name for change in plan.changes if change.variant is None}
     if own:
         request = _update(plan.manifest, plan.present, own)

@@ -89,7 +89,7 @@ class _Structure(DesignFields):
 
 
 class CreateExperiment(_Structure):
-    """A new draft."""
+    """A new draft; with `validate_only`, what it would be."""
 
     name: Name
     key: Key | None = None
@@ -102,6 +102,7 @@ class CreateExperiment(_Structure):
     metrics: MetricsSpec = MetricsSpec()
     labels: Labels = Field(default_factory=dict)
     metadata: Json | None = None
+    validate_only: bool = False
 
 
 class UpdateExperiment(_Structure):

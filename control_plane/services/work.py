@@ -118,6 +118,8 @@ class Services:
     ) -> Any:
         """The rendered answer of a use case, durable; repeated with the same `request_id`, the same answer.
 
+        A request that says `validate_only` is carried out and undone: its answer is what would have been, and
+        nothing is kept of it, neither in the audit log nor for its request id.
         Raises Conflict where the request id was used for another request. `body` is what is fingerprinted
         and, with content replaced by digests, audited.
         """
@@ -133,6 +135,8 @@ class Services:
                 if given is not None:
                     return _repeat(given, fingerprint), set()
             answer = render(item, use_case(item, request))
+            if getattr(request, "validate_only", False):
+                raise _Undone(answer)
             entry = AuditEntry(
                 id=self.new_id(),
                 actor=caller.actor,
@@ -154,6 +158,8 @@ class Services:
 
         try:
             answer, woken = await self.database.write(work)
+        except _Undone as undone:
+            return undone.answer
         except IntegrityViolation:
             raise AlreadyExists("a resource with this key, name or id exists already") from None
         for uid in woken:
@@ -162,6 +168,13 @@ class Services:
 
     def _work(self, tx: Tx, caller: Caller, now: int) -> Work:
         return Work(store=Store(tx), caller=caller, now=now, new_id=self.new_id, joining=self.joining)
+
+
+class _Undone(Exception):
+    """The transaction was only to see what it would answer."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
 
 
 def require(caller: Caller, scope: Scope) -> None:

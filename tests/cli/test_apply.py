@@ -1,5 +1,6 @@
 """apply: the experiment is what the manifest says, once or many times."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,25 @@ async def test_apply_creates_once(plane: Plane, ctl: Run, manifest: Path) -> Non
 
 
 async def test_a_dry_run_changes_nothing(plane: Plane, ctl: Run, manifest: Path) -> None:
-    """The plan is shown, of a new experiment and of a changed one, and nothing is sent."""
+    """The plan is shown, of a new experiment and of a changed one, and nothing in the database is other than before."""
+
+    def stored() -> list[str]:
+        with sqlite3.connect(f"file:{plane.data / 'variantd.db'}?mode=ro", uri=True) as database:
+            return list(database.iterdump())
+
+    empty = stored()
+    shown = (await ctl("apply", "-f", str(manifest), "--dry-run", "--json")).json
+    assert (shown["action"], shown["dryRun"]) == ("create", True)
+    assert (shown["experiment"]["participantCount"], len(shown["experiment"]["assignments"])) == (2, 2)
+    assert stored() == empty
     said = await ctl("apply", "-f", str(manifest), "--dry-run")
     assert (said.code, "will be created" in said.out) == (0, True)
+    assert (
+        "a start would write config/soul.md on 2 participants: friendly 1, concise 1\n  bot-1, bot-2\n"
+        in said.out
+    )
+    assert "the design cannot decide" in said.out
+    assert {"(NEVER_SEEN)", "(DESIGN_CANNOT_DECIDE)"} <= set(said.err.split())
     assert (await plane.rest("GET", KEY)).status == 404
     before = (await applied(ctl, manifest))["experiment"]
     change(manifest, "weight: 50, contentFile: concise.md", "weight: 40, contentFile: concise.md")
