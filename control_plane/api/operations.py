@@ -10,7 +10,16 @@ from typing import Any
 
 from control_plane.api import resources
 from control_plane.domain import requests
-from control_plane.services import access, deployments, experiments, fleet, lifecycle, preview, results
+from control_plane.services import (
+    access,
+    deployments,
+    experiments,
+    fleet,
+    lifecycle,
+    phases,
+    preview,
+    results,
+)
 from control_plane.services.work import Scope, Work
 
 
@@ -111,6 +120,11 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("ExperimentService.DuplicateExperiment", "POST /v1/experiments/{id}/duplicate", _WRITE,
          requests.Duplicate, experiments.duplicate, resources.experiment,
          status=201, location="/v1/experiments/{id}"),
+    _row("ExperimentService.OpenPhase", "POST /v1/experiments/{id}/phases", _WRITE,
+         requests.OpenPhase, phases.open_phase, resources.opened_phase,
+         status=201, location="/v1/experiments/{experimentId}/phases"),
+    _row("ExperimentService.ListPhases", "GET /v1/experiments/{id}/phases", _READ,
+         requests.ById, phases.list_phases, resources.phases),
     _row("ExperimentService.ListVariants", "GET /v1/experiments/{id}/variants", _READ,
          requests.ById, experiments.list_variants, resources.variants),
     _row("ExperimentService.AddVariant", "POST /v1/experiments/{id}/variants", _WRITE,
@@ -128,6 +142,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("AssignmentService.PreviewAssignments", "POST /v1/experiments/{id}/assignments:preview", _READ,
          requests.ById, preview.preview, resources.preview,
          reads=True),
+    _row("AssignmentService.UnforceAssignment",
+         "POST /v1/experiments/{id}/assignments/{participantId}:unforce", _DEPLOY,
+         requests.OfAssignment, phases.unforce, resources.one_assignment),
     _row("DeploymentService.CreateDeployment", "POST /v1/experiments/{id}/deployments", _DEPLOY,
          requests.CreateDeployment, deployments.create, resources.deployment,
          status=201, location="/v1/deployments/{id}"),

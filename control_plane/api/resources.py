@@ -90,7 +90,7 @@ def _experiment(view: View) -> Json:
         **e.design.model_dump(mode="json", by_alias=True),
         "trafficAllocation": e.phase.traffic_allocation if e.phase else e.design.traffic_allocation,
         "run": e.run,
-        "currentPhase": _phase(e.phase) if e.phase else None,
+        "currentPhase": _phase(e, e.phase) if e.phase else None,
         "participantCount": sum(1 for item in view.assignments if item.variant_id is not None),
         "assignmentCounts": {show_id(item.id): _count(view, item.id) for item in e.variants},
         "winnerVariantId": _id(e.winner_variant_id),
@@ -112,17 +112,33 @@ def _count(view: View, variant_id: bytes) -> int:
     return sum(1 for item in view.assignments if item.variant_id == variant_id)
 
 
-def _phase(phase: Phase) -> Json:
+def _phase(owner: Experiment, phase: Phase) -> Json:
     return {
         "id": show_id(phase.id),
+        "experimentId": show_id(owner.id),
+        "run": owner.run,
         "number": phase.number,
         "openedAt": _at(phase.opened_at),
         "closedAt": _at(phase.closed_at),
         "seed": phase.seed.hex(),
         "algorithm": phase.algorithm,
+        "strata": list(owner.design.strata),
         "weights": {show_id(key): weight for key, weight in phase.weights.items()},
         "trafficAllocation": phase.traffic_allocation,
     }
+
+
+def opened_phase(work: Work, opened: tuple[View, Phase]) -> Json:
+    """The phase that was opened, and what the caller may not have meant."""
+    view, item = opened
+    warnings = [{"code": code, "message": message} for code, message in view.warnings]
+    return {**_phase(view.experiment, item), "warnings": warnings}
+
+
+def phases(work: Work, found: tuple[Experiment, list[Phase]]) -> Json:
+    """The phases of the present run, in one page."""
+    shown = [_phase(found[0], item) for item in found[1]]
+    return {"entities": shown, "pagination": {"nextCursor": None, "hasMore": False}}
 
 
 def variant(work: Work, view: View, item: Variant) -> Json:
@@ -210,6 +226,11 @@ def preview(work: Work, found: Preview) -> Json:
         "canDecide": decision is not None and decision.possible,
         "warnings": [{"code": code, "message": message} for code, message in found.warnings],
     }
+
+
+def one_assignment(work: Work, item: Assignment) -> Json:
+    """One assignment."""
+    return assignment(item)
 
 
 def assignment(item: Assignment) -> Json:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import access, apply, deploying, experiments, fleet, results, show, watching
+from control_plane.cli import access, apply, deploying, experiments, fleet, phases, results, show, watching
 from control_plane.cli.session import Exit, Failure, Session, add, tell, with_globals
 
 app = typer.Typer(
@@ -123,6 +123,20 @@ add(
     "duplicate",
     experiments.duplicate,
     "variantctl experiments duplicate soul-tone --name 'Tone, second round'",
+)
+add(
+    _experiments,
+    "phase",
+    phases.open_phase,
+    """variantctl experiments phase soul-tone --weight friendly=20 --weight concise=80
+    variantctl experiments phase soul-tone --allocation 100""",
+)
+add(_experiments, "phases", phases.list_phases)
+add(
+    _experiments,
+    "unforce",
+    phases.unforce,
+    "variantctl experiments unforce soul-tone --participant bot-7",
 )
 add(_experiments, "wait", deploying.wait_for, "variantctl experiments wait soul-tone --timeout 2m")
 add(_experiments, "assignments", experiments.show_assignments)

@@ -31,7 +31,10 @@ class Origin(StrEnum):
     """Why a deployment was made."""
 
     START = "start"
+    LATE_JOIN = "late_join"
+    PHASE = "phase"
     FORCED = "forced"
+    UNFORCED = "unforced"
     MANUAL = "manual"
     PAUSE = "pause"
     RESUME = "resume"

@@ -7,8 +7,8 @@ stratum, position) is what explains it. The procedures:
 - `hash-1` for larger and open populations: bucket = H(0x11, id) mod 10,000, arms in order of their keys, each
   with 100 buckets per per cent. Exact in expectation, one participant at a time.
 - Late joiners of a balanced phase come in permuted blocks of one whole set (100 / gcd of the weights) within
-  their stratum: in block `late:STRATUM:n` the set's places are in order of H(0x13, "STRATUM/n/place"), so
-  earlier draws stay as they are.
+  their stratum: in block `late:PHASE:STRATUM:n` the set's places are in order of H(0x13, "PHASE/STRATUM/n/place"),
+  so earlier draws stay as they are.
 - Allocation: of a list of n, the first n·a/100 in order of H(0x10, id) come in, one more with the chance of the
   remainder; a late joiner, and any of `hash-1`, where H(0x10, id) mod 10,000 is below 100·a. Raising the
   allocation under the same seed keeps who was in.
@@ -134,8 +134,8 @@ def seats(applicants: Sequence[Applicant], rules: Rules) -> tuple[Seat, ...]:
     return _sorted([*taken, *outside])
 
 
-def late_seat(applicant: Applicant, rules: Rules, *, algorithm: str, earlier: int) -> Seat:
-    """The seat of who joins a phase that has begun; `earlier` late joiners of its stratum came before."""
+def late_seat(applicant: Applicant, rules: Rules, *, algorithm: str, phase: int, earlier: int) -> Seat:
+    """The seat of who joins a phase that has begun; `earlier` of its late joiners are in the stratum before."""
     if _held_out(applicant, rules):
         return _holdout_seat(applicant)
     if rules.targeted is not None:
@@ -148,16 +148,21 @@ def late_seat(applicant: Applicant, rules: Rules, *, algorithm: str, earlier: in
     divisor = gcd(*(arm.weight for arm in drawn))
     keys = [arm.key for arm in drawn for _ in range(arm.weight // divisor)]
     block, position = divmod(earlier, len(keys))
-    name = f"{applicant.stratum}/{block}"
+    name = f"{phase}/{applicant.stratum}/{block}"
     order = sorted(range(len(keys)), key=lambda place: keyed_hash(rules.seed, _LATE, f"{name}/{place}"))
     return Seat(
         participant=applicant.participant,
         arm=keys[order[position]],
         method=Method.RANDOMIZED,
         stratum=applicant.stratum,
-        block=f"late:{applicant.stratum}:{block}",
+        block=f"{late_blocks(phase)}{applicant.stratum}:{block}",
         position=position,
     )
+
+
+def late_blocks(phase: int) -> str:
+    """What the blocks of a phase's late joiners begin with."""
+    return f"late:{phase}:"
 
 
 def reseat(present: Sequence[Seat], rules: Rules, *, number: int) -> tuple[Seat, ...]:

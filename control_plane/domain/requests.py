@@ -15,6 +15,7 @@ from control_plane.domain.fields import (
     Name,
     ParticipantId,
     ParticipantIds,
+    Percent,
     Target,
     Text,
     Weight,
@@ -186,6 +187,20 @@ class Transition(ById):
     """Asks for a status."""
 
     status: Literal["running", "paused", "completed"]
+
+
+class OpenPhase(ById):
+    """Other weights, another allocation or another seed, from now on."""
+
+    weights: dict[str, Weight] | None = None
+    traffic_allocation: Percent | None = None
+    seed: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+class OfAssignment(ById):
+    """Names a participant's assignment in an experiment."""
+
+    participant_id: ParticipantId
 
 
 class OfVariant(ById):

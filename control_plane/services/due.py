@@ -6,21 +6,25 @@ cannot repeat what is done, one that jumps forward brings what is due then.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from control_plane.domain import requests
-from control_plane.services import lifecycle
+from control_plane.services import lifecycle, phases
 from control_plane.services.timers import ACTOR, Kind
 from control_plane.services.work import Caller, Scope, Services, Work
+from control_plane.store.database import Tx
 from control_plane.store.store import Store
 from control_plane.store.timers import Timer
 from shared import logs
 from shared.clock import Clock
 from shared.errors import Error
 from shared.ids import show_id
+from shared.moment import SECOND
 
 _log = logs.get(__name__)
 
+INTAKE_OVERLAP = 5 * SECOND
 LOOK_SECONDS = 1.0
 """How often the table is looked at: so late is what another process or a changed clock makes due."""
 
@@ -46,6 +50,7 @@ class Timers:
         while True:
             while await self._first():
                 pass
+            await self._take_in()
             await self._clock.sleep(LOOK_SECONDS)
 
     async def _first(self) -> bool:
@@ -88,8 +93,44 @@ class Timers:
         )
         _log.info("timer.done", kind=timer.kind, experiment=experiment)
 
+    async def _take_in(self) -> None:
+        """Whoever experiments that choose by labels mean by now has come in."""
+        now = self._clock.now()
+        for project_id, experiment_id in await self._services.database.read(
+            lambda tx: Store(tx).experiments.open_to_newcomers()
+        ):
+            caller = Caller(project_id=project_id, actor=ACTOR, scopes=frozenset({Scope.ADMIN}))
+            request = requests.ById(id=show_id(experiment_id))
+            if await self._services.ask(caller, Scope.ADMIN, phases.newcomers, request, _as_it_is):
+                answer = await self._services.change(
+                    caller,
+                    Scope.ADMIN,
+                    phases.admit,
+                    request,
+                    _joined,
+                    operation="Timer.intake",
+                    request_id="",
+                    body={"id": request.id},
+                )
+                _log.info("experiment.joined", experiment=request.id, participants=answer["participants"])
+            # What changed while we looked is looked at again: a moment is taken before its row is there.
+            seen = partial(_looked_at, experiment_id, now - INTAKE_OVERLAP)
+            await self._services.database.write(seen)
+
     async def _failed(self, timer: Timer, code: str, message: str) -> None:
         now = self._clock.now()
         failure = {"code": code, "message": message}
         await self._services.database.write(lambda tx: Store(tx).timers.fail(timer.id, failure, now=now))
         _log.warning("timer.failed", kind=timer.kind, experiment=show_id(timer.experiment_id), code=code)
+
+
+def _as_it_is(work: Work, found: Any) -> Any:
+    return found
+
+
+def _joined(work: Work, found: list[str]) -> dict[str, Any]:
+    return {"participants": found}
+
+
+def _looked_at(experiment_id: bytes, moment: int, tx: Tx) -> None:
+    Store(tx).experiments.looked_at(experiment_id, moment)

@@ -1,6 +1,6 @@
 """Use cases of experiments: reading them, and drafting them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,10 @@ from control_plane.domain.experiment import (
     cannot_decide,
     key_from,
     name_of_copy,
-    plan,
 )
-from control_plane.domain.fleet import Participant, matches
-from control_plane.domain.intake import Applicant, Seat
 from control_plane.domain.lifecycle import Status, Verb
-from control_plane.domain.targeting import visible
 from control_plane.services import timers
+from control_plane.services.seating import planned
 from control_plane.services.work import (
     Listing,
     Work,
@@ -116,8 +113,8 @@ def list_assignments(work: Work, request: requests.PageOf) -> Listing:
     experiment = find(work, request.id)
     size, after_id = page_size(request.limit), cursor_text(request.cursor)
     if experiment.phase is None:
-        planned = sorted(_planned(work, experiment), key=lambda item: item.participant)
-        found = [item for item in planned if item.participant > after_id][: size + 1]
+        ahead = sorted(planned(work, experiment), key=lambda item: item.participant)
+        found = [item for item in ahead if item.participant > after_id][: size + 1]
     else:
         found = work.store.experiments.assignments(experiment.phase.id, after=after_id, limit=size + 1)
     return listing(found, size, lambda item: hex_of(item.participant))
@@ -126,7 +123,7 @@ def list_assignments(work: Work, request: requests.PageOf) -> Listing:
 def view_of(work: Work, experiment: Experiment) -> View:
     """The experiment with its assignments: the present phase's, or in draft the planned ones."""
     if experiment.phase is None:
-        return View(experiment=experiment, assignments=_planned(work, experiment))
+        return View(experiment=experiment, assignments=planned(work, experiment))
     return View(
         experiment=experiment,
         assignments=tuple(work.store.experiments.assignments(experiment.phase.id)),
@@ -137,70 +134,6 @@ def design_warnings(view: View) -> tuple[tuple[str, str], ...]:
     """What an operator should know of a design that cannot decide."""
     why = cannot_decide(view.experiment, view.assignments)
     return (("DESIGN_CANNOT_DECIDE", why),) if why else ()
-
-
-def _planned(work: Work, experiment: Experiment) -> tuple[Assignment, ...]:
-    """What a start would assign now; locks nothing."""
-    applying = applicants(experiment, selected(work, experiment.selector))
-    return tuple(assignments_of(experiment, plan(experiment, applying), applying))
-
-
-def assignments_of(
-    experiment: Experiment, seats: Iterable[Seat], applying: Iterable[Applicant]
-) -> Iterator[Assignment]:
-    """The planned assignment of each seat."""
-    ids = {variant.key: variant.id for variant in experiment.variants}
-    labels = {applicant.participant: applicant.labels for applicant in applying}
-    for seat in seats:
-        yield Assignment(
-            id=None,
-            experiment_id=experiment.id,
-            phase_id=None,
-            participant=seat.participant,
-            variant_id=None if seat.arm is None else ids[seat.arm],
-            drawn=seat.method,
-            block=seat.block,
-            stratum=seat.stratum,
-            position=seat.position,
-            from_at=0,
-            labels_used=labels.get(seat.participant, {}),
-        )
-
-
-def selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
-    """The live participants a selector names, or whose labels it matches, now; none whose host is retired."""
-    return [item for item in meant(work, selector) if item.retired_at is None]
-
-
-def meant(work: Work, selector: dict[str, Any]) -> list[Participant]:
-    """The live participants a selector names, or whose labels it matches, now."""
-    ids, labels = selector.get("ids", []), selector.get("labels", {})
-    if ids:
-        found = [work.store.fleet.participant(work.project_id, public_id) for public_id in ids]
-        return [item for item in found if item is not None]
-    if not labels:
-        return []
-    everyone = work.store.fleet.participants(work.project_id)
-    return [item for item in everyone if matches(item.labels, labels)]
-
-
-def applicants(experiment: Experiment, participants: Iterable[Participant]) -> list[Applicant]:
-    """The participants whom the targeting rules mean, each in its stratum.
-
-    Without labels to stratify by, that is its agent: what is common to a host is common to its participants.
-    """
-    design = experiment.design
-    found = []
-    for participant in participants:
-        labels = visible(
-            participant.labels, participant.host_labels, allow_host_labels=design.allow_host_labels
-        )
-        if not design.targeting_rules.match(labels):
-            continue
-        agent = participant.agent_uid.hex() if participant.agent_uid else "never_seen"
-        stratum = ",".join(f"{name}={labels.get(name, '')}" for name in design.strata) or agent
-        found.append(Applicant(participant=participant.public_id, stratum=stratum, labels=labels))
-    return found
 
 
 # -- drafting

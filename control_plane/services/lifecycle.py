@@ -1,14 +1,12 @@
 """Use cases of an experiment's life: start, pause, resume, stop, complete, ship, reset, archive."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from control_plane.domain import requests
 from control_plane.domain.deployment import Origin
 from control_plane.domain.experiment import (
     UNTOLD,
-    Assignment,
     Experiment,
     Phase,
     Readiness,
@@ -22,15 +20,13 @@ from control_plane.domain.lifecycle import Status, Verb, verb_towards
 from control_plane.services import delivery, timers
 from control_plane.services.experiments import (
     View,
-    applicants,
-    assignments_of,
     design_warnings,
     find,
     find_variant,
-    selected,
     view_of,
 )
 from control_plane.services.results import summarise_phase
+from control_plane.services.seating import applicants, assignments_of, seat_all, selected
 from control_plane.services.work import Work
 from control_plane.store.deployments import Slot
 from shared.errors import FailedPrecondition, Fault, Invalid
@@ -72,28 +68,6 @@ def start(work: Work, request: requests.ById) -> View:
     _save(work, started)
     view = view_of(work, store.get(experiment.id))
     return replace(view, warnings=design_warnings(view))
-
-
-def seat_all(
-    work: Work,
-    experiment: Experiment,
-    planned: Iterable[Assignment],
-    participants: Mapping[str, bytes],
-    *,
-    origin: Origin,
-) -> None:
-    """The planned assignments are in force in the present phase and every slot should hold its variant."""
-    assert experiment.phase is not None
-    rows = []
-    members: defaultdict[bytes | None, list[bytes]] = defaultdict(list)
-    for item in planned:
-        participant_id = participants[item.participant]
-        members[item.variant_id].append(participant_id)
-        fixed = replace(item, id=work.new_id(), phase_id=experiment.phase.id, from_at=work.now)
-        rows.append((fixed, participant_id))
-    work.store.experiments.add_assignments(rows)
-    for variant in experiment.variants:
-        delivery.write(work, experiment, variant, members[variant.id], origin=origin)
 
 
 def pause(work: Work, request: requests.Pause) -> View:

@@ -11,7 +11,8 @@ from control_plane.domain import requests
 from control_plane.domain.experiment import Assignment, Decision, Experiment, decision
 from control_plane.domain.fleet import Participant, Presence
 from control_plane.domain.lifecycle import Verb
-from control_plane.services.experiments import applicants, design_warnings, find, meant, view_of
+from control_plane.services.experiments import design_warnings, find, view_of
+from control_plane.services.seating import applicants, meant
 from control_plane.services.work import Work
 
 

@@ -240,25 +240,25 @@ class ExperimentStore:
             " where a.phase_id = ? and p.public_id > ? order by p.public_id limit ?",
             (phase_id, after, limit),
         )
-        return [
-            Assignment(
-                id=row["id"],
-                experiment_id=row["experiment_id"],
-                phase_id=row["phase_id"],
-                participant=row["public_id"],
-                variant_id=row["variant_id"],
-                drawn=Method(row["method"]),
-                block=row["block"],
-                stratum=row["stratum"],
-                position=row["position"],
-                from_at=row["from_at"],
-                labels_used=json.loads(row["labels_used"]),
-                to_at=row["to_at"],
-                forced_by=row["forced_by"],
-                retired=row["retired_at"] is not None,
-            )
-            for row in rows
-        ]
+        return [_assignment(row) for row in rows]
+
+    def assignment(self, phase_id: bytes, participant_id: bytes) -> Assignment | None:
+        """The participant's assignment in the phase."""
+        row = self._tx.one(
+            "select a.*, p.public_id, p.retired_at from assignment a join participant p on p.id = a.participant_id"
+            " where a.phase_id = ? and a.participant_id = ?",
+            (phase_id, participant_id),
+        )
+        return _assignment(row) if row else None
+
+    def participant_ids(self, phase_id: bytes) -> dict[str, bytes]:
+        """Internal id by public id of everybody the phase has on record."""
+        rows = self._tx.all(
+            "select p.public_id, p.id from assignment a join participant p on p.id = a.participant_id"
+            " where a.phase_id = ?",
+            (phase_id,),
+        )
+        return {row["public_id"]: row["id"] for row in rows}
 
     def participants_in(self, phase_id: bytes) -> list[bytes]:
         """Internal ids of everybody the phase has on record, with or without a variant, whose host is not retired."""
@@ -284,6 +284,13 @@ class ExperimentStore:
             (actor, now, phase_id, participant_id),
         )
         return True
+
+    def unforce(self, phase_id: bytes, participant_id: bytes) -> None:
+        """The assignment is as it was drawn."""
+        self._tx.run(
+            "update assignment set forced_by = null, forced_at = null where phase_id = ? and participant_id = ?",
+            (phase_id, participant_id),
+        )
 
     # -- claims
 
@@ -327,19 +334,39 @@ class ExperimentStore:
             "delete from claim where participant_id = ?", [(identifier,) for identifier in participant_ids]
         )
 
+    def release_of(self, experiment_id: bytes, participant_ids: Iterable[bytes]) -> None:
+        """The experiment holds nothing of these participants."""
+        self._tx.many(
+            "delete from claim where experiment_id = ? and participant_id = ?",
+            [(experiment_id, participant_id) for participant_id in participant_ids],
+        )
+
+    # -- intake
+
+    def open_to_newcomers(self) -> list[tuple[bytes, bytes]]:
+        """(project, id) of running experiments that choose by labels, where a participant changed meanwhile."""
+        rows = self._tx.all(
+            "select e.project_id, e.id, e.selector from experiment e where e.status = 'running' and exists"
+            " (select 1 from participant p where p.project_id = e.project_id and p.deleted_at is null"
+            " and p.updated_at > e.intake_at) order by e.id"
+        )
+        return [(row["project_id"], row["id"]) for row in rows if json.loads(row["selector"]).get("labels")]
+
+    def looked_at(self, experiment_id: bytes, moment: int) -> None:
+        """Every participant that changed up to the moment was considered for the experiment."""
+        self._tx.run("update experiment set intake_at = ? where id = ?", (moment, experiment_id))
+
+    def phases(self, experiment_id: bytes, run: int) -> list[Phase]:
+        """The phases of a run, in order."""
+        rows = self._tx.all(
+            "select * from phase where experiment_id = ? and run = ? order by number", (experiment_id, run)
+        )
+        return [_phase(row) for row in rows]
+
     def _phase(self, phase_id: bytes) -> Phase:
         row = self._tx.one("select * from phase where id = ?", (phase_id,))
         assert row is not None
-        return Phase(
-            id=row["id"],
-            number=row["number"],
-            algorithm=row["algorithm"],
-            seed=row["seed"],
-            weights={bytes.fromhex(key): value for key, value in json.loads(row["weights"]).items()},
-            traffic_allocation=row["traffic_allocation"],
-            opened_at=row["opened_at"],
-            closed_at=row["closed_at"],
-        )
+        return _phase(row)
 
 
 def _json(value: Any) -> str | None:
@@ -411,6 +438,38 @@ def _experiment(row: Row) -> Experiment:
         paused_at=row["paused_at"],
         stopped_at=row["stopped_at"],
         completed_at=row["completed_at"],
+    )
+
+
+def _assignment(row: Row) -> Assignment:
+    return Assignment(
+        id=row["id"],
+        experiment_id=row["experiment_id"],
+        phase_id=row["phase_id"],
+        participant=row["public_id"],
+        variant_id=row["variant_id"],
+        drawn=Method(row["method"]),
+        block=row["block"],
+        stratum=row["stratum"],
+        position=row["position"],
+        from_at=row["from_at"],
+        labels_used=json.loads(row["labels_used"]),
+        to_at=row["to_at"],
+        forced_by=row["forced_by"],
+        retired=row["retired_at"] is not None,
+    )
+
+
+def _phase(row: Row) -> Phase:
+    return Phase(
+        id=row["id"],
+        number=row["number"],
+        algorithm=row["algorithm"],
+        seed=row["seed"],
+        weights={bytes.fromhex(key): value for key, value in json.loads(row["weights"]).items()},
+        traffic_allocation=row["traffic_allocation"],
+        opened_at=row["opened_at"],
+        closed_at=row["closed_at"],
     )
 
 

@@ -154,7 +154,11 @@ def late(given_rules: Rules, count: int, stratum: str = "s") -> list[Seat]:
     """Late joiners of one stratum, one after another."""
     return [
         late_seat(
-            Applicant(participant=f"late-{n}", stratum=stratum), given_rules, algorithm=ALGORITHM, earlier=n
+            Applicant(participant=f"late-{n}", stratum=stratum),
+            given_rules,
+            algorithm=ALGORITHM,
+            phase=1,
+            earlier=n,
         )
         for n in range(count)
     ]
@@ -169,7 +173,7 @@ def test_late_joiners_come_in_whole_sets(number: int, weights: tuple[int, ...]) 
     assert found[:size] == late(given_rules, size)
     for block in range(3):
         part = found[block * size : (block + 1) * size]
-        assert {seat.block for seat in part} == {f"late:s:{block}"}
+        assert {seat.block for seat in part} == {f"late:1:s:{block}"}
         counts = arms_of(part)
         assert [counts[f"arm-{n}"] for n in range(len(weights))] == [w * size // 100 for w in weights]
 

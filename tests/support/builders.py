@@ -122,7 +122,7 @@ class World:
             "name": "Test",
             "targetFile": "soul.md",
             "variants": [make_variant("a", control=True), make_variant("b")],
-            "participantIds": list(participants),
+            **({} if "participants" in fields else {"participantIds": list(participants)}),
             "exposureCriteria": {"settleSeconds": settle},
             **fields,
         }

@@ -873,6 +873,10 @@ class Phase(_message.Message):
     ALGORITHM_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     TRAFFIC_ALLOCATION_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    STRATA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     number: _builtins.int
@@ -883,6 +887,10 @@ class Phase(_message.Message):
     """Version of the assignment procedure."""
     traffic_allocation: _builtins.int
     """Share of participants that take part, per cent."""
+    experiment_id: _builtins.str
+    """The experiment's id."""
+    run: _builtins.int
+    """Which run of the experiment."""
     @_builtins.property
     def opened_at(self) -> _timestamp_pb2.Timestamp:
         """When it opened."""
@@ -895,6 +903,14 @@ class Phase(_message.Message):
     def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Weight by variant id, per cent."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Warning]:
+        """Only in the answer to opening it: what the caller may not have meant."""
+
+    @_builtins.property
+    def strata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the labels whose values make the strata; none: each agent is one."""
+
     def __init__(
         self,
         *,
@@ -906,16 +922,167 @@ class Phase(_message.Message):
         algorithm: _builtins.str = ...,
         weights: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         traffic_allocation: _builtins.int = ...,
+        experiment_id: _builtins.str = ...,
+        run: _builtins.int = ...,
+        warnings: _abc.Iterable[Global___Warning] | None = ...,
+        strata: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "closed_at", b"closed_at", "opened_at", b"opened_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "algorithm", b"algorithm", "closed_at", b"closed_at", "id", b"id", "number", b"number", "opened_at", b"opened_at", "seed", b"seed", "traffic_allocation", b"traffic_allocation", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "algorithm", b"algorithm", "closed_at", b"closed_at", "experiment_id", b"experiment_id", "id", b"id", "number", b"number", "opened_at", b"opened_at", "run", b"run", "seed", b"seed", "strata", b"strata", "traffic_allocation", b"traffic_allocation", "warnings", b"warnings", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__closed_at: _TypeAlias = _typing.Literal["closed_at"]  # noqa: Y015
     _WhichOneofArgType__closed_at: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__closed_at) -> _WhichOneofReturnType__closed_at | None: ...
 
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
+
+@_typing.final
+class OpenPhaseRequest(_message.Message):
+    """Other weights, another allocation or another seed, from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    TRAFFIC_ALLOCATION_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    traffic_allocation: _builtins.int
+    """Share of participants that take part, per cent; absent: it stays."""
+    seed: _builtins.str
+    """Another seed, 64 hex digits: everything is dealt out again."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Weight by variant id or key, per cent, of every variant; when empty they stay."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        weights: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        traffic_allocation: _builtins.int | None = ...,
+        seed: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_traffic_allocation", b"_traffic_allocation", "seed", b"seed", "traffic_allocation", b"traffic_allocation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_traffic_allocation", b"_traffic_allocation", "id", b"id", "request_id", b"request_id", "seed", b"seed", "traffic_allocation", b"traffic_allocation", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__traffic_allocation: _TypeAlias = _typing.Literal["traffic_allocation"]  # noqa: Y015
+    _WhichOneofArgType__traffic_allocation: _TypeAlias = _typing.Literal["_traffic_allocation", b"_traffic_allocation"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__traffic_allocation) -> _WhichOneofReturnType__traffic_allocation | None: ...
+
+Global___OpenPhaseRequest: _TypeAlias = OpenPhaseRequest  # noqa: Y015
+
+@_typing.final
+class ListPhasesRequest(_message.Message):
+    """Asks for the phases of an experiment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPhasesRequest: _TypeAlias = ListPhasesRequest  # noqa: Y015
+
+@_typing.final
+class ListPhasesResponse(_message.Message):
+    """Phases of an experiment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Always empty: there is one page."""
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Phase]:
+        """The phases, in order."""
+
+    def __init__(
+        self,
+        *,
+        phases: _abc.Iterable[Global___Phase] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "phases", b"phases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPhasesResponse: _TypeAlias = ListPhasesResponse  # noqa: Y015
+
+@_typing.final
+class UnforceAssignmentRequest(_message.Message):
+    """Names the assignment of a participant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    participant_id: _builtins.str
+    """Public id of the participant."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        participant_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "participant_id", b"participant_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnforceAssignmentRequest: _TypeAlias = UnforceAssignmentRequest  # noqa: Y015
 
 @_typing.final
 class Assignment(_message.Message):

@@ -116,6 +116,16 @@ class ExperimentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TransitionExperimentRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Experiment.FromString,
                 _registered_method=True)
+        self.OpenPhase = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/OpenPhase',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.OpenPhaseRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Phase.FromString,
+                _registered_method=True)
+        self.ListPhases = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/ListPhases',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesResponse.FromString,
+                _registered_method=True)
         self.ListVariants = channel.unary_unary(
                 '/variantd.operator.v1.ExperimentService/ListVariants',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListVariantsRequest.SerializeToString,
@@ -259,6 +269,20 @@ class ExperimentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenPhase(self, request, context):
+        """Splits participants otherwise from now on; results are counted anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPhases(self, request, context):
+        """Phases of the present run, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListVariants(self, request, context):
         """Variants of an experiment, in their order.
         """
@@ -376,6 +400,16 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.TransitionExperiment,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TransitionExperimentRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Experiment.SerializeToString,
+            ),
+            'OpenPhase': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenPhase,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.OpenPhaseRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Phase.SerializeToString,
+            ),
+            'ListPhases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPhases,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesResponse.SerializeToString,
             ),
             'ListVariants': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVariants,
@@ -847,6 +881,60 @@ class ExperimentService(object):
             _registered_method=True)
 
     @staticmethod
+    def OpenPhase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/OpenPhase',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.OpenPhaseRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Phase.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPhases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/ListPhases',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListVariants(request,
             target,
             options=(),
@@ -1002,6 +1090,11 @@ class AssignmentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.FromString,
                 _registered_method=True)
+        self.UnforceAssignment = channel.unary_unary(
+                '/variantd.operator.v1.AssignmentService/UnforceAssignment',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnforceAssignmentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Assignment.FromString,
+                _registered_method=True)
 
 
 class AssignmentServiceServicer(object):
@@ -1022,6 +1115,13 @@ class AssignmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UnforceAssignment(self, request, context):
+        """Gives a participant its assigned variant back, after another one was deployed by hand.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AssignmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1034,6 +1134,11 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
                     servicer.PreviewAssignments,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.SerializeToString,
+            ),
+            'UnforceAssignment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnforceAssignment,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnforceAssignmentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Assignment.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1091,6 +1196,33 @@ class AssignmentService(object):
             '/variantd.operator.v1.AssignmentService/PreviewAssignments',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnforceAssignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.AssignmentService/UnforceAssignment',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnforceAssignmentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Assignment.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,10 @@ class ExperimentServiceStub:
     """Makes a new draft with the same design."""
     TransitionExperiment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.TransitionExperimentRequest, _operator_pb2.Experiment]
     """Moves to `running`, `paused` or `completed` by whichever verb leads there."""
+    OpenPhase: _grpc.UnaryUnaryMultiCallable[_operator_pb2.OpenPhaseRequest, _operator_pb2.Phase]
+    """Splits participants otherwise from now on; results are counted anew."""
+    ListPhases: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListPhasesRequest, _operator_pb2.ListPhasesResponse]
+    """Phases of the present run, in order."""
     ListVariants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]
     """Variants of an experiment, in their order."""
     GetVariant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetVariantRequest, _operator_pb2.Variant]
@@ -120,6 +124,10 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     """Makes a new draft with the same design."""
     TransitionExperiment: _aio.UnaryUnaryMultiCallable[_operator_pb2.TransitionExperimentRequest, _operator_pb2.Experiment]  # type: ignore[assignment]
     """Moves to `running`, `paused` or `completed` by whichever verb leads there."""
+    OpenPhase: _aio.UnaryUnaryMultiCallable[_operator_pb2.OpenPhaseRequest, _operator_pb2.Phase]  # type: ignore[assignment]
+    """Splits participants otherwise from now on; results are counted anew."""
+    ListPhases: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListPhasesRequest, _operator_pb2.ListPhasesResponse]  # type: ignore[assignment]
+    """Phases of the present run, in order."""
     ListVariants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]  # type: ignore[assignment]
     """Variants of an experiment, in their order."""
     GetVariant: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetVariantRequest, _operator_pb2.Variant]  # type: ignore[assignment]
@@ -263,6 +271,22 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Moves to `running`, `paused` or `completed` by whichever verb leads there."""
 
     @_abc_1.abstractmethod
+    def OpenPhase(
+        self,
+        request: _operator_pb2.OpenPhaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Phase, _abc.Awaitable[_operator_pb2.Phase]]:
+        """Splits participants otherwise from now on; results are counted anew."""
+
+    @_abc_1.abstractmethod
+    def ListPhases(
+        self,
+        request: _operator_pb2.ListPhasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListPhasesResponse, _abc.Awaitable[_operator_pb2.ListPhasesResponse]]:
+        """Phases of the present run, in order."""
+
+    @_abc_1.abstractmethod
     def ListVariants(
         self,
         request: _operator_pb2.ListVariantsRequest,
@@ -315,6 +339,8 @@ class AssignmentServiceStub:
     """Assignments of an experiment's present phase; in draft, the planned ones."""
     PreviewAssignments: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PreviewAssignmentsRequest, _operator_pb2.PreviewAssignmentsResponse]
     """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
+    UnforceAssignment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UnforceAssignmentRequest, _operator_pb2.Assignment]
+    """Gives a participant its assigned variant back, after another one was deployed by hand."""
 
 @_typing.type_check_only
 class AssignmentServiceAsyncStub(AssignmentServiceStub):
@@ -325,6 +351,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """Assignments of an experiment's present phase; in draft, the planned ones."""
     PreviewAssignments: _aio.UnaryUnaryMultiCallable[_operator_pb2.PreviewAssignmentsRequest, _operator_pb2.PreviewAssignmentsResponse]  # type: ignore[assignment]
     """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
+    UnforceAssignment: _aio.UnaryUnaryMultiCallable[_operator_pb2.UnforceAssignmentRequest, _operator_pb2.Assignment]  # type: ignore[assignment]
+    """Gives a participant its assigned variant back, after another one was deployed by hand."""
 
 class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Who has which variant."""
@@ -344,6 +372,14 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.PreviewAssignmentsResponse, _abc.Awaitable[_operator_pb2.PreviewAssignmentsResponse]]:
         """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
+
+    @_abc_1.abstractmethod
+    def UnforceAssignment(
+        self,
+        request: _operator_pb2.UnforceAssignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Assignment, _abc.Awaitable[_operator_pb2.Assignment]]:
+        """Gives a participant its assigned variant back, after another one was deployed by hand."""
 
 def add_AssignmentServiceServicer_to_server(servicer: AssignmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

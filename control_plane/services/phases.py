@@ -1,0 +1,271 @@
+"""Use cases of phases: another split from now on, who joins late, and who is forced no more."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from control_plane.domain import requests
+from control_plane.domain.deployment import Origin
+from control_plane.domain.experiment import Assignment, Conflict, Experiment, Phase, Variant, rules_of
+from control_plane.domain.fleet import Participant
+from control_plane.domain.intake import (
+    STICKY,
+    Applicant,
+    Seat,
+    algorithm_for,
+    late_blocks,
+    late_seat,
+    reseat,
+    seats,
+)
+from control_plane.domain.lifecycle import Status, Verb
+from control_plane.services import delivery
+from control_plane.services.experiments import View, design_warnings, find, find_variant, view_of
+from control_plane.services.seating import applicants, assignments_of, seat_all, selected
+from control_plane.services.work import Work
+from shared.errors import FailedPrecondition, Fault, Invalid, NotFound
+
+
+def list_phases(work: Work, request: requests.ById) -> tuple[Experiment, list[Phase]]:
+    """Every phase of the present run, in order."""
+    experiment = find(work, request.id)
+    return experiment, work.store.experiments.phases(experiment.id, experiment.run)
+
+
+def open_phase(work: Work, request: requests.OpenPhase) -> tuple[View, Phase]:
+    """From now on participants are split otherwise, and results are counted anew.
+
+    With the seed as it is, everybody keeps the variant, except as few as the new weights need; a raised
+    allocation lets further ones in, a lowered one puts nobody out. Another seed deals everything out again, and
+    whoever is then outside the allocation gets back what was there before.
+    Who cannot come in because another experiment holds the file stays outside. Forced participants get their
+    variant back.
+    """
+    experiment = find(work, request.id)
+    experiment.after(Verb.OPEN_PHASE)
+    former = experiment.phase
+    assert former is not None
+    variants = _with_weights(experiment, request.weights)
+    seed = bytes.fromhex(request.seed) if request.seed else former.seed
+    allocation = (
+        former.traffic_allocation if request.traffic_allocation is None else request.traffic_allocation
+    )
+    weights = {variant.id: variant.weight for variant in variants}
+    if (weights, allocation, seed) == (dict(former.weights), former.traffic_allocation, former.seed):
+        raise Invalid(
+            "nothing would change; send weights, trafficAllocation or seed that differ from the present phase",
+            reason="INVALID_FIELDS",
+        )
+    design = experiment.design.model_copy(update={"traffic_allocation": allocation})
+    changed = replace(experiment, variants=variants, design=design)
+    present = work.store.experiments.assignments(former.id)
+    rules = rules_of(changed, seed=seed)
+    if request.seed:
+        applying = [_applicant(item) for item in present if not item.retired]
+        found, algorithm = seats(applying, rules), algorithm_for(len(applying), rules)
+    else:
+        found, algorithm = reseat(_seats(experiment, present), rules, number=former.number + 1), STICKY
+    phase = Phase(
+        id=work.new_id(),
+        number=former.number + 1,
+        algorithm=algorithm,
+        seed=seed,
+        weights=weights,
+        traffic_allocation=allocation,
+        opened_at=work.now,
+        closed_at=None,
+    )
+    opened = replace(changed, phase=phase, updated_at=work.now)
+    view = _seat_again(work, opened, former, found, present)
+    return view, phase
+
+
+def _with_weights(experiment: Experiment, wanted: Mapping[str, int] | None) -> tuple[Variant, ...]:
+    """The variants with the weights asked for, by id or key. Raises Invalid where they do not fit."""
+    if wanted is None:
+        return experiment.variants
+    named = {find_variant(experiment, name).id: weight for name, weight in wanted.items()}
+    missing = [variant.key for variant in experiment.variants if variant.id not in named]
+    faults = []
+    if missing:
+        faults.append(
+            Fault(
+                field="weights",
+                message=f"says nothing of {', '.join(missing)}",
+                remedy="give every variant its weight, 0 for one that nobody gets",
+            )
+        )
+    if sum(named.values()) != 100:
+        faults.append(
+            Fault(
+                field="weights",
+                message=f"sum to {sum(named.values())}, not to 100",
+                remedy="change the weights so that they sum to 100",
+            )
+        )
+    if faults:
+        listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
+        raise Invalid(listed, reason="INVALID_FIELDS", faults=faults)
+    return tuple(replace(variant, weight=named[variant.id]) for variant in experiment.variants)
+
+
+def _seats(experiment: Experiment, present: list[Assignment]) -> list[Seat]:
+    keys = {variant.id: variant.key for variant in experiment.variants}
+    return [
+        Seat(
+            participant=item.participant,
+            arm=None if item.variant_id is None else keys[item.variant_id],
+            method=item.drawn,
+            stratum=item.stratum,
+            block=item.block,
+            position=item.position,
+        )
+        for item in present
+    ]
+
+
+def _applicant(item: Assignment) -> Applicant:
+    return Applicant(participant=item.participant, stratum=item.stratum, labels=item.labels_used)
+
+
+def _seat_again(
+    work: Work,
+    opened: Experiment,
+    former: Phase,
+    found: Sequence[Seat],
+    present: Sequence[Assignment],
+) -> View:
+    """The former phase is closed, the seats are in force, and every slot that holds something else is told.
+
+    A retired host is told nothing, and holds nothing: its participants only stay on record.
+    """
+    assert opened.phase is not None
+    store = work.store.experiments
+    ids = store.participant_ids(former.id)
+    retired = {item.participant for item in present if item.retired}
+    found, kept_out = _claimed(work, opened, found, ids, retired)
+    store.close_phase(former.id, now=work.now)
+    store.add_phase(opened.id, opened.run, opened.phase)
+    for variant in opened.variants:
+        store.put_variant(variant)
+    store.save(opened)
+    slots = work.store.deployments.slots_of(opened.id)
+    holding = {slot.participant_id: slot.written for slot in slots}
+    planned = list(assignments_of(opened, found, [_applicant(item) for item in present]))
+    in_place = retired | {
+        item.participant for item in planned if holding.get(ids[item.participant]) == item.variant_id
+    }
+    seat_all(work, opened, planned, ids, origin=Origin.PHASE, in_place=in_place)
+    staying = {ids[item.participant] for item in planned if item.variant_id is not None}
+    leaving = [slot for slot in slots if slot.open and slot.participant_id not in staying]
+    delivery.restore(work, opened, leaving, origin=Origin.PHASE)
+    store.release_of(opened.id, [slot.participant_id for slot in leaving])
+    view = view_of(work, store.get(opened.id))
+    warnings = tuple(
+        (
+            "CLAIM_CONFLICT",
+            f"{conflict.participant} stays outside: {conflict.path} is held by {conflict.holder}",
+        )
+        for conflict in kept_out
+    )
+    return replace(view, warnings=(*warnings, *design_warnings(view)))
+
+
+def _claimed(
+    work: Work,
+    opened: Experiment,
+    found: Sequence[Seat],
+    ids: Mapping[str, bytes],
+    retired: Collection[str],
+) -> tuple[list[Seat], list[Conflict]]:
+    """The seats, their files claimed; whoever is new and whose file another experiment holds stays outside."""
+    store = work.store.experiments
+    seated = [
+        ids[seat.participant] for seat in found if seat.arm is not None and seat.participant not in retired
+    ]
+    conflicts = store.conflicts(opened.id, seated, opened.target_files)
+    kept_out = {conflict.participant for conflict in conflicts}
+    seats_now = [
+        replace(seat, arm=None, block="outside") if seat.participant in kept_out else seat for seat in found
+    ]
+    free = [
+        ids[seat.participant]
+        for seat in seats_now
+        if seat.arm is not None and seat.participant not in retired
+    ]
+    store.claim(opened.id, free, opened.target_files, now=work.now)
+    return seats_now, conflicts
+
+
+# -- late joiners
+
+
+def newcomers(work: Work, request: requests.ById) -> list[Participant]:
+    """Whom the experiment's labels mean by now, who is not on record, and whose files nobody else holds.
+
+    Only a running experiment that chooses participants by labels takes anybody in late.
+    """
+    experiment = find(work, request.id)
+    phase = experiment.phase
+    if experiment.status is not Status.RUNNING or phase is None or not experiment.selector.get("labels"):
+        return []
+    known = work.store.experiments.participant_ids(phase.id)
+    found = [item for item in selected(work, experiment.selector) if item.public_id not in known]
+    conflicts = work.store.experiments.conflicts(
+        experiment.id, [item.id for item in found], experiment.target_files
+    )
+    held = {conflict.participant for conflict in conflicts}
+    meant = {item.participant for item in applicants(experiment, found)}
+    return [item for item in found if item.public_id in meant - held]
+
+
+def admit(work: Work, request: requests.ById) -> list[str]:
+    """Every newcomer has a seat; returns who they are."""
+    experiment = find(work, request.id)
+    phase = experiment.phase
+    found = newcomers(work, request)
+    if phase is None or not found:
+        return []
+    store = work.store.experiments
+    ids = {item.public_id: item.id for item in found}
+    rules = rules_of(experiment, seed=phase.seed)
+    drawn = [item.algorithm for item in store.phases(experiment.id, experiment.run)]
+    algorithm = next(name for name in reversed(drawn) if name != STICKY)
+    late = late_blocks(phase.number)
+    earlier = Counter(item.stratum for item in store.assignments(phase.id) if item.block.startswith(late))
+    applying = applicants(experiment, found)
+    seated = []
+    for applicant in applying:
+        seat = late_seat(
+            applicant, rules, algorithm=algorithm, phase=phase.number, earlier=earlier[applicant.stratum]
+        )
+        earlier[applicant.stratum] += seat.block.startswith(late)
+        seated.append(seat)
+    joined = [ids[seat.participant] for seat in seated if seat.arm is not None]
+    store.claim(experiment.id, joined, experiment.target_files, now=work.now)
+    seat_all(work, experiment, assignments_of(experiment, seated, applying), ids, origin=Origin.LATE_JOIN)
+    return [seat.participant for seat in seated]
+
+
+# -- forced participants
+
+
+def unforce(work: Work, request: requests.OfAssignment) -> Assignment:
+    """The participant should hold its assigned variant again, and its assignment is forced no more."""
+    experiment = find(work, request.id)
+    experiment.after(Verb.DEPLOY)
+    participant = work.store.fleet.participant(work.project_id, request.participant_id)
+    phase = experiment.phase
+    found = None
+    if participant is not None and phase is not None:
+        found = work.store.experiments.assignment(phase.id, participant.id)
+    if participant is None or found is None or phase is None:
+        raise NotFound(
+            f"{request.participant_id!r} is not assigned in {experiment.key}", reason="ASSIGNMENT_NOT_FOUND"
+        )
+    variant = next((item for item in experiment.variants if item.id == found.variant_id), None)
+    if found.forced_by is None or variant is None:
+        raise FailedPrecondition(f"{request.participant_id} is not forced", reason="NOT_FORCED")
+    work.store.experiments.unforce(phase.id, participant.id)
+    delivery.write(work, experiment, variant, [participant.id], origin=Origin.UNFORCED)
+    return replace(found, forced_by=None)

@@ -1,0 +1,105 @@
+"""Who has which variant: as it would be, and put into force."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from control_plane.domain.deployment import Origin
+from control_plane.domain.experiment import Assignment, Experiment, plan
+from control_plane.domain.fleet import Participant, matches
+from control_plane.domain.intake import Applicant, Seat
+from control_plane.domain.targeting import visible
+from control_plane.services import delivery
+from control_plane.services.work import Work
+
+
+def planned(work: Work, experiment: Experiment) -> tuple[Assignment, ...]:
+    """What a start would assign now; locks nothing."""
+    applying = applicants(experiment, selected(work, experiment.selector))
+    return tuple(assignments_of(experiment, plan(experiment, applying), applying))
+
+
+def assignments_of(
+    experiment: Experiment, seats: Iterable[Seat], applying: Iterable[Applicant]
+) -> Iterator[Assignment]:
+    """The planned assignment of each seat."""
+    ids = {variant.key: variant.id for variant in experiment.variants}
+    labels = {applicant.participant: applicant.labels for applicant in applying}
+    for seat in seats:
+        yield Assignment(
+            id=None,
+            experiment_id=experiment.id,
+            phase_id=None,
+            participant=seat.participant,
+            variant_id=None if seat.arm is None else ids[seat.arm],
+            drawn=seat.method,
+            block=seat.block,
+            stratum=seat.stratum,
+            position=seat.position,
+            from_at=0,
+            labels_used=labels.get(seat.participant, {}),
+        )
+
+
+def selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
+    """The live participants a selector names, or whose labels it matches, now; none whose host is retired."""
+    return [item for item in meant(work, selector) if item.retired_at is None]
+
+
+def meant(work: Work, selector: dict[str, Any]) -> list[Participant]:
+    """The live participants a selector names, or whose labels it matches, now."""
+    ids, labels = selector.get("ids", []), selector.get("labels", {})
+    if ids:
+        found = [work.store.fleet.participant(work.project_id, public_id) for public_id in ids]
+        return [item for item in found if item is not None]
+    if not labels:
+        return []
+    everyone = work.store.fleet.participants(work.project_id)
+    return [item for item in everyone if matches(item.labels, labels)]
+
+
+def applicants(experiment: Experiment, participants: Iterable[Participant]) -> list[Applicant]:
+    """The participants whom the targeting rules mean, each in its stratum.
+
+    Without labels to stratify by, that is its agent: what is common to a host is common to its participants.
+    """
+    design = experiment.design
+    found = []
+    for participant in participants:
+        labels = visible(
+            participant.labels, participant.host_labels, allow_host_labels=design.allow_host_labels
+        )
+        if not design.targeting_rules.match(labels):
+            continue
+        agent = participant.agent_uid.hex() if participant.agent_uid else "never_seen"
+        stratum = ",".join(f"{name}={labels.get(name, '')}" for name in design.strata) or agent
+        found.append(Applicant(participant=participant.public_id, stratum=stratum, labels=labels))
+    return found
+
+
+def seat_all(
+    work: Work,
+    experiment: Experiment,
+    planned: Iterable[Assignment],
+    participants: Mapping[str, bytes],
+    *,
+    origin: Origin,
+    in_place: Collection[str] = (),
+) -> None:
+    """The planned assignments are in force in the present phase and every slot should hold its variant.
+
+    Nothing is deployed to those `in_place`: their slots should hold it already.
+    """
+    assert experiment.phase is not None
+    rows = []
+    members: defaultdict[bytes | None, list[bytes]] = defaultdict(list)
+    for item in planned:
+        participant_id = participants[item.participant]
+        if item.participant not in in_place:
+            members[item.variant_id].append(participant_id)
+        fixed = replace(item, id=work.new_id(), phase_id=experiment.phase.id, from_at=work.now)
+        rows.append((fixed, participant_id))
+    work.store.experiments.add_assignments(rows)
+    for variant in experiment.variants:
+        delivery.write(work, experiment, variant, members[variant.id], origin=origin)
