@@ -23,7 +23,7 @@ from control_plane.services import delivery
 from control_plane.services.experiments import View, design_warnings, find, find_variant, view_of
 from control_plane.services.seating import applicants, assignments_of, seat_all, selected
 from control_plane.services.work import Work
-from shared.errors import FailedPrecondition, Fault, Invalid, NotFound
+from shared.errors import Fault, Invalid, NotFound
 
 
 def list_phases(work: Work, request: requests.ById) -> tuple[Experiment, list[Phase]]:
@@ -251,7 +251,7 @@ def admit(work: Work, request: requests.ById) -> list[str]:
 
 
 def unforce(work: Work, request: requests.OfAssignment) -> Assignment:
-    """The participant should hold its assigned variant again, and its assignment is forced no more."""
+    """The assignment is as it was drawn, and the participant should hold its variant; one not forced stays as it is."""
     experiment = find(work, request.id)
     experiment.after(Verb.DEPLOY)
     participant = work.store.fleet.participant(work.project_id, request.participant_id)
@@ -265,7 +265,7 @@ def unforce(work: Work, request: requests.OfAssignment) -> Assignment:
         )
     variant = next((item for item in experiment.variants if item.id == found.variant_id), None)
     if found.forced_by is None or variant is None:
-        raise FailedPrecondition(f"{request.participant_id} is not forced", reason="NOT_FORCED")
+        return found
     work.store.experiments.unforce(phase.id, participant.id)
     delivery.write(work, experiment, variant, [participant.id], origin=Origin.UNFORCED)
     return replace(found, forced_by=None)

@@ -297,8 +297,10 @@ cat "$T"/*.log; exit 1
 PREPARED = """
 ip link set lo up
 cp -a /etc "$T/etc" && mount --bind "$T/etc" /etc
+mkdir "$T/checkout" && mount --bind "$CHECKOUT" "$T/checkout"
 for place in /srv /run /var/lib /tmp; do mount -t tmpfs none $place; done
 chmod 1777 /tmp
+mkdir -p "$CHECKOUT" && mount --bind "$T/checkout" "$CHECKOUT"  # it may lie in one of those places
 echo 'variantd:x:7400:7400::/var/lib/variantd:/bin/sh' >> /etc/passwd
 cp -r "$DOCKER" /srv/docker && cd /srv/docker && mkdir workspace && chown 1000:1000 workspace
 mkdir /etc/variant-agent && sed 's|"/workspace"|"/srv/docker/workspace"|' agent.toml > /etc/variant-agent/agent.toml
@@ -338,6 +340,7 @@ def test_every_command_of_the_page(tmp_path: Path) -> None:
                 **os.environ,
                 "T": str(place),
                 "DOCKER": str(DOCKER),
+                "CHECKOUT": str(ROOT),
                 "PATH": f"{place}/bin:{BIN}:{os.environ['PATH']}",
             },
             capture_output=True,
