@@ -1,20 +1,22 @@
 """Live views: what is on files, how deployments stand, what the numbers say, as it changes.
 
-On a terminal the view is drawn again in place; elsewhere each change is one line, or with --json one JSON
-object a line. It is polled: what a view shows is at most `--interval` old.
+On a terminal the view fills the screen and is drawn again in place, also when the terminal's size changes; its last
+picture stays when it ends. Elsewhere each change is one line, or with --json one JSON object a line. It is
+polled: what a view shows is at most `--interval` old.
 """
 
 import asyncio
-import copy
-import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import signal
+import sys
+import termios
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
@@ -26,6 +28,11 @@ Interval = Annotated[
     str, typer.Option("--interval", metavar="DURATION", help="How often to ask, such as 500ms or 5s.")
 ]
 
+_BLINK = 0.1
+"""Seconds within which a changed size is seen."""
+_PLAIN = str.maketrans("✓…✗≠●○├─┤→·", "+.x#*o|-|>-")
+"""For terminals that have only ASCII; one character for one, so that what fitted fits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fact:
@@ -36,11 +43,20 @@ class Fact:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a picture is drawn for; `away`: the control plane does not answer now."""
+
+    width: int
+    height: int
+    away: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A view at one moment: how it is drawn, what it says, and whether nothing can change any more."""
+    """A view at one moment: its picture, what it says, and whether nothing can change any more."""
 
-    draw: Callable[[Session], None]
+    draw: Callable[[Shape], Sequence[Text]]
     facts: tuple[Fact, ...]
     over: bool
 
@@ -49,44 +65,106 @@ def follow(session: Session, ask: Callable[[], Frame], *, interval: str) -> None
     """The view is shown until it is over or the person interrupts; a restarting server is waited for."""
     pause = max(0.1, duration(interval))
     with suppress(KeyboardInterrupt):
-        if session.out.is_terminal and not session.json:
+        if session.out.is_terminal and not session.out.is_dumb_terminal and not session.json:
             _draw_in_place(session, ask, pause)
         else:
             _print_changes(session, ask, pause)
 
 
-def _frames(session: Session, ask: Callable[[], Frame], pause: float) -> Iterator[Frame | None]:
-    while True:
-        try:
-            frame = ask()
-        except Unreachable:
-            yield None
-        else:
-            yield frame
-            if frame.over:
-                return
-        asyncio.run(session.clock.sleep(pause))
-
-
 def _draw_in_place(session: Session, ask: Callable[[], Frame], pause: float) -> None:
-    with Live(console=session.out, auto_refresh=False) as live:
-        for frame in _frames(session, ask, pause):
-            if frame is None:
-                continue  # the last frame stays while the control plane is away
-            drawn = io.StringIO()
-            console = Console(file=drawn, force_terminal=True, width=session.out.width, markup=False)
-            onto = copy.copy(session)  # the connection is shared
-            onto.out = console
-            frame.draw(onto)
-            live.update(Text.from_ansi(drawn.getvalue()), refresh=True)
+    frame: Frame | None = None
+    away = False
+
+    def picture() -> list[Text]:
+        width, height = session.out.size
+        if frame is None:
+            return [Text("waiting for the control plane"[:width])] if away else []
+        rows = list(frame.draw(Shape(width=width, height=height, away=away)))
+        if len(rows) > height:
+            rows = [*rows[: height - 1], Text(f"… {len(rows) - height + 1} more rows"[:width])]
+        return rows if session.out.encoding.startswith("utf") else [_ascii(row) for row in rows]
+
+    def draw() -> None:
+        live.update(Group(*picture()), refresh=True)
+
+    try:
+        with (
+            _told_to_end_is_interrupted(),
+            _typing_is_not_shown(),
+            Live(
+                console=session.out,
+                screen=True,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            ) as live,
+        ):
+            while frame is None or not frame.over:
+                try:
+                    frame, away = ask(), False
+                except Unreachable:
+                    away = True  # the last frame stays
+                draw()
+                if frame is None or not frame.over:
+                    _rest(session, pause, draw)
+    finally:
+        for row in picture():
+            session.out.print(row, no_wrap=True, crop=True)
+
+
+def _rest(session: Session, pause: float, draw: Callable[[], None]) -> None:
+    """`pause` has passed; a terminal of another size was drawn again at once."""
+    end, size = session.clock.monotonic() + pause, session.out.size
+    while (left := end - session.clock.monotonic()) > 0:
+        asyncio.run(session.clock.sleep(min(_BLINK, left)))
+        if session.out.size != size:
+            size = session.out.size
+            draw()
+
+
+@contextmanager
+def _told_to_end_is_interrupted() -> Iterator[None]:
+    """SIGTERM is like Ctrl-C: nobody is left with a screen that is not theirs."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _typing_is_not_shown() -> Iterator[None]:
+    """What is typed meanwhile, Ctrl-C too, does not stand in the picture."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = termios.tcgetattr(sys.stdin)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def _ascii(row: Text) -> Text:
+    made = Text(row.plain.translate(_PLAIN).encode("ascii", "replace").decode(), style=row.style)
+    made.spans = list(row.spans)
+    return made
 
 
 def _print_changes(session: Session, ask: Callable[[], Frame], pause: float) -> None:
     known: dict[str, dict[str, Any]] = {}
-    for frame in _frames(session, ask, pause):
-        for fact in frame.facts if frame else ():
-            if known.get(fact.key) == fact.value:
-                continue
-            known[fact.key] = fact.value
-            line = json.dumps(fact.value, ensure_ascii=False) if session.json else show.clean(fact.text)
-            print(line, file=session.out.file, flush=True)
+    while True:
+        with suppress(Unreachable):
+            frame = ask()
+            for fact in frame.facts:
+                if known.get(fact.key) == fact.value:
+                    continue
+                known[fact.key] = fact.value
+                line = json.dumps(fact.value, ensure_ascii=False) if session.json else show.clean(fact.text)
+                print(line, file=session.out.file, flush=True)
+            if frame.over:
+                return
+        asyncio.run(session.clock.sleep(pause))

@@ -1,14 +1,17 @@
 """Results for people: counts, rates with their intervals as bars, and why a number is absent."""
 
 import enum
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from control_plane.cli import show
-from control_plane.cli.live import Fact, Frame, Interval, follow
+from control_plane.cli.live import Fact, Frame, Interval, Shape, follow
 from control_plane.cli.session import Session
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
@@ -69,7 +72,8 @@ def print_results(session: Session, found: pb.Results, *, beside: pb.Results | N
     _headline(session, found)
     _counts(session, found)
     _bars(session, found)
-    print_differences(session, found)
+    for line in differences(found):
+        show.say(session.out, line)
     _absent(session, found)
     if beside is not None:
         _beside(session, beside)
@@ -79,16 +83,25 @@ def print_results(session: Session, found: pb.Results, *, beside: pb.Results | N
 def _frame(session: Session, experiment: str, event: str, population: Population) -> Frame:
     found = _ask(session, experiment, event, population)
     over = found.status == pb.EXPERIMENT_STATUS_COMPLETED
-    return Frame(draw=lambda onto: print_results(onto, found), facts=(result_fact(found),), over=over)
+
+    def draw(shape: Shape) -> list[Text]:
+        drawn = io.StringIO()
+        console = Console(file=drawn, force_terminal=True, width=shape.width, markup=False)
+        if shape.away:
+            show.say(console, "the control plane does not answer; this is what it said last")
+        print_results(replace(session, out=console), found)
+        return list(Text.from_ansi(drawn.getvalue()).split("\n"))
+
+    return Frame(draw=draw, facts=(result_fact(found),), over=over)
 
 
 def result_fact(found: pb.Results) -> Fact:
     """The numbers of an experiment as one fact."""
     rates = [
         f"{item.name} {item.conversions}/{item.impressions}"
-        + (f" = {_percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
+        + (f" = {percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
         + (
-            f" (P(best) {_chance(item.probability_to_be_best)})"
+            f" (P(best) {chance(item.probability_to_be_best)})"
             if item.HasField("probability_to_be_best") and item.impressions
             else ""
         )
@@ -132,8 +145,8 @@ def _counts(session: Session, found: pb.Results) -> None:
                 f"{item.participants_exposed} of {item.participants}",
                 item.impressions,
                 item.conversions,
-                _percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
-                _chance(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
+                percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
+                chance(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
             )
             for item in found.variants
         ),
@@ -143,7 +156,7 @@ def _counts(session: Session, found: pb.Results) -> None:
 
 
 def _bars(session: Session, found: pb.Results) -> None:
-    scale = _scale(found.variants)
+    scale = scale_of(found.variants)
     if scale is None:
         return
     show.print_table(
@@ -166,7 +179,7 @@ def _level(found: pb.Results) -> str:
     return f"{100 * (1 - found.alpha):g} %"
 
 
-def print_differences(session: Session, found: pb.Results) -> None:
+def differences(found: pb.Results) -> Iterator[str]:
     """Each variant against control, in a sentence with as much as is known."""
     control = next((item.name for item in found.variants if item.is_control), "control")
     for item in found.variants:
@@ -178,18 +191,19 @@ def print_differences(session: Session, found: pb.Results) -> None:
             text += f" ({_level(found)}: {_points(interval.low)} … {_points(interval.high)})"
         if item.HasField("p_value"):
             text += ", p < 0.001" if item.p_value < 0.001 else f", p = {item.p_value:.3f}"
-        show.say(session.out, text)
+        yield text
 
 
-def _percent(rate: float) -> str:
+def percent(rate: float) -> str:
+    """A rate to a tenth of a per cent."""
     return f"{100 * rate:.1f} %"
 
 
-def _chance(probability: float) -> str:
+def chance(probability: float) -> str:
     """A probability, never rounded into a certainty."""
     if 0.0 < probability < 0.001:
         return "< 0.1 %"
-    return "> 99.9 %" if 0.999 < probability < 1.0 else _percent(probability)
+    return "> 99.9 %" if 0.999 < probability < 1.0 else percent(probability)
 
 
 def _points(rate: float) -> str:
@@ -200,7 +214,7 @@ def _interval(interval: pb.Interval) -> str:
     return f"{100 * interval.low:.1f} … {100 * interval.high:.1f} %"
 
 
-def _scale(variants: Sequence[pb.VariantResult]) -> tuple[float, float] | None:
+def scale_of(variants: Sequence[pb.VariantResult]) -> tuple[float, float] | None:
     """What the bars span: from the lowest to the highest end of any interval."""
     given = [item.credible_interval for item in variants if item.HasField("credible_interval")]
     if not given:
@@ -214,20 +228,21 @@ def _axis(scale: tuple[float, float]) -> str:
     return f"{low}{high:>{BAR_CELLS - len(low)}}"
 
 
-def bar(item: pb.VariantResult, scale: tuple[float, float]) -> str:
+def bar(item: pb.VariantResult, scale: tuple[float, float], width: int = BAR_CELLS) -> str:
     """The credible interval as a bar on `scale`, the rate as a dot on it."""
-    cells = [" "] * BAR_CELLS
-    low, high = _cell(item.credible_interval.low, scale), _cell(item.credible_interval.high, scale)
+    cells = [" "] * width
+    low = _cell(item.credible_interval.low, scale, width)
+    high = _cell(item.credible_interval.high, scale, width)
     cells[low : high + 1] = "─" * (high - low + 1)
     cells[low], cells[high] = "├", "┤"
     if item.HasField("conversion_rate"):
-        cells[_cell(item.conversion_rate, scale)] = "●"
+        cells[_cell(item.conversion_rate, scale, width)] = "●"
     return "".join(cells)
 
 
-def _cell(value: float, scale: tuple[float, float]) -> int:
+def _cell(value: float, scale: tuple[float, float], width: int) -> int:
     share = (value - scale[0]) / (scale[1] - scale[0])
-    return min(BAR_CELLS - 1, max(0, round(share * (BAR_CELLS - 1))))
+    return min(width - 1, max(0, round(share * (width - 1))))
 
 
 def _absent(session: Session, found: pb.Results) -> None:
@@ -244,7 +259,7 @@ def _absent(session: Session, found: pb.Results) -> None:
 def _beside(session: Session, beside: pb.Results) -> None:
     rates = [
         f"{item.name} {item.conversions}/{item.impressions}"
-        + (f" = {_percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
+        + (f" = {percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
         for item in beside.variants
     ]
     show.say(session.out, f"{_population(beside)}: {', '.join(rates)}")

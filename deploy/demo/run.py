@@ -22,9 +22,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.live import Live
-from rich.table import Table
-
 HERE = Path(__file__).resolve().parent
 KEY = "soul-tone"
 HOSTS = ("host-1", "host-2", "host-3")
@@ -296,31 +293,29 @@ class Demo:
         running = [process for name, process in self.stage.processes if name in names]
         try:
             if sys.stdout.isatty():
-                with Live(auto_refresh=False) as live:
-                    self._watch(running, lambda found: live.update(self._table(found), refresh=True))
+                self._show_live(running)
             else:
-                self._watch(running, lambda found: say(self._line(found)))
+                while _going(running):
+                    say(self._line(self.stage.ask("results", KEY)))
+                    time.sleep(0.7)
         except KeyboardInterrupt:
             say("\nending the experiment")
         self.stage.end(*names)
 
-    def _watch(
-        self, running: Sequence[subprocess.Popen[bytes]], show: Callable[[dict[str, Any]], None]
-    ) -> None:
-        while any(process.poll() is None for process in running):
-            show(self.stage.ask("results", KEY))
-            time.sleep(0.7)
-
-    def _table(self, found: Mapping[str, Any]) -> Table:
-        accepted = sum(impressions for impressions, _ in self.ledger().values())
-        table = Table(title=f"{KEY}: {accepted} conversations reported by the applications")
-        for name in ("variant", "participants", "impressions", "resolved", "rate", "P(best)"):
-            table.add_column(name, justify="left" if name == "variant" else "right")
-        for item in found["variants"]:
-            counts = (item["participantsExposed"], item["impressions"], item["conversions"])
-            rate, best = _percent(item["conversionRate"]), _chance(item["probabilityToBeBest"])
-            table.add_row(item["name"], *map(str, counts), rate, best)
-        return table
+    def _show_live(self, running: Sequence[subprocess.Popen[bytes]]) -> None:
+        """The terminal is `variantctl watch`'s until the applications have ended or somebody interrupts."""
+        command = ("variantctl", "watch", KEY, "--interval", "700ms")
+        view = subprocess.Popen(command, env=self.stage.environment)
+        try:
+            while _going(running) and view.poll() is None:
+                time.sleep(0.1)
+            if view.poll() is not None:
+                # Ctrl-C reaches the view as well, and it may be the first to know.
+                time.sleep(0.5)
+                raise Trouble(f"`{' '.join(command)}` ended with {view.returncode}")
+        finally:
+            view.terminate()
+            view.wait()
 
     def _line(self, found: Mapping[str, Any]) -> str:
         parts = [
@@ -375,6 +370,10 @@ class Demo:
                 raise Trouble(f"the control plane counted {counted} ({population}), the ledger has {ledger}")
         total = [sum(column) for column in zip(*ledger.values(), strict=True)]
         say(f"ledger and results are equal: {total[0]} impressions, {total[1]} conversions")
+
+
+def _going(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
+    return any(process.poll() is None for process in processes)
 
 
 def _percent(rate: float | None) -> str:

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.cli.results import BAR_CELLS, bar, print_differences
-from control_plane.cli.session import Session
+from control_plane.cli.results import BAR_CELLS, bar, differences
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.cli.conftest import Run
 from tests.support.plane import Plane
@@ -69,10 +68,7 @@ def numbers(**fields: Any) -> pb.VariantResult:
         (numbers(), None),
     ],
 )
-def test_a_difference_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], item: pb.VariantResult, line: str | None
-) -> None:
+def test_a_difference_is_one_sentence(item: pb.VariantResult, line: str | None) -> None:
     """As much of it as is known, and none where it is not."""
     control = pb.VariantResult(key="a", name="A", is_control=True)
-    print_differences(Session(), pb.Results(alpha=0.1, variants=[control, item]))
-    assert capsys.readouterr().out == (f"{line}\n" if line else "")
+    assert list(differences(pb.Results(alpha=0.1, variants=[control, item]))) == ([line] if line else [])

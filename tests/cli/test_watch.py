@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-import os
-import pty
+import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+
+import pytest
 
 from shared import wire
 from shared.model import Result
@@ -16,7 +17,7 @@ from tests.cli.conftest import Run
 from tests.support.builders import make_hello
 from tests.support.plane import Plane
 from tests.support.stream import make_outcome, session
-from tests.support.waiting import eventually
+from tests.support.terminal import Screen, Terminal, on_a_terminal
 
 BIN = Path(sys.executable).parent
 
@@ -77,29 +78,93 @@ async def test_results_are_watched_to_their_end(plane: Plane, running: Run) -> N
         assert (await ended(process))[-1].startswith("soul-tone ")
 
 
-async def test_a_terminal_is_drawn_in_place(plane: Plane, running: Run) -> None:
-    """On a terminal the tables are there, and an interrupt ends the view without an error."""
-    parent, child = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        str(BIN / "variantctl"), "watch", "--interval", "200ms",
-        stdin=child, stdout=child, stderr=child, env={**os.environ, "COLUMNS": "100", "TERM": "xterm"},
-        start_new_session=True,
-    )  # fmt: skip
-    os.close(child)
-    os.set_blocking(parent, False)
-    shown = bytearray()
+def watch(*words: str, width: int, height: int, **env: str) -> AbstractAsyncContextManager[Terminal]:
+    """`variantctl watch` on a terminal of that size."""
+    command = (str(BIN / "variantctl"), "watch", *words, "--interval", "200ms")
+    return on_a_terminal(*command, width=width, height=height, env=env)
 
-    def drawn() -> bool:
-        with suppress(BlockingIOError):
-            shown.extend(os.read(parent, 65536))
-        return b"PARTICIPANT" in shown and b"IMPRESSIONS" in shown and b"bot-2" in shown
 
-    try:
-        await eventually(drawn, within=20, what="the view is drawn")
-    finally:
-        process.send_signal(2)
-        async with asyncio.timeout(10):
-            code = await process.wait()
-        os.close(parent)
-    assert code == 0
-    assert b"Traceback" not in shown
+def complete(screen: Screen) -> bool:
+    """Every section is there."""
+    return all(word in screen.text for word in ("hosts", "FILE", "soul-tone", "EVENTS", "bot-2"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+async def test_a_terminal_is_filled_and_drawn_in_place(
+    plane: Plane, running: Run, width: int, height: int
+) -> None:
+    """Nothing runs over an edge, every picture is drawn onto the one before, and Ctrl-C leaves the last one."""
+    async with watch(width=width, height=height) as terminal:
+        await terminal.until(complete, what="the view is drawn")
+        screen = await terminal.until(lambda screen: screen.drawn > 4, what="it is drawn again")
+        assert screen.alternate
+        assert (screen.wrapped, screen.scrolled) == (0, 0)
+        assert not screen.cursor
+        terminal.type("\x03")
+        assert await terminal.ended() == 0
+        assert not screen.alternate
+        assert screen.cursor
+        assert screen.wrapped == 0
+        assert "bot-2" in screen.text
+    assert "Traceback" not in terminal.written
+
+
+async def test_a_terminal_that_changes_its_size_is_drawn_for_the_new_one(plane: Plane, running: Run) -> None:
+    """At once, not with the next answer, and again without a cell over an edge."""
+    async with on_a_terminal(
+        str(BIN / "variantctl"), "watch", "--interval", "1h", width=120, height=40
+    ) as terminal:
+        await terminal.until(complete, what="the view is drawn")
+        for width, height in ((60, 16), (30, 6), (100, 30)):
+            before = terminal.read().drawn
+            terminal.resize(width, height)
+            screen = await terminal.until(lambda screen: screen.drawn > before, what="drawn again")  # noqa: B023
+            assert (screen.wrapped, screen.scrolled) == (0, 0), screen.text
+            assert "1 started" in screen.text
+        await terminal.until(complete, what="the whole view is there again")
+        terminal.process.send_signal(signal.SIGTERM)
+        assert await terminal.ended() == 0
+        assert not terminal.screen.alternate
+
+
+async def test_what_happens_meanwhile_is_listed(plane: Plane, running: Run) -> None:
+    """A host that connects, applies and is gone: each is an event, and the host's row says how it is."""
+    identity = await plane.enroll(await plane.token(), name="host-1")
+    async with watch("soul-tone", width=100, height=30) as terminal:
+        await terminal.until(complete, what="the view is drawn")
+        async with session(identity, make_hello("bot-1", "bot-2")) as stream:
+            offers = [await stream.offer() for _ in range(2)]
+            for offer in offers:
+                await stream.send(outcome=wire.outcome_to_pb(make_outcome(offer, Result.APPLIED)))
+            for _ in range(2):
+                await stream.receive("outcome_ack")
+            await terminal.until(
+                lambda screen: "bot-1, bot-2 soul-tone: write applied" in screen.text,
+                what="what was applied is an event",
+            )
+            screen = await terminal.until(
+                lambda screen: "● host-1 connected" in screen.text, what="the host is there"
+            )
+            assert screen.text.count("✓ ") == 2
+        await terminal.until(
+            lambda screen: "host-1: connected → lost" in screen.text, what="the host that is gone is an event"
+        )
+        assert "○ host-1 lost" in terminal.screen.text
+        assert (terminal.screen.wrapped, terminal.screen.scrolled) == (0, 0)
+
+
+async def test_a_terminal_without_unicode_gets_ascii(plane: Plane, running: Run) -> None:
+    """Marks and bars have characters of their own there; nothing becomes a question mark."""
+    async with watch(width=80, height=24, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0") as terminal:
+        screen = await terminal.until(complete, what="the view is drawn")
+        assert terminal.written.isascii()
+        assert "?" not in screen.text
+
+
+async def test_an_unknown_experiment_leaves_the_terminal_as_it_was(plane: Plane, ctl: Run) -> None:
+    """The error is there to read, on the screen of before."""
+    async with watch("nothing", width=80, height=24) as terminal:
+        assert await terminal.ended() == 1
+        assert "EXPERIMENT_NOT_FOUND" in terminal.screen.text
+        assert terminal.screen.cursor
+        assert not terminal.screen.alternate

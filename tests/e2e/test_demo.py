@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.terminal import on_a_terminal
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
 
@@ -68,3 +70,23 @@ def test_ctrl_c_ends_the_demo_the_same_way() -> None:
     assert demo.returncode == 0, printed[-8000:]
     assert "every baseline is back, byte for byte: 12 of 12\n" in printed
     assert "ledger and results are equal: " in printed
+
+
+@pytest.mark.timeout(120)
+async def test_on_a_terminal_the_demo_is_a_live_view_until_ctrl_c() -> None:
+    """Hosts, files, bars and events fill the screen; Ctrl-C gives it back and the demo tells its end as ever."""
+    command = (sys.executable, str(ROOT / "deploy" / "demo" / "run.py"))
+    env = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    async with on_a_terminal(*command, width=80, height=24, env=env) as terminal:
+        shown = ("● host-3 connected", "bot-01", "├", "●", "┤", "P(best)", "since the last look")
+        screen = await terminal.until(
+            lambda screen: screen.alternate and all(word in screen.text for word in shown),
+            what="the live view is there",
+            within=60,
+        )
+        terminal.type("\x03")
+        assert await terminal.ended(within=60) == 0, screen.text
+        assert not screen.alternate
+        assert "every baseline is back, byte for byte: 12 of 12\r\n" in terminal.written
+        assert "ledger and results are equal: " in screen.text
+        assert "Traceback" not in terminal.written
