@@ -10,15 +10,18 @@ revision) or a number (a count) is the resource's own choice; both are understoo
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
+from shared.errors import Fault, Invalid
 from shared.moment import SECOND, from_rfc3339, to_rfc3339
 from shared.pb.variantd.operator.v1 import operator_pb2
 
@@ -71,6 +74,8 @@ def _fill_sub(message: Message, value: Any) -> None:
         message.seconds, message.nanos = moment // SECOND, moment % SECOND * 1000
     elif isinstance(message, Struct):
         ParseDict(value, message)
+    elif isinstance(message, FieldMask):
+        message.paths.extend(value)
     else:
         _fill(message, value)
 
@@ -96,11 +101,68 @@ def from_message(message: Message) -> dict[str, Any]:
     return values
 
 
+def request_values(message: Message, named: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON-shaped values of a request, as REST would have sent them.
+
+    Pages go by `limit` and `cursor`. With an `update_mask` the values are what names the resource (`named`) and
+    the masked fields, null or empty where they are not set: AIP-134, with null as REST means it. Raises Invalid
+    for a field that this version does not know, in the message or in the mask.
+    """
+    _refuse_unknown(message, "")
+    values = from_message(message)
+    for ours, theirs in (("limit", "pageSize"), ("cursor", "pageToken")):
+        if theirs in values:
+            values[ours] = values.pop(theirs)
+    mask = values.pop("updateMask", None)
+    if mask is None:
+        return values
+    kept = {name: value for name, value in values.items() if name in named or name == "requestId"}
+    fields = {
+        field.name: field
+        for field in message.DESCRIPTOR.fields
+        if field.json_name not in named and field.name not in ("request_id", "update_mask")
+    }
+    for path in mask:
+        if path not in fields:
+            raise _refusal("updateMask", f"there is no {path!r} to change", f"known are {', '.join(fields)}")
+        field = fields[path]
+        kept[field.json_name] = values.get(field.json_name, _emptied(field))
+    return kept
+
+
+def _emptied(field: Any) -> Any:
+    if is_map(field):
+        return {}
+    if field.is_repeated:
+        return []
+    return None if field.has_presence or field.enum_type is not None else field.default_value
+
+
+def _refuse_unknown(message: Message, where: str) -> None:
+    unknown: Any = UnknownFieldSet(message)
+    for item in unknown:
+        remedy = "use a client of this version, or a newer control plane"
+        raise _refusal(f"{where}{item.field_number}", "is not a known field", remedy)
+    fields: Any = message.ListFields()
+    for field, value in fields:
+        if field.message_type is None or is_map(field):
+            continue
+        for item in value if field.is_repeated else (value,):
+            _refuse_unknown(item, f"{where}{field.json_name}.")
+
+
+def _refusal(field: str, message: str, remedy: str) -> Invalid:
+    fault = Fault(field=field, message=message, remedy=remedy)
+    return Invalid(f"{field}: {message}", reason="INVALID_FIELDS", faults=[fault])
+
+
 def _shown(field: Any, value: Any) -> Any:
     if isinstance(value, Timestamp):
         return to_rfc3339(value.seconds * SECOND + value.nanos // 1000)
     if isinstance(value, Struct):
         return MessageToDict(value)
+    if isinstance(value, FieldMask):
+        return list(value.paths)
     if isinstance(value, Message):
         return from_message(value)
     if field.enum_type is not None:

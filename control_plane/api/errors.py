@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 from aiohttp import web
@@ -80,16 +81,39 @@ def problem(error: Error) -> web.Response:
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Error) -> None:
-    """Ends the call with the failure's status and trailing metadata."""
-    faults = [
-        {"field": fault.field, "message": fault.message, "remedy": fault.remedy} for fault in error.faults
-    ]
+    """Ends the call with the failure's status and trailing metadata.
+
+    A client refuses metadata beyond 8 KiB, and with it the very status: what repeats a long value is cut, and
+    of very many faults the first are told.
+    """
     trailing: list[tuple[str, str | bytes]] = [("reason", error.reason)]
+    faults: list[dict[str, str]] = []
+    for fault in error.faults:
+        one = {"field": fault.field, "message": fault.message, "remedy": fault.remedy}
+        faults.append({name: _cut(text, 300) for name, text in one.items()})
+        if len(json.dumps(faults)) > _FAULTS_BYTES:
+            faults.pop()
+            break
     if faults:
         trailing.append(("errors-bin", json.dumps(faults).encode()))
-    if error.details:
-        trailing.append(("details-bin", json.dumps(error.details).encode()))
-    await context.abort(TABLE[error.code].grpc, error.message, tuple(trailing))
+    details = json.dumps(error.details).encode()
+    if error.details and len(details) <= _DETAILS_BYTES:
+        trailing.append(("details-bin", details))
+    await context.abort(TABLE[error.code].grpc, _cut(error.message, _MESSAGE_BYTES), tuple(trailing))
+
+
+_MESSAGE_BYTES = 1_800
+_FAULTS_BYTES = 3_000
+_DETAILS_BYTES = 1_000
+
+
+def _cut(text: str, size: int) -> str:
+    """The text, or as much of its beginning as takes `size` bytes when it is percent-encoded, as statuses are."""
+    if len(quote(text)) <= size:
+        return text
+    while len(quote(text)) > size:
+        text = text[: len(text) * size // len(quote(text))]
+    return text + "…"
 
 
 async def not_served(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

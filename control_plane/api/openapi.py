@@ -81,7 +81,7 @@ def _tag(operation: Operation) -> str:
 def _operation(operation: Operation, schemas: Json) -> Json:
     service, method = operation.rpc.split(".")
     example = EXAMPLES[operation.rpc]
-    named = re.findall(r"\{(\w+)\}", operation.path)
+    named = operation.named
     model = _request_schema(operation, schemas)
     described: Json = {
         "operationId": f"{service}_{method}",

@@ -4,6 +4,7 @@ REST routes, operator gRPC methods and their checks are made from it, so an oper
 transport only.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,11 @@ class Operation:
     def changes(self) -> bool:
         """Whether it may change anything: all but GET, and what only `reads` whatever its method."""
         return self.method != "GET" and not self.reads
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The fields of the request that stand in the path."""
+        return tuple(re.findall(r"\{(\w+)\}", self.path))
 
 
 _READ, _WRITE = Scope.EXPERIMENT_READ, Scope.EXPERIMENT_WRITE
@@ -164,7 +170,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("FleetService.GetParticipant", "GET /v1/participants/{id}", _SEE,
          requests.ById, fleet.get_participant, resources.participant),
     _row("FleetService.UpdateParticipant", "PATCH /v1/participants/{id}", _MANAGE,
-         requests.CreateParticipant, fleet.update_participant, resources.participant),
+         requests.UpdateParticipant, fleet.update_participant, resources.participant),
     _row("FleetService.DeleteParticipant", "DELETE /v1/participants/{id}", _MANAGE,
          requests.ById, fleet.delete_participant, _nothing,
          status=204),

@@ -8,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message_factory import GetMessageClass
 
 from control_plane.api import errors
-from control_plane.api.codec import from_message, to_message
+from control_plane.api.codec import request_values, to_message
 from control_plane.api.door import Door
 from control_plane.api.operations import Operation
 from control_plane.services import enrollment
@@ -47,20 +47,18 @@ def _handler(door: Door, operation: Operation, answer_class: Any) -> Callable[[A
         try:
             metadata = dict(context.invocation_metadata() or ())
             caller = await door.caller(str(metadata.get("authorization", "")))
-            values = from_message(message)
+            values = request_values(message, operation.named)
             request_id = values.pop("requestId", "")
-            for ours, theirs in (("limit", "pageSize"), ("cursor", "pageToken")):
-                if theirs in values:
-                    values[ours] = values.pop(theirs)
             answer = await door.run(operation, caller, values, request_id=request_id)
         except Exception as failure:
             await errors.abort(context, errors.explain(failure, operation.rpc, peer=context.peer()))
-        return _message(answer, answer_class)
+        return answer_message(answer, answer_class)
 
     return handle
 
 
-def _message(answer: Any, kind: Any) -> Any:
+def answer_message(answer: Any, kind: Any) -> Any:
+    """The message of an operation's JSON-shaped answer."""
     if kind is Empty:
         return Empty()
     if "pagination" in answer:

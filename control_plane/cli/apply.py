@@ -5,11 +5,13 @@ sent before the whole plan is known to be allowed.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
@@ -315,13 +317,6 @@ def refuse_locked(plan: Plan) -> None:
             reason="LOCKED",
             faults=faults,
         )
-    for change in plan.changes:
-        # An update says what it sends; an empty map and an absent text are what it does not send.
-        if change.field in ("labels", "targetFile") and not change.after:
-            fault = Fault(
-                field=change.field, message="cannot be emptied once set", remedy="delete the draft first"
-            )
-            raise Failure("the draft cannot become that", reason="CANNOT_EMPTY", faults=[fault])
 
 
 # -- carrying it out
@@ -399,9 +394,15 @@ def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.
         else None,
         analysis=alpha if "analysis" in fields else None,
         labels=manifest.labels if "labels" in fields else None,
-        metadata=_struct(manifest.metadata) if "metadata" in fields else None,
+        metadata=_struct(manifest.metadata) if "metadata" in fields and manifest.metadata else None,
+        update_mask=_mask(fields),
         request_id=request_id(),
     )
+
+
+def _mask(fields: set[str]) -> FieldMask:
+    """What an update names, so that it also says what is to be empty."""
+    return FieldMask(paths=[re.sub("[A-Z]", lambda at: "_" + at[0].lower(), name) for name in sorted(fields)])
 
 
 def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: set[str]) -> None:
@@ -434,8 +435,9 @@ def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: se
         is_control=wanted.is_control if "isControl" in fields else None,
         weight=wanted.weight if "weight" in fields else None,
         files=_files(wanted) if "files" in fields else None,
-        config=_struct(wanted.config) if "config" in fields else None,
-        metadata=_struct(wanted.metadata) if "metadata" in fields else None,
+        config=_struct(wanted.config) if "config" in fields and wanted.config else None,
+        metadata=_struct(wanted.metadata) if "metadata" in fields and wanted.metadata else None,
+        update_mask=_mask(fields),
         request_id=request_id(),
     )
     session.call(session.experiments.UpdateVariant, changed)

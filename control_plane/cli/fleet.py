@@ -4,6 +4,7 @@ import re
 from typing import Annotated
 
 import typer
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from control_plane.cli import show
 from control_plane.cli.session import Failure, Session, duration, request_id
@@ -267,7 +268,9 @@ def label_participant(
                 raise Failure(f"{participant} has no label {change[:-1]!r}")
         else:
             after |= labels_of([change])
-    request = pb.UpdateParticipantRequest(id=participant, labels=after, request_id=request_id())
+    request = pb.UpdateParticipantRequest(
+        id=participant, labels=after, request_id=request_id(), update_mask=FieldMask(paths=["labels"])
+    )
     found = session.call(session.fleet.UpdateParticipant, request)
     session.show(found, f"{found.id} {_labelled(found)}")
     kept = sorted(change for change in labels if change.endswith("-") and change[:-1] in found.labels)

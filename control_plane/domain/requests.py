@@ -107,10 +107,10 @@ class CreateExperiment(_Structure):
 
 
 class UpdateExperiment(_Structure):
-    """Changes to an experiment; what was not sent stays."""
+    """Changes to an experiment; what was not sent stays, null is none or the default again."""
 
     id: str
-    name: Name | None = None
+    name: Name = ""  # the default is never looked at: a name cannot be taken away
     description: Text | None = None
     target_file: Target | None = None
     participant_ids: ParticipantIds | None = None
@@ -216,9 +216,9 @@ class AddVariant(VariantSpec):
 
 
 class UpdateVariant(OfVariant):
-    """Changes to a variant; what was not sent stays."""
+    """Changes to a variant; what was not sent stays, null is none or the default again."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    name: Annotated[str, Field(min_length=1, max_length=200)] = ""  # as an experiment's
     description: Text | None = None
     is_control: bool | None = None
     weight: Weight | None = None
@@ -250,6 +250,12 @@ class CreateParticipant(Request):
 
     id: ParticipantId
     labels: Labels = Field(default_factory=dict)
+
+
+class UpdateParticipant(ById):
+    """Changes to a participant; what was not sent stays, null is none."""
+
+    labels: Labels | None = None
 
 
 class MoveParticipant(Request):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain import requests
-from control_plane.domain.design import Design, Schedule, Selector
+from control_plane.domain.design import Design, MetricsSpec, Schedule, Selector
 from control_plane.domain.experiment import (
     UNTOLD,
     Assignment,
@@ -273,22 +273,22 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     experiment = find(work, request.id)
     if any(request.given(name) for name in _STRUCTURE):
         experiment.after(Verb.EDIT)
-    if request.schedule is not None:
-        _check_schedule(work, experiment, request.schedule)
+    if request.given("schedule"):
+        _check_schedule(work, experiment, request.schedule or Schedule())
     changed = replace(
         experiment,
         name=request.name or experiment.name,
-        description=experiment.description if request.description is None else request.description,
-        target_file=request.target_file or experiment.target_file,
-        labels=dict(experiment.labels if request.labels is None else request.labels),
+        description=(request.description or "") if request.given("description") else experiment.description,
+        target_file=request.target_file if request.given("target_file") else experiment.target_file,
+        labels=dict(request.labels or {}) if request.given("labels") else experiment.labels,
         metadata=request.metadata if request.given("metadata") else experiment.metadata,
-        metrics=_json(request.metrics) if request.metrics else experiment.metrics,
+        metrics=_json(request.metrics or MetricsSpec()) if request.given("metrics") else experiment.metrics,
         design=experiment.design.changed(request),
         updated_at=work.now,
     )
     warnings: list[tuple[str, str]] = []
-    if request.selector is not None:
-        selector, warnings = _ensure_participants(work, request.selector)
+    if request.given("participants") or request.given("participant_ids"):
+        selector, warnings = _ensure_participants(work, request.selector or Selector())
         changed = replace(changed, selector=selector)
     if request.target_file and request.target_file != experiment.target_file:
         _retarget(work, experiment, request.target_file)
@@ -407,14 +407,16 @@ def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, V
     if any(request.given(name) for name in ("is_control", "weight", "content", "files", "config")):
         experiment.after(Verb.EDIT)
     files = variant.files
-    if request.content is not None or request.files:
+    if request.given("files") or request.content is not None:
         files = _files(work, experiment, request.content, request.files or (), field="variant")
+    elif request.given("content"):
+        files = tuple(file for file in files if file.path != experiment.target_file)
     changed = replace(
         variant,
         name=request.name or variant.name,
-        description=variant.description if request.description is None else request.description,
-        is_control=variant.is_control if request.is_control is None else request.is_control,
-        weight=variant.weight if request.weight is None else request.weight,
+        description=(request.description or "") if request.given("description") else variant.description,
+        is_control=bool(request.is_control) if request.given("is_control") else variant.is_control,
+        weight=(request.weight or 0) if request.given("weight") else variant.weight,
         files=files,
         config=request.config if request.given("config") else variant.config,
         metadata=request.metadata if request.given("metadata") else variant.metadata,

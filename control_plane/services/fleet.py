@@ -53,10 +53,11 @@ def create_participant(work: Work, request: requests.CreateParticipant) -> Parti
     return get_participant(work, requests.ById(id=request.id))
 
 
-def update_participant(work: Work, request: requests.CreateParticipant) -> ParticipantView:
-    """These are all the participant's labels from the API."""
+def update_participant(work: Work, request: requests.UpdateParticipant) -> ParticipantView:
+    """If labels were sent, these are all the participant's labels from the API."""
     participant = _find(work, request.id)
-    work.store.fleet.set_labels(participant.id, dict(request.labels), now=work.now)
+    if request.given("labels"):
+        work.store.fleet.set_labels(participant.id, dict(request.labels or {}), now=work.now)
     return get_participant(work, requests.ById(id=request.id))
 
 

@@ -149,15 +149,17 @@ async def test_a_running_experiment_changes_in_metadata_only(plane: Plane, ctl: 
     assert (await plane.rest("GET", KEY)).body["name"] == "Personality"
 
 
-async def test_what_an_update_cannot_say_is_refused(plane: Plane, ctl: Run, manifest: Path) -> None:
-    """Labels of a draft cannot be emptied by an update; that is said before anything is sent."""
-    manifest.write_text(manifest.read_text() + "labels: {team: a}\n")
+async def test_what_a_manifest_does_not_say_any_more_is_taken_away(
+    plane: Plane, ctl: Run, manifest: Path
+) -> None:
+    """Labels and metadata of a draft are emptied by an update that names them and holds nothing."""
+    manifest.write_text(manifest.read_text() + "labels: {team: a}\nmetadata: {a: 1}\n")
     await applied(ctl, manifest)
-    change(manifest, "labels: {team: a}", "labels: {}")
+    change(manifest, "labels: {team: a}\nmetadata: {a: 1}\n", "")
     change(manifest, "Concise wins.", "Other.")
-    said = await ctl("apply", "-f", str(manifest))
-    assert (said.code, "labels: cannot be emptied" in said.err) == (1, True)
-    assert (await plane.rest("GET", KEY)).body["description"] == "Concise wins."
+    await applied(ctl, manifest)
+    now = (await plane.rest("GET", KEY)).body
+    assert (now["description"], now["labels"], now["metadata"]) == ("Other.", {}, None)
 
 
 async def test_the_control_planes_own_refusals_name_the_field(ctl: Run, manifest: Path) -> None:

@@ -15,8 +15,8 @@ from google.protobuf.message_factory import GetMessageClass
 from control_plane import app
 from control_plane.config import Settings
 from shared import tls, wire
-from shared.clock import SystemClock
-from shared.ids import new_id
+from shared.clock import Clock, SystemClock
+from shared.ids import NewId, new_id
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from shared.pb.variantd.operator.v1 import operator_pb2
@@ -121,11 +121,13 @@ class Identity:
 
 
 @asynccontextmanager
-async def running_plane(data: Path) -> AsyncIterator[Plane]:
+async def running_plane(
+    data: Path, *, clock: Clock | None = None, ids: NewId = new_id
+) -> AsyncIterator[Plane]:
     """A control plane over `data`, up; stopped and drained at the end."""
     stop = asyncio.Event()
     settings = Settings(data_dir=data, http="127.0.0.1:0", operator="127.0.0.1:0", agents="127.0.0.1:0")
-    server = asyncio.create_task(app.run(settings, SystemClock(), new_id, stop))
+    server = asyncio.create_task(app.run(settings, clock or SystemClock(), ids, stop))
 
     def ready() -> bool:
         if server.done():

@@ -7,10 +7,13 @@ Fields are the words of the JSON resources in snake_case. `id` is a UUIDv7 in te
 `sha256:` and 64 hex digits; rates are fractions of one. A field that is absent from an answer is
 unknown or does not apply. Every call takes the API key in metadata `authorization: Bearer sk_…`.
 `request_id` (at most 128 characters) makes a mutation idempotent: the same id answers the same.
+`update_mask` names fields of the request it is in, in snake_case; what it does not name is left alone. A field
+that this version does not know is refused, never ignored.
 """
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -1648,6 +1651,7 @@ class UpdateExperimentRequest(_message.Message):
     TARGETING_RULES_FIELD_NUMBER: _builtins.int
     ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     name: _builtins.str
@@ -1664,7 +1668,7 @@ class UpdateExperimentRequest(_message.Message):
     """Whether rules and strata see what hosts say of themselves (`host.*`)."""
     @_builtins.property
     def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Public ids of participants, when not empty; draft only."""
+        """Public ids of participants; draft only."""
 
     @_builtins.property
     def participants(self) -> Global___ParticipantSelector:
@@ -1684,7 +1688,7 @@ class UpdateExperimentRequest(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of the experiment itself, when not empty."""
+        """Labels of the experiment itself, all of them."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
@@ -1701,6 +1705,10 @@ class UpdateExperimentRequest(_message.Message):
     @_builtins.property
     def strata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the labels whose values make the strata."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
 
     def __init__(
         self,
@@ -1722,10 +1730,11 @@ class UpdateExperimentRequest(_message.Message):
         targeting_rules: Global___TargetingRules | None = ...,
         allow_host_labels: _builtins.bool | None = ...,
         strata: _abc.Iterable[_builtins.str] | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -1751,6 +1760,8 @@ class UpdateExperimentRequest(_message.Message):
     _WhichOneofArgType__targeting_rules: _TypeAlias = _typing.Literal["_targeting_rules", b"_targeting_rules"]  # noqa: Y015
     _WhichOneofReturnType__traffic_allocation: _TypeAlias = _typing.Literal["traffic_allocation"]  # noqa: Y015
     _WhichOneofArgType__traffic_allocation: _TypeAlias = _typing.Literal["_traffic_allocation", b"_traffic_allocation"]  # noqa: Y015
+    _WhichOneofReturnType__update_mask: _TypeAlias = _typing.Literal["update_mask"]  # noqa: Y015
+    _WhichOneofArgType__update_mask: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_host_labels) -> _WhichOneofReturnType__allow_host_labels | None: ...
     @_typing.overload
@@ -1775,6 +1786,8 @@ class UpdateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__targeting_rules) -> _WhichOneofReturnType__targeting_rules | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__traffic_allocation) -> _WhichOneofReturnType__traffic_allocation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__update_mask) -> _WhichOneofReturnType__update_mask | None: ...
 
 Global___UpdateExperimentRequest: _TypeAlias = UpdateExperimentRequest  # noqa: Y015
 
@@ -2389,6 +2402,7 @@ class UpdateVariantRequest(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key of the experiment."""
     variant_id: _builtins.str
@@ -2407,7 +2421,7 @@ class UpdateVariantRequest(_message.Message):
     """Makes the call idempotent."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileSpec]:
-        """Files, instead of content, when not empty; draft only."""
+        """Files, instead of content; draft only."""
 
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
@@ -2416,6 +2430,10 @@ class UpdateVariantRequest(_message.Message):
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
 
     def __init__(
         self,
@@ -2431,10 +2449,11 @@ class UpdateVariantRequest(_message.Message):
         config: _struct_pb2.Struct | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "update_mask", b"update_mask", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "variant_id", b"variant_id", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "update_mask", b"update_mask", "variant_id", b"variant_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -2448,6 +2467,8 @@ class UpdateVariantRequest(_message.Message):
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__update_mask: _TypeAlias = _typing.Literal["update_mask"]  # noqa: Y015
+    _WhichOneofArgType__update_mask: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
     @_typing.overload
@@ -2462,6 +2483,8 @@ class UpdateVariantRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__update_mask) -> _WhichOneofReturnType__update_mask | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
@@ -4003,6 +4026,7 @@ class UpdateParticipantRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Public id."""
     request_id: _builtins.str
@@ -4011,18 +4035,25 @@ class UpdateParticipantRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """All its labels from now on; none under `host.`."""
 
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "labels", b"labels", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask", "id", b"id", "labels", b"labels", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__update_mask: _TypeAlias = _typing.Literal["update_mask"]  # noqa: Y015
+    _WhichOneofArgType__update_mask: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__update_mask) -> _WhichOneofReturnType__update_mask | None: ...
 
 Global___UpdateParticipantRequest: _TypeAlias = UpdateParticipantRequest  # noqa: Y015
 

@@ -7,6 +7,8 @@ Fields are the words of the JSON resources in snake_case. `id` is a UUIDv7 in te
 `sha256:` and 64 hex digits; rates are fractions of one. A field that is absent from an answer is
 unknown or does not apply. Every call takes the API key in metadata `authorization: Bearer sk_…`.
 `request_id` (at most 128 characters) makes a mutation idempotent: the same id answers the same.
+`update_mask` names fields of the request it is in, in snake_case; what it does not name is left alone. A field
+that this version does not know is refused, never ignored.
 """
 
 from collections import abc as _abc
