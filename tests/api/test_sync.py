@@ -347,7 +347,7 @@ async def test_above_the_admission_rate_agents_are_told_when_to_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Busy names a window; the operator's API answers meanwhile."""
-    monkeypatch.setattr("control_plane.api.sync.ADMISSIONS_PER_SECOND", 0.0)
+    monkeypatch.setattr("control_plane.api.sessions.ADMISSIONS_PER_SECOND", 0.0)
     async with running_plane(tmp_path / "data") as plane:
         identity = await plane.enroll(await plane.token())
         async with identity.channel() as channel:

@@ -1,0 +1,304 @@
+"""The sessions agents hold: what each is to be told, and what becomes of what it says.
+
+A session says to its agent what each slot should hold and stores what the agent reports. Its mailbox has one
+place per slot, newest wins. How messages travel is not known here: a stream or a poll hands in what it heard
+and takes out what there is to say. Nothing here is needed to go on after a loss: the next Hello tells
+everything again.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from control_plane.api.rpc import Bucket
+from control_plane.services import fleet
+from control_plane.services.work import Services
+from control_plane.store.database import Tx
+from control_plane.store.deployments import Desired
+from control_plane.store.store import Store
+from shared import logs, wire
+from shared.errors import PermissionDenied
+from shared.model import MAX_INLINE_BYTES, Hello, Offer, OfferAction, Outcome
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+
+_log = logs.get(__name__)
+
+HEARTBEAT_SECONDS = 10.0
+LEASE_WRITES_SECONDS = 5.0
+ADMISSIONS_PER_SECOND = 200.0
+DRAIN_WINDOW_MS = 500
+DRAIN_SECONDS = 2.0
+GATHER_SECONDS = 0.01
+"""Outcomes of a session are gathered for so long into one transaction."""
+
+
+class Sessions:
+    """The live sessions of this process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._live: dict[bytes, Session] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.draining = False
+        self.admission = Bucket(rate=ADMISSIONS_PER_SECOND, burst=ADMISSIONS_PER_SECOND)
+        self.connected = Gauge("variantd_sessions", "Agents connected to this process", registry=registry)
+        self.outcomes = Counter("variantd_outcomes", "Outcomes stored", ["result"], registry=registry)
+        self.records = Counter("variantd_spool_records", "Spool records stored", registry=registry)
+
+    def wake(self, agent_uid: bytes) -> None:
+        """The agent's session, if it has one here, looks again at what its slots should hold."""
+        session = self._live.get(agent_uid)
+        if session:
+            session.wake()
+
+    def enter(self, session: "Session") -> None:
+        """The session is the agent's; an older one of the same agent ends."""
+        older = self._live.get(session.agent_uid)
+        if older:
+            _log.info("session.superseded", agent=session.agent_uid.hex())
+            older.end()
+        self._live[session.agent_uid] = session
+        self._empty.clear()
+        self.connected.set(len(self._live))
+
+    def leave(self, session: "Session") -> None:
+        """The session is gone."""
+        if self._live.get(session.agent_uid) is session:
+            del self._live[session.agent_uid]
+        if not self._live:
+            self._empty.set()
+        self.connected.set(len(self._live))
+
+    async def keep_leases(self, services: Services) -> None:
+        """Presence is written for all sessions together, every few seconds, for ever."""
+        while True:
+            await services.clock.sleep(LEASE_WRITES_SECONDS)
+            sessions = list(self._live.values())
+            if sessions:
+                await self._write_leases(services, sessions)
+
+    async def _write_leases(self, services: Services, sessions: "list[Session]") -> None:
+        leases = [(s.agent_uid, s.id, s.last_seen) for s in sessions]
+        observed = [(s.agent_uid, *taken) for s in sessions if (taken := s.take_observation())]
+
+        def write(tx: Tx) -> None:
+            store = Store(tx).fleet
+            store.renew_leases(leases, lease=fleet.LEASE)
+            for uid, spool, conditions in observed:
+                store.observe(uid, spool=spool, conditions=conditions)
+
+        try:
+            await services.database.write(write)
+        except Exception as failure:
+            _log.warning("presence.not_written", error=str(failure))
+
+    async def drain(self) -> None:
+        """Every agent was asked to leave, and had a moment to do so."""
+        self.draining = True
+        for session in list(self._live.values()):
+            session.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._empty.wait()
+        for session in list(self._live.values()):
+            session.end()
+
+
+class Session:
+    """One agent's session."""
+
+    def __init__(self, services: Services, sessions: Sessions, opened: fleet.Session, hello: Hello) -> None:
+        self._services = services
+        self._sessions = sessions
+        self._taken = frozenset(opened.taken)
+        self._declared = frozenset(state.participant for state in hello.participants)
+        self._asked_full = False
+        self._known = {(slot.participant, slot.slot_id): slot.revision for slot in hello.slots}
+        self._mailbox: dict[tuple[str, bytes], Offer] = {}
+        self._offered: list[bytes] = []
+        self._replies: list[pb.SyncResponse] = []
+        self._outcomes: list[Outcome] = []
+        self._observation: tuple[tuple[int, int, int], list[dict[str, Any]]] | None = None
+        self._signal = asyncio.Event()
+        self._outcome_signal = asyncio.Event()
+        self._look = True
+        self._over = False
+        self.said_goodbye = False
+        self.id = opened.id
+        self.agent_uid = opened.agent_uid
+        self.last_seen = services.clock.now()
+        self._heard_at = services.clock.monotonic()
+
+    # -- what others tell the session
+
+    def wake(self) -> None:
+        self._look = True
+        self._signal.set()
+
+    def end(self) -> None:
+        self._over = True
+        self._signal.set()
+
+    def drain(self) -> None:
+        self._reply(pb.SyncResponse(drain=pb.Drain(window_ms=DRAIN_WINDOW_MS)))
+
+    def take_observation(self) -> tuple[tuple[int, int, int], list[dict[str, Any]]] | None:
+        taken, self._observation = self._observation, None
+        return taken
+
+    def _reply(self, message: pb.SyncResponse) -> None:
+        self._replies.append(message)
+        self._signal.set()
+
+    # -- what its way of travelling asks
+
+    @property
+    def over(self) -> bool:
+        """The session has to go, or its agent has."""
+        return self._over
+
+    @property
+    def quiet(self) -> bool:
+        """There is nothing to look at and nothing to say."""
+        return not (self._look or self._replies or self._mailbox)
+
+    async def wait(self, seconds: float) -> None:
+        """Returns once somebody told the session something, or after `seconds`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._signal.wait()
+        self._signal.clear()
+
+    def silent(self) -> bool:
+        """Nothing was heard of the agent for three heartbeats."""
+        return self._services.clock.monotonic() - self._heard_at > 3 * HEARTBEAT_SECONDS
+
+    async def look(self) -> None:
+        """The mailbox is up to date. Raises PermissionDenied for an agent that is banned or retired."""
+        if self._look:
+            self._look = False
+            await self._refresh()
+
+    def sayings(self) -> Iterator[pb.SyncResponse]:
+        """What there is to say, each taken when it is asked for; `said` once all of it is on its way."""
+        replies, self._replies = self._replies, []
+        yield from replies
+        while self._mailbox:
+            offer = self._mailbox.pop(next(iter(self._mailbox)))
+            self._offered.append(offer.deployment_id)
+            yield pb.SyncResponse(offer=wire.offer_to_pb(offer))
+
+    async def said(self) -> None:
+        """It is on record which deployments the agent was told of."""
+        offered, self._offered = self._offered, []
+        if offered:
+            now = self._services.clock.now()
+            await self._services.database.write(lambda tx: Store(tx).deployments.offered(offered, now=now))
+
+    def heard(self, message: pb.SyncRequest) -> None:
+        """The message is taken up. Raises Invalid naming the field of one that is malformed."""
+        self.last_seen = self._services.clock.now()
+        self._heard_at = self._services.clock.monotonic()
+        kind = message.WhichOneof("message")
+        if kind == "heartbeat":
+            ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence, server_time_us=self.last_seen)
+            self._reply(pb.SyncResponse(heartbeat_ack=ack))
+        elif kind == "outcome":
+            self._outcomes.append(wire.outcome_from_pb(message.outcome))
+            self._outcome_signal.set()
+        elif kind == "observation":
+            spool = wire.spool_state_from_pb(message.observation.spool)
+            conditions = [
+                {"code": c.code, "severity": c.severity, "sinceAt": c.since_at, "message": c.message}
+                for c in wire.conditions_from_pb(message.observation.conditions)
+            ]
+            conditions += fleet.taken_conditions(sorted(self._taken), now=self.last_seen)
+            self._observation = ((spool.depth, spool.size, spool.oldest_at), conditions)
+        elif kind == "goodbye":
+            self.said_goodbye = True
+            self.end()
+
+    async def record(self) -> None:
+        """Outcomes are stored, then acknowledged, for ever; one that cannot be stored ends the session."""
+        while True:
+            await self._outcome_signal.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            self._outcome_signal.clear()
+            batch, self._outcomes = self._outcomes, []
+            try:
+                states = await self._services.database.write(lambda tx, batch=batch: self._store(tx, batch))  # type: ignore[misc]
+            except Exception as failure:
+                _log.warning("outcomes.not_stored", agent=self.agent_uid.hex(), error=str(failure))
+                self.end()
+                return
+            for outcome, state in zip(batch, states, strict=True):
+                self._tell(outcome, state)
+                self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
+
+    def _store(self, tx: Tx, batch: list[Outcome]) -> list[str | None]:
+        store = Store(tx).deployments
+        now = self._services.clock.now()
+        new_id = self._services.new_id
+        return [store.record(self.agent_uid, o, outcome_id=new_id(), now=now) for o in batch]
+
+    def _tell(self, outcome: Outcome, state: str | None) -> None:
+        if state is None:
+            return
+        self._sessions.outcomes.labels(result=outcome.result.value).inc()
+        _log.info(
+            "deployment.reported",
+            agent=self.agent_uid.hex(),
+            participant=outcome.participant,
+            revision=outcome.revision,
+            state=state,
+            reason=outcome.reason.code.value if outcome.reason else None,
+        )
+
+    async def _refresh(self) -> None:
+        """The mailbox holds every slot whose desired revision the agent does not know."""
+        wanted, bound = await self._services.database.read(self._wanted)
+        if bound is None:
+            raise PermissionDenied("this agent is banned", reason="BANNED")
+        if self._declared - bound != self._taken and not self._asked_full:
+            # A participant moved to or from this agent: a new Hello binds what is its own now.
+            self._asked_full = True
+            self._reply(pb.SyncResponse(ask_full=pb.AskFull()))
+        for offer in wanted:
+            key = (offer.participant, offer.slot_id)
+            self._known[key] = offer.revision
+            self._mailbox[key] = offer
+
+    def _wanted(self, tx: Tx) -> tuple[list[Offer], frozenset[str] | None]:
+        """(offers that are news, public ids bound to the agent); None for the latter where it is banned."""
+        store = Store(tx)
+        project_id = store.fleet.may_speak(self.agent_uid)
+        if project_id is None:
+            return [], None
+        bound = frozenset(store.events.participants_of(self.agent_uid))
+        if store.fleet.frozen_at(project_id) is not None:
+            return [], bound
+        desired = store.deployments.desired(self.agent_uid)
+        return [_with_content(store, item) for item in desired if self._is_news(item)], bound
+
+    def _is_news(self, item: Desired) -> bool:
+        offer = item.offer
+        if offer.participant in self._taken:
+            return False
+        known = self._known.get((offer.participant, offer.slot_id))
+        if known is None and offer.action is not OfferAction.WRITE and item.ended:
+            return False  # closed long ago, and the host holds nothing of it
+        return known is None or offer.revision > known
+
+
+def _with_content(store: Store, item: Desired) -> Offer:
+    files = [
+        replace(file, content=store.experiments.content(item.project_id, file.digest))
+        if file.digest is not None and file.size <= MAX_INLINE_BYTES
+        else file
+        for file in item.offer.files
+    ]
+    return replace(item.offer, files=tuple(files))
