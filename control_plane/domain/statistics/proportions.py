@@ -38,6 +38,7 @@ class Undefined(StrEnum):
     CONVERSIONS_EXCEED_IMPRESSIONS = "CONVERSIONS_EXCEED_IMPRESSIONS"
     NO_CONTROL = "NO_CONTROL"
     IS_CONTROL = "IS_CONTROL"
+    NO_BASELINE = "NO_BASELINE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,127 @@
+"""How many participants an experiment needs, or what it can find with those it has.
+
+Two proportions, normal approximation with separate variances under the alternative (Fleiss, Levin, Paik 2003;
+the formula of R's power.prop.test). Impressions are worth 1/deff of what they are in number, deff =
+1 + (Σm²/M - 1) ICC, so more of them per host cannot help beyond n/ICC.
+"""
+
+from math import ceil, inf, sqrt
+
+from scipy import optimize, special
+
+from control_plane.domain.statistics.proportions import check_alpha
+from shared.errors import Fault, Invalid
+
+
+def design_effect(*, impressions_each: float, icc: float) -> float:
+    """1 + (m - 1) ICC for m impressions on each participant (Kish 1965), at least 1."""
+    return 1 + max(impressions_each - 1, 0.0) * icc
+
+
+def power(
+    *, baseline: float, effect: float, per_arm: float, alpha: float = 0.05, comparisons: int = 1
+) -> float:
+    """The chance to find `effect` (absolute, shares of 1) with `per_arm` independent trials in each arm.
+
+    Two-sided at alpha/comparisons; the chance to find it on the wrong side is left out.
+    """
+    _check(baseline, alpha, comparisons)
+    first, second = baseline, baseline + effect
+    if not 0 <= second <= 1:
+        _fault("effect", "takes the rate out of 0 … 1")
+    pooled = (first + second) / 2
+    z = float(special.ndtri(1 - alpha / comparisons / 2))
+    apart = sqrt(per_arm) * abs(effect) - z * sqrt(2 * pooled * (1 - pooled))
+    spread = sqrt(first * (1 - first) + second * (1 - second))
+    if not spread:
+        return 1.0 if apart > 0 else 0.0
+    return float(special.ndtr(apart / spread))
+
+
+def trials_per_arm(
+    *, baseline: float, effect: float, wanted: float = 0.8, alpha: float = 0.05, comparisons: int = 1
+) -> float:
+    """How many independent trials each arm needs for this power; a fraction, round up.
+
+    n = (z₁₋α/₂ √(2 p̄ q̄) + z_power √(p₁q₁ + p₂q₂))² / effect². Raises Invalid by field for an effect of 0 or
+    one that leaves 0 … 1.
+    """
+    _check(baseline, alpha, comparisons)
+    if not 0 < wanted < 1:
+        _fault("power", "must be between 0 and 1")
+    first, second = baseline, baseline + effect
+    if not effect or not 0 <= second <= 1:
+        _fault("effect", "must not be 0 nor take the rate out of 0 … 1")
+    pooled = (first + second) / 2
+    z_alpha = float(special.ndtri(1 - alpha / comparisons / 2))
+    z_power = float(special.ndtri(wanted))
+    spread = z_alpha * sqrt(2 * pooled * (1 - pooled))
+    spread += z_power * sqrt(first * (1 - first) + second * (1 - second))
+    return (spread / effect) ** 2
+
+
+def participants_per_arm(
+    *,
+    baseline: float,
+    effect: float,
+    impressions_each: float,
+    icc: float,
+    wanted: float = 0.8,
+    alpha: float = 0.05,
+    comparisons: int = 1,
+) -> int:
+    """How many participants each arm needs where each has so many impressions, this much alike."""
+    trials = trials_per_arm(
+        baseline=baseline, effect=effect, wanted=wanted, alpha=alpha, comparisons=comparisons
+    )
+    return ceil(trials * design_effect(impressions_each=impressions_each, icc=icc) / impressions_each)
+
+
+def detectable(
+    *,
+    baseline: float,
+    participants: int,
+    impressions_each: float = inf,
+    icc: float,
+    wanted: float = 0.8,
+    alpha: float = 0.05,
+    comparisons: int = 1,
+) -> float | None:
+    """The smallest increase (absolute) that so many participants per arm find; None where there is none.
+
+    `impressions_each` may be infinite: what is found then is all that more impressions could ever find.
+    """
+    _check(baseline, alpha, comparisons)
+    if impressions_each == inf:
+        effective = participants / icc if icc else inf
+    else:
+        effective = (
+            participants * impressions_each / design_effect(impressions_each=impressions_each, icc=icc)
+        )
+
+    def missing(effect: float) -> float:
+        return (
+            trials_per_arm(
+                baseline=baseline, effect=effect, wanted=wanted, alpha=alpha, comparisons=comparisons
+            )
+            - effective
+        )
+
+    largest = 1 - baseline
+    if effective == inf:
+        return 0.0
+    if largest <= 0 or missing(largest) > 0:
+        return None
+    return float(optimize.brentq(missing, 1e-9, largest, xtol=1e-12, rtol=1e-12))
+
+
+def _check(baseline: float, alpha: float, comparisons: int) -> None:
+    check_alpha(alpha)
+    if not 0 <= baseline <= 1:
+        _fault("baseline", "must be between 0 and 1")
+    if comparisons < 1:
+        _fault("comparisons", "must be at least 1")
+
+
+def _fault(field: str, message: str) -> None:
+    raise Invalid(f"{field} {message}", faults=[Fault(field=field, message=message)])

@@ -1,0 +1,86 @@
+"""An interval that may be looked at at any time, for populations that are open or large, and for guardrails.
+
+An asymptotic confidence sequence in information time (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas,
+arXiv 2103.06476, after Robbins 1970): the boundary is wide while little is known and never crossed by a null
+in more than alpha of experiments, however often one looks. On a fixed fleet of hosts time must be counted in
+information, not in participants: counted in participants the boundary is flat and 7 to 10 % of nulls cross it
+within a year of looks.
+"""
+
+from dataclasses import dataclass
+from math import exp, log, log1p, sqrt
+
+from scipy import special
+
+from control_plane.domain.statistics.proportions import Interval, check_alpha, log_two_sided_p
+from shared.errors import Fault, Invalid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Always:
+    """What may be said of a difference now. `p_value` stays below alpha exactly while the interval excludes 0."""
+
+    p_value: float
+    interval: Interval
+    boundary: float
+    """How many errors the interval reaches to either side."""
+
+
+def information_target(*, alpha: float, power: float, effect: float) -> float:
+    """I*, the information at which the boundary is tightest: (z₁₋α/₂ + z_power)² / (3 · effect²).
+
+    `effect` is the smallest difference worth finding, in the metric's units. Frozen at the first look. Err
+    low: a target 20 times too large costs nearly all power.
+    """
+    check_alpha(alpha)
+    faults = []
+    if not 0 < power < 1:
+        faults.append(Fault(field="power", message="must be between 0 and 1"))
+    if not effect > 0:
+        faults.append(Fault(field="minimumDetectableEffect", message="must be above 0"))
+    if faults:
+        raise Invalid("; ".join(f"{fault.field} {fault.message}" for fault in faults), faults=faults)
+    return float((special.ndtri(1 - alpha / 2) + special.ndtri(power)) ** 2 / (3 * effect**2))
+
+
+def always_valid(
+    *,
+    estimate: float,
+    standard_error: float,
+    share: float,
+    alpha: float,
+    degrees_of_freedom: float | None = None,
+) -> Always:
+    """Interval and p of a difference at `share` of its target: I/I*, or N/N* with a tuning in participants.
+
+    x = ρ₀² · share with ρ₀² = -2 ln α + ln(1 - 2 ln α); B² = (x+1)/x · ln((x+1)/α²);
+    ln E = x z²/(2(x+1)) - ln(1+x)/2; p = min(1, exp(-ln E)). With `degrees_of_freedom` (small fleets) the
+    boundary is q = -T⁻¹(Φ(-B)) and z = -Φ⁻¹(T(-|t|)), so that interval and p still agree. Raises Invalid for
+    a `standard_error` or `share` that is not positive.
+    """
+    check_alpha(alpha)
+    if not (standard_error > 0 and share > 0):
+        raise Invalid(faults=[Fault(field="standardError", message="and share must be above 0")])
+    rho = -2 * log(alpha) + log(1 - 2 * log(alpha))
+    x = rho * share
+    boundary = sqrt((x + 1) / x * log((x + 1) / alpha**2))
+    statistic = abs(estimate) / standard_error
+    if degrees_of_freedom is not None:
+        statistic = _as_normal(statistic, degrees_of_freedom)
+        reach = float(-special.stdtrit(degrees_of_freedom, special.ndtr(-boundary)))
+    else:
+        reach = boundary
+    log_evidence = x * statistic**2 / (2 * (x + 1)) - log1p(x) / 2
+    return Always(
+        p_value=min(1.0, exp(-log_evidence)),
+        interval=Interval(low=estimate - reach * standard_error, high=estimate + reach * standard_error),
+        boundary=reach,
+    )
+
+
+def _as_normal(statistic: float, degrees_of_freedom: float) -> float:
+    """The normal deviate with the same tail as a t of these degrees of freedom; tails in logarithms."""
+    tail = float(special.stdtr(degrees_of_freedom, -statistic))
+    if tail > 0:
+        return float(-special.ndtri(tail))
+    return float(-special.ndtri_exp(log_two_sided_p(statistic, degrees_of_freedom) - log(2)))
