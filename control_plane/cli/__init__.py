@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import access, apply, deploying, experiments, fleet, phases, results, show, watching
+from control_plane.cli import (
+    access,
+    apply,
+    deploying,
+    experiments,
+    fleet,
+    phases,
+    preview,
+    results,
+    show,
+    watching,
+)
 from control_plane.cli.session import Exit, Failure, Session, add, tell, with_globals
 
 app = typer.Typer(
@@ -98,6 +109,7 @@ add(app, "audit", access.audit, "variantctl audit --limit 20")
 _experiments = _group("experiments", "Experiments and the steps of their life.")
 add(_experiments, "list", experiments.list_experiments, "variantctl experiments list --status running")
 add(_experiments, "get", experiments.get, "variantctl experiments get soul-tone -o yaml")
+add(_experiments, "preview", preview.preview, "variantctl experiments preview soul-tone")
 add(_experiments, "start", experiments.start, "variantctl experiments start soul-tone")
 add(
     _experiments,

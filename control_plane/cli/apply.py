@@ -7,7 +7,7 @@ sent before the whole plan is known to be allowed.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +17,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from control_plane.cli import show
 from control_plane.cli.manifest import Manifest, Metric, VariantManifest, load
+from control_plane.cli.preview import Touched, planned, print_touched, touched_by
 from control_plane.cli.session import Exit, Failure, Session, request_id
 from shared.errors import Fault
 from shared.model import digest, show_digest
@@ -107,9 +108,7 @@ def apply(
     file: Annotated[str, typer.Option("--file", "-f", help="The manifest; - is standard input.")],
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Show the plan, and of a new experiment whom it would touch; change nothing."
-        ),
+        typer.Option("--dry-run", help="Show the plan, and what a start would touch; change nothing."),
     ] = False,
 ) -> None:
     """Make an experiment what a manifest says.
@@ -124,10 +123,13 @@ def apply(
     refuse_locked(plan)
     if not session.json:
         _show_plan(session, plan)
-    if plan.present is None:
-        outcome: pb.Experiment | None = create(session, manifest, validate_only=dry_run)
+    touched = None
+    if dry_run:
+        outcome, touched = _tried(session, plan)
+    elif plan.present is None:
+        outcome = create(session, manifest)
     else:
-        outcome = plan.present if dry_run or plan.action == "none" else carry_out(session, plan)
+        outcome = plan.present if plan.action == "none" else carry_out(session, plan)
     if session.json:
         answer = {
             "action": plan.action,
@@ -135,15 +137,30 @@ def apply(
             "changes": [
                 {"field": item.field, "before": item.before, "after": item.after} for item in plan.changes
             ],
-            "experiment": show.to_json(outcome) if outcome else None,
+            "experiment": show.to_json(outcome),
+            "touches": touched.to_json() if touched else None,
         }
         show.print_json(session.out, answer)
     elif dry_run:
-        if plan.present is None and outcome is not None:
-            _show_touched(session, outcome)
+        if touched is not None:
+            print_touched(session, touched)
         show.say(session.out, "nothing was changed: --dry-run")
-    elif outcome is not None and plan.action != "none":
+    elif plan.action != "none":
         show.say(session.out, f"{outcome.key} is {show.word(outcome, 'status')}; {planned(outcome)}")
+
+
+def _tried(session: Session, plan: Plan) -> tuple[pb.Experiment, Touched | None]:
+    """The experiment as it is, or would be made, and what its start would touch; None where it has started."""
+    if plan.present is None:
+        draft = create(session, plan.manifest, validate_only=True)
+        return draft, touched_by(session, draft, exists=False)
+    if plan.present.status != pb.EXPERIMENT_STATUS_DRAFT:
+        return plan.present, None
+    if plan.action == "none":
+        return plan.present, touched_by(session, plan.present, exists=True)
+    # A draft cannot be changed on trial; another one of the same design, under a key that is free, can be made so.
+    changed = create(session, replace(plan.manifest, key=""), validate_only=True, like=plan.present)
+    return plan.present, touched_by(session, changed, exists=False)
 
 
 def _show_plan(session: Session, plan: Plan) -> None:
@@ -151,28 +168,6 @@ def _show_plan(session: Session, plan: Plan) -> None:
     show.say(session.out, f"{plan.manifest.key}: {words[plan.action]}")
     for change in plan.changes:
         show.say(session.out, change.line())
-
-
-def _show_touched(session: Session, draft: pb.Experiment) -> None:
-    """What a start of the draft would write, and where."""
-    show.say(session.out, f"a start would write {', '.join(draft.target_files)} on {planned(draft)}")
-    names = sorted(item.participant_id for item in draft.assignments if item.variant_id)
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    if names:
-        show.say(session.out, f"  {', '.join(names[:20])}{more}")
-    if any(item.code == "DESIGN_CANNOT_DECIDE" for item in draft.warnings):
-        show.say(session.out, "the design cannot decide")
-    elif names and len(draft.variants) > 1 and any(item.is_control for item in draft.variants):
-        show.say(session.out, "the design can decide")
-
-
-def planned(experiment: pb.Experiment) -> str:
-    """`12 participants: friendly 6, concise 6`."""
-    counts = [
-        f"{variant.key} {experiment.assignment_counts.get(variant.id, 0)}" for variant in experiment.variants
-    ]
-    count = experiment.participant_count
-    return f"{count} participant{'s' * (count != 1)}" + (f": {', '.join(counts)}" if counts else "")
 
 
 # -- the plan
@@ -322,10 +317,20 @@ def refuse_locked(plan: Plan) -> None:
 # -- carrying it out
 
 
-def create(session: Session, manifest: Manifest, *, validate_only: bool) -> pb.Experiment:
-    """The draft the manifest makes, or with `validate_only` would make; its warnings are told."""
+def create(
+    session: Session, manifest: Manifest, *, validate_only: bool = False, like: pb.Experiment | None = None
+) -> pb.Experiment:
+    """The draft the manifest makes, or with `validate_only` would make; its warnings are told.
+
+    What no manifest says of who takes part is as in `like`.
+    """
     request = _create(manifest)
     request.validate_only = validate_only
+    if like is not None:
+        request.traffic_allocation = like.traffic_allocation
+        request.targeting_rules.CopyFrom(like.targeting_rules)
+        request.allow_host_labels = like.allow_host_labels
+        request.strata.extend(like.strata)
     answer = session.call(session.experiments.CreateExperiment, request)
     _warn(session, answer)
     return answer
@@ -354,7 +359,7 @@ def _warn(session: Session, experiment: pb.Experiment) -> None:
 def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
     return pb.CreateExperimentRequest(
         name=manifest.name,
-        key=manifest.key,
+        key=manifest.key or None,
         description=manifest.description,
         target_file=manifest.target_file,
         variants=[

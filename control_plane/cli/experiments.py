@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import show
-from control_plane.cli.apply import planned
+from control_plane.cli.preview import planned
 from control_plane.cli.session import Session, request_id
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 

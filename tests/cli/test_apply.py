@@ -55,10 +55,12 @@ async def test_a_dry_run_changes_nothing(plane: Plane, ctl: Run, manifest: Path)
     said = await ctl("apply", "-f", str(manifest), "--dry-run")
     assert (said.code, "will be created" in said.out) == (0, True)
     assert (
-        "a start would write config/soul.md on 2 participants: friendly 1, concise 1\n  bot-1, bot-2\n"
-        in said.out
+        "a start would write config/soul.md on 2 participants: friendly 1, concise 1\n"
+        "  no agent yet: bot-1, bot-2\n"
+        "waits: bot-1, bot-2: no agent has declared it yet; its deployment waits until one does (NEVER_SEEN)\n"
+        "nothing stands in the way of a start\n"
+        "the design cannot decide\n" in said.out
     )
-    assert "the design cannot decide" in said.out
     assert {"(NEVER_SEEN)", "(DESIGN_CANNOT_DECIDE)"} <= set(said.err.split())
     assert (await plane.rest("GET", KEY)).status == 404
     before = (await applied(ctl, manifest))["experiment"]
@@ -67,6 +69,7 @@ async def test_a_dry_run_changes_nothing(plane: Plane, ctl: Run, manifest: Path)
     said = await ctl("apply", "-f", str(manifest), "--dry-run")
     assert "  ~ variants.concise.weight: 50 → 40\n" in said.out
     assert "  ~ variants.concise.files[config/soul.md]: sha256:" in said.out
+    assert "a start would write config/soul.md on 2 participants: " in said.out
     assert (await plane.rest("GET", KEY)).body["version"] == before["version"]
 
 

@@ -1,0 +1,87 @@
+"""What a start would touch, for a person and for a program, of a draft and of what would be one."""
+
+from pathlib import Path
+
+from tests.cli.conftest import Run
+from tests.support.builders import make_hello
+from tests.support.plane import Plane
+from tests.support.stream import session
+
+
+async def test_a_draft_is_previewed_with_hosts_obstacles_and_decision(
+    plane: Plane, ctl: Run, manifest: Path
+) -> None:
+    """Which host has whom, who holds a file already, who waits, and what the design can reach; nothing is changed."""
+    away = await plane.enroll(await plane.token(), name="host-2")
+    async with session(away, make_hello("bot-2")):
+        pass
+    identity = await plane.enroll(await plane.token(), name="host-1")
+    async with session(identity, make_hello("bot-1")):
+        pair = [
+            {"name": "A", "content": "a", "weight": 50, "isControl": True},
+            {"name": "B", "content": "b", "weight": 50},
+        ]
+        other = {
+            "name": "Other",
+            "targetFile": "config/soul.md",
+            "variants": pair,
+            "participantIds": ["bot-1"],
+        }
+        await plane.made("/v1/experiments", other)
+        await plane.made("/v1/experiments/other/start", None)
+        trial = await ctl("apply", "-f", str(manifest), "--dry-run")
+        assert (await ctl("apply", "-f", str(manifest))).code == 0
+        before = (await plane.rest("GET", "/v1/experiments/soul-tone")).body
+        said = await ctl("experiments", "preview", "soul-tone")
+        again = await ctl("apply", "-f", str(manifest), "--dry-run")
+        shown = (await ctl("apply", "-f", str(manifest), "--dry-run", "--json")).json
+        plain = (await ctl("experiments", "preview", "soul-tone", "--json")).json
+    assert said.code == 0, said.err
+    obstacles = [
+        "a start would write config/soul.md on 2 participants: friendly 1, concise 1",
+        "  host-1 (connected): bot-1",
+        "  host-2 (lost): bot-2",
+        "stands in the way: bot-1: config/soul.md is held by experiment other (CLAIM_CONFLICT)",
+        "waits: bot-2: its agent is not connected; its deployment waits until it is (OFFLINE)",
+    ]
+    decision = "the design cannot decide: the smallest p it can reach is 1, a decision needs 0.05"
+    lines = said.out.splitlines()
+    assert lines[:6] == [*obstacles, decision]
+    assert lines[6].split() == ["STRATUM", "friendly".upper(), "concise".upper()]
+    assert {line.split()[0] for line in lines[7:]} == {"host-1", "host-2"}
+    assert again.out.splitlines()[1:7] == [*obstacles, decision]
+    assert [line for line in trial.out.splitlines() if line in obstacles] == obstacles
+    assert "the design cannot decide" in trial.out.splitlines()
+    touches = shown["touches"]
+    assert touches["hosts"] == [
+        {"name": "host-1", "presence": "connected", "participantIds": ["bot-1"]},
+        {"name": "host-2", "presence": "lost", "participantIds": ["bot-2"]},
+    ]
+    assert (touches["canDecide"], touches["neededP"]) == (False, 0.05)
+    assert {item["participantId"] for item in plain["assignments"]} == {"bot-1", "bot-2"}
+    assert (await plane.rest("GET", "/v1/experiments/soul-tone")).body == before
+
+
+async def test_a_started_experiment_has_no_preview(running: Run, manifest: Path) -> None:
+    """It is told so as a conflict, and a dry run of what it is already shows no plan."""
+    said = await running("experiments", "preview", "soul-tone")
+    assert said.code == 4
+    assert "running" in said.err
+    shown = (await running("apply", "-f", str(manifest), "--dry-run", "--json")).json
+    assert (shown["action"], shown["touches"]) == ("none", None)
+
+
+async def test_a_changed_draft_is_tried_with_what_no_manifest_says(
+    plane: Plane, ctl: Run, manifest: Path
+) -> None:
+    """Targeting rules of the draft count in the dry run of its change, and the draft stays as it is."""
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    rules = {"labels": [{"key": "tier", "operator": "equals", "value": "gold"}]}
+    patched = await plane.rest("PATCH", "/v1/experiments/soul-tone", {"targetingRules": rules})
+    assert patched.status == 200, patched.body
+    await plane.rest("PATCH", "/v1/participants/bot-2", {"labels": {"tier": "gold"}})
+    (manifest.parent / "concise.md").write_text("be very concise\n")
+    said = await ctl("apply", "-f", str(manifest), "--dry-run")
+    assert said.code == 0, said.err
+    assert "on 1 participant: " in said.out
+    assert "  no agent yet: bot-2\n" in said.out
