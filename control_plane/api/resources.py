@@ -79,7 +79,7 @@ def _experiment(view: View) -> Json:
         "key": e.key,
         "name": e.name,
         "description": e.description,
-        "type": e.type,
+        "type": e.type.value,
         "status": e.status.value,
         "archived": e.archived,
         "labels": e.labels,
@@ -189,6 +189,7 @@ def _variant(view: View, item: Variant) -> Json:
             }
             for file in item.files
         ],
+        "targetingRules": item.targeting_rules.model_dump(mode="json", by_alias=True),
         "config": item.config,
         "metadata": item.metadata,
         "assignmentCount": _count(view, item.id),
@@ -488,7 +489,7 @@ def results(work: Work, found: Results) -> Json:
         "metric": {"eventName": found.event_name, "goal": found.goal},
         "alpha": e.alpha,
         "population": found.population,
-        "method": {"variance": "jackknife", "interval": "welch"},
+        "method": None if found.uncompared else {"variance": "jackknife", "interval": "welch"},
         "variants": [_arm(item, arm) for item, arm in found.arms],
         "rejected": [
             {"reason": reason, "count": count} for reason, count in sorted(found.not_counted.items())

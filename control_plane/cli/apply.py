@@ -202,7 +202,9 @@ def make_plan(manifest: Manifest, present: pb.Experiment | None) -> Plan:
 def _defaults() -> dict[str, Any]:
     return _fields_of(
         pb.Experiment(
-            exposure_criteria=pb.ExposureCriteria(settle_seconds=60), analysis=pb.Analysis(alpha=0.05)
+            type="ab",
+            exposure_criteria=pb.ExposureCriteria(settle_seconds=60),
+            analysis=pb.Analysis(alpha=0.05),
         )
     )
 
@@ -211,6 +213,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "description": manifest.description,
+        "type": manifest.type,
         "labels": manifest.labels,
         "metadata": manifest.metadata,
         "targetFile": manifest.target_file,
@@ -235,6 +238,7 @@ def _fields_of(present: pb.Experiment) -> dict[str, Any]:
     return {
         "name": present.name,
         "description": present.description,
+        "type": present.type,
         "labels": shown["labels"],
         "metadata": shown["metadata"] or {},
         "targetFile": shown["targetFile"],
@@ -283,6 +287,7 @@ def _variant(wanted: VariantManifest) -> dict[str, Any]:
         "weight": wanted.weight,
         "config": wanted.config,
         "metadata": wanted.metadata,
+        "targetingRules": {"labels": [show.to_json(rule) for rule in _rules(wanted).labels]},
         "files": {path: show_digest(digest(body)) for path, body in sorted(wanted.files.items())},
     }
 
@@ -293,6 +298,7 @@ def _variant_of(present: pb.Variant) -> dict[str, Any]:
         **{name: shown[name] for name in ("name", "description", "isControl", "weight")},
         "config": shown["config"] or {},
         "metadata": shown["metadata"] or {},
+        "targetingRules": {"labels": [show.to_json(rule) for rule in present.targeting_rules.labels]},
         "files": {file.path: file.digest for file in present.files},
     }
 
@@ -312,6 +318,12 @@ def refuse_locked(plan: Plan) -> None:
             reason="LOCKED",
             faults=faults,
         )
+    for change in plan.changes:
+        if change.field == "type":
+            fault = Fault(
+                field="type", message=f"is {change.before} and stays so", remedy="delete the draft first"
+            )
+            raise Failure("the draft cannot become that", reason="TYPE_IS_FIXED", faults=[fault])
 
 
 # -- carrying it out
@@ -361,6 +373,7 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
         name=manifest.name,
         key=manifest.key or None,
         description=manifest.description,
+        type=manifest.type,
         target_file=manifest.target_file,
         variants=[
             pb.VariantSpec(
@@ -370,6 +383,7 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
                 is_control=item.is_control,
                 weight=item.weight,
                 files=_files(item),
+                targeting_rules=_rules(item) if item.rules else None,
                 config=_struct(item.config) if item.config else None,
                 metadata=_struct(item.metadata) if item.metadata else None,
             )
@@ -426,6 +440,7 @@ def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: se
             is_control=wanted.is_control,
             weight=wanted.weight,
             files=_files(wanted),
+            targeting_rules=_rules(wanted) if wanted.rules else None,
             config=_struct(wanted.config) if wanted.config else None,
             metadata=_struct(wanted.metadata) if wanted.metadata else None,
             request_id=request_id(),
@@ -440,12 +455,21 @@ def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: se
         is_control=wanted.is_control if "isControl" in fields else None,
         weight=wanted.weight if "weight" in fields else None,
         files=_files(wanted) if "files" in fields else None,
+        targeting_rules=_rules(wanted) if "targetingRules" in fields and wanted.rules else None,
         config=_struct(wanted.config) if "config" in fields and wanted.config else None,
         metadata=_struct(wanted.metadata) if "metadata" in fields and wanted.metadata else None,
         update_mask=_mask(fields),
         request_id=request_id(),
     )
     session.call(session.experiments.UpdateVariant, changed)
+
+
+def _rules(variant: VariantManifest) -> pb.TargetingRules:
+    return pb.TargetingRules(
+        labels=[
+            pb.LabelRule(key=rule.key, operator=rule.operator, value=rule.value) for rule in variant.rules
+        ]
+    )
 
 
 def _files(variant: VariantManifest) -> list[pb.FileSpec]:

@@ -126,6 +126,7 @@ def _describe(session: Session, found: pb.Experiment) -> None:
         "key": found.key,
         "name": found.name,
         "id": found.id,
+        "type": found.type if found.type != "ab" else None,
         "status": show.word(found, "status"),
         "description": found.description,
         "target": ", ".join(found.target_files),
@@ -140,15 +141,17 @@ def _describe(session: Session, found: pb.Experiment) -> None:
     }
     show.print_facts(session.out, {name: value for name, value in facts.items() if value})
     print(file=session.out.file)
+    personal = found.type == "personalization"
+    share = "for" if personal else "weight"
     show.print_table(
         session.out,
-        ("variant", "name", "control", "weight", "file", "bytes", "digest"),
+        ("variant", "name", "control", share, "file", "bytes", "digest"),
         (
             (
                 variant.key,
                 variant.name,
                 "control" if variant.is_control else "",
-                variant.weight,
+                _rules(variant) if personal else variant.weight,
                 file.path if file else None,
                 file.size if file else None,
                 file.digest[:19] + "…" if file else None,
@@ -159,6 +162,12 @@ def _describe(session: Session, found: pb.Experiment) -> None:
         empty="it has no variants yet",
         right=("weight", "bytes"),
     )
+
+
+def _rules(variant: pb.Variant) -> str:
+    """For whom a variant is, in words."""
+    rules = [f"{rule.key} {rule.operator} {rule.value}".rstrip() for rule in variant.targeting_rules.labels]
+    return " and ".join(rules) or "everybody"
 
 
 # -- life

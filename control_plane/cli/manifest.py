@@ -55,6 +55,16 @@ class _File(_Part):
     content_base64: str | None = None
 
 
+class _Rule(_Part):
+    key: Annotated[str, Field(min_length=1)]
+    operator: Literal["equals", "not_equals", "contains", "exists", "not_exists", "regex"]
+    value: str | None = None
+
+
+class _Rules(_Part):
+    labels: list[_Rule] = []
+
+
 class _Variant(_Part):
     key: str | None = None
     name: Annotated[str, Field(min_length=1, max_length=200)]
@@ -64,6 +74,7 @@ class _Variant(_Part):
     content: str | None = None
     content_file: str | None = None
     files: list[_File] = []
+    targeting_rules: _Rules = _Rules()
     config: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
 
@@ -82,7 +93,7 @@ class _Document(_Part):
     key: str
     name: Annotated[str, Field(min_length=1, max_length=400)]
     description: Annotated[str, Field(max_length=3000)] = ""
-    type: Literal["ab"] = "ab"
+    type: Literal["ab", "personalization"] = "ab"
     labels: dict[str, str] = {}
     metadata: dict[str, Any] = {}
     target_file: Annotated[str, Field(min_length=1)] | None = None
@@ -113,6 +124,15 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One thing that must be so of a label for a variant to fit."""
+
+    key: str
+    operator: str
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VariantManifest:
     """One variant; `key` is None where the control plane makes it from the name. `files` by path."""
 
@@ -124,6 +144,7 @@ class VariantManifest:
     files: dict[str, bytes]
     config: dict[str, Any]
     metadata: dict[str, Any]
+    rules: tuple[Rule, ...] = ()
 
     @property
     def label(self) -> str:
@@ -138,6 +159,7 @@ class Manifest:
     key: str
     name: str
     description: str
+    type: str
     labels: dict[str, str]
     metadata: dict[str, Any]
     target_file: str | None
@@ -232,6 +254,7 @@ def _manifest(document: _Document, variants: Sequence[VariantManifest]) -> Manif
         key=document.key,
         name=document.name,
         description=document.description,
+        type=document.type,
         labels=document.labels,
         metadata=document.metadata,
         target_file=document.target_file,
@@ -316,7 +339,7 @@ def _fault(path: Sequence[object], kind: str, message: str, value: object) -> Fa
         close = difflib.get_close_matches(last, sorted(_known(path[:-1])), n=1)
         remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(_known(path[:-1])))}"
         return Fault(field=where, message="is not a known field", remedy=remedy)
-    if where == "type" and value in ("multivariate", "personalization", "switchback"):
+    if where == "type" and value in ("multivariate", "switchback"):
         return Fault(field=where, message=f"this control plane does not have {value} yet", remedy="use ab")
     if where == "participants":
         return Fault(field=where, message="is neither a list of ids nor {labels: …}")
@@ -337,6 +360,7 @@ def _known(path: Sequence[object]) -> set[str]:
     steps |= {
         "variants": _Variant,
         "files": _File,
+        "targetingRules": _Rules,
         "primary": _Metric,
         "secondary": _Metric,
         "guardrail": _Metric,
@@ -401,6 +425,10 @@ def _variant(
         files=_files(item, where, document.target_file, base, faults),
         config=item.config,
         metadata=item.metadata,
+        rules=tuple(
+            Rule(key=rule.key, operator=rule.operator, value=rule.value)
+            for rule in item.targeting_rules.labels
+        ),
     )
 
 

@@ -37,6 +37,9 @@ _REASONS = {
     "CONVERSIONS_EXCEED_IMPRESSIONS": "more conversions than impressions",
     "NO_CONTROL": "there is no control to compare with",
 }
+_UNCOMPARED = {
+    "NOT_RANDOMIZED": "rules chose the variants, so they are not compared: who has which differs in more than it",
+}
 
 
 def results(
@@ -246,10 +249,13 @@ def _cell(value: float, scale: tuple[float, float], width: int) -> int:
 
 
 def _absent(session: Session, found: pb.Results) -> None:
+    codes = {code for item in found.variants for code in item.reasons.values()}
+    for code in sorted(codes & _UNCOMPARED.keys()):
+        show.say(session.out, f"counts only: {_UNCOMPARED[code]} ({code})")
     for item in found.variants:
         by_reason: dict[str, list[str]] = {}
         for name, code in sorted(item.reasons.items()):
-            if code != "IS_CONTROL":
+            if code != "IS_CONTROL" and code not in _UNCOMPARED:
                 by_reason.setdefault(code, []).append(name)
         for code, names in sorted(by_reason.items()):
             why = _REASONS.get(code, "not defined")

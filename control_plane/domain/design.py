@@ -4,6 +4,7 @@ A design is stored as the JSON its caller wrote, with every default in it, so th
 years later.
 """
 
+from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -11,6 +12,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from control_plane.domain.fields import Labels, Moment, ParticipantIds, Percent, Request, whole
 from control_plane.domain.targeting import TargetingRules
 from shared.moment import from_rfc3339
+
+
+class Type(StrEnum):
+    """What kind of experiment it is: how participants come to their variants."""
+
+    AB = "ab"
+    MULTIVARIATE = "multivariate"
+    PERSONALIZATION = "personalization"
+    SWITCHBACK = "switchback"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether variants get participants in proportion to their weights."""
+        return self in (Type.AB, Type.MULTIVARIATE)
 
 
 class MetricSpec(Request):

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane.domain.assignment import Arm, Placement, smallest_reachable_p
-from control_plane.domain.design import Design
+from control_plane.domain.design import Design, Type
 from control_plane.domain.intake import Applicant, Holdout, Method, Rules, Seat, seats
 from control_plane.domain.lifecycle import Status, Verb, after
-from shared.errors import Fault
+from control_plane.domain.targeting import TargetingRules
+from shared.errors import FailedPrecondition, Fault
 from shared.model import Digest
 
 
@@ -27,7 +28,7 @@ class VariantFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One content an experiment tries."""
+    """One content an experiment tries; `targeting_rules` say for whom it is, where nothing is random."""
 
     id: bytes
     experiment_id: bytes
@@ -42,6 +43,7 @@ class Variant:
     metadata: dict[str, Any] | None
     created_at: int
     updated_at: int
+    targeting_rules: TargetingRules = field(default_factory=TargetingRules)
 
     def digests(self) -> dict[str, Digest]:
         """Digest by path."""
@@ -105,7 +107,7 @@ class Experiment:
     key: str
     name: str
     description: str
-    type: str
+    type: Type
     status: Status
     archived: bool
     target_file: str | None
@@ -187,7 +189,7 @@ class Readiness:
 
 def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]:
     """Everything that keeps the experiment from starting, by field."""
-    faults = [*_variant_faults(experiment.variants), *_file_faults(experiment)]
+    faults = [*_variant_faults(experiment), *_file_faults(experiment)]
     if not readiness.participants:
         faults.append(
             Fault(
@@ -207,10 +209,20 @@ def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]
     return faults
 
 
-def _variant_faults(variants: Sequence[Variant]) -> Iterable[Fault]:
-    if len(variants) < 2:
-        message = f"has {len(variants)}, needs at least 2"
+def _variant_faults(experiment: Experiment) -> Iterable[Fault]:
+    variants, personal = experiment.variants, experiment.type is Type.PERSONALIZATION
+    needed = 1 if personal else 2
+    if len(variants) < needed:
+        message = f"has {len(variants)}, needs at least {needed}"
         yield Fault(field="variants", message=message, remedy="add a variant")
+    if personal:
+        if experiment.design.traffic_allocation != 100:
+            yield Fault(
+                field="trafficAllocation",
+                message="a share of the participants would be chosen at random; here rules choose",
+                remedy="set it to 100, and say in targetingRules who takes part",
+            )
+        return
     controls = [variant.key for variant in variants if variant.is_control]
     if len(controls) != 1:
         found = f"{len(controls)} ({', '.join(controls)})" if controls else "none"
@@ -220,7 +232,7 @@ def _variant_faults(variants: Sequence[Variant]) -> Iterable[Fault]:
             remedy="set isControl on one variant",
         )
     total = sum(variant.weight for variant in variants)
-    if total != 100:
+    if experiment.type.weighted and total != 100:
         yield Fault(
             field="variants.weight",
             message=f"weights sum to {total}, not to 100",
@@ -253,7 +265,20 @@ def rules_of(experiment: Experiment, *, seed: bytes, holdout: Holdout | None = N
         seed=seed,
         allocation=experiment.design.traffic_allocation,
         holdout=holdout,
+        targeted={variant.key: variant.targeting_rules.labels for variant in experiment.variants}
+        if experiment.type is Type.PERSONALIZATION
+        else None,
     )
+
+
+def refuse_phase(experiment: Experiment) -> None:
+    """A phase fits the experiment's type. Raises FailedPrecondition saying why it does not."""
+    if experiment.type is Type.PERSONALIZATION:
+        raise FailedPrecondition(
+            "a personalization has no weights, allocation or seed that a phase could change: rules choose;"
+            " for other rules reset or duplicate it",
+            reason="NO_PHASES",
+        )
 
 
 def plan(experiment: Experiment, applicants: Sequence[Applicant]) -> tuple[Seat, ...]:
@@ -296,7 +321,7 @@ def decision(experiment: Experiment, assignments: Sequence[Assignment]) -> Decis
     """
     control = experiment.control
     others = [variant for variant in experiment.variants if variant is not control]
-    if control is None or not others or not assignments:
+    if control is None or not others or not assignments or experiment.type is Type.PERSONALIZATION:
         return None
     keys = {variant.id: variant.key for variant in experiment.variants}
     placements = [

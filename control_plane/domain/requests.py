@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from control_plane.domain.design import DesignFields, MetricsSpec, Selector
+from control_plane.domain.design import DesignFields, MetricsSpec, Selector, Type
 from control_plane.domain.fields import RESERVED_KEYS as RESERVED_KEYS
 from control_plane.domain.fields import (
     Json,
@@ -24,6 +24,7 @@ from control_plane.domain.fields import (
 )
 from control_plane.domain.fields import Request as Request
 from control_plane.domain.fields import parse as parse
+from control_plane.domain.targeting import TargetingRules
 from shared.moment import SECOND
 
 
@@ -61,6 +62,7 @@ class VariantSpec(Request):
     weight: Weight = 0
     content: str | None = None
     files: tuple[FileSpec, ...] = Field(default=(), max_length=64)
+    targeting_rules: TargetingRules = TargetingRules()
     config: Json | None = None
     metadata: Json | None = None
 
@@ -95,7 +97,7 @@ class CreateExperiment(_Structure):
     name: Name
     key: Key | None = None
     description: Text = ""
-    type: Literal["ab"] = "ab"
+    type: Literal[Type.AB, Type.PERSONALIZATION] = Type.AB
     target_file: Target | None = None
     variants: tuple[VariantSpec, ...] = Field(default=(), max_length=200)
     participant_ids: ParticipantIds | None = None
@@ -224,6 +226,7 @@ class UpdateVariant(OfVariant):
     weight: Weight | None = None
     content: str | None = None
     files: Annotated[tuple[FileSpec, ...], Field(max_length=64)] | None = None
+    targeting_rules: TargetingRules | None = None
     config: Json | None = None
     metadata: Json | None = None
 

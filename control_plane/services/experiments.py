@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain import requests
-from control_plane.domain.design import Design, MetricsSpec, Schedule, Selector
+from control_plane.domain.design import Design, MetricsSpec, Schedule, Selector, Type
 from control_plane.domain.experiment import (
     UNTOLD,
     Assignment,
@@ -17,6 +17,7 @@ from control_plane.domain.experiment import (
     name_of_copy,
 )
 from control_plane.domain.lifecycle import Status, Verb
+from control_plane.domain.targeting import TargetingRules
 from control_plane.services import timers
 from control_plane.services.seating import planned
 from control_plane.services.work import (
@@ -218,6 +219,7 @@ def _put_new_variant(
         is_control=spec.is_control,
         weight=spec.weight,
         files=_files(work, experiment, spec.content, spec.files, field=field),
+        targeting_rules=_rules(experiment, spec.targeting_rules, field=field),
         config=spec.config,
         metadata=spec.metadata,
         created_at=work.now,
@@ -225,6 +227,18 @@ def _put_new_variant(
     )
     work.store.experiments.put_variant(variant)
     return variant
+
+
+def _rules(experiment: Experiment, rules: TargetingRules, *, field: str) -> TargetingRules:
+    """The rules of a variant. Raises Invalid where the type has no place for any."""
+    if rules.labels and experiment.type is not Type.PERSONALIZATION:
+        fault = Fault(
+            field=f"{field}.targetingRules",
+            message=f"variants of type {experiment.type.value} are drawn, not chosen by rules",
+            remedy="use type personalization, or the experiment's own targetingRules for who takes part",
+        )
+        raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
+    return rules
 
 
 def _files(
@@ -400,11 +414,15 @@ def add_variant(work: Work, request: requests.AddVariant) -> tuple[View, Variant
     return view_of(work, work.store.experiments.get(experiment.id)), variant
 
 
+_LOCKED = ("is_control", "weight", "content", "files", "targeting_rules", "config")
+"""What of a variant changes only in draft."""
+
+
 def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, Variant]:
     """The variant is as asked; after start only name, description and metadata change."""
     experiment = find(work, request.id)
     variant = find_variant(experiment, request.variant_id)
-    if any(request.given(name) for name in ("is_control", "weight", "content", "files", "config")):
+    if any(request.given(name) for name in _LOCKED):
         experiment.after(Verb.EDIT)
     files = variant.files
     if request.given("files") or request.content is not None:
@@ -418,6 +436,9 @@ def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, V
         is_control=bool(request.is_control) if request.given("is_control") else variant.is_control,
         weight=(request.weight or 0) if request.given("weight") else variant.weight,
         files=files,
+        targeting_rules=_rules(experiment, request.targeting_rules or TargetingRules(), field="variant")
+        if request.given("targeting_rules")
+        else variant.targeting_rules,
         config=request.config if request.given("config") else variant.config,
         metadata=request.metadata if request.given("metadata") else variant.metadata,
         updated_at=work.now,

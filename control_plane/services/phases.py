@@ -6,7 +6,15 @@ from dataclasses import replace
 
 from control_plane.domain import requests
 from control_plane.domain.deployment import Origin
-from control_plane.domain.experiment import Assignment, Conflict, Experiment, Phase, Variant, rules_of
+from control_plane.domain.experiment import (
+    Assignment,
+    Conflict,
+    Experiment,
+    Phase,
+    Variant,
+    refuse_phase,
+    rules_of,
+)
 from control_plane.domain.fleet import Participant
 from control_plane.domain.intake import (
     STICKY,
@@ -43,6 +51,7 @@ def open_phase(work: Work, request: requests.OpenPhase) -> tuple[View, Phase]:
     """
     experiment = find(work, request.id)
     experiment.after(Verb.OPEN_PHASE)
+    refuse_phase(experiment)
     former = experiment.phase
     assert former is not None
     variants = _with_weights(experiment, request.weights)

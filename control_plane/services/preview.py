@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from control_plane.domain import requests
+from control_plane.domain.design import Type
 from control_plane.domain.experiment import Assignment, Decision, Experiment, decision
 from control_plane.domain.fleet import Participant, Presence
 from control_plane.domain.lifecycle import Verb
@@ -72,11 +73,9 @@ def _findings(work: Work, experiment: Experiment, assignments: tuple[Assignment,
     for participant in everyone:
         found = _of(work, participant, targeted=participant.public_id in targeted)
         if found is None and participant.public_id not in seated and experiment.variants:
-            found = (
-                "NO_VARIANT",
-                "warning",
-                "is on record without a variant: outside the traffic allocation",
-            )
+            personal = experiment.type is Type.PERSONALIZATION
+            why = "no variant's rules fit it" if personal else "outside the traffic allocation"
+            found = ("NO_VARIANT", "warning", f"is on record without a variant: {why}")
         if found is not None:
             code, severity, message = found
             yield Finding(participant=participant.public_id, code=code, severity=severity, message=message)

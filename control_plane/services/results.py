@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from control_plane.domain import requests
+from control_plane.domain.design import Type
 from control_plane.domain.experiment import Experiment, Variant
-from control_plane.domain.statistics.proportions import ArmSums
-from control_plane.domain.statistics.summary import ArmSummary, summarise
+from control_plane.domain.statistics.proportions import ArmSums, Undefined
+from control_plane.domain.statistics.summary import ArmSummary, Summary, counts_only, summarise
 from control_plane.services.work import Work
 from control_plane.store.events import ParticipantSums
 from shared.errors import Fault, Invalid, NotFound
@@ -14,10 +15,16 @@ from shared.ids import show_id
 
 POPULATIONS = ("assigned", "delivered")
 
+_COUNTS_ONLY = {Type.PERSONALIZATION: Undefined.NOT_RANDOMIZED}
+"""Types whose variants are not compared, and why."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """What the numbers say of an experiment, for one conversion and one population."""
+    """What the numbers say of an experiment, for one conversion and one population.
+
+    `uncompared`: why variants are not compared, where they are not.
+    """
 
     experiment: Experiment
     event_name: str
@@ -27,6 +34,7 @@ class Results:
     arms: tuple[tuple[Variant, ArmSummary], ...]
     not_counted: dict[str, int]
     lost: int
+    uncompared: str | None = None
 
 
 def get(work: Work, request: requests.GetResults) -> Results:
@@ -37,12 +45,12 @@ def get(work: Work, request: requests.GetResults) -> Results:
     metric = _metric(work, experiment, request.event_name)
     phase = experiment.phase
     sums = work.store.events.sums(phase.id, metric[0], population=request.population) if phase else []
-    control = experiment.control
-    summary = summarise(
-        [_arm(variant, sums) for variant in experiment.variants],
-        control=control.key if control else None,
-        alpha=experiment.alpha,
-        goal="decrease" if metric[1] == "decrease" else "increase",
+    arms = [_arm(variant, sums) for variant in experiment.variants]
+    uncompared = _COUNTS_ONLY.get(experiment.type)
+    summary = (
+        counts_only(arms, alpha=experiment.alpha, reason=uncompared)
+        if uncompared
+        else _compared(experiment, arms, metric[1])
     )
     return Results(
         experiment=experiment,
@@ -53,6 +61,17 @@ def get(work: Work, request: requests.GetResults) -> Results:
         arms=tuple(zip(experiment.variants, summary.arms, strict=True)),
         not_counted=work.store.events.not_counted(phase.id, population=request.population) if phase else {},
         lost=work.store.events.lost(experiment.id),
+        uncompared=uncompared,
+    )
+
+
+def _compared(experiment: Experiment, arms: list[ArmSums], goal: str) -> Summary:
+    control = experiment.control
+    return summarise(
+        arms,
+        control=control.key if control else None,
+        alpha=experiment.alpha,
+        goal="decrease" if goal == "decrease" else "increase",
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from control_plane.domain.design import Design
+from control_plane.domain.design import Design, Type
 from control_plane.domain.experiment import (
     Assignment,
     Conflict,
@@ -16,6 +16,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.intake import Method
 from control_plane.domain.lifecycle import Status
+from control_plane.domain.targeting import TargetingRules
 from control_plane.store.database import Row, Tx
 from shared.ids import parse_id
 from shared.model import Digest, digest
@@ -138,10 +139,12 @@ class ExperimentStore:
         """The variant is as given, new or changed. Raises IntegrityViolation where its key is taken."""
         self._tx.run(
             "insert into variant (id, experiment_id, position, key, name, description, is_control, weight,"
-            " config, metadata, created_at, updated_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " config, metadata, targeting_rules, created_at, updated_at)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " on conflict (id) do update set name = excluded.name, description = excluded.description,"
             " is_control = excluded.is_control, weight = excluded.weight, config = excluded.config,"
-            " metadata = excluded.metadata, updated_at = excluded.updated_at",
+            " metadata = excluded.metadata, targeting_rules = excluded.targeting_rules,"
+            " updated_at = excluded.updated_at",
             (
                 variant.id,
                 variant.experiment_id,
@@ -153,6 +156,7 @@ class ExperimentStore:
                 variant.weight,
                 _json(variant.config),
                 _json(variant.metadata),
+                variant.targeting_rules.model_dump_json(by_alias=True),
                 variant.created_at,
                 variant.updated_at,
             ),
@@ -381,7 +385,7 @@ def _experiment_values(e: Experiment) -> dict[str, Any]:
         "key": e.key,
         "name": e.name,
         "description": e.description,
-        "type": e.type,
+        "type": e.type.value,
         "status": e.status.value,
         "archived": int(e.archived),
         "target_file": e.target_file,
@@ -416,7 +420,7 @@ def _experiment(row: Row) -> Experiment:
         key=row["key"],
         name=row["name"],
         description=row["description"],
-        type=row["type"],
+        type=Type(row["type"]),
         status=Status(row["status"]),
         archived=bool(row["archived"]),
         target_file=row["target_file"],
@@ -488,4 +492,5 @@ def _variant(row: Row, files: Iterable[VariantFile]) -> Variant:
         metadata=json.loads(row["metadata"]) if row["metadata"] else None,
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        targeting_rules=TargetingRules.model_validate_json(row["targeting_rules"]),
     )

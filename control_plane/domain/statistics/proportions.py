@@ -39,6 +39,7 @@ class Undefined(StrEnum):
     NO_CONTROL = "NO_CONTROL"
     IS_CONTROL = "IS_CONTROL"
     NO_BASELINE = "NO_BASELINE"
+    NOT_RANDOMIZED = "NOT_RANDOMIZED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

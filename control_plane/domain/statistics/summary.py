@@ -99,6 +99,35 @@ def summarise(
     )
 
 
+def counts_only(arms: Sequence[ArmSums], *, alpha: float, reason: Undefined) -> Summary:
+    """Counts and rates of the arms; every number that would compare them is None for this reason."""
+    found = []
+    for arm in arms:
+        own = rate(arm)
+        reasons = _renamed(own.reasons, {"rate": "conversion_rate"}) | dict.fromkeys(_COMPARING, reason)
+        found.append(
+            ArmSummary(
+                key=arm.key,
+                participants=len(arm.trials),
+                participants_exposed=sum(1 for m in arm.trials if m),
+                impressions=own.trials,
+                conversions=own.successes,
+                conversion_rate=own.rate,
+                probability_to_be_best=None,
+                expected_loss=None,
+                credible_interval=None,
+                design_effect=None,
+                icc=None,
+                difference=None,
+                difference_interval=None,
+                p_value=None,
+                chance_to_win=None,
+                reasons=reasons,
+            )
+        )
+    return Summary(alpha=alpha, control=None, variance="jackknife", overdispersion=None, arms=tuple(found))
+
+
 def _against(
     arm: ArmSums, reference: ArmSums | None, *, alpha: float, variance: Variance
 ) -> Difference | Undefined:
@@ -149,6 +178,7 @@ def _arm(
 
 _OF_BELIEF = ("probability_to_be_best", "expected_loss", "credible_interval", "chance_to_win")
 _AGAINST_CONTROL = ("difference", "difference_interval", "p_value", "chance_to_win")
+_COMPARING = (*_OF_BELIEF, "design_effect", "icc", *_AGAINST_CONTROL)
 
 
 def _renamed(reasons: Mapping[str, Undefined], names: Mapping[str, str]) -> dict[str, Undefined]:

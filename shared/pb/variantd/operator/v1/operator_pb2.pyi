@@ -384,7 +384,7 @@ class Experiment(_message.Message):
     description: _builtins.str
     """The hypothesis, at most 3000 characters."""
     type: _builtins.str
-    """Type; `ab`."""
+    """Type: `ab`, `multivariate`, `personalization` or `switchback`."""
     status: Global___ExperimentStatus.ValueType
     """Status."""
     archived: _builtins.bool
@@ -722,6 +722,7 @@ class Variant(_message.Message):
     ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    TARGETING_RULES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     experiment_id: _builtins.str
@@ -760,6 +761,10 @@ class Variant(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def targeting_rules(self) -> Global___TargetingRules:
+        """For whom it is, in a personalization: the first variant whose rules fit."""
+
     def __init__(
         self,
         *,
@@ -777,10 +782,11 @@ class Variant(_message.Message):
         assignment_count: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        targeting_rules: Global___TargetingRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "config", b"config", "content", b"content", "created_at", b"created_at", "metadata", b"metadata", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "config", b"config", "content", b"content", "created_at", b"created_at", "metadata", b"metadata", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "assignment_count", b"assignment_count", "config", b"config", "content", b"content", "created_at", b"created_at", "description", b"description", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "updated_at", b"updated_at", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "assignment_count", b"assignment_count", "config", b"config", "content", b"content", "created_at", b"created_at", "description", b"description", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -1320,6 +1326,7 @@ class VariantSpec(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    TARGETING_RULES_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Key; default: made from the name."""
     name: _builtins.str
@@ -1344,6 +1351,10 @@ class VariantSpec(_message.Message):
     def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
+    @_builtins.property
+    def targeting_rules(self) -> Global___TargetingRules:
+        """For whom it is, in a personalization; no rules fit everybody."""
+
     def __init__(
         self,
         *,
@@ -1356,10 +1367,11 @@ class VariantSpec(_message.Message):
         files: _abc.Iterable[Global___FileSpec] | None = ...,
         config: _struct_pb2.Struct | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
+        targeting_rules: Global___TargetingRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -1369,6 +1381,8 @@ class VariantSpec(_message.Message):
     _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
+    _WhichOneofArgType__targeting_rules: _TypeAlias = _typing.Literal["_targeting_rules", b"_targeting_rules"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
     @_typing.overload
@@ -1379,6 +1393,8 @@ class VariantSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__targeting_rules) -> _WhichOneofReturnType__targeting_rules | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
@@ -1474,7 +1490,7 @@ class CreateExperimentRequest(_message.Message):
     description: _builtins.str
     """The hypothesis, at most 3000 characters."""
     type: _builtins.str
-    """Type; `ab`."""
+    """Type: `ab` (default), `multivariate`, `personalization` or `switchback`."""
     target_file: _builtins.str
     """The target file, relative to a participant's root."""
     request_id: _builtins.str
@@ -2315,6 +2331,7 @@ class AddVariantRequest(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TARGETING_RULES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key of the experiment."""
     key: _builtins.str
@@ -2343,6 +2360,10 @@ class AddVariantRequest(_message.Message):
     def metadata(self) -> _struct_pb2.Struct:
         """Free-form, the caller's own."""
 
+    @_builtins.property
+    def targeting_rules(self) -> Global___TargetingRules:
+        """For whom it is, in a personalization; no rules fit everybody."""
+
     def __init__(
         self,
         *,
@@ -2357,10 +2378,11 @@ class AddVariantRequest(_message.Message):
         config: _struct_pb2.Struct | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
+        targeting_rules: Global___TargetingRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -2370,6 +2392,8 @@ class AddVariantRequest(_message.Message):
     _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
+    _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
+    _WhichOneofArgType__targeting_rules: _TypeAlias = _typing.Literal["_targeting_rules", b"_targeting_rules"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
     @_typing.overload
@@ -2380,6 +2404,8 @@ class AddVariantRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__targeting_rules) -> _WhichOneofReturnType__targeting_rules | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
@@ -2403,6 +2429,7 @@ class UpdateVariantRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    TARGETING_RULES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key of the experiment."""
     variant_id: _builtins.str
@@ -2435,6 +2462,10 @@ class UpdateVariantRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
 
+    @_builtins.property
+    def targeting_rules(self) -> Global___TargetingRules:
+        """For whom it is, in a personalization; draft only."""
+
     def __init__(
         self,
         *,
@@ -2450,10 +2481,11 @@ class UpdateVariantRequest(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        targeting_rules: Global___TargetingRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "update_mask", b"update_mask", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_targeting_rules", b"_targeting_rules", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "targeting_rules", b"targeting_rules", "update_mask", b"update_mask", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "update_mask", b"update_mask", "variant_id", b"variant_id", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_targeting_rules", b"_targeting_rules", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "targeting_rules", b"targeting_rules", "update_mask", b"update_mask", "variant_id", b"variant_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -2467,6 +2499,8 @@ class UpdateVariantRequest(_message.Message):
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
+    _WhichOneofArgType__targeting_rules: _TypeAlias = _typing.Literal["_targeting_rules", b"_targeting_rules"]  # noqa: Y015
     _WhichOneofReturnType__update_mask: _TypeAlias = _typing.Literal["update_mask"]  # noqa: Y015
     _WhichOneofArgType__update_mask: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
@@ -2483,6 +2517,8 @@ class UpdateVariantRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__targeting_rules) -> _WhichOneofReturnType__targeting_rules | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__update_mask) -> _WhichOneofReturnType__update_mask | None: ...
     @_typing.overload
@@ -3424,7 +3460,7 @@ Global___Results: _TypeAlias = Results  # noqa: Y015
 
 @_typing.final
 class ResultsMethod(_message.Message):
-    """How results were computed."""
+    """How results were computed; absent where variants are not compared."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
