@@ -21,8 +21,8 @@ from control_plane.api.door import Door
 from control_plane.api.operations import OPERATIONS
 from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
-from control_plane.api.sessions import Sessions
-from control_plane.api.sync import AgentServicer, origin
+from control_plane.api.sessions import Sessions, origin
+from control_plane.api.sync import AgentServicer
 from control_plane.config import Settings, is_wildcard
 from control_plane.data import DataDir, write_private
 from control_plane.services import access

@@ -9,18 +9,19 @@ everything again.
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from control_plane.api.rpc import Bucket
-from control_plane.services import fleet
+from control_plane.services import events, fleet
 from control_plane.services.work import Services
+from control_plane.store.access import Incarnation
 from control_plane.store.database import Tx
 from control_plane.store.deployments import Desired
 from control_plane.store.store import Store
-from shared import logs, wire
+from shared import logs, tls, wire
 from shared.errors import PermissionDenied
 from shared.model import MAX_INLINE_BYTES, Hello, Offer, OfferAction, Outcome
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
@@ -32,8 +33,24 @@ LEASE_WRITES_SECONDS = 5.0
 ADMISSIONS_PER_SECOND = 200.0
 DRAIN_WINDOW_MS = 500
 DRAIN_SECONDS = 2.0
+MAX_BATCH_BYTES = 2 * 1_048_576
+BUSY_WINDOW_MS = 5_000
 GATHER_SECONDS = 0.01
 """Outcomes of a session are gathered for so long into one transaction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Which life of the database this is, as agents are told."""
+
+    incarnation: Incarnation
+    signature: bytes
+
+
+def origin(incarnation: Incarnation, authority: tls.Authority) -> Origin:
+    """The incarnation, signed so that agents may adopt it by themselves."""
+    message = b"variantd incarnation" + incarnation.id + incarnation.predecessor
+    return Origin(incarnation=incarnation, signature=tls.sign(authority.key, message))
 
 
 class Sessions:
@@ -41,6 +58,7 @@ class Sessions:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._live: dict[bytes, Session] = {}
+        self._polling: dict[bytes, float] = {}
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
@@ -55,31 +73,54 @@ class Sessions:
         if session:
             session.wake()
 
+    def admits(self, agent_uid: bytes, *, now: float) -> bool:
+        """The agent may open a session now; monotonic seconds. One that polls is asked about its first poll only."""
+        if self.draining:
+            return False
+        return self._polling.get(agent_uid, now) > now or self.admission.take(now)
+
     def enter(self, session: "Session") -> None:
         """The session is the agent's; an older one of the same agent ends."""
         older = self._live.get(session.agent_uid)
         if older:
             _log.info("session.superseded", agent=session.agent_uid.hex())
             older.end()
+        self._polling.pop(session.agent_uid, None)
         self._live[session.agent_uid] = session
         self._empty.clear()
-        self.connected.set(len(self._live))
+        self._count()
 
-    def leave(self, session: "Session") -> None:
-        """The session is gone."""
+    def leave(self, session: "Session", *, polls_until: float = 0.0) -> None:
+        """The session is gone; or, where the agent polls, is expected back until that time, monotonic seconds."""
         if self._live.get(session.agent_uid) is session:
             del self._live[session.agent_uid]
+            if polls_until:
+                self._polling[session.agent_uid] = polls_until
         if not self._live:
             self._empty.set()
-        self.connected.set(len(self._live))
+        self._count()
+
+    def polls(self, agent_uid: bytes) -> bool:
+        """The agent's last session here was a poll, not long ago."""
+        return agent_uid in self._polling
+
+    def _count(self) -> None:
+        self.connected.set(len(self._live.keys() | self._polling.keys()))
 
     async def keep_leases(self, services: Services) -> None:
         """Presence is written for all sessions together, every few seconds, for ever."""
         while True:
             await services.clock.sleep(LEASE_WRITES_SECONDS)
+            self._forget_polls(services.clock.monotonic())
             sessions = list(self._live.values())
             if sessions:
                 await self._write_leases(services, sessions)
+
+    def _forget_polls(self, now: float) -> None:
+        for uid in [uid for uid, until in self._polling.items() if until <= now]:
+            del self._polling[uid]
+            _log.info("session.ended", agent=uid.hex(), goodbye=False)
+        self._count()
 
     async def _write_leases(self, services: Services, sessions: "list[Session]") -> None:
         leases = [(s.agent_uid, s.id, s.last_seen) for s in sessions]
@@ -212,10 +253,7 @@ class Session:
             self._outcome_signal.set()
         elif kind == "observation":
             spool = wire.spool_state_from_pb(message.observation.spool)
-            conditions = [
-                {"code": c.code, "severity": c.severity, "sinceAt": c.since_at, "message": c.message}
-                for c in wire.conditions_from_pb(message.observation.conditions)
-            ]
+            conditions = conditions_of(message.observation)
             conditions += fleet.taken_conditions(sorted(self._taken), now=self.last_seen)
             self._observation = ((spool.depth, spool.size, spool.oldest_at), conditions)
         elif kind == "goodbye":
@@ -228,16 +266,22 @@ class Session:
             await self._outcome_signal.wait()
             await asyncio.sleep(GATHER_SECONDS)
             self._outcome_signal.clear()
-            batch, self._outcomes = self._outcomes, []
             try:
-                states = await self._services.database.write(lambda tx, batch=batch: self._store(tx, batch))  # type: ignore[misc]
+                await self.store()
             except Exception as failure:
                 _log.warning("outcomes.not_stored", agent=self.agent_uid.hex(), error=str(failure))
                 self.end()
                 return
-            for outcome, state in zip(batch, states, strict=True):
-                self._tell(outcome, state)
-                self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
+
+    async def store(self) -> None:
+        """The outcomes heard are durable, and their acknowledgements are to be said."""
+        batch, self._outcomes = self._outcomes, []
+        if not batch:
+            return
+        states = await self._services.database.write(lambda tx: self._store(tx, batch))
+        for outcome, state in zip(batch, states, strict=True):
+            self._tell(outcome, state)
+            self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
 
     def _store(self, tx: Tx, batch: list[Outcome]) -> list[str | None]:
         store = Store(tx).deployments
@@ -294,6 +338,14 @@ class Session:
         return known is None or offer.revision > known
 
 
+def conditions_of(observation: pb.Observation) -> list[dict[str, Any]]:
+    """What is wrong on the host, JSON-shaped."""
+    return [
+        {"code": c.code, "severity": c.severity, "sinceAt": c.since_at, "message": c.message}
+        for c in wire.conditions_from_pb(observation.conditions)
+    ]
+
+
 def _with_content(store: Store, item: Desired) -> Offer:
     files = [
         replace(file, content=store.experiments.content(item.project_id, file.digest))
@@ -302,3 +354,17 @@ def _with_content(store: Store, item: Desired) -> Offer:
         for file in item.offer.files
     ]
     return replace(item.offer, files=tuple(files))
+
+
+def welcome(own: Origin, session_id: bytes) -> pb.Welcome:
+    """The session is admitted, by which life of the database, under which limits."""
+    return pb.Welcome(
+        session_id=session_id,
+        incarnation=own.incarnation.id,
+        predecessor=own.incarnation.predecessor,
+        incarnation_signature=own.signature,
+        heartbeat_interval_ms=int(HEARTBEAT_SECONDS * 1000),
+        limits=pb.Limits(
+            inline_bytes=MAX_INLINE_BYTES, batch_records=events.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
+        ),
+    )

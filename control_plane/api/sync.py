@@ -7,21 +7,20 @@ read costs nothing and is cut; what is said in a session is decided in `control_
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
 
 from control_plane.api import errors
-from control_plane.api.sessions import HEARTBEAT_SECONDS, Session, Sessions
+from control_plane.api.polls import Polls
+from control_plane.api.sessions import BUSY_WINDOW_MS, HEARTBEAT_SECONDS, Origin, Session, Sessions, welcome
 from control_plane.services import enrollment, events, fleet
 from control_plane.services.work import Services
-from control_plane.store.access import Incarnation
 from control_plane.store.database import Tx
 from control_plane.store.store import Store
 from shared import logs, tls, wire
 from shared.errors import Invalid, NotFound, PermissionDenied, ResourceExhausted
-from shared.model import MAX_INLINE_BYTES, Hello
+from shared.model import Hello
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 
@@ -31,23 +30,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 WRITE_DEADLINE_SECONDS = 20.0
 HELLO_DEADLINE_SECONDS = 10.0
-BUSY_WINDOW_MS = 5_000
 CHUNK_BYTES = 256 * 1024
-MAX_BATCH_BYTES = 2 * 1_048_576
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Which life of the database this is, as agents are told."""
-
-    incarnation: Incarnation
-    signature: bytes
-
-
-def origin(incarnation: Incarnation, authority: tls.Authority) -> Origin:
-    """The incarnation, signed so that agents may adopt it by themselves."""
-    message = b"variantd incarnation" + incarnation.id + incarnation.predecessor
-    return Origin(incarnation=incarnation, signature=tls.sign(authority.key, message))
 
 
 class _Stream:
@@ -102,8 +85,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self._sessions = sessions
         self._own = own
         self._authority = authority
-
-    Exchange = staticmethod(errors.not_served)
+        self._polls = Polls(services, sessions, own)
 
     async def UploadContent(self, request_iterator: object, context: Context) -> Any:
         """Not served by this version."""
@@ -116,7 +98,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         try:
             uid = _agent_uid(context)
             hello = await _first_hello(request_iterator)
-            if self._sessions.draining or not self._sessions.admission.take(self._services.clock.monotonic()):
+            if not self._sessions.admits(uid, now=self._services.clock.monotonic()):
                 await context.write(pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS)))
                 return
             await self._session(uid, hello, request_iterator, context)
@@ -142,7 +124,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             "session.opened", agent=uid.hex(), participants=len(hello.participants), taken=list(opened.taken)
         )
         try:
-            await context.write(pb.SyncResponse(welcome=_welcome(own, opened.id)))
+            await context.write(pb.SyncResponse(welcome=welcome(own, opened.id)))
             await _Stream(session, context).run(messages)
         finally:
             self._sessions.leave(session)
@@ -152,6 +134,14 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
                 await self._services.database.write(
                     lambda tx: Store(tx).fleet.end_session(uid, opened.id, now=end)
                 )
+
+    async def Exchange(self, request: pb.ExchangeRequest, context: Context) -> pb.ExchangeResponse:
+        """Control: one poll of a session."""
+        try:
+            answer = await self._polls.answer(_agent_uid(context), request)
+        except Exception as failure:
+            await errors.abort(context, errors.explain(failure, "AgentService.Exchange", peer=context.peer()))
+        return answer
 
     async def ReportSpool(self, request: pb.ReportSpoolRequest, context: Context) -> pb.ReportSpoolResponse:
         """One batch, durable and counted once."""
@@ -218,19 +208,6 @@ def _content(store: Store, uid: bytes, digest: bytes) -> bytes:
     if body is None:
         raise NotFound("no slot of this agent holds that content", reason="CONTENT_NOT_FOUND")
     return body
-
-
-def _welcome(own: Origin, session_id: bytes) -> pb.Welcome:
-    return pb.Welcome(
-        session_id=session_id,
-        incarnation=own.incarnation.id,
-        predecessor=own.incarnation.predecessor,
-        incarnation_signature=own.signature,
-        heartbeat_interval_ms=int(HEARTBEAT_SECONDS * 1000),
-        limits=pb.Limits(
-            inline_bytes=MAX_INLINE_BYTES, batch_records=events.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
-        ),
-    )
 
 
 def _agent_uid(context: Context) -> bytes:

@@ -181,20 +181,29 @@ class Session:
 
 
 def open_session(
-    store: Store, agent_uid: bytes, hello: Hello, *, predecessor: bytes, new_id: NewId, now: int
+    store: Store,
+    agent_uid: bytes,
+    hello: Hello,
+    *,
+    predecessor: bytes,
+    new_id: NewId,
+    now: int,
+    polled: Sequence[dict[str, Any]] | None = None,
 ) -> Session:
     """The agent is connected; what its Hello declares is bound to it, created where nobody knew it.
 
     A participant that another agent is bound to, or that the enrollment token does not allow, stays as it is
     and is listed in `taken`. Where this database succeeds the one the agent knew (`predecessor`), what its
-    slots want overtakes what the host has. Raises PermissionDenied for an agent that is banned, retired or not
-    known.
+    slots want overtakes what the host has. `polled` are the host's conditions told in a poll: then the session
+    that has the Hello's boot id and epoch goes on. Raises PermissionDenied for an agent that is banned, retired
+    or not known, FailedPrecondition for a poll that a newer session has overtaken.
     """
     agent = store.fleet.agent(agent_uid)
     if agent is not None and agent.retired_at is not None:
         raise PermissionDenied("this agent is retired; enroll the host again", reason="RETIRED")
     if agent is None or agent.banned_at is not None:
         raise PermissionDenied("this agent is banned or not known; enroll it again", reason="BANNED")
+    going_on = None if polled is None else _going_on(agent, hello, now=now)
     taken = []
     for state in hello.participants:
         participant = store.fleet.participant(agent.project_id, state.participant)
@@ -212,14 +221,28 @@ def open_session(
         store.deployments.note_revision(agent_uid, slot.participant, slot.slot_id, slot.revision)
     if predecessor and hello.incarnation == predecessor:
         store.deployments.overtake(agent_uid)
-    session = Session(id=new_id(), agent_uid=agent_uid, taken=tuple(taken))
-    store.fleet.open_session(agent_uid, hello, session_id=session.id, lease_until=now + LEASE, now=now)
+    session_id, connected_at = going_on or (new_id(), now)
+    session = Session(id=session_id, agent_uid=agent_uid, taken=tuple(taken))
+    store.fleet.open_session(
+        agent_uid, hello, session_id=session.id, lease_until=now + LEASE, connected_at=connected_at, now=now
+    )
     store.fleet.observe(
         agent_uid,
         spool=(hello.spool.depth, hello.spool.size, hello.spool.oldest_at),
-        conditions=taken_conditions(taken, now=now),
+        conditions=[*(polled or ()), *taken_conditions(taken, now=now)],
     )
     return session
+
+
+def _going_on(agent: Agent, hello: Hello, *, now: int) -> tuple[bytes, int] | None:
+    """(id, connected since) of the session this poll belongs to; None where it is the first of one."""
+    if agent.session_id is None or agent.connected_at is None or agent.lease_until <= now:
+        return None
+    if agent.boot_id != hello.boot_id or agent.session_epoch < hello.session_epoch:
+        return None
+    if agent.session_epoch > hello.session_epoch:
+        raise FailedPrecondition("a newer session of this agent is open", reason="SUPERSEDED")
+    return agent.session_id, agent.connected_at
 
 
 def taken_conditions(taken: Sequence[str], *, now: int) -> list[dict[str, Any]]:

@@ -88,7 +88,14 @@ class FleetStore:
         return row["project_id"] if row else None
 
     def open_session(
-        self, uid: bytes, hello: Hello, *, session_id: bytes, lease_until: int, now: int
+        self,
+        uid: bytes,
+        hello: Hello,
+        *,
+        session_id: bytes,
+        lease_until: int,
+        connected_at: int,
+        now: int,
     ) -> None:
         """The agent is connected by this session and is what its Hello says."""
         platform = {"os": hello.platform.os, "kernel": hello.platform.kernel, "arch": hello.platform.arch}
@@ -106,7 +113,7 @@ class FleetStore:
                 session_id,
                 hello.session_epoch,
                 hello.boot_id,
-                now,
+                connected_at,
                 now,
                 lease_until,
                 _spool(hello.spool.depth, hello.spool.size, hello.spool.oldest_at),

@@ -1,4 +1,4 @@
-"""An agent's end of the Sync stream, driven by hand."""
+"""An agent's end of a session, driven by hand: the Sync stream, and polls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -71,3 +71,26 @@ async def session(identity: Identity, hello: Hello) -> AsyncIterator[Stream]:
         await stream.send(hello=wire.hello_to_pb(hello))
         stream.welcome = await stream.receive("welcome")
         yield stream
+
+
+class Polls:
+    """A session in polls, one by one."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+
+    async def poll(self, hello: Hello, *messages: pb.SyncRequest) -> dict[str, list[Any]]:
+        """The answer's messages by kind; Welcome or Busy comes first."""
+        request = pb.ExchangeRequest(messages=[pb.SyncRequest(hello=wire.hello_to_pb(hello)), *messages])
+        answer = await self._stub.Exchange(request, timeout=WITHIN_SECONDS)
+        assert 1000 <= answer.next_poll_ms <= 300_000
+        kinds = [message.WhichOneof("message") for message in answer.messages]
+        assert kinds[0] in ("welcome", "busy")
+        return {kind: [getattr(m, kind) for m in answer.messages if m.HasField(kind)] for kind in kinds}
+
+
+@asynccontextmanager
+async def polling(identity: Identity) -> AsyncIterator[Polls]:
+    """Polls over one channel."""
+    async with identity.channel() as channel:
+        yield Polls(agent_pb2_grpc.AgentServiceStub(channel))  # type: ignore[no-untyped-call]
