@@ -104,15 +104,7 @@ def _operation(operation: Operation, schemas: Json) -> Json:
     rest = {name: schema for name, schema in model["properties"].items() if name not in named}
     sent = {name: value for name, value in example.items() if name not in named}
     if operation.method == "GET":
-        described["parameters"] += [
-            {
-                "name": name,
-                "in": "query",
-                "schema": schema,
-                **({"example": sent[name]} if name in sent else {}),
-            }
-            for name, schema in rest.items()
-        ]
+        described["parameters"] += [_query(name, schema, sent.get(name)) for name, schema in rest.items()]
         return described
     described["parameters"].append(
         {
@@ -133,6 +125,17 @@ def _operation(operation: Operation, schemas: Json) -> Json:
             "content": {"application/json": {"schema": body, "example": sent}},
         }
     return described
+
+
+def _query(name: str, schema: Json, example: Any) -> Json:
+    """A query parameter; there is no null in a query, and labels come one by one."""
+    if name == "labels":
+        text = "Only what carries this label; NAME is its name. Several have to hold together."
+        return {"name": "label.NAME", "in": "query", "schema": {"type": "string"}, "description": text}
+    kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
+    plain = {**kinds[0], "title": schema.get("title", name)} if kinds else schema
+    shown: Json = {"name": name, "in": "query", "schema": plain}
+    return shown if example is None else {**shown, "example": example}
 
 
 def _request_schema(operation: Operation, schemas: Json) -> Json:

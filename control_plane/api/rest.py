@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from control_plane.api import errors, openapi
 from control_plane.api.door import Door
 from control_plane.api.operations import Operation
+from control_plane.domain.fields import Request
 from shared.errors import Fault, Invalid, NotFound
 
 MAX_BODY_BYTES = 64 * 1_048_576  # 200 variants of files do not come near; a flood does
@@ -113,7 +114,7 @@ def _handler(door: Door, operation: Operation) -> Callable[[web.Request], Awaita
 async def _values(request: web.Request, operation: Operation) -> dict[str, Any]:
     """Body or query, with the path's names. Raises Invalid where they are not usable."""
     named: Mapping[str, Any] = request.match_info
-    given = _query(request) if operation.method == "GET" else await _body(request)
+    given = _query(request, operation.request) if operation.method == "GET" else await _body(request)
     twice = sorted(set(named) & set(given))
     if twice:
         fault = Fault(field=twice[0], message="is in the path already", remedy="leave it out of the body")
@@ -121,11 +122,25 @@ async def _values(request: web.Request, operation: Operation) -> dict[str, Any]:
     return {**given, **named}
 
 
-def _query(request: web.Request) -> dict[str, Any]:
+def _query(request: web.Request, model: type[Request]) -> dict[str, Any]:
+    """The query as JSON-shaped values; `label.NAME=value` is a label. Raises Invalid where one is there twice.
+
+    A text that is no number or flag where one belongs stays a text: the request's own check refuses it.
+    """
+    kinds = {field.alias or name: str(field.annotation) for name, field in model.model_fields.items()}
     values: dict[str, Any] = {}
     for name, text in request.query.items():
-        # The one number in any query; a text that is none is refused by the request's own check.
-        values[name] = int(text) if name == "limit" and re.fullmatch(r"-?\d{1,9}", text) else text
+        label = name.removeprefix("label.") if name.startswith("label.") and "labels" in kinds else None
+        into, key = (values, name) if label is None else (values.setdefault("labels", {}), label)
+        if not isinstance(into, dict) or key in into:
+            fault = Fault(field=name, message="is given twice", remedy="give it once")
+            raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
+        kind = kinds.get(name, "")
+        into[key] = text
+        if "int" in kind and re.fullmatch(r"-?\d{1,9}", text):
+            into[key] = int(text)
+        elif "bool" in kind and text in ("true", "false"):
+            into[key] = text == "true"
     return values
 
 

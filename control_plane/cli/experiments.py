@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import show
+from control_plane.cli.fleet import Carrying, labels_of
 from control_plane.cli.preview import planned
 from control_plane.cli.session import Session, request_id
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
@@ -69,11 +70,16 @@ def list_experiments(
     session: Session,
     *,
     status: Annotated[Status | None, typer.Option("--status", help="Only these.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="Only experiments of this type.")] = None,
     search: Annotated[str, typer.Option("--search", help="Part of id, key, name or description.")] = "",
+    label: Carrying = None,
+    archived: Annotated[
+        bool, typer.Option("--archived", help="Those that are archived, not the others.")
+    ] = False,
     limit: Limit = None,
 ) -> None:
     """Experiments, newest first."""
-    request = pb.ListExperimentsRequest(search=search)
+    request = pb.ListExperimentsRequest(type=kind, search=search, labels=labels_of(label), archived=archived)
     if status is not None:
         request.status = pb.ExperimentStatus.Value(f"EXPERIMENT_STATUS_{status.upper()}")
     found = list(session.pages(session.experiments.ListExperiments, request, "experiments", limit=limit))
@@ -94,7 +100,9 @@ def list_experiments(
             )
             for item in found
         ),
-        empty="there is no such experiment" if search or status else "there is no experiment yet",
+        empty="there is no such experiment"
+        if search or status or kind or label or archived
+        else "there is no experiment yet",
     )
 
 

@@ -1,7 +1,7 @@
 """Agents, what lets one join, and participants."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -16,6 +16,15 @@ Labels = Annotated[
     list[str] | None, typer.Option("--label", "-l", metavar="NAME=VALUE", help="May be repeated.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
+
+Presence = Annotated[
+    Literal["connected", "lost", "never_seen", "retired"] | None,
+    typer.Option("--presence", help="Only those that are so."),
+]
+Carrying = Annotated[
+    list[str] | None,
+    typer.Option("--label", "-l", metavar="NAME=VALUE", help="Only those with this label; may be repeated."),
+]
 
 _ISO = re.compile(r"P(?=.)(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+S)?)?")
 
@@ -34,9 +43,12 @@ def labels_of(pairs: list[str] | None) -> dict[str, str]:
 # -- agents
 
 
-def list_agents(session: Session, *, limit: Limit = None) -> None:
+def list_agents(
+    session: Session, *, label: Carrying = None, presence: Presence = None, limit: Limit = None
+) -> None:
     """Agents, newest first."""
-    found = list(session.pages(session.fleet.ListAgents, pb.ListAgentsRequest(), "agents", limit=limit))
+    request = pb.ListAgentsRequest(labels=labels_of(label), presence=presence)
+    found = list(session.pages(session.fleet.ListAgents, request, "agents", limit=limit))
     if session.json:
         show.print_json(session.out, show.page(found))
         return
@@ -57,7 +69,9 @@ def list_agents(session: Session, *, limit: Limit = None) -> None:
             )
             for item in found
         ),
-        empty="no agent has enrolled yet; `variantctl agents token` lets one join",
+        empty="there is no such agent"
+        if label or presence
+        else "no agent has enrolled yet; `variantctl agents token` lets one join",
         right=("participants", "spool", "certificate"),
     )
 
@@ -180,9 +194,11 @@ variant-agent run --config /etc/variant-agent/agent.toml --state-dir /var/lib/va
 # -- participants
 
 
-def list_participants(session: Session, *, limit: Limit = None) -> None:
+def list_participants(
+    session: Session, *, label: Carrying = None, presence: Presence = None, limit: Limit = None
+) -> None:
     """Participants and what is on their files."""
-    request = pb.ListParticipantsRequest()
+    request = pb.ListParticipantsRequest(labels=labels_of(label), presence=presence)
     found = list(session.pages(session.fleet.ListParticipants, request, "participants", limit=limit))
     if session.json:
         show.print_json(session.out, show.page(found))
@@ -200,7 +216,7 @@ def list_participants(session: Session, *, limit: Limit = None) -> None:
             )
             for item in found
         ),
-        empty="there is no participant yet",
+        empty="there is no such participant" if label or presence else "there is no participant yet",
     )
 
 

@@ -24,6 +24,7 @@ from control_plane.domain.fields import (
 )
 from control_plane.domain.fields import Request as Request
 from control_plane.domain.fields import parse as parse
+from control_plane.domain.fleet import Presence
 from control_plane.domain.targeting import TargetingRules
 from shared.moment import SECOND
 
@@ -141,11 +142,25 @@ class PageOf(Page):
     id: str
 
 
-class ListExperiments(Page):
-    """Asks for experiments."""
+class _Labelled(Page):
+    """Asks for what carries all of these labels."""
+
+    labels: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
+
+
+class ListExperiments(_Labelled):
+    """Asks for experiments; every condition has to hold."""
 
     status: Literal["draft", "running", "paused", "stopped", "completed"] | None = None
+    type: Literal["ab", "multivariate", "personalization", "switchback"] | None = None
     search: str = ""
+    archived: bool = False
+
+
+class ListHosts(_Labelled):
+    """Asks for participants or agents; every condition has to hold."""
+
+    presence: Presence | None = None
 
 
 class Pause(ById):

@@ -90,7 +90,10 @@ def list_page(work: Work, request: requests.ListExperiments) -> Listing:
     found = work.store.experiments.page(
         work.project_id,
         status=request.status,
+        kind=request.type,
         search=request.search,
+        archived=request.archived,
+        labels=request.labels,
         before=cursor_id(request.cursor),
         limit=size + 1,
     )

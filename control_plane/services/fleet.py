@@ -7,6 +7,7 @@ from typing import Any
 from control_plane.domain import requests
 from control_plane.domain.fleet import LEASE_SECONDS, Agent, Participant, ParticipantFile
 from control_plane.services.work import Listing, Work, cursor_id, cursor_text, hex_of, listing, page_size
+from control_plane.store.fleet import Wanted
 from control_plane.store.store import Store
 from shared.errors import FailedPrecondition, NotFound, PermissionDenied
 from shared.ids import NewId, parse_id
@@ -33,10 +34,15 @@ def get_participant(work: Work, request: requests.ById) -> ParticipantView:
     return ParticipantView(participant=participant, files=tuple(work.store.fleet.files(participant.id)))
 
 
-def list_participants(work: Work, request: requests.Page) -> Listing:
+def list_participants(work: Work, request: requests.ListHosts) -> Listing:
     """A page of participants by public id."""
     size = page_size(request.limit)
-    found = work.store.fleet.participants(work.project_id, after=cursor_text(request.cursor), limit=size + 1)
+    found = work.store.fleet.participants(
+        work.project_id,
+        Wanted(labels=request.labels, presence=request.presence, now=work.now),
+        after=cursor_text(request.cursor),
+        limit=size + 1,
+    )
     views = [ParticipantView(participant=p, files=tuple(work.store.fleet.files(p.id))) for p in found]
     return listing(views, size, lambda item: hex_of(item.participant.public_id))
 
@@ -130,10 +136,15 @@ def get_agent(work: Work, request: requests.ById) -> Agent:
     return agent
 
 
-def list_agents(work: Work, request: requests.Page) -> Listing:
+def list_agents(work: Work, request: requests.ListHosts) -> Listing:
     """A page of agents, newest first."""
     size = page_size(request.limit)
-    found = work.store.fleet.agents(work.project_id, before=cursor_id(request.cursor), limit=size + 1)
+    found = work.store.fleet.agents(
+        work.project_id,
+        Wanted(labels=request.labels, presence=request.presence, now=work.now),
+        before=cursor_id(request.cursor),
+        limit=size + 1,
+    )
     return listing(found, size, lambda item: hex_of(item.uid))
 
 

@@ -1,7 +1,7 @@
 """Experiments, variants, content, phases, assignments and claims."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,11 @@ from control_plane.domain.experiment import (
 from control_plane.domain.intake import Method
 from control_plane.domain.lifecycle import Status
 from control_plane.domain.targeting import TargetingRules
-from control_plane.store.database import Row, Tx
+from control_plane.store.database import Row, Tx, carries
 from shared.ids import parse_id
 from shared.model import Digest, digest
+
+_CARRIES = carries("labels")
 
 
 class ExperimentStore:
@@ -83,15 +85,40 @@ class ExperimentStore:
         return self._whole(row)
 
     def page(
-        self, project_id: bytes, *, status: str | None, search: str, before: bytes | None, limit: int
+        self,
+        project_id: bytes,
+        *,
+        status: str | None,
+        kind: str | None,
+        search: str,
+        archived: bool,
+        labels: Mapping[str, str],
+        before: bytes | None,
+        limit: int,
     ) -> list[Experiment]:
-        """Experiments of the project that are not archived, newest first, from `before` down."""
+        """Experiments of the project that are (not) archived, newest first, from `before` down."""
         like = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").lower() + "%"
         rows = self._tx.all(
-            "select * from experiment where project_id = ? and archived = 0 and (? is null or id < ?)"
-            " and (? is null or status = ?) and (lower(name) like ? escape '\\' or key like ? escape '\\'"
+            "select * from experiment where project_id = ? and archived = ? and (? is null or id < ?)"  # noqa: S608
+            f" and (? is null or status = ?) and (? is null or type = ?) and {_CARRIES}"
+            " and (lower(name) like ? escape '\\' or key like ? escape '\\'"
             " or lower(description) like ? escape '\\' or id = ?) order by id desc limit ?",
-            (project_id, before, before, status, status, like, like, like, parse_id(search), limit),
+            (
+                project_id,
+                int(archived),
+                before,
+                before,
+                status,
+                status,
+                kind,
+                kind,
+                json.dumps(labels),
+                like,
+                like,
+                like,
+                parse_id(search),
+                limit,
+            ),
         )
         return [self._whole(row) for row in rows]
 

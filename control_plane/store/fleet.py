@@ -1,16 +1,41 @@
 """Agents, participants and presence."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.domain.fleet import Agent, Participant, ParticipantFile
-from control_plane.store.database import Row, Tx
+from control_plane.domain.fleet import Agent, Participant, ParticipantFile, Presence
+from control_plane.store.database import Row, Tx, carries
 from shared.model import Hello, ParticipantState
 
 _PARTICIPANT = (
     "select p.*, a.hostname, a.labels as agent_labels, a.last_seen_at, coalesce(a.lease_until, 0) as lease_until"
     " from participant p left join agent a on a.uid = p.agent_uid"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which participants or agents are asked for: with all these labels, and that presence at `now`."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    presence: Presence | None = None
+    now: int = 0
+
+    @property
+    def present(self) -> tuple[str | None, int, str | None]:
+        """The parameters of `_PRESENCE`."""
+        presence = self.presence.value if self.presence else None
+        return presence, self.now, presence
+
+
+ANY = Wanted()
+
+# What `domain.fleet.presence` says, for the database to choose by.
+_PRESENCE = (
+    "(? is null or case when retired_at is not null then 'retired' when last_seen_at is null then 'never_seen'"
+    " when coalesce(lease_until, 0) > ? then 'connected' else 'lost' end = ?)"
 )
 
 
@@ -52,11 +77,12 @@ class FleetStore:
         row = self._tx.one("select * from agent where uid = ?", (uid,))
         return self._agent(row) if row else None
 
-    def agents(self, project_id: bytes, *, before: bytes | None, limit: int) -> list[Agent]:
+    def agents(self, project_id: bytes, wanted: Wanted, *, before: bytes | None, limit: int) -> list[Agent]:
         """Agents of the project, newest first, from `before` down."""
         rows = self._tx.all(
-            "select * from agent where project_id = ? and (? is null or uid < ?) order by uid desc limit ?",
-            (project_id, before, before, limit),
+            "select * from agent where project_id = ? and (? is null or uid < ?)"  # noqa: S608
+            f" and {carries('host_labels', 'labels')} and {_PRESENCE} order by uid desc limit ?",
+            (project_id, before, before, json.dumps(wanted.labels), *wanted.present, limit),
         )
         return [self._agent(row) for row in rows]
 
@@ -229,13 +255,14 @@ class FleetStore:
         return _participant(row) if row else None
 
     def participants(
-        self, project_id: bytes, *, after: str = "", limit: int = 1_000_000
+        self, project_id: bytes, wanted: Wanted = ANY, *, after: str = "", limit: int = 1_000_000
     ) -> list[Participant]:
         """Live participants of the project by public id, from `after` up."""
         rows = self._tx.all(
-            f"{_PARTICIPANT} where p.project_id = ? and p.deleted_at is null and p.public_id > ?"
-            " order by p.public_id limit ?",
-            (project_id, after, limit),
+            f"select * from ({_PARTICIPANT} where p.project_id = ? and p.deleted_at is null and p.public_id > ?)"  # noqa: S608
+            f" where {carries('host_labels', 'labels', 'agent_labels')} and {_PRESENCE}"
+            " order by public_id limit ?",
+            (project_id, after, json.dumps(wanted.labels), *wanted.present, limit),
         )
         return [_participant(row) for row in rows]
 
