@@ -12,6 +12,7 @@ import typer
 from control_plane.cli import (
     access,
     apply,
+    create,
     deploying,
     experiments,
     fleet,
@@ -109,6 +110,13 @@ add(app, "audit", access.audit, "variantctl audit --limit 20")
 _experiments = _group("experiments", "Experiments and the steps of their life.")
 add(_experiments, "list", experiments.list_experiments, "variantctl experiments list --status running")
 add(_experiments, "get", experiments.get, "variantctl experiments get soul-tone -o yaml")
+add(
+    _experiments,
+    "create",
+    create.create,
+    """variantctl experiments create --target SOUL.md --control soul.md --edit
+    variantctl experiments create --target SOUL.md --control a.md --variant b.md -p ant,bee --metric resolved""",
+)
 add(_experiments, "preview", preview.preview, "variantctl experiments preview soul-tone")
 add(_experiments, "start", experiments.start, "variantctl experiments start soul-tone")
 add(

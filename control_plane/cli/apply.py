@@ -473,10 +473,11 @@ def _rules(variant: VariantManifest) -> pb.TargetingRules:
 
 
 def _files(variant: VariantManifest) -> list[pb.FileSpec]:
-    return [_file(path, body) for path, body in sorted(variant.files.items())]
+    return [file_spec(path, body) for path, body in sorted(variant.files.items())]
 
 
-def _file(path: str, body: bytes) -> pb.FileSpec:
+def file_spec(path: str, body: bytes) -> pb.FileSpec:
+    """Content as text where it is UTF-8, else as bytes."""
     try:
         return pb.FileSpec(path=path, content=body.decode())
     except UnicodeDecodeError:
