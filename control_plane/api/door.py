@@ -13,7 +13,11 @@ from control_plane.domain import requests
 from control_plane.services.access import authenticate
 from control_plane.services.work import Caller, Services, check_request_id
 from control_plane.store.store import Store
-from shared.errors import Code, Error, Unauthenticated
+from shared import logs
+from shared.errors import Code, Error, Unauthenticated, Unavailable
+from shared.ids import show_id
+
+_log = logs.get(__name__)
 
 
 class Door:
@@ -33,7 +37,15 @@ class Door:
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise Unauthenticated(reason="NO_API_KEY")
-        return await self.services.database.read(lambda tx: authenticate(Store(tx), secret.strip()))
+        services = self.services
+        now = services.clock.now()
+        holder = await services.database.read(lambda tx: authenticate(Store(tx), secret.strip(), now=now))
+        if holder.unnoted:
+            try:
+                await services.database.write(lambda tx: Store(tx).access.use_api_key(holder.key_id, now=now))
+            except Unavailable:  # a full disk must not keep anybody from reading
+                _log.warning("api_key.use_not_noted", key=show_id(holder.key_id))
+        return holder.caller
 
     async def run(
         self, operation: Operation, caller: Caller, values: Mapping[str, Any], *, request_id: str = ""

@@ -9,6 +9,8 @@ from typing import Any
 DEPLOYMENT = "01a1fc04-0c4c-7324-b27c-00fe9ff70c85"
 AGENT = "01a1fc0c-7b81-75d9-9764-5f47a7d3a98d"
 
+API_KEY = "01a1fc0d-2f43-7c1a-8f0e-6f3c5a9b1d20"
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "FleetService.CreateParticipant": {"id": "bot-1", "labels": {"role": "support"}},
     "ExperimentService.CreateExperiment": {
@@ -76,6 +78,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "FleetService.BanAgent": {"id": AGENT},
     "FleetService.RetireAgent": {"id": AGENT},
     "AccessService.CreateApiKey": {"name": "pipeline", "scopes": ["experiment:read", "deployment:write"]},
+    "AccessService.ListApiKeys": {"limit": 10},
+    "AccessService.GetApiKey": {"id": API_KEY},
+    "AccessService.UpdateApiKey": {"id": API_KEY, "name": "pipeline of the assistants"},
+    "AccessService.RevokeApiKey": {"id": API_KEY},
     "AccessService.ListAuditLog": {"limit": 10},
 }
 """Example values by Service.Method."""

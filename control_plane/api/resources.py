@@ -448,14 +448,25 @@ def _token(new: NewToken) -> Json:
 
 
 def api_key(work: Work, new: NewKey) -> Json:
-    """A fresh API key."""
+    """An API key; its secret only when it is fresh."""
+    return {**_api_key(new), "secret": new.secret}
+
+
+def api_keys(work: Work, listing: Listing) -> Json:
+    """A page of API keys, without their secrets."""
+    return page(listing, _api_key)
+
+
+def _api_key(new: NewKey) -> Json:
     return {
         "id": show_id(new.key.id),
         "name": new.key.name,
         "prefix": new.key.prefix,
         "scopes": list(new.key.scopes),
         "createdAt": _at(new.key.created_at),
-        "secret": new.secret,
+        "expiresAt": _at(new.key.expires_at),
+        "revokedAt": _at(new.key.revoked_at),
+        "lastUsedAt": _at(new.key.last_used_at),
     }
 
 

@@ -176,6 +176,17 @@ add(
 add(_agents, "ban", fleet.ban_agent)
 add(_agents, "retire", fleet.retire_agent, "variantctl agents retire host-1")
 
+_api_keys = _group("api-keys", "API keys: what operators and pipelines prove themselves with.")
+add(_api_keys, "list", access.list_keys)
+add(
+    _api_keys,
+    "create",
+    access.create_key,
+    "variantctl api-keys create --name pipeline --scope experiment:read --scope deployment:write --expires-in 90d",
+)
+add(_api_keys, "rename", access.rename_key)
+add(_api_keys, "revoke", access.revoke_key)
+
 _participants = _group("participants", "Participants: the workspaces that take part.")
 add(_participants, "list", fleet.list_participants)
 add(_participants, "get", fleet.get_participant)

@@ -1,4 +1,4 @@
-"""Logging in, and who did what."""
+"""Logging in, API keys, and who did what."""
 
 import getpass
 import json
@@ -23,7 +23,9 @@ from control_plane.cli.connection import (
     read_key,
     save_profile,
 )
-from control_plane.cli.session import Session, Timeout, request_id, wait_until
+from control_plane.cli.session import Session, Timeout, duration, request_id, wait_until
+from shared.clock import SystemClock
+from shared.moment import SECOND
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
@@ -145,3 +147,66 @@ def audit(session: Session, *, limit: Limit = 50) -> None:
         ((show.moment(item, "at"), item.actor, item.operation, item.resource_id) for item in found),
         empty="nothing was changed yet",
     )
+
+
+KeyId = Annotated[str, typer.Argument(metavar="KEY", help="Its id, as `api-keys list` shows it.")]
+
+
+def list_keys(session: Session, *, limit: Limit = 100) -> None:
+    """API keys, newest first, without their secrets."""
+    found = list(session.pages(session.access.ListApiKeys, pb.ListApiKeysRequest(), "api_keys", limit=limit))
+    if session.json:
+        show.print_json(session.out, show.page(found))
+        return
+    show.print_table(
+        session.out,
+        ("key", "name", "begins", "may", "expires", "revoked", "last used"),
+        (
+            (
+                item.id,
+                item.name,
+                item.prefix,
+                " ".join(item.scopes),
+                *(show.moment(item, name) for name in ("expires_at", "revoked_at", "last_used_at")),
+            )
+            for item in found
+        ),
+        empty="there is no API key",
+    )
+
+
+def create_key(
+    session: Session,
+    *,
+    name: Annotated[str, typer.Option("--name", help="What it is for; in the audit log.")],
+    scopes: Annotated[list[str], typer.Option("--scope", help="What it may do; several times.")],
+    expires_in: Annotated[
+        float | None,
+        typer.Option("--expires-in", metavar="DURATION", parser=duration, help="Such as 12h or 90d."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the key alone.")] = False,
+) -> None:
+    """Make an API key; it is shown this once."""
+    request = pb.CreateApiKeyRequest(name=name, scopes=scopes, request_id=request_id())
+    if expires_in is not None:
+        request.expires_at.FromMicroseconds(SystemClock().now() + round(expires_in * SECOND))
+    made = session.call(session.access.CreateApiKey, request)
+    if quiet and not session.json:
+        show.say(session.out, made.secret)
+        return
+    session.show(made, f"{made.secret}\nis the key of {made.name} ({made.id}); it is not shown again")
+
+
+def rename_key(
+    session: Session, key: KeyId, *, name: Annotated[str, typer.Option("--name", help="Its new name.")]
+) -> None:
+    """Give an API key another name; what it may do stays."""
+    request = pb.UpdateApiKeyRequest(id=key, name=name, request_id=request_id())
+    session.show(session.call(session.access.UpdateApiKey, request), f"{key} is {name}")
+
+
+def revoke_key(session: Session, key: KeyId) -> None:
+    """Take an API key away; it lets nobody in from now on."""
+    session.call(session.access.RevokeApiKey, pb.RevokeApiKeyRequest(id=key, request_id=request_id()))
+    revoked = session.call(session.access.GetApiKey, pb.GetApiKeyRequest(id=key))
+    session.show(revoked, f"{revoked.name} ({key}) lets nobody in any more")

@@ -12,6 +12,7 @@ from control_plane.domain.fields import (
     Key,
     Labels,
     Limit,
+    Moment,
     Name,
     ParticipantId,
     ParticipantIds,
@@ -310,8 +311,18 @@ class CreateEnrollmentToken(Request):
         return total
 
 
+KeyName = Annotated[str, Field(min_length=1, max_length=128)]
+
+
 class CreateApiKey(Request):
     """A new API key."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128)]
+    name: KeyName
     scopes: tuple[str, ...] = ()
+    expires_at: Moment | None = None
+
+
+class UpdateApiKey(ById):
+    """Another name for an API key."""
+
+    name: KeyName

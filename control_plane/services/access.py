@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from control_plane.domain import requests
@@ -20,9 +21,9 @@ from control_plane.services.work import (
 from control_plane.store.access import AccessStore, ApiKey, EnrollmentToken, Incarnation
 from control_plane.store.store import Store
 from shared import wire
-from shared.errors import Fault, Invalid, PermissionDenied, Unauthenticated
-from shared.ids import NewId, new_secret
-from shared.moment import SECOND
+from shared.errors import Fault, Invalid, NotFound, PermissionDenied, Unauthenticated
+from shared.ids import NewId, new_secret, parse_id
+from shared.moment import SECOND, from_rfc3339
 
 KEY_PREFIX = "sk_"
 DEFAULT_PROJECT = "default"
@@ -38,14 +39,21 @@ def hash_secret(secret: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewKey:
-    """An API key with its secret, shown once."""
+    """An API key; `secret` is None once it is not shown any more."""
 
     key: ApiKey
-    secret: str
+    secret: str | None = None
 
 
 def make_key(
-    store: AccessStore, *, project_id: bytes, name: str, scopes: tuple[str, ...], new_id: NewId, now: int
+    store: AccessStore,
+    *,
+    project_id: bytes,
+    name: str,
+    scopes: tuple[str, ...],
+    new_id: NewId,
+    now: int,
+    expires_at: int | None = None,
 ) -> NewKey:
     """The key exists; its secret is in the answer and nowhere else."""
     secret = KEY_PREFIX + base64.urlsafe_b64encode(new_secret()).rstrip(b"=").decode()
@@ -57,20 +65,27 @@ def make_key(
         secret_hash=hash_secret(secret.encode()),
         scopes=scopes,
         created_at=now,
+        expires_at=expires_at,
     )
     store.add_api_key(key)
     return NewKey(key=key, secret=secret)
 
 
+def known_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+    """The scopes, each once. Raises Invalid naming one that there is not."""
+    wanted = tuple(dict.fromkeys(scopes))
+    unknown = sorted(set(wanted) - set(Scope))
+    if unknown:
+        raise _refused("scopes", f"{unknown[0]!r} is not a scope", f"known are {', '.join(Scope)}")
+    return wanted
+
+
 def create_api_key(work: Work, request: requests.CreateApiKey) -> NewKey:
     """A key exists that may do no more than the caller. Raises Invalid or PermissionDenied naming a scope."""
-    unknown = sorted(set(request.scopes) - set(Scope))
-    if unknown:
-        fault = Fault(
-            field="scopes", message=f"{unknown[0]!r} is not a scope", remedy=f"known are {', '.join(Scope)}"
-        )
-        raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
-    scopes = request.scopes or tuple(sorted(work.caller.scopes))
+    expires_at = None if request.expires_at is None else from_rfc3339(request.expires_at)
+    if expires_at is not None and expires_at <= work.now:
+        raise _refused("expiresAt", "is not ahead of now", "leave it out for a key that does not expire")
+    scopes = known_scopes(request.scopes) or tuple(sorted(work.caller.scopes))
     beyond = [scope for scope in scopes if not work.caller.may(Scope(scope))]
     if beyond:
         raise PermissionDenied(f"the caller does not hold {beyond[0]} itself", reason="MISSING_SCOPE")
@@ -78,23 +93,84 @@ def create_api_key(work: Work, request: requests.CreateApiKey) -> NewKey:
         work.store.access,
         project_id=work.project_id,
         name=request.name,
-        scopes=tuple(scopes),
+        scopes=scopes,
         new_id=work.new_id,
         now=work.now,
+        expires_at=expires_at,
     )
 
 
-def authenticate(store: Store, secret: str) -> Caller:
-    """Who holds this API key. Raises Unauthenticated."""
+def _refused(field: str, message: str, remedy: str) -> Invalid:
+    fault = Fault(field=field, message=message, remedy=remedy)
+    return Invalid(f"{field}: {message}; {remedy}", reason="INVALID_FIELDS", faults=[fault])
+
+
+def list_api_keys(work: Work, request: requests.Page) -> Listing:
+    """A page of keys, newest first, revoked and expired ones among them, without their secrets."""
+    size = page_size(request.limit)
+    before = cursor_id(request.cursor)
+    found = work.store.access.api_keys(work.project_id, before=before, limit=size + 1)
+    page = listing(found, size, lambda item: hex_of(item.id))
+    return replace(page, items=[NewKey(key=key) for key in page.items])
+
+
+def get_api_key(work: Work, request: requests.ById) -> NewKey:
+    """One key without its secret. Raises NotFound."""
+    return NewKey(key=_own_key(work, request.id))
+
+
+def update_api_key(work: Work, request: requests.UpdateApiKey) -> NewKey:
+    """The key has another name; what it may do never changes. Raises NotFound."""
+    key = _own_key(work, request.id)
+    work.store.access.rename_api_key(key.id, request.name)
+    return NewKey(key=replace(key, name=request.name))
+
+
+def revoke_api_key(work: Work, request: requests.ById) -> None:
+    """The key lets nobody in from the next request on; it stays in the list. Idempotent. Raises NotFound."""
+    work.store.access.revoke_api_key(_own_key(work, request.id).id, now=work.now)
+
+
+def _own_key(work: Work, shown: str) -> ApiKey:
+    key_id = parse_id(shown)
+    key = work.store.access.api_key_of(work.project_id, key_id) if key_id else None
+    if key is None:
+        raise NotFound(f"there is no API key {shown!r}", reason="API_KEY_NOT_FOUND")
+    return key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds an API key, and whether it is time to note that it was used."""
+
+    caller: Caller
+    key_id: bytes
+    unnoted: bool
+
+
+USE_NOTED_EVERY = 60 * SECOND
+
+
+def authenticate(store: Store, secret: str, *, now: int) -> Holder:
+    """Who holds this API key, which is looked up each time, so that a revoked one is refused at once.
+
+    Raises Unauthenticated; that a key was revoked or has expired is told only to who has it.
+    """
     given = hash_secret(secret.encode())
     key = store.access.api_key(given) if secret.startswith(KEY_PREFIX) else None
     if key is None or not hmac.compare_digest(key.secret_hash, given):
         raise Unauthenticated(reason="BAD_API_KEY")
-    return Caller(
+    if key.revoked_at is not None:
+        raise Unauthenticated("this API key was revoked", reason="API_KEY_REVOKED")
+    if key.expires_at is not None and key.expires_at <= now:
+        raise Unauthenticated("this API key has expired", reason="API_KEY_EXPIRED")
+    caller = Caller(
         project_id=key.project_id,
         actor=f"api_key:{key.name}",
         scopes=frozenset(Scope(scope) for scope in key.scopes),
     )
+    unnoted = key.last_used_at is None or now - key.last_used_at >= USE_NOTED_EVERY
+    return Holder(caller=caller, key_id=key.id, unnoted=unnoted)
 
 
 def list_audit(work: Work, request: requests.Page) -> Listing:

@@ -18,6 +18,18 @@ class ApiKey:
     secret_hash: bytes
     scopes: tuple[str, ...]
     created_at: int
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    last_used_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """What everything belongs to; nobody sees across projects."""
+
+    id: bytes
+    name: str
+    created_at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +98,16 @@ class AccessStore:
         """The project exists."""
         self._tx.run("insert into project (id, name, created_at) values (?, ?, ?)", (project_id, name, now))
 
+    def projects(self) -> list[Project]:
+        """Every project by name."""
+        rows = self._tx.all("select id, name, created_at from project order by name")
+        return [Project(id=row["id"], name=row["name"], created_at=row["created_at"]) for row in rows]
+
     def add_api_key(self, key: ApiKey) -> None:
         """The key is valid from now on."""
         self._tx.run(
-            "insert into api_key (id, project_id, name, prefix, secret_hash, scopes, created_at)"
-            " values (?, ?, ?, ?, ?, ?, ?)",
+            "insert into api_key (id, project_id, name, prefix, secret_hash, scopes, created_at, expires_at)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 key.id,
                 key.project_id,
@@ -99,22 +116,41 @@ class AccessStore:
                 key.secret_hash,
                 json.dumps(key.scopes),
                 key.created_at,
+                key.expires_at,
             ),
         )
 
     def api_key(self, secret_hash: bytes) -> ApiKey | None:
         """The key whose secret has this SHA-256."""
         row = self._tx.one("select * from api_key where secret_hash = ?", (secret_hash,))
-        if row is None:
-            return None
-        return ApiKey(
-            id=row["id"],
-            project_id=row["project_id"],
-            name=row["name"],
-            prefix=row["prefix"],
-            secret_hash=row["secret_hash"],
-            scopes=tuple(json.loads(row["scopes"])),
-            created_at=row["created_at"],
+        return _key(row) if row else None
+
+    def api_key_of(self, project_id: bytes, key_id: bytes) -> ApiKey | None:
+        """The project's key of that id."""
+        row = self._tx.one("select * from api_key where project_id = ? and id = ?", (project_id, key_id))
+        return _key(row) if row else None
+
+    def api_keys(self, project_id: bytes, *, before: bytes | None, limit: int) -> list[ApiKey]:
+        """Keys of the project, newest first, from `before` down; those that ended among them."""
+        rows = self._tx.all(
+            "select * from api_key where project_id = ? and (? is null or id < ?) order by id desc limit ?",
+            (project_id, before, before, limit),
+        )
+        return [_key(row) for row in rows]
+
+    def rename_api_key(self, key_id: bytes, name: str) -> None:
+        """The key has that name from now on."""
+        self._tx.run("update api_key set name = ? where id = ?", (name, key_id))
+
+    def revoke_api_key(self, key_id: bytes, *, now: int) -> None:
+        """The key lets nobody in from now on; the first moment at which it was revoked stays."""
+        self._tx.run("update api_key set revoked_at = coalesce(revoked_at, ?) where id = ?", (now, key_id))
+
+    def use_api_key(self, key_id: bytes, *, now: int) -> None:
+        """The key was used at `now`; never moved back by somebody whose clock was read earlier."""
+        self._tx.run(
+            "update api_key set last_used_at = ? where id = ? and coalesce(last_used_at, 0) < ?",
+            (now, key_id, now),
         )
 
     def add_enrollment_token(self, token: EnrollmentToken) -> None:
@@ -207,6 +243,21 @@ class AccessStore:
             )
             for row in rows
         ]
+
+
+def _key(row: Row) -> ApiKey:
+    return ApiKey(
+        id=row["id"],
+        project_id=row["project_id"],
+        name=row["name"],
+        prefix=row["prefix"],
+        secret_hash=row["secret_hash"],
+        scopes=tuple(json.loads(row["scopes"])),
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+        last_used_at=row["last_used_at"],
+    )
 
 
 def _token(row: Row) -> EnrollmentToken:

@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from control_plane.api.examples import AGENT, DEPLOYMENT, EXAMPLES
+from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
 from control_plane.api.openapi import document
 from control_plane.api.operations import OPERATIONS, Operation
 from tests.support.plane import Plane
@@ -59,6 +59,8 @@ async def test_the_examples_are_a_story_that_works(plane: Plane) -> None:
         assert answer.status == operation.status, (rpc, answer.body)
         if rpc == "DeploymentService.CreateDeployment":
             ids[DEPLOYMENT] = answer.body["id"]
+        if rpc == "AccessService.CreateApiKey":
+            ids[API_KEY] = answer.body["id"]
         responses = DOCUMENT["paths"][operation.path][operation.method.lower()]["responses"]
         content = responses[str(answer.status)].get("content")
         if content:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from control_plane.api.examples import AGENT, DEPLOYMENT, EXAMPLES
+from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
 from control_plane.api.operations import OPERATIONS, Operation
 from control_plane.services.work import Scope
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
@@ -64,6 +64,8 @@ class Story:
         outcome = await self._pair.agree(BY_RPC[rpc], self.values(rpc), **how)
         if rpc == "DeploymentService.CreateDeployment" and isinstance(outcome, dict):
             self._ids[DEPLOYMENT] = outcome["id"]
+        if rpc == "AccessService.CreateApiKey" and isinstance(outcome, dict):
+            self._ids[API_KEY] = outcome["id"]
         return outcome
 
 

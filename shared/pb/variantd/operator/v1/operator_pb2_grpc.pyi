@@ -691,6 +691,14 @@ class AccessServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AccessServiceAsyncStub: ...
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateApiKeyRequest, _operator_pb2.ApiKey]
     """Makes an API key; it is shown this once."""
+    ListApiKeys: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListApiKeysRequest, _operator_pb2.ListApiKeysResponse]
+    """Every API key, newest first, revoked and expired ones among them."""
+    GetApiKey: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetApiKeyRequest, _operator_pb2.ApiKey]
+    """One API key."""
+    UpdateApiKey: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UpdateApiKeyRequest, _operator_pb2.ApiKey]
+    """Gives an API key another name."""
+    RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeApiKeyRequest, _empty_pb2.Empty]
+    """Takes an API key away; it lets nobody in from the next request on."""
     ListAuditLog: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAuditLogRequest, _operator_pb2.ListAuditLogResponse]
     """Everything that was changed and by whom, newest first."""
 
@@ -701,6 +709,14 @@ class AccessServiceAsyncStub(AccessServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateApiKeyRequest, _operator_pb2.ApiKey]  # type: ignore[assignment]
     """Makes an API key; it is shown this once."""
+    ListApiKeys: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListApiKeysRequest, _operator_pb2.ListApiKeysResponse]  # type: ignore[assignment]
+    """Every API key, newest first, revoked and expired ones among them."""
+    GetApiKey: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetApiKeyRequest, _operator_pb2.ApiKey]  # type: ignore[assignment]
+    """One API key."""
+    UpdateApiKey: _aio.UnaryUnaryMultiCallable[_operator_pb2.UpdateApiKeyRequest, _operator_pb2.ApiKey]  # type: ignore[assignment]
+    """Gives an API key another name."""
+    RevokeApiKey: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeApiKeyRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Takes an API key away; it lets nobody in from the next request on."""
     ListAuditLog: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAuditLogRequest, _operator_pb2.ListAuditLogResponse]  # type: ignore[assignment]
     """Everything that was changed and by whom, newest first."""
 
@@ -714,6 +730,38 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ApiKey, _abc.Awaitable[_operator_pb2.ApiKey]]:
         """Makes an API key; it is shown this once."""
+
+    @_abc_1.abstractmethod
+    def ListApiKeys(
+        self,
+        request: _operator_pb2.ListApiKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListApiKeysResponse, _abc.Awaitable[_operator_pb2.ListApiKeysResponse]]:
+        """Every API key, newest first, revoked and expired ones among them."""
+
+    @_abc_1.abstractmethod
+    def GetApiKey(
+        self,
+        request: _operator_pb2.GetApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ApiKey, _abc.Awaitable[_operator_pb2.ApiKey]]:
+        """One API key."""
+
+    @_abc_1.abstractmethod
+    def UpdateApiKey(
+        self,
+        request: _operator_pb2.UpdateApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ApiKey, _abc.Awaitable[_operator_pb2.ApiKey]]:
+        """Gives an API key another name."""
+
+    @_abc_1.abstractmethod
+    def RevokeApiKey(
+        self,
+        request: _operator_pb2.RevokeApiKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Takes an API key away; it lets nobody in from the next request on."""
 
     @_abc_1.abstractmethod
     def ListAuditLog(
