@@ -93,7 +93,8 @@ def _frame(session: Session, experiment: str, event: str, population: Population
         if shape.away:
             show.say(console, "the control plane does not answer; this is what it said last")
         print_results(replace(session, out=console), found)
-        return list(Text.from_ansi(drawn.getvalue()).split("\n"))
+        said = Text.from_ansi(drawn.getvalue())
+        return [row for line in said.split("\n") for row in line.wrap(console, shape.width)]
 
     return Frame(draw=draw, facts=(result_fact(found),), over=over)
 

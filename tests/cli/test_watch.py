@@ -168,3 +168,22 @@ async def test_an_unknown_experiment_leaves_the_terminal_as_it_was(plane: Plane,
         assert "EXPERIMENT_NOT_FOUND" in terminal.screen.text
         assert terminal.screen.cursor
         assert not terminal.screen.alternate
+
+
+async def test_results_on_a_terminal_stay_inside_it(plane: Plane, running: Run) -> None:
+    """Long sentences are wrapped, what does not fit is counted in the last row, and the numbers come first."""
+    command = (str(BIN / "variantctl"), "results", "soul-tone", "--watch", "--interval", "200ms")
+    async with on_a_terminal(*command, width=60, height=9) as terminal:
+        screen = await terminal.until(lambda screen: screen.drawn > 3, what="the view is drawn again")
+        shown = screen.text.splitlines()
+        assert shown[0].startswith("soul-tone is running; resolved (increase)")
+        assert shown[-1].startswith("… ")
+        assert shown[-1].endswith(" more rows")
+        assert (screen.wrapped, screen.scrolled) == (0, 0)
+        terminal.resize(100, 30)
+        screen = await terminal.until(
+            lambda screen: "(NO_IMPRESSIONS)" in screen.text, what="everything is there"
+        )
+        assert "more rows" not in screen.text
+        terminal.type("\x03")
+        assert await terminal.ended() == 0
