@@ -40,14 +40,16 @@ check: $(VENV)/.dev  ## Lint, types, import contracts, freshness of generated co
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py --check
+	PYTHONPATH=. $(BIN)/python docs/generate.py --check
 	cd protos && ../$(BIN)/buf lint
 
 format: $(VENV)/.dev  ## Put the code into its one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: $(VENV)/.dev  ## Write shared/pb from protos/
+generate: $(VENV)/.dev  ## Write shared/pb from protos/, and the reference pages from the code
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python protos/generate.py
+	PYTHONPATH=. $(BIN)/python docs/generate.py
 
 lock: $(BIN)/uv  ## Write requirements/ from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \

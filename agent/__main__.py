@@ -327,7 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _state_dir(enroll, default=STATE_DIR)
     enroll.add_argument(
-        "--name", default=gethostname(), help="name of this host there (default: %(default)s)"
+        "--name", default=gethostname(), help="name of this host there (default: the host name)"
     )
 
     run_ = _command(commands, "run", _run, "serve this host until stopped")
@@ -355,7 +355,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _setup_commands(commands: Any) -> None:
-    init = _command(commands, "init", _init, "write an agent.toml for workspaces, and say what comes next")
+    init = _command(
+        commands,
+        "init",
+        _init,
+        "write an agent.toml for workspaces, and say what comes next",
+        "For workspaces in which SOUL.md, IDENTITY.md, AGENTS.md, CLAUDE.md or config/*.md is; names the"
+        " systemd unit that fits.",
+    )
     init.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a workspace, such as bots/*")
     init.add_argument(
         "--config",
@@ -366,7 +373,11 @@ def _setup_commands(commands: Any) -> None:
     init.add_argument("--force", action="store_true", help="replace the file that is there")
 
     check = _command(
-        commands, "check", _check, "say what an agent.toml allows on this host, and what is wrong"
+        commands,
+        "check",
+        _check,
+        "say what an agent.toml allows on this host, and what is wrong",
+        "As which user the agent may and may not write; exit code 1 with an error.",
     )
     check.add_argument("--config", type=Path, metavar="FILE", help=f"default: {CONFIG}, or your own")
     check.add_argument("--user", metavar="USER", help="whom the agent runs as (default: what fits the roots)")
@@ -376,24 +387,45 @@ def _setup_commands(commands: Any) -> None:
 
 
 def _admin_commands(commands: Any) -> None:
-    hold = _command(commands, "hold", _hold, "let nothing be written on this host, or again")
+    hold = _command(
+        commands,
+        "hold",
+        _hold,
+        "let nothing be written on this host, or again",
+        "While it is on, offers are refused HELD and wait, drift is seen and not repaired, a restart changes"
+        " nothing, and the condition is HOST_HELD; what is being applied at this moment is finished. Off ends"
+        " that and applies what waits. For root or the agent's user.",
+    )
     hold.add_argument("state", choices=("on", "off"), help="it stays so across restarts")
     _state_dir(hold, default=None)
 
     reload = _command(
-        commands, "reload", _reload, "take up a changed agent.toml; one with a fault changes nothing"
+        commands,
+        "reload",
+        _reload,
+        "take up a changed agent.toml; one with a fault changes nothing",
+        "As SIGHUP does: participants come, go (their files and journal stay as they are) and change their"
+        " rules. For root or the agent's user.",
     )
     _state_dir(reload, default=None)
-    leave = _command(commands, "leave", _leave, "stop the running agent for good, and say what stays behind")
+    leave = _command(
+        commands,
+        "leave",
+        _leave,
+        "stop the running agent for good, and say what stays behind",
+        "It says Goodbye and leaves the host on hold, so that an agent that is started again (systemd does,"
+        " unless it is disabled) writes nothing. Where a baseline cannot be put back, it says why and goes on"
+        " running, on hold. For root or the agent's user.",
+    )
     leave.add_argument("--restore", action="store_true", help="put every baseline back first")
     _state_dir(leave, default=None)
 
 
 def _command(
-    commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
+    commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str, more: str = ""
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + "."
+        name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip()
     )
     parser.set_defaults(command=command)
     return parser

@@ -6,11 +6,11 @@ is reported at once, by field.
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.errors import Fault, Invalid
 from shared.model import PARTICIPANT_ID, DriftPolicy, Exposure
@@ -56,21 +56,45 @@ class AgentConfig:
     log_level: str = "info"
 
 
-_AGENT_KEYS = {"name", "labels", "local_http", "socket", "local_token_file", "log_level"}
-_PARTICIPANT_KEYS = {
-    "id",
-    "root",
-    "targets",
-    "labels",
-    "drift",
-    "symlinks",
-    "max_bytes",
-    "check",
-    "reload",
-    "probe",
-    "exposure",
-    "allow_users",
-    "share_content",
+class Key(NamedTuple):
+    """A key of agent.toml: its default as it is written there (empty: none), and what it is for."""
+
+    default: str
+    meaning: str
+
+
+AGENT_KEYS: Mapping[str, Key] = {
+    "name": Key("", "name of this host there; default: the host name"),
+    "labels": Key("", "shown under `host.`"),
+    "local_http": Key(
+        "127.0.0.1:7410", "health, status, metrics; port 0 takes a free one (`STATE_DIR/addresses.json`)"
+    ),
+    "socket": Key("/run/variant-agent/agent.sock", "the local API"),
+    "local_token_file": Key(
+        "", "opens the event routes on loopback HTTP too, with the bearer token in this file"
+    ),
+    "log_level": Key("info", "`debug`, `info`, `warning` or `error`"),
+}
+PARTICIPANT_KEYS: Mapping[str, Key] = {
+    "id": Key("", "a UUID or a name; required"),
+    "root": Key("", "the workspace; required"),
+    "targets": Key(
+        "", "globs of files that may be written, required: `*` within a folder, `**` across folders"
+    ),
+    "labels": Key("", "shown under `host.`"),
+    "drift": Key(
+        "report",
+        "what happens to a target that somebody else changed: `report`, `repair`, `hold` or `exclude`,"
+        " see [drift](#drift)",
+    ),
+    "symlinks": Key("refuse", "or `follow-within-root`"),
+    "max_bytes": Key("1048576", "largest content"),
+    "check": Key("", "command run on each staged file, `{staged}` is its path; failure refuses the offer"),
+    "reload": Key("", "command run after a swap; failure puts the previous content back"),
+    "probe": Key("", "accepted, not run in this version"),
+    "exposure": Key("reported", "`on_open` is accepted and acts as `reported` in this version"),
+    "allow_users": Key("", "users besides the root's owner that may report for it"),
+    "share_content": Key("false", "accepted; nothing reads content back in this version"),
 }
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -79,9 +103,11 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 class _Reader:
     """Takes typed values out of one table and collects what is wrong with them."""
 
-    def __init__(self, table: dict[str, Any], where: str, allowed: set[str], faults: list[Fault]) -> None:
+    def __init__(
+        self, table: dict[str, Any], where: str, allowed: Collection[str], faults: list[Fault]
+    ) -> None:
         self.table, self.where, self.faults = table, where, faults
-        for key in sorted(set(table) - allowed):
+        for key in sorted(set(table) - set(allowed)):
             self.fault(key, "is not a setting", f"known are {', '.join(sorted(allowed))}")
 
     def fault(self, key: str, message: str, remedy: str = "") -> None:
@@ -164,7 +190,7 @@ def parse(table: dict[str, Any], *, relative_to: Path) -> AgentConfig:
     if not isinstance(settings, dict):
         faults.append(Fault(field="agent", message="must be an [agent] table"))
         settings = {}
-    agent = _Reader(settings, "agent", _AGENT_KEYS, faults)
+    agent = _Reader(settings, "agent", AGENT_KEYS, faults)
     token_file = agent.text("local_token_file") if "local_token_file" in settings else ""
     config = AgentConfig(
         name=agent.text("name", gethostname()),
@@ -196,7 +222,7 @@ def _participants(tables: object, relative_to: Path, faults: list[Fault]) -> Ite
         faults.append(Fault(field="participants", message="must be [[participants]] tables"))
         return
     for index, table in enumerate(tables):
-        reader = _Reader(table, f"participants[{index}]", _PARTICIPANT_KEYS, faults)
+        reader = _Reader(table, f"participants[{index}]", PARTICIPANT_KEYS, faults)
         name = reader.text("id")
         if name and not PARTICIPANT_ID.fullmatch(name):
             reader.fault("id", f"{name!r} is not an id", "letters, digits, . _ - and at most 128 of them")

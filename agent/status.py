@@ -3,7 +3,7 @@
 Hides where each answer comes from. Both are made at the moment of asking, from the same parts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from socket import gethostname
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -21,6 +21,8 @@ from shared import VERSION
 from shared.clock import Clock
 from shared.ids import show_id
 from shared.moment import SECOND, to_rfc3339
+
+Family = GaugeMetricFamily | CounterMetricFamily
 
 
 class Status(Collector):
@@ -113,34 +115,30 @@ class Status(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of this moment."""
-        info = GaugeMetricFamily("variant_agent_info", "Always 1", labels=["version", "name"])
+        info = _family("info")
         info.add_metric([VERSION, self._config.name], 1)
         yield info
-        yield _gauge("ready", "1 where the agent does its work", not self._health.unready())
-        yield _gauge("connected", "1 while a session is open", self._link.connected)
+        yield _one("ready", not self._health.unready())
+        yield _one("connected", self._link.connected)
         state = self._spool.state()
-        yield _gauge("spool_records", "Records not acknowledged", state.depth)
-        yield _gauge("spool_bytes", "Bytes of the spool on disk", state.size)
+        yield _one("spool_records", state.depth)
+        yield _one("spool_bytes", state.size)
         age = (self._clock.now() - state.oldest_at) / SECOND if state.oldest_at else 0.0
-        yield _gauge("spool_oldest_age_seconds", "Age of the oldest record not acknowledged", age)
-        yield CounterMetricFamily(
-            "variant_agent_spool_acknowledged", "Records acknowledged", value=self._uplink.acknowledged
-        )
-        lost = CounterMetricFamily("variant_agent_spool_lost", "Records declared lost", labels=["reason"])
+        yield _one("spool_oldest_age_seconds", age)
+        yield _one("spool_acknowledged", self._uplink.acknowledged)
+        lost = _family("spool_lost")
         for reason, count in self._spool.lost().items():
             lost.add_metric([reason], count)
         yield lost
         yield from self._collect_reports()
-        conditions = GaugeMetricFamily(
-            "variant_agent_condition", "1 while it holds", labels=["code", "severity"]
-        )
+        conditions = _family("condition")
         for code, severity in sorted({(c.code, c.severity) for c in self._health.conditions()}):
             conditions.add_metric([code, severity], 1)
         yield conditions
         results: dict[str, int] = {}
         for slot in self._reconciler.status():
             results[str(slot["result"])] = results.get(str(slot["result"]), 0) + 1
-        slots = GaugeMetricFamily("variant_agent_slots", "Slots by how they stand", labels=["result"])
+        slots = _family("slots")
         for result, count in results.items():
             slots.add_metric([result], count)
         yield slots
@@ -148,17 +146,44 @@ class Status(Collector):
     def _collect_reports(self) -> Iterator[Metric]:
         if self.api is None:
             return
-        accepted = CounterMetricFamily("variant_agent_reports", "Reports accepted, durably", labels=["kind"])
+        accepted = _family("reports")
         for kind, count in self.api.accepted.items():
             accepted.add_metric([kind.value], count)
         yield accepted
-        refused = CounterMetricFamily(
-            "variant_agent_requests_refused", "Requests to the local API that failed", labels=["status"]
-        )
+        refused = _family("requests_refused")
         for status, count in self.api.refused.items():
             refused.add_metric([str(status)], count)
         yield refused
 
 
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"variant_agent_{name}", text, value=value)
+METRICS: Mapping[str, tuple[type[Family], str, tuple[str, ...]]] = {
+    "info": (GaugeMetricFamily, "always 1", ("version", "name")),
+    "ready": (GaugeMetricFamily, "1 where the agent does its work", ()),
+    "connected": (GaugeMetricFamily, "1 while a session with the control plane is open", ()),
+    "slots": (GaugeMetricFamily, "slots by how their last attempt stands", ("result",)),
+    "condition": (GaugeMetricFamily, "1 while it holds", ("code", "severity")),
+    "reports": (CounterMetricFamily, "reports accepted, durably", ("kind",)),
+    "requests_refused": (CounterMetricFamily, "requests to the local API that failed", ("status",)),
+    "spool_records": (GaugeMetricFamily, "records not acknowledged yet", ()),
+    "spool_bytes": (GaugeMetricFamily, "bytes of the spool on disk", ()),
+    "spool_oldest_age_seconds": (GaugeMetricFamily, "age of the oldest record not acknowledged", ()),
+    "spool_acknowledged": (CounterMetricFamily, "records the control plane acknowledged", ()),
+    "spool_lost": (CounterMetricFamily, "records declared lost", ("reason",)),
+}
+"""Every metric without its prefix: kind, what it says, labels."""
+
+
+def described() -> list[Metric]:
+    """Every metric there is, without samples."""
+    return [_family(name) for name in METRICS]
+
+
+def _family(name: str) -> Family:
+    kind, text, labels = METRICS[name]
+    return kind(f"variant_agent_{name}", text, labels=list(labels))
+
+
+def _one(name: str, value: float) -> Family:
+    family = _family(name)
+    family.add_metric([], value)
+    return family

@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes a tar file with the database, the certificate authority and the operator's key;"
         " the server may keep running.",
     )
-    backup.add_argument("--data-dir", type=Path, metavar="DIR", required=True)
+    backup.add_argument(
+        "--data-dir", type=Path, metavar="DIR", required=True, help="what `serve` was started with"
+    )
     backup.add_argument("file", type=Path, metavar="FILE", help="the tar file to write (0600; it holds keys)")
     backup.set_defaults(run=_backup)
 
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument(
         "--data-dir", type=Path, metavar="DIR", required=True, help="must be empty or absent"
     )
-    restore.add_argument("file", type=Path, metavar="FILE")
+    restore.add_argument("file", type=Path, metavar="FILE", help="what `backup` wrote")
     restore.set_defaults(run=_restore)
     return parser
 

@@ -7,6 +7,7 @@ Pure and light: the agent imports this at rest. Digests are the 32 bytes of SHA-
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -138,6 +139,44 @@ class ReasonCode(StrEnum):
     SUPERSEDED = "SUPERSEDED"
     HELD = "HELD"
     IO_ERROR = "IO_ERROR"
+
+    @property
+    def meaning(self) -> str:
+        """What happened, in half a sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: Mapping[ReasonCode, str] = {
+    ReasonCode.TARGET_NOT_ALLOWED: "no glob of `agent.toml` allows the path, or the participant is not this agent's",
+    ReasonCode.PATH_ESCAPES_ROOT: "the path is absolute, has `..`, or leads out of the root",
+    ReasonCode.SYMLINK_REFUSED: (
+        'the target or a folder on the way is a symbolic link (`symlinks = "follow-within-root"` allows it)'
+    ),
+    ReasonCode.NOT_A_REGULAR_FILE: "a directory, FIFO, socket or device is there",
+    ReasonCode.TOO_LARGE: "larger than `max_bytes`",
+    ReasonCode.NO_SPACE: "the disk, its inodes or the quota are used up",
+    ReasonCode.READ_ONLY: "the file system is read-only",
+    ReasonCode.PERMISSION_DENIED: "the agent's user may not write there",
+    ReasonCode.IMMUTABLE: "the file or folder has the immutable or append-only attribute",
+    ReasonCode.BUSY_MOUNT: "the file is a mount point",
+    ReasonCode.DIGEST_MISMATCH: "the content that arrived is not the content announced",
+    ReasonCode.CHECK_FAILED: "the host's check command refused the staged file",
+    ReasonCode.RELOAD_FAILED: "the reload hook failed; the previous content is back",
+    ReasonCode.PROBE_FAILED: "the health probe failed (reserved)",
+    ReasonCode.QUARANTINED: "the host does not try this content again by itself (reserved)",
+    ReasonCode.REGRESSION: "a lower revision than the host has taken up",
+    ReasonCode.INCARNATION_CHANGED: "the control plane is another one, and its signature does not prove it a successor",
+    ReasonCode.DRIFTED: "somebody changed the file; `overwriteDrift` applies over it",
+    ReasonCode.BASELINE_LOST: "nobody knows what was there before",
+    ReasonCode.PARTICIPANT_TAKEN: "another agent serves this participant",
+    ReasonCode.SUPERSEDED: "a newer revision came first",
+    ReasonCode.HELD: (
+        "the host is on hold, and applies the offer when that ends (attempt 0: it was not "
+        "tried); or somebody changed the file and the host's `drift` policy leaves it so, and"
+        " `overwriteDrift` applies over it"
+    ),
+    ReasonCode.IO_ERROR: "anything else the system said; the message has it",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,68 +1,168 @@
-"""The reference pages name everything there is."""
+"""The reference pages follow from the code, and the code says a sentence about everything they list."""
 
-import dataclasses
+import argparse
+import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pytest
 from typer.main import get_command
 
+from agent import __main__ as agent_main
 from agent import config as agent_config
-from control_plane.api.operations import OPERATIONS
+from agent import status as agent_status
+from control_plane import __main__ as server_main
+from control_plane.api import errors
 from control_plane.cli import app as cli_app
 from control_plane.config import Settings
 from control_plane.services.events import Kept
-from shared.errors import Code
 from shared.model import ReasonCode
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "reference"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+GENERATE = [sys.executable, "docs/generate.py", "--check"]
 
 
-def test_every_operation_is_on_the_page() -> None:
-    """Every route with its gRPC method, scope and status."""
-    page = (DOCS / "rest.md").read_text()
-    for o in OPERATIONS:
-        row = f"| `{o.method} {o.path}` | `{o.rpc}` | `{o.scope.value}` | {o.status} |"
-        assert row in page, row
-
-
-def test_every_code_is_on_the_page() -> None:
-    """Every error code, reason code and reason an event is kept for."""
-    page = (DOCS / "codes.md").read_text()
-    for code in [*Code, *ReasonCode, *Kept]:
-        assert f"`{code.value}`" in page, code
-
-
-def test_every_setting_is_on_the_page() -> None:
-    """Every setting of the server and every key of agent.toml."""
-    page = (DOCS / "configuration.md").read_text()
-    names = [*Settings.model_fields, *agent_config._AGENT_KEYS, *agent_config._PARTICIPANT_KEYS]
-    for name in names:
-        assert f"`{name}`" in page, name
-    assert {field.name for field in dataclasses.fields(agent_config.AgentConfig)} - {"participants"} <= set(
-        names
+def generated(root: Path) -> subprocess.CompletedProcess[str]:
+    """What the generator says of the pages of a tree."""
+    return subprocess.run(
+        GENERATE, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
     )
 
 
-def commands(command: click.Command, name: str) -> Iterator[str]:
-    """Every command below `command`, as it is typed."""
-    below = getattr(command, "commands", {})
-    if not below:
-        yield name
-    for part, found in below.items():
-        yield from commands(found, f"{name} {part}")
+def test_the_reference_pages_are_what_the_code_says() -> None:
+    """`make generate` would change nothing."""
+    done = generated(ROOT)
+    assert done.returncode == 0, done.stderr
 
 
-def test_every_command_is_on_the_page() -> None:
-    """Every command of variantctl, and its own options."""
-    page = (DOCS / "cli.md").read_text()
-    for name in commands(get_command(cli_app), "variantctl"):
-        assert f"| `{name}" in page, name
+def test_a_page_that_is_not_fresh_is_named(tmp_path: Path) -> None:
+    """A line that was edited by hand, or a part that lost its marks, fails with what to do."""
+    for name in ("agent", "control_plane", "shared", "protos", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name) if name != "docs" else None
+    subprocess.run(["cp", "-r", ROOT / "docs", tmp_path / "docs"], check=True)
+    page = tmp_path / "docs" / "reference" / "codes.md"
+    fresh = page.read_text()
+    page.write_text(fresh.replace("| `not_found` |", "| `gone` |"))
+    assert "codes.md: not what the code says; run `make generate`" in generated(tmp_path).stderr
+    page.write_text(fresh.replace("<!-- end -->", ""))
+    assert "has no part" in generated(tmp_path).stderr
+
+
+# -- everything listed has a sentence
+
+
+def reasons_in_the_code() -> set[str]:
+    """Every literal `reason="…"` that the control plane gives an error."""
+    found = set()
+    for source in (ROOT / "control_plane").rglob("*.py"):
+        if "cli" in source.parts:
+            continue  # the command line's own failures are told on standard error, in words
+        for node in ast.walk(ast.parse(source.read_text())):
+            if (
+                isinstance(node, ast.keyword)
+                and node.arg == "reason"
+                and isinstance(node.value, ast.Constant)
+            ):
+                found.add(str(node.value.value))
+    return {name for name in found if re.fullmatch(r"[A-Z_]+", name)}
+
+
+def test_every_reason_of_an_error_has_its_line() -> None:
+    """None is missing from errors.REASONS, and none of them is nobody's."""
+    assert sorted(reasons_in_the_code() - set(errors.REASONS)) == []
+    elsewhere = {"DATABASE_UNAVAILABLE", "MALFORMED_MESSAGE", "MALFORMED_TOKEN", "TOO_LARGE"}
+    assert sorted(set(errors.REASONS) - reasons_in_the_code() - elsewhere) == []
+
+
+def test_every_code_setting_and_metric_has_its_sentence() -> None:
+    """Reason codes, kept reasons, settings of both sides, and the agent's metrics."""
+    sentences = {
+        **{code: code.meaning for code in ReasonCode},
+        **{kept: kept.meaning for kept in Kept},
+        **{name: field.description for name, field in Settings.model_fields.items()},
+        **{f"agent {name}": key.meaning for name, key in agent_config.AGENT_KEYS.items()},
+        **{f"participants {name}": key.meaning for name, key in agent_config.PARTICIPANT_KEYS.items()},
+        **{name: text for name, (_, text, _) in agent_status.METRICS.items()},
+        **errors.REASONS,
+    }
+    assert [name for name, text in sentences.items() if not text] == []
+
+
+def test_the_defaults_of_agent_toml_are_the_ones_it_has(tmp_path: Path) -> None:
+    """A file with nothing in it comes to what the page says."""
+    (tmp_path / "agent.toml").write_text('[[participants]]\nid = "p"\nroot = "."\ntargets = ["a"]\n')
+    found = agent_config.load(tmp_path / "agent.toml")
+    own = found.participants[0]
+    shown = {
+        "local_http": found.local_http,
+        "socket": str(found.socket),
+        "log_level": found.log_level,
+        "drift": own.drift.value,
+        "symlinks": "follow-within-root" if own.follow_symlinks else "refuse",
+        "max_bytes": str(own.max_bytes),
+        "exposure": own.exposure.value,
+        "share_content": str(own.share_content).lower(),
+    }
+    told = {**agent_config.AGENT_KEYS, **agent_config.PARTICIPANT_KEYS}
+    for name, value in shown.items():
+        assert told[name].default == value, name
+    # A key with a default that is not compared here would be told and not held to.
+    assert {name for name, key in told.items() if key.default} <= set(shown) | {"transport"}
+
+
+def options(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
+    """(option as it is typed, its help) of every command below."""
+    for part, found in getattr(command, "commands", {}).items():
+        yield from options(found, f"{name} {part}")
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            yield f"{name} {parameter.opts[0]}", parameter.help or ""
+    yield name, command.help or ""
+
+
+def arguments(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, str]]:
+    """The same of an argparse program."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for part, found in action.choices.items():
+                yield from arguments(found, f"{name} {part}")
+        else:
+            yield f"{name} {(action.option_strings or [action.dest])[-1]}", action.help or ""
+    yield name, parser.description or ""
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [*options(get_command(cli_app), "variantctl")],
+        [*arguments(server_main._parser(), "variantd")],
+        [*arguments(agent_main._parser(), "variant-agent")],
+    ],
+    ids=["variantctl", "variantd", "variant-agent"],
+)
+def test_every_command_and_option_says_what_it_does(found: list[tuple[str, str]]) -> None:
+    """No help text is empty."""
+    assert [name for name, text in found if not text] == []
+
+
+def test_every_message_and_field_of_the_protocols_is_on_its_page() -> None:
+    """A word of a .proto file that the page's maker does not understand would be missing."""
+    for page, source in (("grpc.md", "operator"), ("protocol.md", "agent")):
+        text = (DOCS / "reference" / page).read_text()
+        proto = (ROOT / "protos" / "variantd" / source / "v1" / f"{source}.proto").read_text()
+        for name in re.findall(r"^(?:service|message|enum) (\w+)", proto, re.MULTILINE):
+            assert re.search(rf"^## \w+ {name}$", text, re.MULTILINE), name
+        for name in re.findall(r"^\s+(?:rpc (\w+)|[\w.<>, ]+ (\w+) = \d+;)", proto, re.MULTILINE):
+            assert f"| `{name[0] or name[1]}` |" in text, name
 
 
 def test_every_link_leads_somewhere() -> None:
     """No page links to a file that is not there."""
-    for page in [*DOCS.parent.rglob("*.md"), DOCS.parent.parent / "README.md"]:
+    for page in [*DOCS.rglob("*.md"), ROOT / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page, target)

@@ -26,10 +26,13 @@ class Door:
     def __init__(self, services: Services, registry: CollectorRegistry) -> None:
         self.services = services
         self._ended = Counter(
-            "variantd_operations", "Operations, by how they ended", ["operation", "code"], registry=registry
+            "variantd_operations",
+            "operators' operations, by how they ended: ok or an error code",
+            ["operation", "code"],
+            registry=registry,
         )
         self._seconds = Histogram(
-            "variantd_operation_seconds", "How long operations took", ["operation"], registry=registry
+            "variantd_operation_seconds", "how long they took", ["operation"], registry=registry
         )
 
     async def caller(self, authorization: str) -> Caller:

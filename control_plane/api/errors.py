@@ -42,6 +42,52 @@ TABLE = {
     Code.INTERNAL: Row(grpc.StatusCode.INTERNAL, 500, "Something is wrong with the control plane"),
 }
 
+REASONS = {
+    "ADDRESS_IN_USE": "another server listens there",
+    "AGENT_NOT_FOUND": "no agent of the project has this id",
+    "ASSIGNMENT_NOT_FOUND": "the participant is not assigned in the experiment",
+    "BAD_API_KEY": "the key is not one of this control plane, or not any more",
+    "BAD_ASSIGNMENT": "participants or weights that nothing can be drawn with",
+    "BAD_CONFIG": "a setting that cannot be used; the field is named",
+    "BAD_ENROLLMENT_TOKEN": "the token is unknown, used up, over its time, or not for this host",
+    "BANNED": "the agent was banned, or is not known here; enroll it again",
+    "BATCH_TOO_LARGE": "an agent sent more records at once than it was told",
+    "CLAIM_CONFLICT": "another experiment holds the file; it is named",
+    "CONTENT_NOT_FOUND": "no slot of the agent needs this content",
+    "DATABASE_NEWER": "a newer variantd wrote this database; run that one",
+    "DATABASE_UNAVAILABLE": "the database does not answer now",
+    "DEADLINE": "the peer was too slow",
+    "DEPLOYMENT_NOT_FOUND": "no deployment of the project has this id",
+    "DRAFT_IN_USE": "something was deployed by hand from the draft",
+    "EXPERIMENT_NOT_FOUND": "no experiment of the project has this id or key",
+    "IDEMPOTENCY_KEY_REUSED": "the key was used for another request; use a fresh one",
+    "INTERNAL": "something is wrong on our side; the log has the id that the answer names",
+    "INVALID_CURSOR": "the cursor is not one that a list answered",
+    "INVALID_FIELDS": "fields that are not valid; each is named with a remedy",
+    "IN_USE": "the participant takes part in an experiment; it is named",
+    "KEY_TAKEN": "another one of the project has this key",
+    "LOCKED": "another process has the data directory",
+    "MALFORMED_MESSAGE": "an agent sent what cannot be read",
+    "MALFORMED_TOKEN": "the text is no enrollment token",
+    "MISSING_SCOPE": "the key does not hold the scope, which is named",
+    "NOT_ALLOWED": "the agent is banned, or its token does not allow the participant",
+    "NOT_AN_AGENT": "the peer's certificate is not an agent's",
+    "NOT_CONNECTED": "the participant's agent is not connected",
+    "NOT_JSON": "the body is not a JSON object",
+    "NOT_READY": "the experiment cannot start; every fault is listed",
+    "NOT_RECOVERABLE": "an expired certificate that does not prove what it has to",
+    "NO_API_KEY": "the request carries no key",
+    "NO_CONTENT": "the variant has nothing to deploy",
+    "NO_DOCS": "the documentation page is not installed here",
+    "NO_HELLO": "an agent's stream has to begin with Hello",
+    "PARTICIPANT_NOT_FOUND": "no participant of the project has this id",
+    "RETIRED": "the host was retired",
+    "TOO_LARGE": "content above 1 MiB",
+    "VARIANT_NOT_FOUND": "the experiment has no variant of this id or key",
+    "WRONG_STATE": "the verb does not fit the experiment's state; `state` and `allowedVerbs` say what does",
+}
+"""What each `reason` of an error says; an error of a kind has the kind's own name where it needs no other."""
+
 
 def explain(error: BaseException, operation: str, *, peer: str | None = None) -> Error:
     """The failure as one of ours; anything unexpected is logged whole under an id and told only by it.

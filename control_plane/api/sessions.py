@@ -63,9 +63,16 @@ class Sessions:
         self._empty.set()
         self.draining = False
         self.admission = Bucket(rate=ADMISSIONS_PER_SECOND, burst=ADMISSIONS_PER_SECOND)
-        self.connected = Gauge("variantd_sessions", "Agents connected to this process", registry=registry)
-        self.outcomes = Counter("variantd_outcomes", "Outcomes stored", ["result"], registry=registry)
-        self.records = Counter("variantd_spool_records", "Spool records stored", registry=registry)
+        self.connected = Gauge("variantd_sessions", "agents connected to this process", registry=registry)
+        self.outcomes = Counter(
+            "variantd_outcomes",
+            "outcomes stored, by how the attempt stands: applied, refused, rolled_back, stuck, …",
+            ["result"],
+            registry=registry,
+        )
+        self.records = Counter(
+            "variantd_spool_records", "spool records stored, repeats included", registry=registry
+        )
 
     def wake(self, agent_uid: bytes) -> None:
         """The agent's session, if it has one here, looks again at what its slots should hold."""

@@ -50,6 +50,20 @@ class Kept(StrEnum):
     DUPLICATE = "DUPLICATE_EVENT_ID"
     TOO_MANY_NAMES = "TOO_MANY_EVENT_NAMES"
 
+    @property
+    def meaning(self) -> str:
+        """What happened, in a sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: Mapping[Kept, str] = {
+    Kept.NO_EXPERIMENT: "no experiment had the participant at that moment",
+    Kept.NOT_BOUND: "the agent does not serve the participant",
+    Kept.FUTURE: "it says it happened over five minutes after it arrived: a wrong clock",
+    Kept.DUPLICATE: "the application's own id was seen before",
+    Kept.TOO_MANY_NAMES: "the experiment counts 100 other conversions already",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:

@@ -1,0 +1,341 @@
+"""Writes the parts of docs/reference that follow from the code; --check fails where one does not.
+
+A page is prose with marked parts: what is between `<!-- generated: NAME -->` and `<!-- end -->` is made here.
+Pages that are nothing else are made whole. Nothing depends on the width of a terminal or the version of Python.
+"""
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from typer.main import get_command
+
+from agent import __main__ as agent_main
+from agent import config as agent_config
+from agent import status as agent_status
+from control_plane import __main__ as server_main
+from control_plane.api import errors
+from control_plane.api.door import Door
+from control_plane.api.operations import OPERATIONS
+from control_plane.api.sessions import Sessions
+from control_plane.cli import app as cli_app
+from control_plane.config import Settings
+from control_plane.services.events import Kept
+from shared.errors import Code
+from shared.model import ReasonCode
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "docs" / "reference"
+PROTOS = ROOT / "protos" / "variantd"
+
+
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> str:
+    """A table of cells as they are."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _code(value: object) -> str:
+    return f"`{value}`" if value not in (None, "", (), False) else ""
+
+
+# -- codes
+
+
+def error_codes() -> str:
+    """Every code with both transports' status."""
+    return table(
+        ("Code", "gRPC", "HTTP", "The same request again"),
+        [
+            (
+                f"`{code.value}`",
+                errors.TABLE[code].grpc.name,
+                str(errors.TABLE[code].http),
+                "may succeed later" if code.retryable else "fails again",
+            )
+            for code in Code
+        ],
+    )
+
+
+def error_reasons() -> str:
+    """Every reason an error names."""
+    return table(("Reason", ""), [(f"`{name}`", text) for name, text in sorted(errors.REASONS.items())])
+
+
+def reason_codes() -> str:
+    """Every reason a host refuses or fails an offer for."""
+    return table(("Code", "What happened"), [(f"`{code.value}`", code.meaning) for code in ReasonCode])
+
+
+def kept_reasons() -> str:
+    """Every reason an accepted event is kept for without counting."""
+    return table(("Reason", ""), [(f"`{item.value}`", item.meaning) for item in Kept])
+
+
+# -- settings
+
+
+def server_settings() -> str:
+    """Every setting of `variantd serve`."""
+
+    def rows(model: Any, prefix: str) -> Iterator[tuple[str, ...]]:
+        for name, field in model.model_fields.items():
+            inner = next((part for part in _parts(field.annotation) if hasattr(part, "model_fields")), None)
+            default = field.get_default(call_default_factory=True)
+            shown = "" if field.is_required() or inner else _code(default if default != () else "")
+            if default is False:
+                shown = "`false`"
+            yield (f"`{prefix}{name}`", shown, field.description or "")
+            if inner is not None:
+                yield from rows(inner, f"{prefix}{name}.")
+
+    return table(("Setting", "Default", ""), rows(Settings, ""))
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *getattr(annotation, "__args__", ()))
+
+
+def agent_settings() -> str:
+    """Every key of `[agent]`."""
+    return _keys("`[agent]`", agent_config.AGENT_KEYS)
+
+
+def participant_settings() -> str:
+    """Every key of `[[participants]]`."""
+    return _keys("`[[participants]]`", agent_config.PARTICIPANT_KEYS)
+
+
+def _keys(head: str, keys: Mapping[str, "agent_config.Key"]) -> str:
+    return table(
+        (head, "Default", ""), [(f"`{name}`", _code(key.default), key.meaning) for name, key in keys.items()]
+    )
+
+
+# -- metrics
+
+
+def server_metrics() -> str:
+    """Every metric of the control plane."""
+    registry = CollectorRegistry()
+    Sessions(registry)
+    Door(None, registry)  # type: ignore[arg-type]  # asked for its metrics only
+    return _metrics(registry.collect(), _LABELS)
+
+
+_LABELS = {
+    "variantd_outcomes": ("result",),
+    "variantd_operations": ("operation", "code"),
+    "variantd_operation_seconds": ("operation",),
+}
+"""Labels of metrics without a sample yet, which do not tell them."""
+
+
+def agent_metrics() -> str:
+    """Every metric of the agent."""
+    return _metrics(agent_status.described(), {})
+
+
+def _metrics(found: "Iterator[Metric] | list[Metric]", labels: Mapping[str, tuple[str, ...]]) -> str:
+    rows = []
+    for metric in found:
+        names = labels.get(metric.name) or getattr(metric, "_labelnames", ())
+        suffix = "_total" if metric.type == "counter" else ""
+        shown = "{" + ", ".join(names) + "}" if names else ""
+        rows.append((f"`{metric.name}{suffix}{shown}`", metric.documentation))
+    return table(("Metric", ""), rows)
+
+
+# -- operations and protocol
+
+
+def operations() -> str:
+    """Every operation on both transports."""
+    return table(
+        ("Call", "gRPC", "Scope", "Success"),
+        [(f"`{o.method} {o.path}`", f"`{o.rpc}`", f"`{o.scope.value}`", str(o.status)) for o in OPERATIONS],
+    )
+
+
+def grpc_page() -> str:
+    """operator.proto as a page."""
+    return _proto_page("Operator gRPC", PROTOS / "operator" / "v1" / "operator.proto")
+
+
+def protocol_page() -> str:
+    """agent.proto as a page."""
+    return _proto_page("The agents' protocol", PROTOS / "agent" / "v1" / "agent.proto")
+
+
+def _proto_page(title: str, source: Path) -> str:
+    lines = source.read_text().splitlines()
+    parts = [f"# {title}", "", f"From `{source.relative_to(ROOT)}`; `make generate` writes this page.", ""]
+    said: list[str] = []
+    head: list[str] = []
+    rows: list[tuple[str, ...]] = []
+    kind = ""
+    for line in lines:
+        text = line.strip()
+        opening = re.match(r"(service|message|enum) (\w+) \{(\})?", text)
+        if text.startswith("//"):
+            said.append(text.removeprefix("//").strip())
+        elif opening and not line.startswith(" "):
+            kind = opening[1]
+            head, rows = [f"## {kind} {opening[2]}", "", " ".join(said), ""], []
+            said = []
+            if opening[3]:
+                parts += head
+        elif text == "}" and line.startswith("}"):
+            parts += head
+            columns = {"service": ("Method", "Takes", "Answers", "")}.get(kind, ("Field", "Type", ""))
+            columns = ("Value", "") if kind == "enum" else columns
+            parts += [table(columns, rows), ""] if rows else []
+        else:
+            row = _proto_row(kind, text, " ".join(said))
+            if row is not None:
+                rows.append(row)
+            said = [] if text else said
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _proto_row(kind: str, text: str, said: str) -> tuple[str, ...] | None:
+    if found := re.match(r"rpc (\w+)\((.*?)\) returns \((.*?)\);", text):
+        return f"`{found[1]}`", f"`{found[2]}`", f"`{found[3]}`", said
+    if kind == "enum" and (found := re.match(r"(\w+) = \d+;", text)):
+        return f"`{found[1]}`", said
+    if found := re.match(r"((?:optional |repeated )?(?:map<.*?>|[\w.]+)) (\w+) = \d+;", text):
+        return f"`{found[2]}`", f"`{found[1]}`", said
+    return None
+
+
+# -- command lines
+
+
+def variantctl() -> str:
+    """Every command of variantctl with its own options."""
+    return table(("Command", "", "Options"), list(_commands(get_command(cli_app), "variantctl")))
+
+
+def _commands(command: click.Command, name: str) -> Iterator[tuple[str, ...]]:
+    below = getattr(command, "commands", None)
+    if below:
+        for part, found in below.items():
+            yield from _commands(found, f"{name} {part}")
+        return
+    arguments = [p for p in command.params if isinstance(p, click.Argument)]
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    shown = [p for p in options if getattr(p, "help", None) and _long(p) not in _EVERYWHERE]
+    typed = " ".join([name, *(p.make_metavar(click.Context(command)) for p in arguments)])
+    told = inspect.cleandoc(command.help or "").split("\n\n")[0].replace("\n", " ")
+    details = "<br>".join(f"`{_long(p)}` {' '.join((p.help or '').split())}" for p in shown)
+    yield f"`{typed}`", told, details
+
+
+_EVERYWHERE = {"--json", "--server", "--ca", "--api-key-file", "--profile", "--help"}
+
+
+def _long(option: click.Option) -> str:
+    return next((name for name in option.opts if name.startswith("--")), option.opts[0])
+
+
+def variantd() -> str:
+    """Every command of variantd."""
+    return _argparse(server_main._parser(), "variantd")
+
+
+def variant_agent() -> str:
+    """Every command of variant-agent."""
+    return _argparse(agent_main._parser(), "variant-agent")
+
+
+def _argparse(parser: argparse.ArgumentParser, program: str) -> str:
+    return table(("Command", "", "Options"), list(_subcommands(parser, program)))
+
+
+def _subcommands(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, ...]]:
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in below:
+        for part, found in action.choices.items():
+            yield from _subcommands(found, f"{name} {part}")
+    if below:
+        return
+    arguments = [a for a in parser._actions if not a.option_strings]
+    options = [a for a in parser._actions if a.option_strings and not isinstance(a, argparse._HelpAction)]
+    typed = " ".join([name, *(_metavar(a) for a in arguments)])
+    told = " ".join((parser.description or "").split("\n\n")[0].split())
+    details = "<br>".join(f"`{a.option_strings[-1]}` {_told(a)}".rstrip() for a in options)
+    yield f"`{typed}`", told, details
+
+
+def _metavar(action: argparse.Action) -> str:
+    if action.choices:
+        return "|".join(map(str, action.choices))
+    name = str(action.metavar or action.dest.upper())
+    return f"{name}…" if action.nargs == "+" else name
+
+
+def _told(action: argparse.Action) -> str:
+    text = action.help or ""
+    return " ".join((text % {"default": action.default} if "%(default)s" in text else text).split())
+
+
+# -- pages
+
+
+PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "codes.md": {
+        "errors": error_codes,
+        "reasons": error_reasons,
+        "reason codes": reason_codes,
+        "kept": kept_reasons,
+    },
+    "configuration.md": {
+        "settings": server_settings,
+        "agent": agent_settings,
+        "participants": participant_settings,
+    },
+    "metrics.md": {"control plane": server_metrics, "agent": agent_metrics},
+    "rest.md": {"operations": operations},
+    "cli.md": {"variantctl": variantctl, "variantd": variantd, "variant-agent": variant_agent},
+}
+WHOLE: Mapping[str, Callable[[], str]] = {"grpc.md": grpc_page, "protocol.md": protocol_page}
+
+
+def fresh() -> dict[Path, str]:
+    """What every page should hold."""
+    pages = {PAGES / name: make() for name, make in WHOLE.items()}
+    for name, parts in PARTS.items():
+        text = (PAGES / name).read_text()
+        for part, make in parts.items():
+            start, end = f"<!-- generated: {part} -->\n", "\n<!-- end -->"
+            before, mark, rest = text.partition(start)
+            if not mark or end not in rest:
+                sys.exit(f"docs/reference/{name} has no part {start.strip()} … {end.strip()}")
+            text = before + mark + make() + rest[rest.index(end) :]
+        pages[PAGES / name] = text
+    return pages
+
+
+def main() -> None:
+    """The pages are fresh; with --check, exits with a sentence where one is not."""
+    stale = [page for page, text in fresh().items() if not page.exists() or page.read_text() != text]
+    if sys.argv[1:] == ["--check"]:
+        if stale:
+            names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+            sys.exit(f"{names}: not what the code says; run `make generate`")
+        return
+    for page, text in fresh().items():
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
