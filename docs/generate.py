@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from typer.main import get_command
@@ -225,16 +224,19 @@ def variantctl() -> str:
     return table(("Command", "", "Options"), list(_commands(get_command(cli_app), "variantctl")))
 
 
-def _commands(command: click.Command, name: str) -> Iterator[tuple[str, ...]]:
+# Commands are `Any` below: typer carries its own copy of click.
+
+
+def _commands(command: Any, name: str) -> Iterator[tuple[str, ...]]:
     below = getattr(command, "commands", None)
     if below:
         for part, found in below.items():
             yield from _commands(found, f"{name} {part}")
         return
-    arguments = [p for p in command.params if isinstance(p, click.Argument)]
-    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
-    shown = [p for p in options if getattr(p, "help", None) and _long(p) not in _EVERYWHERE]
-    typed = " ".join([name, *(p.make_metavar(click.Context(command)) for p in arguments)])
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+    shown = [p for p in options if _long(p) not in _EVERYWHERE]
+    typed = " ".join([name, *(_typed(p) for p in arguments)])
     told = inspect.cleandoc(command.help or "").split("\n\n")[0].replace("\n", " ")
     details = "<br>".join(f"`{_long(p)}` {' '.join((p.help or '').split())}" for p in shown)
     yield f"`{typed}`", told, details
@@ -243,8 +245,13 @@ def _commands(command: click.Command, name: str) -> Iterator[tuple[str, ...]]:
 _EVERYWHERE = {"--json", "--server", "--ca", "--api-key-file", "--profile", "--help"}
 
 
-def _long(option: click.Option) -> str:
-    return next((name for name in option.opts if name.startswith("--")), option.opts[0])
+def _typed(argument: Any) -> str:
+    shown = (argument.metavar or argument.name.upper()) + ("…" if argument.nargs == -1 else "")
+    return shown if argument.required or shown.startswith("[") else f"[{shown}]"
+
+
+def _long(option: Any) -> str:
+    return str(next((name for name in option.opts if name.startswith("--")), option.opts[0]))
 
 
 def variantd() -> str:

@@ -80,9 +80,12 @@ REASONS = {
     "NO_CONTENT": "the variant has nothing to deploy",
     "NO_DOCS": "the documentation page is not installed here",
     "NO_HELLO": "an agent's stream has to begin with Hello",
+    "NO_PHASES": "the experiment's type knows no other split",
     "PARTICIPANT_NOT_FOUND": "no participant of the project has this id",
     "RETIRED": "the host was retired",
+    "SUPERSEDED": "a newer session of the same agent has taken over",
     "TOO_LARGE": "content above 1 MiB",
+    "TOO_MANY_MESSAGES": "an agent put more messages into a poll than it was told",
     "VARIANT_NOT_FOUND": "the experiment has no variant of this id or key",
     "WRONG_STATE": "the verb does not fit the experiment's state; `state` and `allowedVerbs` say what does",
 }
