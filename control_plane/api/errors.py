@@ -45,6 +45,9 @@ TABLE = {
 REASONS = {
     "ADDRESS_IN_USE": "another server listens there",
     "AGENT_NOT_FOUND": "no agent of the project has this id",
+    "API_KEY_EXPIRED": "the key is over its time",
+    "API_KEY_NOT_FOUND": "no key of the project has this id",
+    "API_KEY_REVOKED": "the key was revoked",
     "ASSIGNMENT_NOT_FOUND": "the participant is not assigned in the experiment",
     "BAD_API_KEY": "the key is not one of this control plane, or not any more",
     "BAD_ASSIGNMENT": "participants or weights that nothing can be drawn with",
