@@ -109,16 +109,17 @@ def explain(error: BaseException, operation: str, *, peer: str | None = None) ->
     return Error(f"something went wrong on our side; the log has it under {log_id}", reason="INTERNAL")
 
 
-def problem(error: Error) -> web.Response:
-    """The failure as problem+json."""
+def problem(error: Error, *, status: int | None = None) -> web.Response:
+    """The failure as problem+json; `status` where it is more exact than the table's."""
     row = TABLE[error.code]
+    status = status or row.http
     faults = [
         {"field": fault.field, "message": fault.message, "remedy": fault.remedy} for fault in error.faults
     ]
     body: dict[str, Any] = {
         "type": f"urn:variantd:problem:{error.code.value}",
         "title": row.title,
-        "status": row.http,
+        "status": status,
         "detail": error.message,
         "reason": error.reason,
         "errors": faults,
@@ -129,7 +130,7 @@ def problem(error: Error) -> web.Response:
     headers = {"Retry-After": "1"} if error.code.retryable else {}
     if error.code is Code.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
-    return web.json_response(body, status=row.http, content_type="application/problem+json", headers=headers)
+    return web.json_response(body, status=status, content_type="application/problem+json", headers=headers)
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Error) -> None:
@@ -187,8 +188,9 @@ async def middleware(
         by_status = {row.http: code for code, row in TABLE.items() if code is not Code.CONFLICT}
         error = Error(_STATUS_TEXT.get(refused.status, refused.reason), reason=f"HTTP_{refused.status}")
         error.code = by_status.get(refused.status, Code.INVALID)
-        response = problem(error)
-        response.set_status(refused.status)
+        response = problem(error, status=refused.status)
+        if "Allow" in refused.headers:
+            response.headers["Allow"] = refused.headers["Allow"]
         return response
     except Exception as failure:
         return problem(explain(failure, f"{request.method} {request.path}", peer=request.remote))

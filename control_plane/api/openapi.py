@@ -53,7 +53,10 @@ def document(operations: Sequence[Operation]) -> Json:
     schemas: Json = {"Problem": _PROBLEM, "Pagination": _PAGINATION}
     paths: dict[str, Json] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schemas)
+        described = _operation(operation, schemas)
+        if operation.location:
+            described["responses"][str(operation.status)]["links"] = _links(operation, operations)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = described
     return {
         "openapi": "3.1.0",
         "info": {
@@ -72,6 +75,25 @@ def document(operations: Sequence[Operation]) -> Json:
             },
         },
     }
+
+
+def _links(made: Operation, operations: Sequence[Operation]) -> Json:
+    """What can be done with what was made: every operation at its location, or on it without further names."""
+    links = {}
+    shape = re.sub(r"\{\w+\}", "{}", made.location)
+    fields = re.findall(r"\{(\w+)\}", made.location)
+    for operation in operations:
+        other = re.sub(r"\{\w+\}", "{}", operation.path)
+        if re.fullmatch(re.escape(shape) + r"([/:][\w:]+)?", other) and len(operation.named) == len(fields):
+            service, method = operation.rpc.split(".")
+            links[method] = {
+                "operationId": f"{service}_{method}",
+                "parameters": {
+                    name: f"$response.body#/{field}"
+                    for name, field in zip(operation.named, fields, strict=True)
+                },
+            }
+    return links
 
 
 def _tag(operation: Operation) -> str:
@@ -106,14 +128,15 @@ def _operation(operation: Operation, schemas: Json) -> Json:
     if operation.method == "GET":
         described["parameters"] += [_query(name, schema, sent.get(name)) for name, schema in rest.items()]
         return described
-    described["parameters"].append(
-        {
-            "name": "Idempotency-Key",
-            "in": "header",
-            "schema": {"type": "string", "maxLength": 128},
-            "description": "The same key answers the same.",
-        }
-    )
+    if operation.changes:
+        described["parameters"].append(
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "schema": {"type": "string", "maxLength": 128},
+                "description": "The same key answers the same.",
+            }
+        )
     if rest:
         body = {
             **model,

@@ -29,7 +29,8 @@ def application(
     """The HTTP application. `ready` answers why the process is not ready, or None."""
     app = web.Application(middlewares=[errors.middleware], client_max_size=MAX_BODY_BYTES)
     for operation in operations:
-        path = re.sub(r"\{(\w+)\}(?=:)", r"{\1:[^/:]+}", operation.path)
+        # No id holds a colon, so that what is asked of `{id}:verb` is never taken for an id.
+        path = re.sub(r"\{(\w+)\}", r"{\1:[^/:]+}", operation.path)
         app.router.add_route(operation.method, path, _handler(door, operation))
 
     _add_documents(app, operations)

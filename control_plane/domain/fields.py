@@ -9,7 +9,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 
 from shared.errors import Fault, Invalid
@@ -138,12 +146,38 @@ Percent = Annotated[int, Field(ge=0, le=100), BeforeValidator(whole)]
 Weight = Annotated[int, Field(ge=0, le=100), BeforeValidator(whole)]
 Name = Annotated[str, Field(min_length=1, max_length=400)]
 Text = Annotated[str, Field(max_length=3000)]
-Target = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_target)]
-ParticipantId = Annotated[str, AfterValidator(_participant)]
-ParticipantIds = Annotated[tuple[ParticipantId, ...], Field(max_length=10_000), AfterValidator(_distinct)]
-Key = Annotated[str, AfterValidator(_key)]
-Labels = Annotated[dict[str, str], AfterValidator(_labels)]
+# What each validator says, in the words of JSON Schema, for whoever reads the OpenAPI document.
+_PART = r"([^/\\\x00.]|\.[^/\\\x00.]|\.\.[^/\\\x00])[^/\\\x00]*"
+_TARGET = {"minLength": 1, "maxLength": 1024, "pattern": f"^{_PART}(/{_PART})*$"}
+_LABELS = {
+    "maxProperties": 64,
+    "propertyNames": {"minLength": 1, "maxLength": 128, "not": {"pattern": r"^host\."}},
+    "additionalProperties": {"type": "string", "maxLength": 256},
+}
+
+Target = Annotated[
+    str,
+    Field(min_length=1, max_length=1024),
+    AfterValidator(_target),
+    WithJsonSchema({"type": "string", **_TARGET}),
+]
+ParticipantId = Annotated[
+    str,
+    AfterValidator(_participant),
+    WithJsonSchema({"type": "string", "pattern": f"^{PARTICIPANT_ID.pattern}$"}),
+]
+ParticipantIds = Annotated[
+    tuple[ParticipantId, ...],
+    Field(max_length=10_000, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_distinct),
+]
+Key = Annotated[
+    str,
+    AfterValidator(_key),
+    WithJsonSchema({"type": "string", "pattern": f"^{KEY.pattern}$", "not": {"enum": sorted(RESERVED_KEYS)}}),
+]
+Labels = Annotated[dict[str, str], AfterValidator(_labels), WithJsonSchema({"type": "object", **_LABELS})]
 Limit = Annotated[int | None, Field(), BeforeValidator(whole)]
 Json = dict[str, Any]
-Moment = Annotated[str, AfterValidator(_moment)]
+Moment = Annotated[str, AfterValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 Duration = Annotated[str, AfterValidator(_duration)]
