@@ -167,3 +167,37 @@ def test_every_link_leads_somewhere() -> None:
     for page in [*DOCS.rglob("*.md"), ROOT / "README.md"]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page, target)
+
+
+# -- what can be run is run
+
+RUN_BY = {
+    "README.md": "tests/e2e/test_readme.py",
+    "docs/tutorial.md": "tests/e2e/test_newcomer.py",
+    "docs/howto/first-host.md": "tests/e2e/test_first_host.py",
+    "deploy/docker/README.md": "tests/deploy/test_docker.py",
+}
+"""Which test runs a page's commands; a how-to that goes on from the README is run by tests/e2e/test_howtos.py."""
+
+
+def test_every_page_with_commands_is_run_by_a_test() -> None:
+    """A page with a block that can be executed, which no test executes, fails; so does a test that forgot its page."""
+    found = [ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+    for page in found:
+        text, name = page.read_text(), str(page.relative_to(ROOT))
+        if not re.search(r"^```(bash|sh|python|js|console)$", text, re.MULTILINE):
+            continue
+        if "go on from the README" in text and name.startswith("docs/howto/"):
+            continue
+        assert name in RUN_BY, f"{name} has commands that no test runs"
+        assert page.name in (ROOT / RUN_BY[name]).read_text(), name
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    """What is said to show something exists."""
+    for page in DOCS.rglob("*.md"):
+        for name in re.findall(r"`(tests/[\w/{},]+\.py)`", page.read_text()):
+            head, _, tail = name.partition("{")
+            inner, _, end = tail.partition("}")
+            for part in inner.split(",") if inner else [""]:
+                assert (ROOT / f"{head}{part}{end}").is_file(), (page.name, name)
