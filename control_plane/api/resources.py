@@ -4,10 +4,10 @@
 read it, and never in lists.
 """
 
-import base64
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from control_plane.api import contents
 from control_plane.domain.deployment import Deployment
 from control_plane.domain.experiment import Assignment, Experiment, Phase, Variant
 from control_plane.domain.fleet import Agent
@@ -50,6 +50,7 @@ def experiment(work: Work, view: View) -> Json:
     """An experiment whole, with content where the caller may read it."""
     shown = _experiment(view)
     shown["variants"] = [variant(work, view, item) for item in view.experiment.variants]
+    shown["factors"] = contents.factors(work, view.experiment.factors)
     if view.created:
         shown["assignments"] = [assignment(item) for item in view.assignments]
     shown["warnings"] = [{"code": code, "message": message} for code, message in view.warnings]
@@ -85,6 +86,7 @@ def _experiment(view: View) -> Json:
         "labels": e.labels,
         "targetFile": e.target_file,
         "targetFiles": e.target_files,
+        "factors": [contents.factor(item) for item in e.factors],
         "participants": e.selector,
         "metrics": e.metrics,
         **e.design.model_dump(mode="json", by_alias=True),
@@ -148,11 +150,7 @@ def variant(work: Work, view: View, item: Variant) -> Json:
         return shown
     for file in shown["files"]:
         body = next(f for f in item.files if f.path == file["path"])
-        content = work.store.experiments.content(work.project_id, body.digest) or b""
-        try:
-            file["content"] = content.decode()
-        except UnicodeDecodeError:
-            file["contentBase64"] = base64.b64encode(content).decode()
+        contents.fill(work, body.digest, file)
         if file["path"] == view.experiment.target_file:
             shown["content"] = file["content"]
     return shown
@@ -189,6 +187,7 @@ def _variant(view: View, item: Variant) -> Json:
             }
             for file in item.files
         ],
+        "levels": dict(item.levels),
         "targetingRules": item.targeting_rules.model_dump(mode="json", by_alias=True),
         "config": item.config,
         "metadata": item.metadata,

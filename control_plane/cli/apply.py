@@ -16,7 +16,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
 from control_plane.cli import show
-from control_plane.cli.manifest import Manifest, Metric, VariantManifest, load
+from control_plane.cli.manifest import FactorManifest, LevelManifest, Manifest, Metric, VariantManifest, load
 from control_plane.cli.preview import Touched, planned, print_touched, touched_by
 from control_plane.cli.session import Exit, Failure, Session, request_id
 from shared.errors import Fault
@@ -185,7 +185,10 @@ def find(session: Session, key: str) -> pb.Experiment | None:
 
 def make_plan(manifest: Manifest, present: pb.Experiment | None) -> Plan:
     """Everything that is not yet as the manifest says."""
-    pairs = tuple(_pairs(manifest.variants, present.variants if present else ()))
+    # Generated variants follow from the factors: the control plane keeps them true to those.
+    pairs = (
+        () if manifest.generated else tuple(_pairs(manifest.variants, present.variants if present else ()))
+    )
     before = _fields_of(present) if present else dict.fromkeys(_defaults())
     after = _fields(manifest)
     skip = {} if present else _defaults()
@@ -217,6 +220,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "labels": manifest.labels,
         "metadata": manifest.metadata,
         "targetFile": manifest.target_file,
+        "factors": [_factor(factor) for factor in manifest.factors],
         "participants": {"ids": sorted(manifest.participant_ids), "labels": manifest.participant_labels},
         "metrics": {
             "primary": _metric(manifest.primary) if manifest.primary else None,
@@ -226,6 +230,19 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "exposureCriteria": {"settleSeconds": manifest.settle_seconds},
         "analysis": {"alpha": manifest.alpha},
     }
+
+
+def _factor(factor: FactorManifest) -> dict[str, Any]:
+    levels = [
+        {"key": level.key, "name": level.name, "digest": show_digest(digest(level.body))}
+        for level in factor.levels
+    ]
+    return {"key": factor.key, "targetFile": factor.target_file, "levels": levels}
+
+
+def _factor_of(present: pb.Factor) -> dict[str, Any]:
+    levels = [{"key": level.key, "name": level.name, "digest": level.digest} for level in present.levels]
+    return {"key": present.key, "targetFile": present.target_file, "levels": levels}
 
 
 def _metric(metric: Metric) -> dict[str, str]:
@@ -242,6 +259,7 @@ def _fields_of(present: pb.Experiment) -> dict[str, Any]:
         "labels": shown["labels"],
         "metadata": shown["metadata"] or {},
         "targetFile": shown["targetFile"],
+        "factors": [_factor_of(factor) for factor in present.factors],
         "participants": {"ids": sorted(selector.ids), "labels": dict(selector.labels)},
         "metrics": shown["metrics"] or show.to_json(pb.Metrics()),
         "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
@@ -273,6 +291,8 @@ def _variant_changes(pair: Pair) -> Iterator[Change]:
         return
     for name in (name for name in after if name != "files" and before[name] != after[name]):
         yield Change(variant=pair, name=name, before=before[name], after=after[name])
+    if after["levels"]:
+        return  # its files follow from its levels
     old, new = before["files"], after["files"]
     for path in sorted({*old, *new}):
         if old.get(path) != new.get(path):
@@ -288,6 +308,7 @@ def _variant(wanted: VariantManifest) -> dict[str, Any]:
         "config": wanted.config,
         "metadata": wanted.metadata,
         "targetingRules": {"labels": [show.to_json(rule) for rule in _rules(wanted).labels]},
+        "levels": wanted.levels,
         "files": {path: show_digest(digest(body)) for path, body in sorted(wanted.files.items())},
     }
 
@@ -299,6 +320,7 @@ def _variant_of(present: pb.Variant) -> dict[str, Any]:
         "config": shown["config"] or {},
         "metadata": shown["metadata"] or {},
         "targetingRules": {"labels": [show.to_json(rule) for rule in present.targeting_rules.labels]},
+        "levels": dict(present.levels),
         "files": {file.path: file.digest for file in present.files},
     }
 
@@ -351,16 +373,19 @@ def create(
 def carry_out(session: Session, plan: Plan) -> pb.Experiment:
     """The experiment as the manifest says. A call that fails leaves the earlier ones done: apply again."""
     assert plan.present is not None
+    experiment_id = plan.present.id
     own = {change.name for change in plan.changes if change.variant is None}
     if own:
         request = _update(plan.manifest, plan.present, own)
         _warn(session, session.call(session.experiments.UpdateExperiment, request))
+        if "factors" in own:  # variants may have come and gone with them
+            plan = make_plan(plan.manifest, session.experiment(experiment_id))
     # Removals first: a key that is used again must be free.
     for pair in sorted(plan.pairs, key=lambda pair: pair.wanted is not None):
         fields = {change.name.partition("[")[0] for change in plan.changes if change.variant is pair}
         if fields:
-            _change_variant(session, plan.present.id, pair, fields)
-    return session.experiment(plan.present.id)
+            _change_variant(session, experiment_id, pair, fields)
+    return session.experiment(experiment_id)
 
 
 def _warn(session: Session, experiment: pb.Experiment) -> None:
@@ -375,6 +400,7 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
         description=manifest.description,
         type=manifest.type,
         target_file=manifest.target_file,
+        factors=_factors(manifest),
         variants=[
             pb.VariantSpec(
                 key=item.key,
@@ -384,6 +410,7 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
                 weight=item.weight,
                 files=_files(item),
                 targeting_rules=_rules(item) if item.rules else None,
+                levels=item.levels,
                 config=_struct(item.config) if item.config else None,
                 metadata=_struct(item.metadata) if item.metadata else None,
             )
@@ -405,6 +432,7 @@ def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.
         id=present.id,
         name=manifest.name if "name" in fields else None,
         description=manifest.description if "description" in fields else None,
+        factors=_factors(manifest) if "factors" in fields else None,
         target_file=manifest.target_file if "targetFile" in fields else None,
         participants=_selector(manifest) if "participants" in fields else None,
         metrics=_metrics(manifest) if "metrics" in fields else None,
@@ -441,6 +469,7 @@ def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: se
             weight=wanted.weight,
             files=_files(wanted),
             targeting_rules=_rules(wanted) if wanted.rules else None,
+            levels=wanted.levels,
             config=_struct(wanted.config) if wanted.config else None,
             metadata=_struct(wanted.metadata) if wanted.metadata else None,
             request_id=request_id(),
@@ -456,12 +485,31 @@ def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: se
         weight=wanted.weight if "weight" in fields else None,
         files=_files(wanted) if "files" in fields else None,
         targeting_rules=_rules(wanted) if "targetingRules" in fields and wanted.rules else None,
+        levels=wanted.levels if "levels" in fields else None,
         config=_struct(wanted.config) if "config" in fields and wanted.config else None,
         metadata=_struct(wanted.metadata) if "metadata" in fields and wanted.metadata else None,
         update_mask=_mask(fields),
         request_id=request_id(),
     )
     session.call(session.experiments.UpdateVariant, changed)
+
+
+def _factors(manifest: Manifest) -> list[pb.FactorSpec]:
+    return [
+        pb.FactorSpec(
+            key=factor.key,
+            target_file=factor.target_file,
+            levels=[_level(level) for level in factor.levels],
+        )
+        for factor in manifest.factors
+    ]
+
+
+def _level(level: LevelManifest) -> pb.LevelSpec:
+    spec = _file("", level.body)
+    content = spec.content if spec.HasField("content") else None
+    encoded = spec.content_base64 if spec.HasField("content_base64") else None
+    return pb.LevelSpec(key=level.key, name=level.name, content=content, content_base64=encoded)
 
 
 def _rules(variant: VariantManifest) -> pb.TargetingRules:

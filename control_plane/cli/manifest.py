@@ -10,7 +10,6 @@ import difflib
 import json
 import re
 import sys
-from base64 import b64decode
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from control_plane.cli.connection import Failure
+from control_plane.cli.contents import read_content
 from shared.errors import Fault
 
-MAX_CONTENT = 1_048_576
 KEY = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 
@@ -75,8 +74,23 @@ class _Variant(_Part):
     content_file: str | None = None
     files: list[_File] = []
     targeting_rules: _Rules = _Rules()
+    levels: dict[str, str] = {}
     config: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
+
+
+class _Level(_Part):
+    key: str
+    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    content: str | None = None
+    content_file: str | None = None
+    content_base64: str | None = None
+
+
+class _Factor(_Part):
+    key: str
+    target_file: Annotated[str, Field(min_length=1)]
+    levels: list[_Level]
 
 
 class _Exposure(_Part):
@@ -93,7 +107,7 @@ class _Document(_Part):
     key: str
     name: Annotated[str, Field(min_length=1, max_length=400)]
     description: Annotated[str, Field(max_length=3000)] = ""
-    type: Literal["ab", "personalization"] = "ab"
+    type: Literal["ab", "multivariate", "personalization"] = "ab"
     labels: dict[str, str] = {}
     metadata: dict[str, Any] = {}
     target_file: Annotated[str, Field(min_length=1)] | None = None
@@ -101,6 +115,7 @@ class _Document(_Part):
     metrics: _Metrics = _Metrics()
     exposure_criteria: _Exposure = _Exposure()
     analysis: _Analysis = _Analysis()
+    factors: list[_Factor] = []
     variants: list[_Variant] = []
 
 
@@ -133,6 +148,24 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LevelManifest:
+    """One content of a factor."""
+
+    key: str
+    name: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorManifest:
+    """A target file and the contents it may have."""
+
+    key: str
+    target_file: str
+    levels: tuple[LevelManifest, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VariantManifest:
     """One variant; `key` is None where the control plane makes it from the name. `files` by path."""
 
@@ -145,6 +178,7 @@ class VariantManifest:
     config: dict[str, Any]
     metadata: dict[str, Any]
     rules: tuple[Rule, ...] = ()
+    levels: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -170,7 +204,13 @@ class Manifest:
     guardrail: tuple[Metric, ...]
     settle_seconds: int
     alpha: float
+    factors: tuple[FactorManifest, ...] = ()
     variants: tuple[VariantManifest, ...] = field(default=())
+
+    @property
+    def generated(self) -> bool:
+        """The control plane makes the variants: every combination of the factors' levels."""
+        return bool(self.factors) and not self.variants
 
 
 def load(file: str) -> Manifest:
@@ -197,8 +237,10 @@ def parse(text: str, *, base: Path, source: str) -> Manifest:
         table["participants"] = {"ids": table["participants"]}
     document, faults = _document(table)
     variants: list[VariantManifest] = []
+    factors: list[FactorManifest] = []
     if document is not None:
         further = list(_semantic_faults(document))
+        factors = [_factor(item, index, base, further) for index, item in enumerate(document.factors)]
         for index, item in enumerate(document.variants):
             variants.append(_variant(item, index, document, base, further))
         # A repaired document may lack what a fault took away: nothing is said twice.
@@ -206,7 +248,7 @@ def parse(text: str, *, base: Path, source: str) -> Manifest:
         faults += [fault for fault in further if not any(name.startswith(fault.field) for name in told)]
     if faults or document is None:
         raise Failure(f"{source} cannot be applied", reason="INVALID_MANIFEST", faults=faults)
-    return _manifest(document, variants)
+    return _manifest(document, factors, variants)
 
 
 def _document(table: dict[str, Any]) -> tuple[_Document | None, list[Fault]]:
@@ -248,7 +290,23 @@ def _repaired(table: dict[str, Any], places: Sequence[tuple[int | str, ...]]) ->
     return repaired
 
 
-def _manifest(document: _Document, variants: Sequence[VariantManifest]) -> Manifest:
+def _factor(item: _Factor, index: int, base: Path, faults: list[Fault]) -> FactorManifest:
+    levels = []
+    for number, level in enumerate(item.levels):
+        place = f"factors[{index}].levels[{number}]"
+        given = (level.content, level.content_file, level.content_base64)
+        if sum(value is not None for value in given) != 1:
+            message = "needs exactly one of content, contentFile and contentBase64"
+            faults.append(Fault(field=place, message=message))
+            continue
+        body = read_content(*given, place, base, faults)
+        levels.append(LevelManifest(key=level.key, name=level.name or level.key, body=body))
+    return FactorManifest(key=item.key, target_file=item.target_file, levels=tuple(levels))
+
+
+def _manifest(
+    document: _Document, factors: Sequence[FactorManifest], variants: Sequence[VariantManifest]
+) -> Manifest:
     metrics = document.metrics
     return Manifest(
         key=document.key,
@@ -265,6 +323,7 @@ def _manifest(document: _Document, variants: Sequence[VariantManifest]) -> Manif
         guardrail=tuple(_metric(item) for item in metrics.guardrail),
         settle_seconds=document.exposure_criteria.settle_seconds,
         alpha=document.analysis.alpha,
+        factors=tuple(factors),
         variants=tuple(variants),
     )
 
@@ -339,7 +398,7 @@ def _fault(path: Sequence[object], kind: str, message: str, value: object) -> Fa
         close = difflib.get_close_matches(last, sorted(_known(path[:-1])), n=1)
         remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(_known(path[:-1])))}"
         return Fault(field=where, message="is not a known field", remedy=remedy)
-    if where == "type" and value in ("multivariate", "switchback"):
+    if where == "type" and value == "switchback":
         return Fault(field=where, message=f"this control plane does not have {value} yet", remedy="use ab")
     if where == "participants":
         return Fault(field=where, message="is neither a list of ids nor {labels: …}")
@@ -361,6 +420,8 @@ def _known(path: Sequence[object]) -> set[str]:
         "variants": _Variant,
         "files": _File,
         "targetingRules": _Rules,
+        "factors": _Factor,
+        "levels": _Level,
         "primary": _Metric,
         "secondary": _Metric,
         "guardrail": _Metric,
@@ -422,7 +483,8 @@ def _variant(
         description=item.description,
         is_control=item.is_control,
         weight=item.weight,
-        files=_files(item, where, document.target_file, base, faults),
+        files={} if item.levels else _files(item, where, document.target_file, base, faults),
+        levels=dict(item.levels),
         config=item.config,
         metadata=item.metadata,
         rules=tuple(
@@ -452,7 +514,7 @@ def _files(
                     field=f"{where}.{name}", message="there is no targetFile for it", remedy="set targetFile"
                 )
             )
-        body = _body(item.content, item.content_file, None, where, base, faults)
+        body = read_content(item.content, item.content_file, None, where, base, faults)
         return {target or "": body}
     files: dict[str, bytes] = {}
     for number, file in enumerate(item.files):
@@ -464,41 +526,5 @@ def _files(
             continue
         if file.path in files:
             faults.append(Fault(field=f"{place}.path", message=f"{file.path} is there twice"))
-        files[file.path] = _body(*given, place, base, faults)
+        files[file.path] = read_content(*given, place, base, faults)
     return files
-
-
-def _body(
-    content: str | None, file: str | None, encoded: str | None, where: str, base: Path, faults: list[Fault]
-) -> bytes:
-    if content is not None:
-        name, body = "content", content.encode()
-    elif encoded is not None:
-        name = "contentBase64"
-        try:
-            body = b64decode(encoded, validate=True)
-        except ValueError:
-            body = b""
-            faults.append(Fault(field=f"{where}.{name}", message="is not base64"))
-    else:
-        name = "contentFile"
-        body = _read(base / (file or ""), f"{where}.{name}", faults)
-    if len(body) > MAX_CONTENT:
-        faults.append(
-            Fault(field=f"{where}.{name}", message="is larger than 1 MiB", remedy="make it smaller")
-        )
-    return body
-
-
-def _read(path: Path, where: str, faults: list[Fault]) -> bytes:
-    """At most one byte more than is allowed; a device or a pipe is not waited for."""
-    try:
-        if path.exists() and not path.is_file():
-            faults.append(Fault(field=where, message=f"{path} is not a regular file"))
-            return b""
-        with path.open("rb") as stream:
-            return stream.read(MAX_CONTENT + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a path"
-        faults.append(Fault(field=where, message=f"cannot read {path}: {reason}"))
-        return b""

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from control_plane.domain import factors as combining
 from control_plane.domain.assignment import Arm, Placement, smallest_reachable_p
 from control_plane.domain.design import Design, Type
+from control_plane.domain.factors import Factor
 from control_plane.domain.intake import Applicant, Holdout, Method, Rules, Seat, seats
 from control_plane.domain.lifecycle import Status, Verb, after
 from control_plane.domain.targeting import TargetingRules
@@ -28,7 +30,11 @@ class VariantFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One content an experiment tries; `targeting_rules` say for whom it is, where nothing is random."""
+    """One content an experiment tries.
+
+    `targeting_rules` say for whom it is, where nothing is random; `levels` are level by factor, where there are
+    factors, and its files follow from them.
+    """
 
     id: bytes
     experiment_id: bytes
@@ -44,6 +50,7 @@ class Variant:
     created_at: int
     updated_at: int
     targeting_rules: TargetingRules = field(default_factory=TargetingRules)
+    levels: Mapping[str, str] = field(default_factory=dict)
 
     def digests(self) -> dict[str, Digest]:
         """Digest by path."""
@@ -123,6 +130,7 @@ class Experiment:
     created_at: int
     updated_at: int
     variants: tuple[Variant, ...] = ()
+    factors: tuple[Factor, ...] = ()
     phase: Phase | None = None
     winner_variant_id: bytes | None = None
     conclusion: str | None = None
@@ -145,6 +153,7 @@ class Experiment:
     def target_files(self) -> list[str]:
         """Every file some variant writes, and the declared one, sorted."""
         paths = {file.path for variant in self.variants for file in variant.files}
+        paths |= {factor.target_file for factor in self.factors}
         return sorted(paths | ({self.target_file} if self.target_file else set()))
 
     @property
@@ -241,6 +250,10 @@ def _variant_faults(experiment: Experiment) -> Iterable[Fault]:
 
 
 def _file_faults(experiment: Experiment) -> Iterable[Fault]:
+    if experiment.type is Type.MULTIVARIATE:
+        levels = [(variant.key, variant.levels) for variant in experiment.variants]
+        yield from combining.faults(experiment.factors, levels)
+        return
     paths = experiment.target_files
     if not paths:
         yield Fault(field="targetFile", message="there is no target file", remedy="set targetFile")

@@ -3,7 +3,7 @@
 from base64 import b64decode
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from control_plane.domain.design import DesignFields, MetricsSpec, Selector, Type
 from control_plane.domain.fields import RESERVED_KEYS as RESERVED_KEYS
@@ -39,19 +39,68 @@ class FileSpec(Request):
 
     @model_validator(mode="after")
     def _one_content(self) -> Self:
-        if (self.content is None) == (self.content_base64 is None):
-            raise ValueError(f"{self.path} needs either content or contentBase64")
-        self.body()
+        _body(self.content, self.content_base64, self.path)
         return self
 
     def body(self) -> bytes:
         """The exact bytes."""
-        if self.content is not None:
-            return self.content.encode()
-        try:
-            return b64decode(self.content_base64 or "", validate=True)
-        except ValueError:
-            raise ValueError(f"contentBase64 of {self.path} is not base64") from None
+        return _body(self.content, self.content_base64, self.path)
+
+
+def _body(content: str | None, encoded: str | None, name: str) -> bytes:
+    if (content is None) == (encoded is None):
+        raise ValueError(f"{name} needs either content or contentBase64")
+    if content is not None:
+        return content.encode()
+    try:
+        return b64decode(encoded or "", validate=True)
+    except ValueError:
+        raise ValueError(f"contentBase64 of {name} is not base64") from None
+
+
+class LevelSpec(Request):
+    """A level of a factor: its content, as text or as base64."""
+
+    key: Key
+    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    content: str | None = None
+    content_base64: str | None = None
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        _body(self.content, self.content_base64, self.key)
+        return self
+
+    def body(self) -> bytes:
+        """The exact bytes."""
+        return _body(self.content, self.content_base64, self.key)
+
+
+class FactorSpec(Request):
+    """A factor as a caller writes it: a target file and the contents it may have."""
+
+    key: Key
+    target_file: Target
+    levels: Annotated[tuple[LevelSpec, ...], Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="after")
+    def _levels_apart(self) -> Self:
+        if len({level.key for level in self.levels}) != len(self.levels):
+            raise ValueError(f"two levels of {self.key} have the same key")
+        return self
+
+
+def _factors_apart(value: tuple[FactorSpec, ...]) -> tuple[FactorSpec, ...]:
+    if len({factor.key for factor in value}) != len(value):
+        raise ValueError("two factors have the same key")
+    if len({factor.target_file for factor in value}) != len(value):
+        raise ValueError("two factors have the same targetFile")
+    return value
+
+
+Factors = Annotated[tuple[FactorSpec, ...], Field(max_length=16), AfterValidator(_factors_apart)]
+Levels = Annotated[dict[Key, Key], Field(max_length=16)]
+"""Level by factor."""
 
 
 class VariantSpec(Request):
@@ -65,6 +114,7 @@ class VariantSpec(Request):
     content: str | None = None
     files: tuple[FileSpec, ...] = Field(default=(), max_length=64)
     targeting_rules: TargetingRules = TargetingRules()
+    levels: Levels = Field(default_factory=dict)
     config: Json | None = None
     metadata: Json | None = None
 
@@ -99,8 +149,9 @@ class CreateExperiment(_Structure):
     name: Name
     key: Key | None = None
     description: Text = ""
-    type: Literal[Type.AB, Type.PERSONALIZATION] = Type.AB
+    type: Literal[Type.AB, Type.MULTIVARIATE, Type.PERSONALIZATION] = Type.AB
     target_file: Target | None = None
+    factors: Factors = ()
     variants: tuple[VariantSpec, ...] = Field(default=(), max_length=200)
     participant_ids: ParticipantIds | None = None
     participants: Selector | None = None
@@ -117,6 +168,7 @@ class UpdateExperiment(_Structure):
     name: Name = ""  # the default is never looked at: a name cannot be taken away
     description: Text | None = None
     target_file: Target | None = None
+    factors: Factors | None = None
     participant_ids: ParticipantIds | None = None
     participants: Selector | None = None
     metrics: MetricsSpec | None = None
@@ -243,6 +295,7 @@ class UpdateVariant(OfVariant):
     content: str | None = None
     files: Annotated[tuple[FileSpec, ...], Field(max_length=64)] | None = None
     targeting_rules: TargetingRules | None = None
+    levels: Levels | None = None
     config: Json | None = None
     metadata: Json | None = None
 

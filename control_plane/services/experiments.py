@@ -18,7 +18,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.lifecycle import Status, Verb
 from control_plane.domain.targeting import TargetingRules
-from control_plane.services import timers
+from control_plane.services import factoring, timers
 from control_plane.services.seating import planned
 from control_plane.services.work import (
     Listing,
@@ -32,8 +32,6 @@ from control_plane.services.work import (
 from shared.errors import AlreadyExists, FailedPrecondition, Fault, Invalid, NotFound
 from shared.ids import new_secret, parse_id
 from shared.moment import to_rfc3339
-
-MAX_CONTENT_BYTES = 1_048_576
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +162,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         selector=selector,
         metrics=_json(request.metrics),
         design=Design().changed(request),
+        factors=factoring.stored(work, request.type, request.factors),
         labels=dict(request.labels),
         metadata=request.metadata,
         run=1,
@@ -174,8 +173,9 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         updated_at=work.now,
     )
     _check_schedule(work, replace(experiment, design=Design()), experiment.design.schedule)
+    _check_target(experiment)
     store.add(experiment)
-    for index, spec in enumerate(request.variants):
+    for index, spec in enumerate(request.variants or factoring.generated(experiment)):
         _put_new_variant(work, experiment, spec, field=f"variants.{index}")
         experiment = replace(experiment, variants=store.variants(experiment.id))
     timers.schedule(work, experiment)
@@ -212,6 +212,8 @@ def _put_new_variant(
         raise AlreadyExists(
             f"{field}: a variant with the key {spec.key!r} exists already", reason="KEY_TAKEN"
         )
+    factoring.check_levels(experiment, spec, field=field)
+    multivariate = experiment.type is Type.MULTIVARIATE
     variant = Variant(
         id=work.new_id(),
         experiment_id=experiment.id,
@@ -221,7 +223,10 @@ def _put_new_variant(
         description=spec.description,
         is_control=spec.is_control,
         weight=spec.weight,
-        files=_files(work, experiment, spec.content, spec.files, field=field),
+        files=factoring.files(experiment, spec.levels)
+        if multivariate
+        else _files(work, experiment, spec.content, spec.files, field=field),
+        levels=dict(spec.levels),
         targeting_rules=_rules(experiment, spec.targeting_rules, field=field),
         config=spec.config,
         metadata=spec.metadata,
@@ -263,7 +268,7 @@ def _files(
             raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
         bodies[experiment.target_file] = content.encode()
     for path, body in bodies.items():
-        if len(body) > MAX_CONTENT_BYTES:
+        if len(body) > factoring.MAX_CONTENT_BYTES:
             fault = Fault(
                 field=f"{field}.files.{path}", message="is larger than 1 MiB", remedy="make it smaller"
             )
@@ -278,6 +283,7 @@ def _files(
 
 _STRUCTURE = {
     "target_file",
+    "factors",
     "participant_ids",
     "participants",
     "metrics",
@@ -303,6 +309,10 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
         design=experiment.design.changed(request),
         updated_at=work.now,
     )
+    if request.given("factors"):
+        factors = factoring.stored(work, experiment.type, request.factors or ())
+        changed = replace(changed, factors=factors)
+    _check_target(changed)
     warnings: list[tuple[str, str]] = []
     if request.given("participants") or request.given("participant_ids"):
         selector, warnings = _ensure_participants(work, request.selector or Selector())
@@ -310,9 +320,19 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     if request.target_file and request.target_file != experiment.target_file:
         _retarget(work, experiment, request.target_file)
     work.store.experiments.save(changed)
+    if changed.factors != experiment.factors:
+        for spec in factoring.recompose(work, experiment, changed):
+            present = work.store.experiments.get(experiment.id)
+            _put_new_variant(work, present, spec, field="factors")
     timers.schedule(work, changed)
     view = view_of(work, work.store.experiments.get(experiment.id))
     return replace(view, warnings=(*warnings, *design_warnings(view)))
+
+
+def _check_target(experiment: Experiment) -> None:
+    """Target files come from one place. Raises Invalid where a multivariate experiment names its own."""
+    if experiment.type is Type.MULTIVARIATE and experiment.target_file is not None:
+        factoring.refuse("targetFile", "each factor has its own", "leave it out, and set factors.targetFile")
 
 
 def _check_schedule(work: Work, experiment: Experiment, wanted: Schedule) -> None:
@@ -417,7 +437,7 @@ def add_variant(work: Work, request: requests.AddVariant) -> tuple[View, Variant
     return view_of(work, work.store.experiments.get(experiment.id)), variant
 
 
-_LOCKED = ("is_control", "weight", "content", "files", "targeting_rules", "config")
+_LOCKED = ("is_control", "weight", "content", "files", "targeting_rules", "levels", "config")
 """What of a variant changes only in draft."""
 
 
@@ -428,7 +448,11 @@ def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, V
     if any(request.given(name) for name in _LOCKED):
         experiment.after(Verb.EDIT)
     files = variant.files
-    if request.given("files") or request.content is not None:
+    factoring.check_levels(experiment, request, field="variant")
+    levels = dict(request.levels or {}) if request.given("levels") else variant.levels
+    if experiment.type is Type.MULTIVARIATE:
+        files = factoring.files(experiment, levels)
+    elif request.given("files") or request.content is not None:
         files = _files(work, experiment, request.content, request.files or (), field="variant")
     elif request.given("content"):
         files = tuple(file for file in files if file.path != experiment.target_file)
@@ -439,6 +463,7 @@ def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, V
         is_control=bool(request.is_control) if request.given("is_control") else variant.is_control,
         weight=(request.weight or 0) if request.given("weight") else variant.weight,
         files=files,
+        levels=levels,
         targeting_rules=_rules(experiment, request.targeting_rules or TargetingRules(), field="variant")
         if request.given("targeting_rules")
         else variant.targeting_rules,

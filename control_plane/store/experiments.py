@@ -14,6 +14,7 @@ from control_plane.domain.experiment import (
     Variant,
     VariantFile,
 )
+from control_plane.domain.factors import Factor, Level
 from control_plane.domain.intake import Method
 from control_plane.domain.lifecycle import Status
 from control_plane.domain.targeting import TargetingRules
@@ -166,11 +167,12 @@ class ExperimentStore:
         """The variant is as given, new or changed. Raises IntegrityViolation where its key is taken."""
         self._tx.run(
             "insert into variant (id, experiment_id, position, key, name, description, is_control, weight,"
-            " config, metadata, targeting_rules, created_at, updated_at)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " config, metadata, targeting_rules, levels, created_at, updated_at)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " on conflict (id) do update set name = excluded.name, description = excluded.description,"
             " is_control = excluded.is_control, weight = excluded.weight, config = excluded.config,"
             " metadata = excluded.metadata, targeting_rules = excluded.targeting_rules,"
+            " levels = excluded.levels,"
             " updated_at = excluded.updated_at",
             (
                 variant.id,
@@ -184,6 +186,7 @@ class ExperimentStore:
                 _json(variant.config),
                 _json(variant.metadata),
                 variant.targeting_rules.model_dump_json(by_alias=True),
+                json.dumps(dict(variant.levels)),
                 variant.created_at,
                 variant.updated_at,
             ),
@@ -420,6 +423,7 @@ def _experiment_values(e: Experiment) -> dict[str, Any]:
         "metrics": json.dumps(e.metrics),
         "settle_seconds": e.design.exposure_criteria.settle_seconds,  # attribution joins on it
         "design": e.design.model_dump_json(by_alias=True),
+        "factors": _factors_json(e.factors),
         "labels": json.dumps(e.labels),
         "metadata": _json(e.metadata),
         "run": e.run,
@@ -454,6 +458,7 @@ def _experiment(row: Row) -> Experiment:
         selector=json.loads(row["selector"]),
         metrics=json.loads(row["metrics"]),
         design=Design.model_validate_json(row["design"]),
+        factors=_factors(row["factors"]),
         labels=json.loads(row["labels"]),
         metadata=json.loads(row["metadata"]) if row["metadata"] else None,
         run=row["run"],
@@ -469,6 +474,35 @@ def _experiment(row: Row) -> Experiment:
         paused_at=row["paused_at"],
         stopped_at=row["stopped_at"],
         completed_at=row["completed_at"],
+    )
+
+
+def _factors_json(factors: Iterable[Factor]) -> str:
+    return json.dumps(
+        [
+            {
+                "key": factor.key,
+                "targetFile": factor.target_file,
+                "levels": [
+                    {"key": level.key, "name": level.name, "digest": level.digest.hex(), "size": level.size}
+                    for level in factor.levels
+                ],
+            }
+            for factor in factors
+        ]
+    )
+
+
+def _factors(text: str) -> tuple[Factor, ...]:
+    return tuple(
+        Factor(
+            key=factor["key"],
+            target_file=factor["targetFile"],
+            levels=tuple(
+                Level(**{**level, "digest": bytes.fromhex(level["digest"])}) for level in factor["levels"]
+            ),
+        )
+        for factor in json.loads(text)
     )
 
 
@@ -520,4 +554,5 @@ def _variant(row: Row, files: Iterable[VariantFile]) -> Variant:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         targeting_rules=TargetingRules.model_validate_json(row["targeting_rules"]),
+        levels=json.loads(row["levels"]),
     )

@@ -85,7 +85,7 @@ metrics: {primary: {eventName: resolved, goal: up, window: P1D}}
 analysis: {alpha: 2}
 metadata: {due: 2026-01-01}
 variants:
-- {name: A, weight: fifty, content: a, levels: {x: y}}
+- {name: A, weight: fifty, content: a, levles: {x: y}}
 - {name: A, weight: 50}
 rollout: {waves: [10%]}
 """
@@ -102,7 +102,7 @@ rollout: {waves: [10%]}
         "analysis.alpha",
         "metadata",
         "variants[0].weight",
-        "variants[0].levels",
+        "variants[0].levles",
         "variants[0].content",
         "variants[1]",
         "rollout",
@@ -117,7 +117,6 @@ rollout: {waves: [10%]}
     [
         "rollout: {waves: [10%]}",
         "schedule: {startAt: '2026-01-01T00:00:00Z'}",
-        "factors: []",
         "targetingRules: {labels: []}",
         "trafficAllocation: 50",
         "holdoutId: x",
@@ -125,7 +124,7 @@ rollout: {waves: [10%]}
         "exposureCriteria: {requires: loaded}",
         "analysis: {power: 0.9}",
         "metrics: {primary: {eventName: e, kind: mean}}",
-        "type: multivariate",
+        "type: switchback",
     ],
 )
 def test_what_the_control_plane_cannot_do_yet_is_refused_as_such(part: str) -> None:

@@ -46,3 +46,55 @@ async def test_a_personalization(plane: Plane, ctl: Run, tmp_path: Path) -> None
     refused = await ctl("apply", "-f", str(other))
     assert refused.code != 0
     assert "TYPE_IS_FIXED" in refused.err
+
+
+MULTIVARIATE = """\
+apiVersion: variantd/v1
+kind: Experiment
+key: tone-and-model
+name: Tone and model
+type: multivariate
+participants: [bot-1, bot-2]
+factors:
+- key: tone
+  targetFile: config/soul.md
+  levels: [{key: warm, content: Be warm.}, {key: terse, contentFile: terse.md}]
+- key: model
+  targetFile: config/model.txt
+  levels: [{key: small, content: small}, {key: raw, contentBase64: /wA=}]
+"""
+
+
+async def test_a_multivariate(plane: Plane, ctl: Run, tmp_path: Path) -> None:
+    """Generated variants are left to the control plane, chosen ones are not; a content is one of its factor."""
+    manifest = tmp_path / "experiment.yaml"
+    (tmp_path / "terse.md").write_text("Be terse.\n")
+    manifest.write_text(MULTIVARIATE)
+    words = ("apply", "-f", str(manifest), "--json")
+    assert (await ctl(*words)).json["action"] == "create"
+    assert (await ctl(*words)).json["changes"] == []
+    shown = (await plane.rest("GET", "/v1/experiments/tone-and-model")).body
+    assert [item["key"] for item in shown["variants"]] == [
+        "warm-small",
+        "warm-raw",
+        "terse-small",
+        "terse-raw",
+    ]
+    assert shown["factors"][0]["levels"][1]["content"] == "Be terse.\n"
+    assert shown["factors"][1]["levels"][1]["contentBase64"] == "/wA="
+    listed = (await plane.rest("GET", "/v1/experiments")).body["entities"][0]
+    assert listed["factors"][0]["levels"][1]["content"] is None
+    (tmp_path / "terse.md").write_text("Be very terse.\n")
+    assert [item["field"] for item in (await ctl(*words)).json["changes"]] == ["factors"]
+    assert (await ctl(*words)).json["action"] == "none"
+    chosen = """\
+variants:
+- {key: warm-small, name: warm / small, isControl: true, weight: 50, levels: {tone: warm, model: small}}
+- {key: mix, name: Mix, weight: 50, levels: {tone: terse, model: raw}}
+"""
+    manifest.write_text(MULTIVARIATE + chosen)
+    assert (await ctl(*words)).json["action"] == "update"
+    assert (await ctl(*words)).json["action"] == "none"
+    said = (await ctl("experiments", "get", "tone-and-model")).out
+    assert "config/model.txt" in said
+    assert "multivariate" in said

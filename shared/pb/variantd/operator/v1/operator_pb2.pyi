@@ -373,6 +373,7 @@ class Experiment(_message.Message):
     TARGETING_RULES_FIELD_NUMBER: _builtins.int
     ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     number: _builtins.int
@@ -493,6 +494,10 @@ class Experiment(_message.Message):
     def strata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the labels whose values make the strata; none: each agent is one."""
 
+    @_builtins.property
+    def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Factor]:
+        """The factors of a multivariate experiment."""
+
     def __init__(
         self,
         *,
@@ -535,10 +540,11 @@ class Experiment(_message.Message):
         targeting_rules: Global___TargetingRules | None = ...,
         allow_host_labels: _builtins.bool = ...,
         strata: _abc.Iterable[_builtins.str] | None = ...,
+        factors: _abc.Iterable[Global___Factor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -582,6 +588,164 @@ class Experiment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__winner_variant_id) -> _WhichOneofReturnType__winner_variant_id | None: ...
 
 Global___Experiment: _TypeAlias = Experiment  # noqa: Y015
+
+@_typing.final
+class Factor(_message.Message):
+    """A target file of a multivariate experiment, and the contents it may have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TARGET_FILE_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key within the experiment."""
+    target_file: _builtins.str
+    """The target file, relative to a participant's root."""
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___Level]:
+        """The levels in their order; the control has the first."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        target_file: _builtins.str = ...,
+        levels: _abc.Iterable[Global___Level] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "levels", b"levels", "target_file", b"target_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Factor: _TypeAlias = Factor  # noqa: Y015
+
+@_typing.final
+class Level(_message.Message):
+    """One content of a factor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    CONTENT_BASE64_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key within the factor."""
+    name: _builtins.str
+    """Name."""
+    content: _builtins.str
+    """Content where it is UTF-8; absent in lists."""
+    content_base64: _builtins.bytes
+    """Content where it is not UTF-8."""
+    digest: _builtins.str
+    """Digest of the content."""
+    size: _builtins.int
+    """Bytes."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        name: _builtins.str = ...,
+        content: _builtins.str | None = ...,
+        content_base64: _builtins.bytes | None = ...,
+        digest: _builtins.str = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "content", b"content", "content_base64", b"content_base64", "digest", b"digest", "key", b"key", "name", b"name", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__content_base64: _TypeAlias = _typing.Literal["content_base64"]  # noqa: Y015
+    _WhichOneofArgType__content_base64: _TypeAlias = _typing.Literal["_content_base64", b"_content_base64"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content_base64) -> _WhichOneofReturnType__content_base64 | None: ...
+
+Global___Level: _TypeAlias = Level  # noqa: Y015
+
+@_typing.final
+class FactorSpec(_message.Message):
+    """A factor as a caller writes it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TARGET_FILE_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key within the experiment."""
+    target_file: _builtins.str
+    """The target file, relative to a participant's root."""
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LevelSpec]:
+        """The levels in their order; the control has the first."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        target_file: _builtins.str = ...,
+        levels: _abc.Iterable[Global___LevelSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "levels", b"levels", "target_file", b"target_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FactorSpec: _TypeAlias = FactorSpec  # noqa: Y015
+
+@_typing.final
+class LevelSpec(_message.Message):
+    """A level as a caller writes it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    CONTENT_BASE64_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key within the factor."""
+    name: _builtins.str
+    """Name; default: the key."""
+    content: _builtins.str
+    """Content as text."""
+    content_base64: _builtins.bytes
+    """Content as bytes, instead."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        content: _builtins.str | None = ...,
+        content_base64: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "_name", b"_name", "content", b"content", "content_base64", b"content_base64", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "_name", b"_name", "content", b"content", "content_base64", b"content_base64", "key", b"key", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__content_base64: _TypeAlias = _typing.Literal["content_base64"]  # noqa: Y015
+    _WhichOneofArgType__content_base64: _TypeAlias = _typing.Literal["_content_base64", b"_content_base64"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content_base64) -> _WhichOneofReturnType__content_base64 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___LevelSpec: _TypeAlias = LevelSpec  # noqa: Y015
 
 @_typing.final
 class TargetingRules(_message.Message):
@@ -708,6 +872,26 @@ class Variant(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LevelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
@@ -723,6 +907,7 @@ class Variant(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     TARGETING_RULES_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     experiment_id: _builtins.str
@@ -765,6 +950,10 @@ class Variant(_message.Message):
     def targeting_rules(self) -> Global___TargetingRules:
         """For whom it is, in a personalization: the first variant whose rules fit."""
 
+    @_builtins.property
+    def levels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Level by factor, in a multivariate experiment; its files follow from them."""
+
     def __init__(
         self,
         *,
@@ -783,10 +972,11 @@ class Variant(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         targeting_rules: Global___TargetingRules | None = ...,
+        levels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "config", b"config", "content", b"content", "created_at", b"created_at", "metadata", b"metadata", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "assignment_count", b"assignment_count", "config", b"config", "content", b"content", "created_at", b"created_at", "description", b"description", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_metadata", b"_metadata", "assignment_count", b"assignment_count", "config", b"config", "content", b"content", "created_at", b"created_at", "description", b"description", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "levels", b"levels", "metadata", b"metadata", "name", b"name", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -1355,6 +1545,26 @@ class VariantSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LevelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     KEY_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -1365,6 +1575,7 @@ class VariantSpec(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     TARGETING_RULES_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Key; default: made from the name."""
     name: _builtins.str
@@ -1393,6 +1604,10 @@ class VariantSpec(_message.Message):
     def targeting_rules(self) -> Global___TargetingRules:
         """For whom it is, in a personalization; no rules fit everybody."""
 
+    @_builtins.property
+    def levels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Level by factor, in a multivariate experiment."""
+
     def __init__(
         self,
         *,
@@ -1406,10 +1621,11 @@ class VariantSpec(_message.Message):
         config: _struct_pb2.Struct | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
         targeting_rules: Global___TargetingRules | None = ...,
+        levels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "is_control", b"is_control", "key", b"key", "levels", b"levels", "metadata", b"metadata", "name", b"name", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -1521,6 +1737,7 @@ class CreateExperimentRequest(_message.Message):
     ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, 1 to 400 characters."""
     key: _builtins.str
@@ -1583,6 +1800,10 @@ class CreateExperimentRequest(_message.Message):
     def strata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the labels whose values make the strata."""
 
+    @_builtins.property
+    def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorSpec]:
+        """Factors of a multivariate experiment; without variants, every combination becomes one."""
+
     def __init__(
         self,
         *,
@@ -1606,10 +1827,11 @@ class CreateExperimentRequest(_message.Message):
         allow_host_labels: _builtins.bool | None = ...,
         strata: _abc.Iterable[_builtins.str] | None = ...,
         validate_only: _builtins.bool = ...,
+        factors: _abc.Iterable[Global___FactorSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -1706,6 +1928,7 @@ class UpdateExperimentRequest(_message.Message):
     ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     name: _builtins.str
@@ -1764,6 +1987,10 @@ class UpdateExperimentRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
 
+    @_builtins.property
+    def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorSpec]:
+        """Factors, when not empty; draft only."""
+
     def __init__(
         self,
         *,
@@ -1785,10 +2012,11 @@ class UpdateExperimentRequest(_message.Message):
         allow_host_labels: _builtins.bool | None = ...,
         strata: _abc.Iterable[_builtins.str] | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        factors: _abc.Iterable[Global___FactorSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -2358,6 +2586,26 @@ class AddVariantRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LevelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -2370,6 +2618,7 @@ class AddVariantRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TARGETING_RULES_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key of the experiment."""
     key: _builtins.str
@@ -2402,6 +2651,10 @@ class AddVariantRequest(_message.Message):
     def targeting_rules(self) -> Global___TargetingRules:
         """For whom it is, in a personalization; no rules fit everybody."""
 
+    @_builtins.property
+    def levels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Level by factor, in a multivariate experiment."""
+
     def __init__(
         self,
         *,
@@ -2417,10 +2670,11 @@ class AddVariantRequest(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         request_id: _builtins.str = ...,
         targeting_rules: Global___TargetingRules | None = ...,
+        levels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "key", b"key", "metadata", b"metadata", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_key", b"_key", "_metadata", b"_metadata", "_targeting_rules", b"_targeting_rules", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "key", b"key", "levels", b"levels", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "targeting_rules", b"targeting_rules", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
@@ -2455,6 +2709,26 @@ class UpdateVariantRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LevelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     VARIANT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -2468,6 +2742,7 @@ class UpdateVariantRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     TARGETING_RULES_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key of the experiment."""
     variant_id: _builtins.str
@@ -2504,6 +2779,10 @@ class UpdateVariantRequest(_message.Message):
     def targeting_rules(self) -> Global___TargetingRules:
         """For whom it is, in a personalization; draft only."""
 
+    @_builtins.property
+    def levels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Level by factor, in a multivariate experiment, when not empty; draft only."""
+
     def __init__(
         self,
         *,
@@ -2520,10 +2799,11 @@ class UpdateVariantRequest(_message.Message):
         request_id: _builtins.str = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         targeting_rules: Global___TargetingRules | None = ...,
+        levels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_targeting_rules", b"_targeting_rules", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "targeting_rules", b"targeting_rules", "update_mask", b"update_mask", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_targeting_rules", b"_targeting_rules", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "targeting_rules", b"targeting_rules", "update_mask", b"update_mask", "variant_id", b"variant_id", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_config", b"_config", "_content", b"_content", "_description", b"_description", "_is_control", b"_is_control", "_metadata", b"_metadata", "_name", b"_name", "_targeting_rules", b"_targeting_rules", "_update_mask", b"_update_mask", "_weight", b"_weight", "config", b"config", "content", b"content", "description", b"description", "files", b"files", "id", b"id", "is_control", b"is_control", "levels", b"levels", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "targeting_rules", b"targeting_rules", "update_mask", b"update_mask", "variant_id", b"variant_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__config: _TypeAlias = _typing.Literal["config"]  # noqa: Y015
     _WhichOneofArgType__config: _TypeAlias = _typing.Literal["_config", b"_config"]  # noqa: Y015
