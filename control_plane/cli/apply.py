@@ -506,7 +506,7 @@ def _factors(manifest: Manifest) -> list[pb.FactorSpec]:
 
 
 def _level(level: LevelManifest) -> pb.LevelSpec:
-    spec = _file("", level.body)
+    spec = file_spec("", level.body)
     content = spec.content if spec.HasField("content") else None
     encoded = spec.content_base64 if spec.HasField("content_base64") else None
     return pb.LevelSpec(key=level.key, name=level.name, content=content, content_base64=encoded)
