@@ -91,12 +91,13 @@ async def _serve(
     agents_port = _listen(agents, settings.agents, certificates.credentials(clients=True))
 
     registry = CollectorRegistry()
-    sessions = Sessions(registry)
+    sessions = Sessions(registry, new_id=new_id)
     services = Services(
         database=database,
         clock=clock,
         new_id=new_id,
         wake=sessions.wake,
+        hosts=sessions.reads,
         joining=Joining(
             addresses=_reached_at(settings, settings.operator, operator_port), ca_certificate=authority.der
         ),

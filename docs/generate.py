@@ -28,6 +28,7 @@ from control_plane.cli import app as cli_app
 from control_plane.config import Settings
 from control_plane.services.events import Kept
 from shared.errors import Code
+from shared.ids import new_id
 from shared.model import ReasonCode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,7 +127,7 @@ def _keys(head: str, keys: Mapping[str, "agent_config.Key"]) -> str:
 def server_metrics() -> str:
     """Every metric of the control plane."""
     registry = CollectorRegistry()
-    Sessions(registry)
+    Sessions(registry, new_id=new_id)
     Door(None, registry)  # type: ignore[arg-type]  # asked for its metrics only
     return _metrics(registry.collect(), _LABELS)
 

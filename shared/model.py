@@ -114,7 +114,7 @@ class EventSource(StrEnum):
 
 
 class ReasonCode(StrEnum):
-    """Why a host refused or failed an offer; the whole list."""
+    """Why a host refused or failed an offer, or to show a file; the whole list."""
 
     TARGET_NOT_ALLOWED = "TARGET_NOT_ALLOWED"
     PATH_ESCAPES_ROOT = "PATH_ESCAPES_ROOT"
@@ -138,6 +138,7 @@ class ReasonCode(StrEnum):
     PARTICIPANT_TAKEN = "PARTICIPANT_TAKEN"
     SUPERSEDED = "SUPERSEDED"
     HELD = "HELD"
+    NOT_SHARED = "NOT_SHARED"
     IO_ERROR = "IO_ERROR"
 
     @property
@@ -170,6 +171,7 @@ _MEANINGS: Mapping[ReasonCode, str] = {
     ReasonCode.BASELINE_LOST: "nobody knows what was there before",
     ReasonCode.PARTICIPANT_TAKEN: "another agent serves this participant",
     ReasonCode.SUPERSEDED: "a newer revision came first",
+    ReasonCode.NOT_SHARED: "the host shows no content of this participant; `share_content` in agent.toml allows it",
     ReasonCode.HELD: (
         "the host is on hold, and applies the offer when that ends (attempt 0: it was not "
         "tried); or somebody changed the file and the host's `drift` policy leaves it so, and"

@@ -257,7 +257,8 @@ def reason_to_pb(reason: Reason | None) -> pb.Reason | None:
     return pb.Reason(code=reason.code, message=reason.message, remedy=reason.remedy)
 
 
-def _reason(message: pb.Reason, field: str) -> Reason:
+def reason_from_pb(message: pb.Reason, field: str) -> Reason:
+    """The reason of a message. Raises Invalid naming the field."""
     if message.code not in ReasonCode.__members__:
         raise _invalid(field + ".code", "not a reason code this server knows")
     return Reason(
@@ -316,7 +317,7 @@ def outcome_from_pb(message: pb.Outcome) -> Outcome:
             )
             for f in message.files
         ),
-        reason=_reason(message.reason, "outcome.reason") if message.HasField("reason") else None,
+        reason=reason_from_pb(message.reason, "outcome.reason") if message.HasField("reason") else None,
         quarantined=message.quarantined,
         durations=Durations(
             fetch=d.fetch_ms, check=d.check_ms, write=d.write_ms, reload=d.reload_ms, probe=d.probe_ms

@@ -1,6 +1,6 @@
 """What both transports do with a request: who calls, is it well-formed, run it, answer.
 
-Hides authentication and the two ways an operation runs, so that `rest` and `rpc` only translate.
+Hides authentication and the three ways an operation runs, so that `rest` and `rpc` only translate.
 """
 
 from collections.abc import Mapping
@@ -71,6 +71,15 @@ class Door:
         self, operation: Operation, caller: Caller, values: Mapping[str, Any], request_id: str
     ) -> Any:
         request = requests.parse(operation.request, values)
+        if operation.asks_host:
+            return await self.services.consult(
+                caller,
+                operation.scope,
+                operation.use_case,
+                request,
+                operation.render,
+                operation=operation.rpc,
+            )
         if not operation.changes:
             return await self.services.ask(
                 caller, operation.scope, operation.use_case, request, operation.render

@@ -49,10 +49,12 @@ REASONS = {
     "API_KEY_NOT_FOUND": "no key of the project has this id",
     "API_KEY_REVOKED": "the key was revoked",
     "ASSIGNMENT_NOT_FOUND": "the participant is not assigned in the experiment",
+    "BAD_ANSWER": "a host sent something else than the file it announced",
     "BAD_API_KEY": "the key is not one of this control plane, or not any more",
     "BAD_ASSIGNMENT": "participants or weights that nothing can be drawn with",
     "BAD_CONFIG": "a setting that cannot be used; the field is named",
     "BAD_ENROLLMENT_TOKEN": "the token is unknown, used up, over its time, or not for this host",
+    "BAD_UPLOAD": "an agent's upload is not what it announced, or longer than it may be",
     "BANNED": "the agent was banned, or is not known here; enroll it again",
     "BATCH_TOO_LARGE": "an agent sent more records at once than it was told",
     "CLAIM_CONFLICT": "another experiment holds the file; it is named",
@@ -75,10 +77,12 @@ REASONS = {
     "MISSING_SCOPE": "the key does not hold the scope, which is named",
     "NOT_ALLOWED": "the agent is banned, or its token does not allow the participant",
     "NOT_AN_AGENT": "the peer's certificate is not an agent's",
+    "NOT_ASKED": "an agent uploaded what nobody waits for",
     "NOT_CONNECTED": "the participant's agent is not connected",
     "NOT_JSON": "the body is not a JSON object",
     "NOT_READY": "the experiment cannot start; every fault is listed",
     "NOT_RECOVERABLE": "an expired certificate that does not prove what it has to",
+    "NO_ANSWER": "the participant's host is connected and did not answer in time",
     "NO_API_KEY": "the request carries no key",
     "NO_CONTENT": "the variant has nothing to deploy",
     "NO_DOCS": "the documentation page is not installed here",
@@ -89,6 +93,7 @@ REASONS = {
     "SUPERSEDED": "a newer session of the same agent has taken over",
     "TOO_LARGE": "content above 1 MiB",
     "TOO_MANY_MESSAGES": "an agent put more messages into a poll than it was told",
+    "TOO_MANY_READS": "so many files of this host are being read that another one has to wait",
     "VARIANT_NOT_FOUND": "the experiment has no variant of this id or key",
     "WRONG_STATE": "the verb does not fit the experiment's state; `state` and `allowedVerbs` say what does",
 }
@@ -167,11 +172,6 @@ def _cut(text: str, size: int) -> str:
     while len(quote(text)) > size:
         text = text[: len(text) * size // len(quote(text))]
     return text + "…"
-
-
-async def not_served(request: object, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-    """A method of the protocol that this version does not serve."""
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this version does not serve this method")
 
 
 _STATUS_TEXT = {404: "there is nothing at this path; /openapi.json and the docs list what there is"}

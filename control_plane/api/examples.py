@@ -1,7 +1,8 @@
 """One example per operation, shown in the OpenAPI document.
 
 They are a story: run in this order against a fresh control plane, each of them works (a test does just
-that, with the ids of its own run in place of the ones below).
+that, with the ids of its own run in place of the ones below, and with the host of `bot-1` connected while its
+file is read).
 """
 
 from typing import Any
@@ -72,6 +73,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "FleetService.ListAgents": {},
     "FleetService.GetAgent": {"id": AGENT},
     "FleetService.MoveParticipant": {"id": "bot-1", "agentId": AGENT},
+    "FleetService.ReadFile": {"id": "bot-1", "path": "config/soul.md"},
     "FleetService.FreezeFleet": {},
     "FleetService.GetFleet": {},
     "FleetService.UnfreezeFleet": {},

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from control_plane.api import resources
+from control_plane.api import reads, resources
 from control_plane.domain import requests
 from control_plane.services import (
     access,
@@ -28,7 +28,8 @@ from control_plane.services.work import Scope, Work
 class Operation:
     """One operation. `rpc` is Service.Method; `{names}` in `path` are fields of the request.
 
-    `status` is the HTTP status of success; with 201, `location` is the path of what was made.
+    `status` is the HTTP status of success; with 201, `location` is the path of what was made. With `asks_host`
+    the use case answers a Question, and what is rendered is the Reading that a connected host answers it with.
     """
 
     rpc: str
@@ -41,6 +42,7 @@ class Operation:
     status: int = 200
     location: str = ""
     reads: bool = False
+    asks_host: bool = False
 
     @property
     def changes(self) -> bool:
@@ -73,6 +75,7 @@ def _row(
     status: int = 200,
     location: str = "",
     reads: bool = False,
+    asks_host: bool = False,
 ) -> Operation:
     method, path = route.split()
     return Operation(
@@ -86,6 +89,7 @@ def _row(
         status=status,
         location=location,
         reads=reads,
+        asks_host=asks_host,
     )
 
 
@@ -176,6 +180,9 @@ OPERATIONS: tuple[Operation, ...] = (
          status=204),
     _row("FleetService.MoveParticipant", "POST /v1/participants/{id}:move", _MANAGE,
          requests.MoveParticipant, fleet.move_participant, resources.participant),
+    _row("FleetService.ReadFile", "GET /v1/participants/{id}/files/{path}", Scope.CONTENT_READ,
+         requests.ReadFile, fleet.read_file, reads.present_file,
+         asks_host=True),
     _row("FleetService.GetFleet", "GET /v1/fleet", _SEE,
          requests.Nothing, fleet.get_fleet, resources.whole_fleet),
     _row("FleetService.FreezeFleet", "POST /v1/fleet:freeze", _MANAGE,

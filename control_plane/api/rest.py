@@ -31,6 +31,7 @@ def application(
     for operation in operations:
         # No id holds a colon, so that what is asked of `{id}:verb` is never taken for an id.
         path = re.sub(r"\{(\w+)\}", r"{\1:[^/:]+}", operation.path)
+        path = re.sub(r"\{path:.*\}$", "{path:.+}", path)  # of a file: its slashes are its own
         app.router.add_route(operation.method, path, _handler(door, operation))
 
     _add_documents(app, operations)

@@ -14,6 +14,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from control_plane.api.reads import Reads
 from control_plane.api.rpc import Bucket
 from control_plane.services import events, fleet
 from control_plane.services.work import Services
@@ -23,6 +24,7 @@ from control_plane.store.deployments import Desired
 from control_plane.store.store import Store
 from shared import logs, tls, wire
 from shared.errors import PermissionDenied
+from shared.ids import NewId
 from shared.model import MAX_INLINE_BYTES, Hello, Offer, OfferAction, Outcome
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
@@ -56,9 +58,10 @@ def origin(incarnation: Incarnation, authority: tls.Authority) -> Origin:
 class Sessions:
     """The live sessions of this process."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, new_id: NewId) -> None:
         self._live: dict[bytes, Session] = {}
         self._polling: dict[bytes, float] = {}
+        self.reads = Reads(new_id=new_id, reach=self._reach)
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
@@ -79,6 +82,12 @@ class Sessions:
         session = self._live.get(agent_uid)
         if session:
             session.wake()
+
+    def _reach(self, agent_uid: bytes) -> bool:
+        session = self._live.get(agent_uid)
+        if session:
+            session.stir()
+        return session is not None or agent_uid in self._polling
 
     def admits(self, agent_uid: bytes, *, now: float) -> bool:
         """The agent may open a session now; monotonic seconds. One that polls is asked about its first poll only."""
@@ -187,6 +196,9 @@ class Session:
         self._look = True
         self._signal.set()
 
+    def stir(self) -> None:
+        self._signal.set()
+
     def end(self) -> None:
         self._over = True
         self._signal.set()
@@ -212,7 +224,9 @@ class Session:
     @property
     def quiet(self) -> bool:
         """There is nothing to look at and nothing to say."""
-        return not (self._look or self._replies or self._mailbox)
+        return not (
+            self._look or self._replies or self._mailbox or self._sessions.reads.waits(self.agent_uid)
+        )
 
     async def wait(self, seconds: float) -> None:
         """Returns once somebody told the session something, or after `seconds`."""
@@ -235,6 +249,7 @@ class Session:
         """What there is to say, each taken when it is asked for; `said` once all of it is on its way."""
         replies, self._replies = self._replies, []
         yield from replies
+        yield from self._sessions.reads.unsaid(self.agent_uid)
         while self._mailbox:
             offer = self._mailbox.pop(next(iter(self._mailbox)))
             self._offered.append(offer.deployment_id)
@@ -263,6 +278,8 @@ class Session:
             conditions = conditions_of(message.observation)
             conditions += fleet.taken_conditions(sorted(self._taken), now=self.last_seen)
             self._observation = ((spool.depth, spool.size, spool.oldest_at), conditions)
+        elif kind == "file_content":
+            self._sessions.reads.answered(self.agent_uid, message.file_content)
         elif kind == "goodbye":
             self.said_goodbye = True
             self.end()

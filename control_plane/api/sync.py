@@ -13,6 +13,7 @@ import grpc
 
 from control_plane.api import errors
 from control_plane.api.polls import Polls
+from control_plane.api.reads import ANSWER_SECONDS
 from control_plane.api.sessions import BUSY_WINDOW_MS, HEARTBEAT_SECONDS, Origin, Session, Sessions, welcome
 from control_plane.services import enrollment, events, fleet
 from control_plane.services.work import Services
@@ -87,9 +88,20 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self._authority = authority
         self._polls = Polls(services, sessions, own)
 
-    async def UploadContent(self, request_iterator: object, context: Context) -> Any:
-        """Not served by this version."""
-        return await errors.not_served(request_iterator, context)
+    async def UploadContent(
+        self, request_iterator: AsyncIterator[pb.UploadContentRequest], context: Context
+    ) -> pb.UploadContentResponse:
+        """The file that the agent was asked for."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._sessions.reads.upload(_agent_uid(context), request_iterator)
+        except TimeoutError:
+            await errors.abort(context, ResourceExhausted("the upload was too slow", reason="DEADLINE"))
+        except Exception as failure:
+            await errors.abort(
+                context, errors.explain(failure, "AgentService.UploadContent", peer=context.peer())
+            )
+        return pb.UploadContentResponse()
 
     async def Sync(  # type: ignore[override]  # writes to the context instead of yielding
         self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context

@@ -192,6 +192,12 @@ add(_participants, "list", fleet.list_participants)
 add(_participants, "get", fleet.get_participant)
 add(
     _participants,
+    "read",
+    fleet.read_file,
+    "variantctl participants read bot-7 config/soul.md > soul.md",
+)
+add(
+    _participants,
     "create",
     fleet.create_participant,
     "variantctl participants create bot-7 --label role=support",

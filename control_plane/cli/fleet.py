@@ -1,6 +1,7 @@
 """Agents, what lets one join, and participants."""
 
 import re
+import sys
 from typing import Annotated, Literal
 
 import typer
@@ -256,6 +257,24 @@ def get_participant(session: Session, *, participant: ParticipantId) -> None:
         empty="no experiment has a file here",
         right=("revision",),
     )
+
+
+def read_file(
+    session: Session,
+    *,
+    participant: ParticipantId,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Relative to the participant's root.")],
+) -> None:
+    """Print a target file exactly as it is on its host now, where the host shares content."""
+    found = session.call(session.fleet.ReadFile, pb.ReadFileRequest(id=participant, path=path))
+    if session.json:
+        show.print_json(session.out, show.to_json(found))
+        return
+    if found.absent:
+        raise Failure(f"there is no file {path} on the host of {participant}")
+    content = found.content.encode() if found.HasField("content") else found.content_base64
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
 
 
 def _participant(session: Session, public_id: str) -> pb.Participant:

@@ -273,6 +273,12 @@ class OfAssignment(ById):
     participant_id: ParticipantId
 
 
+class ReadFile(ById):
+    """Names a target file of a participant."""
+
+    path: Target
+
+
 class OfVariant(ById):
     """Names a variant of an experiment."""
 

@@ -6,7 +6,16 @@ from typing import Any
 
 from control_plane.domain import requests
 from control_plane.domain.fleet import LEASE_SECONDS, Agent, Participant, ParticipantFile
-from control_plane.services.work import Listing, Work, cursor_id, cursor_text, hex_of, listing, page_size
+from control_plane.services.work import (
+    Listing,
+    Question,
+    Work,
+    cursor_id,
+    cursor_text,
+    hex_of,
+    listing,
+    page_size,
+)
 from control_plane.store.fleet import Wanted
 from control_plane.store.store import Store
 from shared.errors import FailedPrecondition, NotFound, PermissionDenied
@@ -97,6 +106,33 @@ def move_participant(work: Work, request: requests.MoveParticipant) -> Participa
         work.store.fleet.move(participant.id, agent.uid, now=work.now)
         work.touch([participant.id])
     return get_participant(work, requests.ById(id=request.id))
+
+
+def read_file(work: Work, request: requests.ReadFile) -> Question:
+    """A target file as it is on the participant's host now, where the host's `share_content` allows it.
+
+    Needs a host that is connected: it answers within seconds. FAILED_PRECONDITION NOT_CONNECTED where it is not,
+    PERMISSION_DENIED NOT_SHARED or TARGET_NOT_ALLOWED where it does not show the file, UNAVAILABLE NO_ANSWER where
+    it stays silent. A slash in `path` may be written as it is. Files up to 1 MiB. Every read is in the audit log.
+    """
+    participant = _find(work, request.id)
+    agent = participant.agent_uid and work.store.fleet.agent(participant.agent_uid)
+    if participant.retired_at is not None or (agent and agent.retired_at is not None):
+        raise FailedPrecondition(
+            f"the host of {request.id} was retired; enroll one that serves it, then read again",
+            reason="NOT_CONNECTED",
+        )
+    if not agent:
+        raise FailedPrecondition(
+            f"no host serves {request.id} yet; declare it in an agent.toml and start the agent",
+            reason="NOT_CONNECTED",
+        )
+    if agent.banned_at is not None:
+        raise FailedPrecondition(
+            f"the agent of {request.id} is banned; `variantctl participants move` gives it to another",
+            reason="NOT_CONNECTED",
+        )
+    return Question(agent_uid=agent.uid, participant=participant.public_id, path=request.path)
 
 
 def get_fleet(work: Work, request: requests.Nothing) -> int | None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from control_plane.store.access import AuditEntry
 from control_plane.store.database import Database, IntegrityViolation, Tx
@@ -77,6 +77,34 @@ class Work:
         self.woken |= self.store.fleet.touch(sorted(set(participant_ids)))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What only a host can answer: what is at a path of a participant now."""
+
+    agent_uid: bytes
+    participant: str
+    path: str
+
+
+class Hosts(Protocol):
+    """The hosts that are connected, as use cases see them."""
+
+    async def read(self, question: Question) -> bytes | None:
+        """The file's exact bytes, None where there is none.
+
+        Raises FailedPrecondition NOT_CONNECTED, Unavailable where no usable answer comes in time, and the host's
+        own refusal.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a host answered."""
+
+    question: Question
+    content: bytes | None
+
+
 UseCase = Callable[[Work, Any], T]
 Render = Callable[[Work, T], Any]
 
@@ -90,6 +118,7 @@ class Services:
     new_id: NewId
     wake: Callable[[bytes], None]
     joining: Joining
+    hosts: Hosts
 
     async def ask(
         self, caller: Caller, scope: Scope, use_case: UseCase[T], request: Any, render: Render[T]
@@ -165,6 +194,42 @@ class Services:
         for uid in woken:
             self.wake(uid)
         return answer
+
+    async def consult(
+        self,
+        caller: Caller,
+        scope: Scope,
+        use_case: UseCase[Question],
+        request: Any,
+        render: Render[Reading],
+        *,
+        operation: str,
+    ) -> Any:
+        """The rendered answer of the host that the use case's question goes to; no transaction waits for it.
+
+        On record before it is told: who read which file, with the digest of what was there, never content.
+        """
+        require(caller, scope)
+        now = self.clock.now()
+        question = await self.database.read(lambda tx: use_case(self._work(tx, caller, now), request))
+        reading = Reading(question=question, content=await self.hosts.read(question))
+        entry = AuditEntry(
+            id=self.new_id(),
+            actor=caller.actor,
+            operation=operation,
+            resource_id=question.participant,
+            at=self.clock.now(),
+        )
+
+        def work(tx: Tx) -> Any:
+            item = self._work(tx, caller, entry.at)
+            content = reading.content
+            found = None if content is None else "sha256:" + hashlib.sha256(content).hexdigest()
+            request_made = {"id": question.participant, "path": question.path, "digest": found}
+            item.store.access.add_audit(entry, project_id=caller.project_id, request=request_made)
+            return render(item, reading)
+
+        return await self.database.write(work)
 
     def _work(self, tx: Tx, caller: Caller, now: int) -> Work:
         return Work(store=Store(tx), caller=caller, now=now, new_id=self.new_id, joining=self.joining)

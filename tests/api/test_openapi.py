@@ -1,6 +1,7 @@
 """The OpenAPI document is valid, complete, and its examples work."""
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
 from control_plane.api.openapi import document
 from control_plane.api.operations import OPERATIONS, Operation
+from tests.support.builders import make_hello
 from tests.support.plane import Plane
+from tests.support.stream import sharing
 
 DOCUMENT = document(OPERATIONS)
 
@@ -55,7 +58,13 @@ async def test_the_examples_are_a_story_that_works(plane: Plane) -> None:
         operation = by_rpc[rpc]
         if rpc == "FleetService.DeleteParticipant":
             assert (await plane.rest("GET", "/v1/participants/bot-2")).status == 200
-        answer = await send(plane, operation, ids)
+        connected = (
+            sharing(identity, make_hello("bot-1"), {"config/soul.md": b"You are friendly.\n"})
+            if operation.asks_host
+            else nullcontext()
+        )
+        async with connected:
+            answer = await send(plane, operation, ids)
         assert answer.status == operation.status, (rpc, answer.body)
         if rpc == "DeploymentService.CreateDeployment":
             ids[DEPLOYMENT] = answer.body["id"]

@@ -6,6 +6,7 @@ Made from the table of operations: an operation is here as soon as it is there. 
 
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
 from control_plane.api.operations import OPERATIONS, Operation
 from control_plane.services.work import Scope
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+from tests.support.builders import make_hello
+from tests.support.stream import sharing
 from tests.support.twins import Outcome, Refusal, Twins, Unrepresentable, asked, by_grpc, by_rest, twins
 
 BY_RPC = {operation.rpc: operation for operation in OPERATIONS}
@@ -35,7 +38,7 @@ async def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         before = made.chance.drawn
         for plane in (made.rest, made.grpc):
             made.chance.drawn = before
-            await plane.enroll(await plane.token())
+            made.hosts.append(await plane.enroll(await plane.token()))
         yield made
 
 
@@ -59,9 +62,14 @@ class Story:
             for name, value in EXAMPLES[rpc].items()
         }
 
-    async def tell(self, rpc: str, **how: Any) -> Outcome:
-        """Both tell the example alike."""
-        outcome = await self._pair.agree(BY_RPC[rpc], self.values(rpc), **how)
+    async def tell(self, rpc: str, *, connected: bool = False, **how: Any) -> Outcome:
+        """Both tell the example alike; with `connected`, a host answers where one is asked."""
+        async with AsyncExitStack() as hosts:
+            if BY_RPC[rpc].asks_host and connected:
+                for identity in self._pair.hosts:
+                    files = {"config/soul.md": b"You are friendly.\n"}
+                    await hosts.enter_async_context(sharing(identity, make_hello("bot-1"), files))
+            outcome = await self._pair.agree(BY_RPC[rpc], self.values(rpc), **how)
         if rpc == "DeploymentService.CreateDeployment" and isinstance(outcome, dict):
             self._ids[DEPLOYMENT] = outcome["id"]
         if rpc == "AccessService.CreateApiKey" and isinstance(outcome, dict):
@@ -106,7 +114,7 @@ async def test_the_story_is_the_same_on_both(pair: Twins, story: Story) -> None:
     """Every example works, answers alike, and repeated with its request id answers as before."""
     for rpc in EXAMPLES:
         request_id = f"of {rpc}" if BY_RPC[rpc].changes else ""
-        first = await story.tell(rpc, request_id=request_id)
+        first = await story.tell(rpc, connected=True, request_id=request_id)
         assert not isinstance(first, Refusal), (rpc, first)
         if request_id:
             again = await story.tell(rpc, request_id=request_id)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from control_plane.api.reads import Reads
 from control_plane.domain import requests
 from control_plane.services import deployments, experiments, fleet, lifecycle, phases
 from control_plane.services.due import Timers
@@ -176,6 +177,7 @@ async def watching(world: World) -> AsyncIterator[None]:
         new_id=world.new_id,
         wake=lambda _: None,
         joining=Joining(addresses=(), ca_certificate=b""),
+        hosts=Reads(new_id=world.new_id, reach=lambda _: False),
     )
     task = asyncio.create_task(Timers(services, world.clock).run())
     try:

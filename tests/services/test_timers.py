@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from control_plane.api.reads import Reads
 from control_plane.domain import requests
 from control_plane.services import experiments, lifecycle
 from control_plane.services.due import Timers
@@ -34,6 +35,7 @@ async def ticking(world: World) -> AsyncIterator[set[bytes]]:
         new_id=world.new_id,
         wake=woken.add,
         joining=Joining(addresses=(), ca_certificate=b""),
+        hosts=Reads(new_id=world.new_id, reach=lambda _: False),
     )
     task = asyncio.create_task(Timers(services, world.clock).run())
     try:

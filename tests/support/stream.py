@@ -1,14 +1,14 @@
 """An agent's end of a session, driven by hand: the Sync stream, and polls."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 
 from shared import wire
-from shared.model import FileOutcome, Hello, Offer, Outcome, Reason, Result, Step
+from shared.model import FileOutcome, Hello, Offer, Outcome, Reason, Result, Step, digest
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from tests.support.plane import Identity
@@ -71,6 +71,42 @@ async def session(identity: Identity, hello: Hello) -> AsyncIterator[Stream]:
         await stream.send(hello=wire.hello_to_pb(hello))
         stream.welcome = await stream.receive("welcome")
         yield stream
+
+
+@asynccontextmanager
+async def sharing(
+    identity: Identity, hello: Hello, files: Mapping[str, bytes | pb.FileContent]
+) -> AsyncIterator[list[pb.ReadFile]]:
+    """An admitted session that answers what it is asked to read, by path; yields what it was asked."""
+    asked: list[pb.ReadFile] = []
+    async with session(identity, hello) as stream:
+
+        async def answer() -> None:
+            while (message := await stream.call.read()) is not grpc.aio.EOF:
+                if message.WhichOneof("message") == "read_file":
+                    asked.append(message.read_file)
+                    await stream.send(file_content=_content(message.read_file, files))
+
+        answering = asyncio.create_task(answer())
+        try:
+            yield asked
+            await stream.send(goodbye=pb.Goodbye(reason="stop"))
+            async with asyncio.timeout(WITHIN_SECONDS):
+                await answering
+        finally:
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+
+
+def _content(asked: pb.ReadFile, files: Mapping[str, bytes | pb.FileContent]) -> pb.FileContent:
+    found = files.get(asked.path)
+    if isinstance(found, pb.FileContent):
+        answer = pb.FileContent(request_id=asked.request_id)
+        answer.MergeFrom(found)
+        return answer
+    if found is None:
+        return pb.FileContent(request_id=asked.request_id, absent=True)
+    return pb.FileContent(request_id=asked.request_id, content=found, digest=digest(found))
 
 
 class Polls:

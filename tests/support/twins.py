@@ -28,7 +28,7 @@ from shared.clock import SystemClock
 from shared.errors import Code
 from shared.pb.variantd.operator.v1 import operator_pb2
 from tests.support.clock import FakeClock
-from tests.support.plane import Plane, running_plane
+from tests.support.plane import Identity, Plane, running_plane
 
 OWN = frozenset({"token", "certificate", "serial"})
 """What each control plane has of its own: its authority's signatures."""
@@ -85,6 +85,7 @@ class Twins:
     grpc: Plane
     chance: _Chance
     ids: tuple[_Ids, _Ids]
+    hosts: list[Identity] = field(default_factory=list)
 
     async def both(
         self,

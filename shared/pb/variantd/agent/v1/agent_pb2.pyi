@@ -1285,17 +1285,23 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class FileContent(_message.Message):
-    """A small file as it is now."""
+    """A file as it is now; one above the inline limit is answered by UploadContent instead."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """The request answered."""
     content: _builtins.bytes
     """Content; at most 32 KiB."""
+    digest: _builtins.bytes
+    """Digest of the content; empty where there is none."""
+    absent: _builtins.bool
+    """There is no file at the path."""
     @_builtins.property
     def refused(self) -> Global___Reason:
         """Why there is none."""
@@ -1306,10 +1312,12 @@ class FileContent(_message.Message):
         request_id: _builtins.bytes = ...,
         content: _builtins.bytes = ...,
         refused: Global___Reason | None = ...,
+        digest: _builtins.bytes = ...,
+        absent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "refused", b"refused", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "content", b"content", "digest", b"digest", "refused", b"refused", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1642,22 +1650,26 @@ class ReadFile(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
-    """Id to answer with."""
+    """Id to answer with, once."""
     participant_id: _builtins.str
     """Public id of the participant."""
     path: _builtins.str
     """Path relative to the participant's root."""
+    max_bytes: _builtins.int
+    """A larger file is refused (TOO_LARGE), bytes; the host's own limit holds besides."""
     def __init__(
         self,
         *,
         request_id: _builtins.bytes = ...,
         participant_id: _builtins.str = ...,
         path: _builtins.str = ...,
+        max_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["participant_id", b"participant_id", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "participant_id", b"participant_id", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4503,6 +4503,93 @@ class MoveParticipantRequest(_message.Message):
 Global___MoveParticipantRequest: _TypeAlias = MoveParticipantRequest  # noqa: Y015
 
 @_typing.final
+class ReadFileRequest(_message.Message):
+    """Asks for a target file as it is on the host now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Public id of the participant."""
+    path: _builtins.str
+    """Path relative to the participant's root."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadFileRequest: _TypeAlias = ReadFileRequest  # noqa: Y015
+
+@_typing.final
+class PresentFile(_message.Message):
+    """A target file as it is on the host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    CONTENT_BASE64_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
+    """Public id of the participant."""
+    path: _builtins.str
+    """Path relative to the participant's root."""
+    absent: _builtins.bool
+    """There is no file at the path; then digest, size and content are absent."""
+    digest: _builtins.str
+    """Digest of the content."""
+    size: _builtins.int
+    """Bytes."""
+    content: _builtins.str
+    """Content where it is UTF-8."""
+    content_base64: _builtins.bytes
+    """Content where it is not UTF-8."""
+    def __init__(
+        self,
+        *,
+        participant_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        absent: _builtins.bool = ...,
+        digest: _builtins.str | None = ...,
+        size: _builtins.int | None = ...,
+        content: _builtins.str | None = ...,
+        content_base64: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "_digest", b"_digest", "_size", b"_size", "content", b"content", "content_base64", b"content_base64", "digest", b"digest", "size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content", b"_content", "_content_base64", b"_content_base64", "_digest", b"_digest", "_size", b"_size", "absent", b"absent", "content", b"content", "content_base64", b"content_base64", "digest", b"digest", "participant_id", b"participant_id", "path", b"path", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__content: _TypeAlias = _typing.Literal["content"]  # noqa: Y015
+    _WhichOneofArgType__content: _TypeAlias = _typing.Literal["_content", b"_content"]  # noqa: Y015
+    _WhichOneofReturnType__content_base64: _TypeAlias = _typing.Literal["content_base64"]  # noqa: Y015
+    _WhichOneofArgType__content_base64: _TypeAlias = _typing.Literal["_content_base64", b"_content_base64"]  # noqa: Y015
+    _WhichOneofReturnType__digest: _TypeAlias = _typing.Literal["digest"]  # noqa: Y015
+    _WhichOneofArgType__digest: _TypeAlias = _typing.Literal["_digest", b"_digest"]  # noqa: Y015
+    _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
+    _WhichOneofArgType__size: _TypeAlias = _typing.Literal["_size", b"_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content) -> _WhichOneofReturnType__content | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__content_base64) -> _WhichOneofReturnType__content_base64 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__digest) -> _WhichOneofReturnType__digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size) -> _WhichOneofReturnType__size | None: ...
+
+Global___PresentFile: _TypeAlias = PresentFile  # noqa: Y015
+
+@_typing.final
 class Fleet(_message.Message):
     """The hosts of a project as a whole."""
 

@@ -1558,6 +1558,11 @@ class FleetServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.MoveParticipantRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Participant.FromString,
                 _registered_method=True)
+        self.ReadFile = channel.unary_unary(
+                '/variantd.operator.v1.FleetService/ReadFile',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReadFileRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PresentFile.FromString,
+                _registered_method=True)
         self.GetFleet = channel.unary_unary(
                 '/variantd.operator.v1.FleetService/GetFleet',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetFleetRequest.SerializeToString,
@@ -1646,6 +1651,13 @@ class FleetServiceServicer(object):
 
     def MoveParticipant(self, request, context):
         """Binds a participant to another agent of the project; the present one is refused from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFile(self, request, context):
+        """A target file of a participant as it is on its host now, where the host shares content.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1746,6 +1758,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.MoveParticipant,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.MoveParticipantRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Participant.SerializeToString,
+            ),
+            'ReadFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadFile,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReadFileRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PresentFile.SerializeToString,
             ),
             'GetFleet': grpc.unary_unary_rpc_method_handler(
                     servicer.GetFleet,
@@ -1956,6 +1973,33 @@ class FleetService(object):
             '/variantd.operator.v1.FleetService/MoveParticipant',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.MoveParticipantRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Participant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/ReadFile',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReadFileRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PresentFile.FromString,
             options,
             channel_credentials,
             insecure,

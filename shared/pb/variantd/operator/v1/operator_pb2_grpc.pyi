@@ -502,6 +502,8 @@ class FleetServiceStub:
     """Removes a participant that takes part in nothing."""
     MoveParticipant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.MoveParticipantRequest, _operator_pb2.Participant]
     """Binds a participant to another agent of the project; the present one is refused from then on."""
+    ReadFile: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReadFileRequest, _operator_pb2.PresentFile]
+    """A target file of a participant as it is on its host now, where the host shares content."""
     GetFleet: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetFleetRequest, _operator_pb2.Fleet]
     """Whether offers go out."""
     FreezeFleet: _grpc.UnaryUnaryMultiCallable[_operator_pb2.FreezeFleetRequest, _operator_pb2.Fleet]
@@ -538,6 +540,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """Removes a participant that takes part in nothing."""
     MoveParticipant: _aio.UnaryUnaryMultiCallable[_operator_pb2.MoveParticipantRequest, _operator_pb2.Participant]  # type: ignore[assignment]
     """Binds a participant to another agent of the project; the present one is refused from then on."""
+    ReadFile: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReadFileRequest, _operator_pb2.PresentFile]  # type: ignore[assignment]
+    """A target file of a participant as it is on its host now, where the host shares content."""
     GetFleet: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetFleetRequest, _operator_pb2.Fleet]  # type: ignore[assignment]
     """Whether offers go out."""
     FreezeFleet: _aio.UnaryUnaryMultiCallable[_operator_pb2.FreezeFleetRequest, _operator_pb2.Fleet]  # type: ignore[assignment]
@@ -607,6 +611,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Participant, _abc.Awaitable[_operator_pb2.Participant]]:
         """Binds a participant to another agent of the project; the present one is refused from then on."""
+
+    @_abc_1.abstractmethod
+    def ReadFile(
+        self,
+        request: _operator_pb2.ReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.PresentFile, _abc.Awaitable[_operator_pb2.PresentFile]]:
+        """A target file of a participant as it is on its host now, where the host shares content."""
 
     @_abc_1.abstractmethod
     def GetFleet(
