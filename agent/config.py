@@ -54,6 +54,7 @@ class AgentConfig:
     local_token_file: Path | None
     participants: tuple[ParticipantConfig, ...]
     log_level: str = "info"
+    transport: str = "stream"
 
 
 class Key(NamedTuple):
@@ -74,6 +75,11 @@ AGENT_KEYS: Mapping[str, Key] = {
         "", "opens the event routes on loopback HTTP too, with the bearer token in this file"
     ),
     "log_level": Key("info", "`debug`, `info`, `warning` or `error`"),
+    "transport": Key(
+        "stream",
+        "how the host talks with the control plane: `stream`, or `poll` behind a proxy that cuts gRPC streams,"
+        " see [polls](#polls)",
+    ),
 }
 PARTICIPANT_KEYS: Mapping[str, Key] = {
     "id": Key("", "a UUID or a name; required"),
@@ -199,6 +205,7 @@ def parse(table: dict[str, Any], *, relative_to: Path) -> AgentConfig:
         socket=relative_to / agent.text("socket", "/run/variant-agent/agent.sock"),
         local_token_file=relative_to / token_file if token_file else None,
         log_level=agent.choice("log_level", ("debug", "info", "warning", "error"), "info"),
+        transport=agent.choice("transport", ("stream", "poll"), "stream"),
         participants=tuple(_participants(table.get("participants", []), relative_to, faults)),
     )
     for attribute in ("id", "root"):

@@ -22,6 +22,7 @@ from agent.channel import NOT_RETRIED_SOON, failure, first_line, open_channel
 from agent.config import AgentConfig
 from agent.health import Conditions
 from agent.identity import Identity
+from agent.polls import Polls
 from agent.reconciler import Reconciler
 from agent.session import Ended, Session
 from agent.spool import Receipt
@@ -50,6 +51,7 @@ _log = logs.get(__name__)
 
 BACKOFF = Backoff(base=1.0, factor=2.0, cap=300.0)
 LASTED_SECONDS = 60.0  # a session that lived so long was a good one
+CUTS = 3  # streams that opened and did not last, one after the other: something on the way cuts them
 RECONNECT_JITTER = 10.0
 CALL_SECONDS = 60.0  # deadline of a unary call
 BATCH_LIMITS = (500, 512 * 1024)  # records, bytes; the control plane may ask for less
@@ -85,7 +87,8 @@ class Link:
         self._conditions = Conditions(clock)
         self._address = 0
         self._channel: grpc.aio.Channel | None = None
-        self._session: Session | None = None
+        self._session: Session | Polls | None = None
+        self._cuts = 0
         self._trusted = asyncio.Event()  # a session is open with a control plane that may be believed
         self._moved = asyncio.Event()  # the channel is of an identity that was given up
         self._disk = asyncio.Lock()  # one write to the state directory at a time
@@ -196,6 +199,7 @@ class Link:
         identity = self._identity
         return {
             "state": self._what,
+            "transport": self._config.transport,
             "sinceAt": to_rfc3339(self._since),
             "address": self._current_address() if identity else None,
             "sessionId": self._session_id or None,
@@ -257,9 +261,8 @@ class Link:
             self._moved.clear()
             await self._close_channel(grace=RETIRE_SECONDS)
         stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(self._open_channel())
-        call = stub.Sync()
         self._opened_at = 0.0
-        self._session = Session(call=call, party=self, clock=self._clock, random=self._random)
+        self._session = self._open_session(stub)
         try:
             return await self._session.run(hello)
         except Exception as error:
@@ -270,6 +273,18 @@ class Link:
             self._session = None
             self._session_id = ""
             self._trusted.clear()
+
+    def _open_session(self, stub: "agent_pb2_grpc.AgentServiceAsyncStub") -> Session | Polls:
+        if self._config.transport == "poll":
+            self._conditions.end("STREAM_CUT")
+            return Polls(
+                exchange=stub.Exchange,
+                hello=self._hello,
+                party=self,
+                clock=self._clock,
+                random=self._random,
+            )
+        return Session(call=stub.Sync(), party=self, clock=self._clock, random=self._random)
 
     async def _after(self, ended: Ended) -> float:
         """Seconds until the next session may be opened."""
@@ -295,10 +310,23 @@ class Link:
             self._conditions.hold("REFUSED", "error", message)
             return self._random.uniform(BACKOFF.cap / 2, BACKOFF.cap)
         self._conditions.hold("UNREACHABLE", "warning", f"no control plane: {self._last_error}")
+        if opened:
+            self._count_cut()
         if opened and not attempt:
             return self._random.uniform(0.0, self._jitter)
         await self._next_address()
         return BACKOFF.delay(attempt, self._random)
+
+    def _count_cut(self) -> None:
+        """Where streams open and end too early again and again, a condition says so, until one lasts."""
+        lasted = self._clock.monotonic() - self._opened_at >= LASTED_SECONDS
+        self._cuts = 0 if lasted or self._config.transport == "poll" else self._cuts + 1
+        if self._cuts >= CUTS:
+            message = (
+                f"{self._cuts} streams to the control plane in a row ended soon after they opened; where it is "
+                'up, a proxy on the way cuts them: let it pass gRPC streams, or set transport = "poll" in agent.toml'
+            )
+            self._conditions.hold("STREAM_CUT", "warning", message)
 
     def _hello(self) -> Hello:
         assert self._identity is not None
@@ -382,7 +410,9 @@ class Link:
             self._conditions.hold("CLOCK_SKEW", "warning", message)
         else:
             self._conditions.end("CLOCK_SKEW")
-        if self._state.attempt and self._clock.monotonic() - self._opened_at >= LASTED_SECONDS:
+        if self._clock.monotonic() - self._opened_at >= LASTED_SECONDS:
+            self._cuts = 0
+            self._conditions.end("STREAM_CUT")
             await self._save(replace(self._state, attempt=0))
 
     def observation(self) -> pb.Observation:

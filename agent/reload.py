@@ -18,7 +18,7 @@ from shared.errors import Error, FailedPrecondition, Fault, Invalid
 from shared.logs import get
 from shared.model import Condition
 
-TAKEN_UP = ("participants", "labels")
+TAKEN_UP = ("participants", "labels", "transport")
 """What a reload can change; anything else in agent.toml needs a restart."""
 
 _log = get(__name__)

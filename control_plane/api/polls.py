@@ -44,16 +44,18 @@ class Polls:
     async def answer(self, uid: bytes, request: pb.ExchangeRequest) -> pb.ExchangeResponse:
         """What there is to say to the agent; what it reported is durable.
 
-        Returns at once where something is under way on the host or there is something to say, otherwise within
-        a few seconds. Raises Invalid naming a malformed field, PermissionDenied for an agent that is banned,
-        retired or not known, FailedPrecondition for a poll of a session older than the agent's present one.
+        Returns at once where the session is new, something is under way on the host or there is something to
+        say, otherwise within a few seconds. Raises Invalid naming a malformed field, PermissionDenied for an
+        agent that is banned, retired or not known, FailedPrecondition for a poll of a session older than the
+        agent's present one.
         """
         hello, messages = _parts(request.messages)
         if not self._sessions.admits(uid, now=self._services.clock.monotonic()):
             busy = pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS))
             return pb.ExchangeResponse(messages=[busy], next_poll_ms=BUSY_WINDOW_MS)
         known = self._sessions.polls(uid)
-        session = await self._open(uid, hello, messages)
+        opened = await self._open(uid, hello, messages)
+        session = Session(self._services, self._sessions, opened, hello)
         self._sessions.enter(session)
         if not known:
             _log.info("session.opened", agent=uid.hex(), participants=len(hello.participants), polls=True)
@@ -63,7 +65,7 @@ class Polls:
                 if message.WhichOneof("message") not in ("heartbeat", "observation"):
                     session.heard(message)
             await session.store()
-            if not _under_way(hello):
+            if opened.goes_on and not _under_way(hello):
                 await self._hold(session)
             answer = await self._say(session, messages)
             expected = not session.said_goodbye
@@ -74,7 +76,7 @@ class Polls:
             await self._leave(session, expected=expected)
         return answer
 
-    async def _open(self, uid: bytes, hello: Hello, messages: Sequence[pb.SyncRequest]) -> Session:
+    async def _open(self, uid: bytes, hello: Hello, messages: Sequence[pb.SyncRequest]) -> fleet.Session:
         conditions = [
             condition
             for message in messages
@@ -92,8 +94,7 @@ class Polls:
                 Store(tx), uid, hello, predecessor=predecessor, new_id=new_id, now=now, polled=conditions
             )
 
-        opened = await self._services.database.write(opening)
-        return Session(self._services, self._sessions, opened, hello)
+        return await self._services.database.write(opening)
 
     async def _hold(self, session: Session) -> None:
         clock = self._services.clock

@@ -220,11 +220,15 @@ def retire_agent(work: Work, request: requests.ById) -> Agent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A live session: whose, which, and the public ids it may not serve because another agent does."""
+    """A live session: whose, which, and the public ids it may not serve because another agent does.
+
+    `goes_on`: it was opened by an earlier poll.
+    """
 
     id: bytes
     agent_uid: bytes
     taken: tuple[str, ...]
+    goes_on: bool = False
 
 
 def open_session(
@@ -269,7 +273,7 @@ def open_session(
     if predecessor and hello.incarnation == predecessor:
         store.deployments.overtake(agent_uid)
     session_id, connected_at = going_on or (new_id(), now)
-    session = Session(id=session_id, agent_uid=agent_uid, taken=tuple(taken))
+    session = Session(id=session_id, agent_uid=agent_uid, taken=tuple(taken), goes_on=going_on is not None)
     store.fleet.open_session(
         agent_uid, hello, session_id=session.id, lease_until=now + LEASE, connected_at=connected_at, now=now
     )

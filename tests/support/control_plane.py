@@ -71,6 +71,12 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.streams = 0  # attempts, admitted or not
         self.syncs: list[Sync] = []
         self.instead: list[pb.SyncResponse | tuple[grpc.StatusCode, str]] = []  # for the next streams
+        self.polls: list[pb.ExchangeRequest] = []  # attempts, admitted or not
+        self.polled_session = new_id()
+        self.polled_outcomes: list[Outcome] = []
+        self.to_poll: list[pb.SyncResponse] = []  # for the next poll
+        self.answers_polls = asyncio.Event()
+        self.answers_polls.set()
         self.heartbeat_ms = 60_000
         self.answers_heartbeats = True
         self.welcomes = True
@@ -212,10 +218,10 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
             await asyncio.gather(reader, stopper, return_exceptions=True)
             sync.ended.set()
 
-    def _welcome(self) -> pb.Welcome:
+    def _welcome(self, session_id: bytes | None = None) -> pb.Welcome:
         message = b"variantd incarnation" + self.incarnation + self.predecessor
         return pb.Welcome(
-            session_id=new_id(),
+            session_id=session_id or new_id(),
             incarnation=self.incarnation,
             predecessor=self.predecessor,
             incarnation_signature=self.signature or tls.sign(self.signer.key, message),
@@ -265,7 +271,23 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
             yield pb.FetchContentResponse(chunk=content[start : start + 1000])
 
     async def Exchange(self, request: pb.ExchangeRequest, context: Context) -> pb.ExchangeResponse:  # type: ignore[override]
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")
+        assert request.messages[0].WhichOneof("message") == "hello"
+        self.polls.append(request)
+        instead = self.instead.pop(0) if self.instead else None
+        if isinstance(instead, tuple):
+            await context.abort(*instead)
+        if instead is not None:
+            return pb.ExchangeResponse(messages=[instead], next_poll_ms=100)
+        if not request.messages[-1].HasField("goodbye"):
+            await self.answers_polls.wait()
+        answers = [pb.SyncResponse(welcome=self._welcome(self.polled_session))]
+        for message in request.messages:
+            if message.HasField("outcome"):
+                outcome = wire.outcome_from_pb(message.outcome)
+                self.polled_outcomes.append(outcome)
+                answers.append(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
+        answers, self.to_poll = answers + self.to_poll, []
+        return pb.ExchangeResponse(messages=answers, next_poll_ms=100)
 
     async def UploadContent(self, request: Any, context: Context) -> pb.UploadContentResponse:  # type: ignore[override]
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")
