@@ -35,6 +35,7 @@ _HEAD = """\
 # name = "…"                      # of this host in the control plane; default: its host name
 socket = {socket}
 local_http = {local_http}
+# transport = "poll"              # where a proxy on the way cuts gRPC streams
 """
 
 _TAIL = """

@@ -144,6 +144,7 @@ class Host:
     process: Process
     settings: dict[str, str] = field(default_factory=dict)
     own: dict[str, dict[str, str]] = field(default_factory=dict)
+    transport: str = "stream"
 
     @property
     def state(self) -> Path:
@@ -169,6 +170,7 @@ class Host:
             f'name = "{self.name}"',
             'local_http = "127.0.0.1:0"',
             f'socket = "{self.socket}"',
+            f'transport = "{self.transport}"',
         ]
         for participant in self.participants:
             self.root(participant).mkdir(parents=True, exist_ok=True)
@@ -258,6 +260,7 @@ class Fleet:
         *participants: str,
         targets: str = '["*.md"]',
         own: dict[str, dict[str, str]] | None = None,
+        transport: str = "stream",
         **settings: str,
     ) -> Host:
         """An enrolled, running agent that serves these participants."""
@@ -273,6 +276,7 @@ class Fleet:
             process=process,
             settings=settings,
             own=own or {},
+            transport=transport,
         )
         host.write_config(targets=targets)
         token = (await self.plane.post("/v1/enrollment-tokens", {"name": name}))["token"]
