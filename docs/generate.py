@@ -26,6 +26,7 @@ from control_plane.api.operations import OPERATIONS
 from control_plane.api.sessions import Sessions
 from control_plane.cli import app as cli_app
 from control_plane.config import Settings
+from control_plane.domain import findings
 from control_plane.services.events import Kept
 from shared.errors import Code
 from shared.ids import new_id
@@ -79,6 +80,11 @@ def reason_codes() -> str:
 def kept_reasons() -> str:
     """Every reason an accepted event is kept for without counting."""
     return table(("Reason", ""), [(f"`{item.value}`", item.meaning) for item in Kept])
+
+
+def finding_codes() -> str:
+    """Every code a finding can have."""
+    return table(("Finding", ""), [(f"`{code}`", text) for code, text in findings.CODES.items()])
 
 
 # -- settings
@@ -305,6 +311,7 @@ PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "reasons": error_reasons,
         "reason codes": reason_codes,
         "kept": kept_reasons,
+        "findings": finding_codes,
     },
     "configuration.md": {
         "settings": server_settings,

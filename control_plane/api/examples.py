@@ -35,6 +35,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ExperimentService.DeleteVariant": {"id": "soul-tone", "variantId": "terse"},
     "AssignmentService.PreviewAssignments": {"id": "soul-tone"},
     "ExperimentService.StartExperiment": {"id": "soul-tone"},
+    "ExperimentService.ListFindings": {"id": "soul-tone"},
     "AssignmentService.ListAssignments": {"id": "soul-tone"},
     "DeploymentService.CreateDeployment": {
         "id": "soul-tone",

@@ -14,6 +14,7 @@ from control_plane.domain.fleet import Agent
 from control_plane.domain.statistics.summary import ArmSummary
 from control_plane.services.access import NewKey, NewToken, token_text
 from control_plane.services.experiments import View
+from control_plane.services.findings import Report
 from control_plane.services.fleet import ParticipantView
 from control_plane.services.preview import Preview
 from control_plane.services.results import Results
@@ -251,6 +252,25 @@ def assignment(item: Assignment) -> Json:
         "toAt": _at(item.to_at),
         "forcedBy": item.forced_by,
         "retired": item.retired,
+    }
+
+
+def findings(work: Work, report: Report) -> Json:
+    """An experiment's findings."""
+    return {
+        "experimentId": show_id(report.experiment.id),
+        "key": report.experiment.key,
+        "computedAt": _at(report.computed_at),
+        "findings": [
+            {
+                "code": item.code,
+                "severity": item.severity.value,
+                "message": item.message,
+                "evidence": dict(item.evidence),
+                "advice": item.advice,
+            }
+            for item in report.findings
+        ],
     }
 
 

@@ -15,6 +15,7 @@ from control_plane.cli import (
     create,
     deploying,
     experiments,
+    findings,
     fleet,
     phases,
     preview,
@@ -159,6 +160,7 @@ add(
     "variantctl experiments unforce soul-tone --participant bot-7",
 )
 add(_experiments, "wait", deploying.wait_for, "variantctl experiments wait soul-tone --timeout 2m")
+add(_experiments, "findings", findings.findings, "variantctl experiments findings soul-tone")
 add(_experiments, "assignments", experiments.show_assignments)
 add(_experiments, "deployments", deploying.show_deployments)
 add(_experiments, "delete", experiments.delete)

@@ -5,6 +5,7 @@ from control_plane.store.database import Tx
 from control_plane.store.deployments import DeploymentStore
 from control_plane.store.events import EventStore
 from control_plane.store.experiments import ExperimentStore
+from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
 from control_plane.store.timers import TimerStore
 
@@ -19,3 +20,4 @@ class Store:
         self.deployments = DeploymentStore(tx)
         self.events = EventStore(tx)
         self.timers = TimerStore(tx)
+        self.findings = FindingStore(tx)

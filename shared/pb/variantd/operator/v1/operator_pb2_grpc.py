@@ -126,6 +126,11 @@ class ExperimentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesResponse.FromString,
                 _registered_method=True)
+        self.ListFindings = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/ListFindings',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListFindingsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FindingReport.FromString,
+                _registered_method=True)
         self.ListVariants = channel.unary_unary(
                 '/variantd.operator.v1.ExperimentService/ListVariants',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListVariantsRequest.SerializeToString,
@@ -283,6 +288,13 @@ class ExperimentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFindings(self, request, context):
+        """What an operator should know about an experiment, what matters most first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListVariants(self, request, context):
         """Variants of an experiment, in their order.
         """
@@ -410,6 +422,11 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.ListPhases,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesResponse.SerializeToString,
+            ),
+            'ListFindings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFindings,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListFindingsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FindingReport.SerializeToString,
             ),
             'ListVariants': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVariants,
@@ -924,6 +941,33 @@ class ExperimentService(object):
             '/variantd.operator.v1.ExperimentService/ListPhases',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListPhasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFindings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/ListFindings',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListFindingsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FindingReport.FromString,
             options,
             channel_credentials,
             insecure,

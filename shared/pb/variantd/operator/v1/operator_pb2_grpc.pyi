@@ -78,6 +78,8 @@ class ExperimentServiceStub:
     """Splits participants otherwise from now on; results are counted anew."""
     ListPhases: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListPhasesRequest, _operator_pb2.ListPhasesResponse]
     """Phases of the present run, in order."""
+    ListFindings: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListFindingsRequest, _operator_pb2.FindingReport]
+    """What an operator should know about an experiment, what matters most first."""
     ListVariants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]
     """Variants of an experiment, in their order."""
     GetVariant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetVariantRequest, _operator_pb2.Variant]
@@ -130,6 +132,8 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     """Splits participants otherwise from now on; results are counted anew."""
     ListPhases: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListPhasesRequest, _operator_pb2.ListPhasesResponse]  # type: ignore[assignment]
     """Phases of the present run, in order."""
+    ListFindings: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListFindingsRequest, _operator_pb2.FindingReport]  # type: ignore[assignment]
+    """What an operator should know about an experiment, what matters most first."""
     ListVariants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]  # type: ignore[assignment]
     """Variants of an experiment, in their order."""
     GetVariant: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetVariantRequest, _operator_pb2.Variant]  # type: ignore[assignment]
@@ -287,6 +291,14 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListPhasesResponse, _abc.Awaitable[_operator_pb2.ListPhasesResponse]]:
         """Phases of the present run, in order."""
+
+    @_abc_1.abstractmethod
+    def ListFindings(
+        self,
+        request: _operator_pb2.ListFindingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.FindingReport, _abc.Awaitable[_operator_pb2.FindingReport]]:
+        """What an operator should know about an experiment, what matters most first."""
 
     @_abc_1.abstractmethod
     def ListVariants(

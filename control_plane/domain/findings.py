@@ -1,0 +1,334 @@
+"""What an operator should know about an experiment: pure rules over counts and facts.
+
+Each rule says what it saw (evidence), what that does to the answer, and what to do. None changes anything.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from control_plane.domain.lifecycle import Status
+from control_plane.domain.statistics.srm import SUPPRESS, WARN, same_share
+
+QUIET_SECONDS = 3_600
+"""An experiment without any exposure is worth a word after so long."""
+CROSSED = 0.01
+"""A share of participants with several variants' content above this is worth a warning."""
+
+
+class Severity(StrEnum):
+    """How much it matters: `error` makes the numbers wrong, `warning` may, `info` explains them."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing to know; `evidence` is JSON-shaped and never content."""
+
+    code: str
+    severity: Severity
+    message: str
+    evidence: Mapping[str, Any]
+    advice: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seated:
+    """What is known of one participant with a variant (its key) in the present phase."""
+
+    participant: str
+    arm: str
+    agent: str | None
+    forced: bool
+    retired: bool
+    impressions: int
+    delivered: int
+    """Impressions that met the assigned content."""
+    state: str | None
+    """Of its file, as last seen: applied, drifted, missing; None before a first word."""
+    deployment: str | None
+    """How its newest deployment stands."""
+    contents: frozenset[str] = frozenset()
+    """Keys of the variants whose content was on its file during the phase."""
+    contested: bool = False
+    """Its host reports that another tool keeps rewriting a target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the rules look at."""
+
+    status: Status
+    compared: bool
+    """Whether the type compares variants at all."""
+    has_primary: bool
+    running_seconds: float
+    seated: Sequence[Seated]
+    schedule_failures: Sequence[tuple[str, str]] = ()
+    """(what was scheduled, why it failed)."""
+    open_slots: int = 0
+    """Slots that should hold a variant."""
+    seed: bytes = b""
+    by_arm: Mapping[str, list[Seated]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        groups: defaultdict[str, list[Seated]] = defaultdict(list)
+        for item in self.seated:
+            groups[item.arm].append(item)
+        object.__setattr__(self, "by_arm", dict(sorted(groups.items())))
+
+
+def findings(facts: Facts) -> tuple[Finding, ...]:
+    """Everything there is to know, what matters most first."""
+    order = list(Severity)[::-1]
+    found = [item for rule in _RULES for item in rule(facts)]
+    return tuple(sorted(found, key=lambda item: order.index(item.severity)))
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    return sorted(names)[:20]
+
+
+def _no_metric(facts: Facts) -> Iterator[Finding]:
+    if facts.compared and not facts.has_primary:
+        yield Finding(
+            code="NO_PRIMARY_METRIC",
+            severity=Severity.WARNING,
+            message="there is no primary metric, so nothing says what a better variant is",
+            evidence={},
+            advice="set metrics.primary to the conversion that decides",
+        )
+
+
+def _zero_exposures(facts: Facts) -> Iterator[Finding]:
+    quiet = facts.seated and not any(item.impressions for item in facts.seated)
+    if facts.status is Status.RUNNING and quiet and facts.running_seconds >= QUIET_SECONDS:
+        yield Finding(
+            code="ZERO_EXPOSURES",
+            severity=Severity.WARNING,
+            message="nothing was reported since the start",
+            evidence={"hours": round(facts.running_seconds / 3_600, 1), "participants": len(facts.seated)},
+            advice="let the application report impressions, or look at the agents' spools with `agents get`",
+        )
+
+
+def _missing_by_arm(facts: Facts) -> Iterator[Finding]:
+    yield from _unequal(
+        facts,
+        lambda item: item.impressions > 0,
+        code="MISSING_EXPOSURE_BY_ARM",
+        what="participants without any impression",
+        advice="find out what the variant does to the hosts that are silent; the numbers compare survivors only",
+    )
+
+
+def _excluded_by_arm(facts: Facts) -> Iterator[Finding]:
+    exposed = [item for item in facts.seated if item.impressions]
+    yield from _unequal(
+        facts,
+        lambda item: item.delivered == item.impressions,
+        code="EXCLUSIONS_DIFFER_BY_ARM",
+        what="participants with impressions on other content than the assigned",
+        advice="look at why (refused, drifted, forced); decide on the population `assigned`",
+        among=exposed,
+    )
+
+
+def _drift_by_arm(facts: Facts) -> Iterator[Finding]:
+    drifted = [item for item in facts.seated if item.state in ("drifted", "missing")]
+    if not drifted:
+        return
+    counts = Counter(item.arm for item in drifted)
+    yield Finding(
+        code="DRIFT",
+        severity=Severity.WARNING,
+        message=f"{len(drifted)} participants do not hold what was written there",
+        evidence={"byVariant": dict(sorted(counts.items())), "participants": _some(_names(drifted))},
+        advice="see who changed the file; deploy with --overwrite-drift, or let the host repair it",
+    )
+    yield from _unequal(
+        facts,
+        lambda item: item.state not in ("drifted", "missing"),
+        code="DRIFT_BY_ARM",
+        what="participants whose file drifted",
+        advice="people may be undoing one variant; the populations `assigned` and `delivered` will disagree",
+    )
+
+
+def _contested(facts: Facts) -> Iterator[Finding]:
+    found = [item for item in facts.seated if item.contested]
+    if found:
+        yield Finding(
+            code="REWRITTEN_BY_ANOTHER_TOOL",
+            severity=Severity.ERROR,
+            message=f"on {len(found)} participants another tool keeps rewriting the target",
+            evidence={"participants": _some(_names(found))},
+            advice="take the file out of the other tool's hands, or the participant out of the experiment",
+        )
+
+
+def _not_delivered(facts: Facts) -> Iterator[Finding]:
+    failed = [item for item in facts.seated if item.deployment in ("refused", "rolled_back", "stuck")]
+    if failed and facts.status is not Status.COMPLETED:
+        counts = Counter(item.arm for item in failed)
+        yield Finding(
+            code="NOT_DELIVERED",
+            severity=Severity.WARNING,
+            message=f"{len(failed)} hosts did not take their variant",
+            evidence={"byVariant": dict(sorted(counts.items())), "participants": _some(_names(failed))},
+            advice="`experiments deployments` has each host's reason and remedy",
+        )
+
+
+def _forced(facts: Facts) -> Iterator[Finding]:
+    found = [item for item in facts.seated if item.forced]
+    if found:
+        yield Finding(
+            code="FORCED_PARTICIPANTS",
+            severity=Severity.INFO,
+            message=f"{len(found)} participants hold another variant than the assigned, by hand",
+            evidence={"participants": _some(_names(found))},
+            advice="they stay in their assigned arm in `assigned` and leave `delivered`; `unforce` returns them",
+        )
+
+
+def _crossed(facts: Facts) -> Iterator[Finding]:
+    found = [item for item in facts.seated if len(item.contents) > 1]
+    if found and len(found) > CROSSED * len(facts.seated):
+        yield Finding(
+            code="SEVERAL_EXPOSURES",
+            severity=Severity.WARNING,
+            message=f"{len(found)} participants held the content of several variants in this phase",
+            evidence={"participants": _some(_names(found)), "share": len(found) / len(facts.seated)},
+            advice="their impressions on other content are out of `delivered`; compare both populations",
+        )
+
+
+def _shared_hosts(facts: Facts) -> Iterator[Finding]:
+    arms: defaultdict[str, set[str]] = defaultdict(set)
+    for item in facts.seated:
+        if item.agent is not None:
+            arms[item.agent].add(item.arm)
+    mixed = [agent for agent, found in arms.items() if len(found) > 1]
+    if mixed:
+        yield Finding(
+            code="SEVERAL_ARMS_ON_ONE_HOST",
+            severity=Severity.INFO,
+            message=f"on {len(mixed)} hosts participants have different variants",
+            evidence={"hosts": len(mixed)},
+            advice="that is what balancing within hosts means; where participants of a host share what they"
+            " learn, the difference is underestimated",
+        )
+
+
+def _retired(facts: Facts) -> Iterator[Finding]:
+    found = [item for item in facts.seated if item.retired]
+    if found:
+        yield Finding(
+            code="RETIRED_HOSTS",
+            severity=Severity.INFO,
+            message=f"the hosts of {len(found)} participants are retired",
+            evidence={"participants": _some(_names(found))},
+            advice="what they reported stays in `assigned`; nothing more comes",
+        )
+
+
+def _schedule_failed(facts: Facts) -> Iterator[Finding]:
+    for kind, why in facts.schedule_failures:
+        yield Finding(
+            code="SCHEDULE_FAILED",
+            severity=Severity.ERROR,
+            message=f"the scheduled {kind} failed: {why}",
+            evidence={"kind": kind},
+            advice="mend it and do it by hand, or set a new schedule",
+        )
+
+
+def _still_deployed(facts: Facts) -> Iterator[Finding]:
+    if facts.status is Status.COMPLETED and facts.open_slots:
+        yield Finding(
+            code="COMPLETED_BUT_DEPLOYED",
+            severity=Severity.INFO,
+            message=f"{facts.open_slots} hosts still hold a variant and watch it, though the experiment has ended",
+            evidence={"slots": facts.open_slots},
+            advice="that is so after shipping; `experiments reset --then restore` puts the baselines back",
+        )
+
+
+def _unequal(
+    facts: Facts,
+    good: Callable[[Seated], bool],
+    *,
+    code: str,
+    what: str,
+    advice: str,
+    among: Sequence[Seated] | None = None,
+) -> Iterator[Finding]:
+    """A finding where the share of `good` participants differs between arms more than chance allows."""
+    if not facts.compared or len(facts.by_arm) < 2:
+        return
+    chosen = set(_names(facts.seated if among is None else among))
+    arms = {
+        key: [item for item in members if item.participant in chosen] for key, members in facts.by_arm.items()
+    }
+    sizes = [len(members) for members in arms.values()]
+    having = [sum(1 for item in members if good(item)) for members in arms.values()]
+    p = same_share(having, sizes, seed=facts.seed)
+    if p >= WARN:
+        return
+    yield Finding(
+        code=code,
+        severity=Severity.ERROR if p < SUPPRESS else Severity.WARNING,
+        message=f"{what} are not equally many in every variant (p = {p:.2g})",
+        evidence={
+            "pValue": p,
+            "byVariant": {
+                key: {"participants": size, "affected": size - kept}
+                for key, size, kept in zip(arms, sizes, having, strict=True)
+            },
+        },
+        advice=advice,
+    )
+
+
+def _names(found: Sequence[Seated]) -> list[str]:
+    return [item.participant for item in found]
+
+
+_RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    _schedule_failed,
+    _contested,
+    _missing_by_arm,
+    _excluded_by_arm,
+    _drift_by_arm,
+    _not_delivered,
+    _crossed,
+    _no_metric,
+    _zero_exposures,
+    _forced,
+    _retired,
+    _shared_hosts,
+    _still_deployed,
+)
+CODES: Mapping[str, str] = {
+    "SCHEDULE_FAILED": "a start or stop that was scheduled could not be done",
+    "REWRITTEN_BY_ANOTHER_TOOL": "a host reports that another tool keeps rewriting the target",
+    "MISSING_EXPOSURE_BY_ARM": "more participants of one variant are silent than chance allows",
+    "EXCLUSIONS_DIFFER_BY_ARM": "more participants of one variant met other content than chance allows",
+    "DRIFT": "files do not hold what was written there",
+    "DRIFT_BY_ARM": "more files of one variant drifted than chance allows",
+    "NOT_DELIVERED": "hosts refused, rolled back or gave up their variant",
+    "SEVERAL_EXPOSURES": "over 1 % of participants held the content of several variants in the phase",
+    "NO_PRIMARY_METRIC": "nothing says what a better variant is",
+    "ZERO_EXPOSURES": "nothing was reported in the first hour",
+    "FORCED_PARTICIPANTS": "participants hold another variant than the assigned, by hand",
+    "RETIRED_HOSTS": "hosts of participants are retired",
+    "SEVERAL_ARMS_ON_ONE_HOST": "participants of one host have different variants",
+    "COMPLETED_BUT_DEPLOYED": "the experiment has ended and hosts still hold a variant",
+}
+"""Every code a finding can have, and when it is there."""

@@ -1,0 +1,86 @@
+"""The facts that findings are made of, in a few questions over a phase."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+
+from control_plane.store.database import Tx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeatedRow:
+    """One participant with a variant in a phase; `contents` are ids of variants whose content it held."""
+
+    participant: str
+    variant_id: bytes
+    agent_uid: bytes | None
+    forced: bool
+    retired: bool
+    impressions: int
+    delivered: int
+    state: str | None
+    deployment: str | None
+    contents: frozenset[bytes]
+    conditions: tuple[str, ...]
+    """Codes of the agent's conditions that name the participant."""
+
+
+class FindingStore:
+    """Facts, within one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    def seated(self, experiment_id: bytes, phase_id: bytes) -> list[SeatedRow]:
+        """Every participant that has a variant in the phase, by public id."""
+        rows = self._tx.all(
+            "select a.participant_id, a.variant_id, a.forced_by, p.public_id, p.agent_uid, p.retired_at,"
+            " g.conditions, d.state as deployment, (select v.state from view v join variant_file f"
+            " on f.path = v.path and f.variant_id = a.variant_id where v.participant_id = a.participant_id"
+            " order by v.from_at desc, v.id desc limit 1) as state,"
+            " (select coalesce(sum(t.assigned_count), 0) from tally t where t.phase_id = a.phase_id"
+            " and t.variant_id = a.variant_id and t.participant_id = a.participant_id and t.event_name = '')"
+            " as impressions, (select coalesce(sum(t.delivered_count), 0) from tally t where t.phase_id = a.phase_id"
+            " and t.variant_id = a.variant_id and t.participant_id = a.participant_id and t.event_name = '')"
+            " as delivered from assignment a join participant p on p.id = a.participant_id"
+            " left join agent g on g.uid = p.agent_uid"
+            " left join slot s on s.participant_id = a.participant_id and s.experiment_id = a.experiment_id"
+            " left join deployment d on d.id = s.deployment_id"
+            " where a.phase_id = ? and a.variant_id is not null order by p.public_id",
+            (phase_id,),
+        )
+        contents = self._contents(experiment_id, phase_id)
+        return [
+            SeatedRow(
+                participant=row["public_id"],
+                variant_id=row["variant_id"],
+                agent_uid=row["agent_uid"],
+                forced=row["forced_by"] is not None,
+                retired=row["retired_at"] is not None,
+                impressions=row["impressions"],
+                delivered=row["delivered"],
+                state=row["state"],
+                deployment=row["deployment"],
+                contents=frozenset(contents[row["participant_id"]]),
+                conditions=tuple(
+                    condition["code"]
+                    for condition in json.loads(row["conditions"] or "[]")
+                    if row["public_id"] in condition["message"]
+                ),
+            )
+            for row in rows
+        ]
+
+    def _contents(self, experiment_id: bytes, phase_id: bytes) -> defaultdict[bytes, set[bytes]]:
+        """Variants whose content was on a participant's file while it was assigned in the phase."""
+        found: defaultdict[bytes, set[bytes]] = defaultdict(set)
+        for row in self._tx.all(
+            "select distinct a.participant_id, f.variant_id from assignment a"
+            " join view v on v.participant_id = a.participant_id and v.from_at >= a.from_at"
+            " and (a.to_at is null or v.from_at < a.to_at)"
+            " join variant_file f on f.path = v.path and f.digest = v.digest"
+            " join variant r on r.id = f.variant_id where a.phase_id = ? and r.experiment_id = ?",
+            (phase_id, experiment_id),
+        ):
+            found[row["participant_id"]].add(row["variant_id"])
+        return found
