@@ -115,7 +115,7 @@ add(
     _experiments,
     "create",
     create.create,
-    """variantctl experiments create --target SOUL.md --control soul.md --edit
+    """variantctl experiments create --from bot-7:SOUL.md --edit
     variantctl experiments create --target SOUL.md --control a.md --variant b.md -p ant,bee --metric resolved""",
 )
 add(_experiments, "preview", preview.preview, "variantctl experiments preview soul-tone")

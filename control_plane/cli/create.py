@@ -66,8 +66,14 @@ class Design:
 def create(
     session: Session,
     *,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="PARTICIPANT:FILE", help="A file on a host as it is now: control's content."
+        ),
+    ] = None,
     control: Annotated[
-        Path | None, typer.Option("--control", metavar="FILE", help="A local file with control's content.")
+        Path | None, typer.Option("--control", metavar="FILE", help="A local file with it, instead.")
     ] = None,
     variant: Annotated[
         Path | None, typer.Option("--variant", metavar="FILE", help="A local file with the other content.")
@@ -76,7 +82,7 @@ def create(
         bool, typer.Option("--edit", help="Make the other content in $VISUAL or $EDITOR, from a copy.")
     ] = False,
     target: Annotated[
-        str | None, typer.Option("--target", metavar="PATH", help="The target file, in a participant's root.")
+        str | None, typer.Option("--target", metavar="PATH", help="The target file; default: --from's.")
     ] = None,
     participants: Annotated[
         list[str] | None,
@@ -102,16 +108,19 @@ def create(
 ) -> None:
     """Make a draft of two contents of one file, the second perhaps by editing the first; start it once confirmed.
 
+    --from takes the file as it is on a host, which has to share it (share_content in its agent.toml).
     What flags leave open is asked for on a terminal. An editor that fails, an unchanged and an empty copy end the
     command with nothing created. Without a terminal only --start --yes starts the draft.
     """
-    if control is None:
-        raise typer.BadParameter("say --control FILE: the content that the other is compared with")
+    if (source is None) == (control is None):
+        raise typer.BadParameter("say either --from PARTICIPANT:FILE or --control FILE: control's content")
     if edit == (variant is not None):
         raise typer.BadParameter("say either --edit or --variant FILE: where the other content comes from")
-    if target is None:
+    participant, path = _parts(source) if source is not None else ("", "")
+    target = target or path
+    if not target:
         raise typer.BadParameter("say --target PATH, such as config/soul.md")
-    before = _read(control)
+    before = _read(control) if control is not None else _present(session, participant, path)
     asking = _asking(session, yes=yes)
     design = Design(
         name=name or (_ask("Name", default=f"Edit of {target}") if asking else f"Edit of {target}"),
@@ -146,6 +155,21 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Failure(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parts(source: str) -> tuple[str, str]:
+    participant, _, path = source.partition(":")
+    if not participant or not path:
+        raise typer.BadParameter(f"{source!r} is not PARTICIPANT:FILE, such as bot-7:config/soul.md")
+    return participant, path
+
+
+def _present(session: Session, participant: str, path: str) -> bytes:
+    """The file as it is on the host now. Raises Failure where the host does not share it, or has none."""
+    found = session.call(session.fleet.ReadFile, pb.ReadFileRequest(id=participant, path=path))
+    if found.absent:
+        raise Failure(f"{participant} has no {path}; nothing was created")
+    return found.content.encode() if found.HasField("content") else found.content_base64
 
 
 def _selector(ids: Sequence[str], labels: Sequence[str], *, asking: bool) -> pb.ParticipantSelector:

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from shared.pb.variantd.agent.v1 import agent_pb2 as agent_pb
 from tests.cli.conftest import Run
+from tests.support.builders import make_hello
 from tests.support.plane import Plane
+from tests.support.stream import sharing
 from tests.support.terminal import on_a_terminal
 
 BIN = Path(sys.executable).parent
@@ -142,6 +145,28 @@ async def test_start_and_yes_start_it(plane: Plane, ctl: Run, soul: Path, tmp_pa
     assert {item["key"]: item["status"] for item in await drafts(plane)} == {"one": "draft", "two": "running"}
 
 
+async def test_the_file_on_a_host_is_control(plane: Plane, ctl: Run, edit_by: Any) -> None:
+    """Its path is the target; what the host does not have, or does not share, ends the command before any editor."""
+    seen = edit_by("echo 'Or not.' >> \"$1\"")
+    identity = await plane.enroll(await plane.token(), name="host-1")
+    refused = agent_pb.FileContent(refused=agent_pb.Reason(code="NOT_SHARED", message="it is not shared"))
+    files = {"souls/me.md": b"I am.\n", "secret.md": refused}
+    words = ("experiments", "create", "--edit", "-p", "bot-1", "--metric", "resolved")
+    async with sharing(identity, make_hello("bot-1"), files):
+        for path, why in (("none.md", "bot-1 has no none.md; nothing was created"), ("secret.md", "shared")):
+            said = await ctl(*words, "--from", f"bot-1:{path}")
+            assert (said.code, said.out) == (1, "")
+            assert why in said.err
+        assert not seen.exists()
+        assert await drafts(plane) == []
+        said = await ctl(*words, "--from", "bot-1:souls/me.md")
+    assert said.code == 0, said.err
+    (made,) = await drafts(plane)
+    assert made["targetFile"] == "souls/me.md"
+    made = (await plane.rest("GET", f"/v1/experiments/{made['id']}")).body
+    assert [item["content"] for item in made["variants"]] == ["I am.\n", "I am.\nOr not.\n"]
+
+
 async def test_labels_say_who_takes_part(plane: Plane, ctl: Run, soul: Path, edit_by: Any) -> None:
     """Instead of ids."""
     edit_by("echo more >> \"$1\"")  # fmt: skip
@@ -164,7 +189,9 @@ async def test_labels_say_who_takes_part(plane: Plane, ctl: Run, soul: Path, edi
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--edit", *FLAGS), "--control"),
+        (("--edit", *FLAGS), "either --from PARTICIPANT:FILE or --control"),
+        (("--edit", "--from", "bot-1:a.md", "--control", "soul.md", *FLAGS), "either --from"),
+        (("--edit", "--from", "bot-1", *FLAGS), "PARTICIPANT:FILE, such as"),
         (("--control", "soul.md", *FLAGS), "--edit or --variant"),
         (("--control", "soul.md", "--edit", "--variant", "b", *FLAGS), "--edit or --variant"),
         (("--control", "soul.md", "--edit", "--metric", "resolved", "-p", "a"), "--target"),
