@@ -23,9 +23,11 @@ from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
 from control_plane.api.sessions import Sessions, origin
 from control_plane.api.sync import AgentServicer
+from control_plane.api.watch import Watchers
 from control_plane.config import Settings, is_wildcard
 from control_plane.data import DataDir, write_private
 from control_plane.services import access
+from control_plane.services.changes import Announcing, Changes
 from control_plane.services.due import Timers
 from control_plane.services.work import Joining, Services
 from control_plane.store.access import Incarnation
@@ -90,6 +92,8 @@ async def _serve(
     operator_port = _listen(operator, settings.operator, certificates.credentials(clients=False))
     agents_port = _listen(agents, settings.agents, certificates.credentials(clients=True))
 
+    changes = Changes()
+    database = Announcing(database, changes)
     registry = CollectorRegistry()
     sessions = Sessions(registry, new_id=new_id)
     services = Services(
@@ -103,10 +107,11 @@ async def _serve(
         ),
     )
     door = Door(services, registry)
+    watchers = Watchers(door, changes)
     agents_at = _reached_at(settings, settings.agents, agents_port)
     healths = [
         _add_agent_service(agents, services, sessions, first.incarnation, authority),
-        _add_operator_services(operator, door, authority, agents_at, first.incarnation),
+        _add_operator_services(operator, door, watchers, authority, agents_at, first.incarnation),
     ]
 
     async def ready() -> str | None:
@@ -115,7 +120,9 @@ async def _serve(
         await database.read(lambda tx: tx.one("select 1"))
         return None
 
-    async with _http(application(door, OPERATIONS, ready=ready, registry=registry), settings) as http:
+    async with _http(
+        application(door, OPERATIONS, ready=ready, registry=registry, watchers=watchers), settings
+    ) as http:
         await agents.start()
         await operator.start()
         addresses = {
@@ -131,6 +138,7 @@ async def _serve(
         _log.info("control_plane.stopping")
         for servicer in healths:
             await servicer.enter_graceful_shutdown()
+        changes.end()
         await sessions.drain()
         await asyncio.gather(agents.stop(STOP_GRACE_SECONDS), operator.stop(STOP_GRACE_SECONDS))
 
@@ -150,13 +158,14 @@ def _add_agent_service(
 def _add_operator_services(
     server: grpc.aio.Server,
     door: Door,
+    watchers: Watchers,
     authority: tls.Authority,
     agents_at: tuple[str, ...],
     incarnation: Incarnation,
 ) -> health.HealthServicer:
     enrollment = EnrollmentServicer(door, authority, addresses=agents_at, incarnation=incarnation.id)
     agent_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, server)
-    names = add_operator_services(server, door, OPERATIONS)
+    names = add_operator_services(server, door, OPERATIONS, watchers)
     return _add_health(server, [*names, agent_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name])
 
 

@@ -22,7 +22,7 @@ from agent import status as agent_status
 from control_plane import __main__ as server_main
 from control_plane.api import errors
 from control_plane.api.door import Door
-from control_plane.api.operations import OPERATIONS
+from control_plane.api.operations import OPERATIONS, WATCH_PATH, WATCHES
 from control_plane.api.sessions import Sessions
 from control_plane.cli import app as cli_app
 from control_plane.config import Settings
@@ -168,7 +168,16 @@ def operations() -> str:
     """Every operation on both transports."""
     return table(
         ("Call", "gRPC", "Scope", "Success"),
-        [(f"`{o.method} {o.path}`", f"`{o.rpc}`", f"`{o.scope.value}`", str(o.status)) for o in OPERATIONS],
+        [
+            *(
+                (f"`{o.method} {o.path}`", f"`{o.rpc}`", f"`{o.scope.value}`", str(o.status))
+                for o in OPERATIONS
+            ),
+            *(
+                (f"`GET {WATCH_PATH}?kinds={w.name}`", f"`{w.rpc}`", f"`{w.scope.value}`", "200")
+                for w in WATCHES
+            ),
+        ],
     )
 
 

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from control_plane.api.codec import answer_kind, is_map, prefix
 from control_plane.api.errors import TABLE
 from control_plane.api.examples import EXAMPLES
-from control_plane.api.operations import Operation
+from control_plane.api.operations import WATCH_PATH, WATCHES, Operation
 from shared import VERSION
 
 Json = dict[str, Any]
@@ -57,6 +57,7 @@ def document(operations: Sequence[Operation]) -> Json:
         if operation.location:
             described["responses"][str(operation.status)]["links"] = _links(operation, operations)
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
+    paths[WATCH_PATH] = {"get": _watch(schemas)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -65,7 +66,7 @@ def document(operations: Sequence[Operation]) -> Json:
             "summary": "Controlled experiments on files.",
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": name} for name in dict.fromkeys(map(_tag, operations))],
+        "tags": [{"name": name} for name in [*dict.fromkeys(map(_tag, operations)), "Watch"]],
         "security": [{"apiKey": []}],
         "paths": paths,
         "components": {
@@ -94,6 +95,42 @@ def _links(made: Operation, operations: Sequence[Operation]) -> Json:
                 },
             }
     return links
+
+
+def _watch(schemas: Json) -> Json:
+    """The streams, as one stream of server-sent events."""
+    events = [_ref(answer_kind(watch.rpc), schemas) for watch in WATCHES]
+    scopes = ", ".join(f"`{watch.name}` needs `{watch.scope.value}`" for watch in WATCHES)
+    twins = ", ".join(f"`{watch.rpc}`" for watch in WATCHES)
+    return {
+        "operationId": "Watch",
+        "tags": ["Watch"],
+        "summary": "What changes, as it changes",
+        "description": "Server-sent events. A stream begins with `reset`, then lists everything (`present`) up to"
+        " `listed`; then come `changed` and `removed`. `data` is an event as below, with its `kind` besides. Whoever"
+        " connects again, with or without `Last-Event-ID`, gets `reset` and everything again. A stream that is not"
+        " read for 20 seconds is cut (`SLOW_CONSUMER`); one that ends for a reason says so in an `error` event.\n\n"
+        f"Scopes: {scopes}; without `kinds`, whatever the key may read. gRPC: {twins}.",
+        "parameters": [
+            {
+                "name": "kinds",
+                "in": "query",
+                "style": "form",
+                "explode": False,
+                "schema": {"type": "array", "items": {"enum": [watch.name for watch in WATCHES]}},
+            },
+            {"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}},
+        ],
+        "responses": {
+            "200": {
+                "description": "Events without end.",
+                "content": {
+                    "text/event-stream": {"schema": {"type": "string"}, "x-event": {"anyOf": events}}
+                },
+            },
+            **_refusals(),
+        },
+    }
 
 
 def _tag(operation: Operation) -> str:

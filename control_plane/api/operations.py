@@ -56,6 +56,26 @@ class Operation:
         return tuple(re.findall(r"\{(\w+)\}", self.path))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A kind of resource in a stream: its field in the event, and how a page of it is asked for."""
+
+    resource: str
+    request: type[requests.Page]
+    use_case: Callable[[Work, Any], Any]
+    render: Callable[[Work, Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """A stream of what changes: `name` in `GET /v1/watch?kinds=`, `rpc` a server stream of its own."""
+
+    rpc: str
+    name: str
+    scope: Scope
+    lists: tuple[Listed, ...]
+
+
 _READ, _WRITE = Scope.EXPERIMENT_READ, Scope.EXPERIMENT_WRITE
 _SEE, _MANAGE = Scope.FLEET_READ, Scope.FLEET_WRITE
 _DEPLOY, _ADMIN = Scope.DEPLOYMENT_WRITE, Scope.ADMIN
@@ -222,3 +242,41 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 # fmt: on
 """Every operation."""
+
+
+def _listed(
+    resource: str,
+    request: type[requests.Page],
+    use_case: Callable[[Work, Any], Any],
+    render: Callable[[Work, Any], Any],
+) -> Listed:
+    return Listed(resource=resource, request=request, use_case=use_case, render=render)
+
+
+WATCH_PATH = "/v1/watch"
+WATCHES: tuple[Watch, ...] = (
+    Watch(
+        rpc="ExperimentService.WatchExperiments",
+        name="experiments",
+        scope=_READ,
+        lists=(
+            _listed("experiment", requests.ListExperiments, experiments.list_page, resources.experiments),
+        ),
+    ),
+    Watch(
+        rpc="DeploymentService.WatchDeployments",
+        name="deployments",
+        scope=_READ,
+        lists=(_listed("deployment", requests.Page, deployments.list_current, resources.deployments),),
+    ),
+    Watch(
+        rpc="FleetService.WatchFleet",
+        name="fleet",
+        scope=_SEE,
+        lists=(
+            _listed("participant", requests.ListHosts, fleet.list_participants, resources.participants),
+            _listed("agent", requests.ListHosts, fleet.list_agents, resources.agents),
+        ),
+    ),
+)
+"""Every stream."""

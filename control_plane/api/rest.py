@@ -12,7 +12,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from control_plane.api import errors, openapi
 from control_plane.api.door import Door
-from control_plane.api.operations import Operation
+from control_plane.api.operations import WATCH_PATH, Operation
+from control_plane.api.watch import Watchers
 from control_plane.domain.fields import Request
 from shared.errors import Fault, Invalid, NotFound
 
@@ -25,6 +26,7 @@ def application(
     *,
     ready: Callable[[], Awaitable[str | None]],
     registry: CollectorRegistry,
+    watchers: Watchers,
 ) -> web.Application:
     """The HTTP application. `ready` answers why the process is not ready, or None."""
     app = web.Application(middlewares=[errors.middleware], client_max_size=MAX_BODY_BYTES)
@@ -34,6 +36,7 @@ def application(
         path = re.sub(r"\{path:.*\}$", "{path:.+}", path)  # of a file: its slashes are its own
         app.router.add_route(operation.method, path, _handler(door, operation))
 
+    app.router.add_get(WATCH_PATH, watchers.serve)
     _add_documents(app, operations)
 
     async def healthz(_: web.Request) -> web.Response:

@@ -1,5 +1,6 @@
 """Operator gRPC: the same operations as methods of the generated services, and enrollment beside them."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -8,9 +9,11 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message_factory import GetMessageClass
 
 from control_plane.api import errors
+from control_plane.api import watch as watching
 from control_plane.api.codec import request_values, to_message
 from control_plane.api.door import Door
-from control_plane.api.operations import Operation
+from control_plane.api.operations import WATCHES, Operation, Watch
+from control_plane.api.watch import Watchers, slow
 from control_plane.services import enrollment
 from control_plane.store.store import Store
 from shared import logs, tls
@@ -23,13 +26,23 @@ _log = logs.get(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def add_operator_services(server: grpc.aio.Server, door: Door, operations: Sequence[Operation]) -> list[str]:
-    """Every operation is served; returns the full names of the services."""
+def add_operator_services(
+    server: grpc.aio.Server, door: Door, operations: Sequence[Operation], watchers: Watchers
+) -> list[str]:
+    """Every operation and every stream is served; returns the full names of the services."""
     by_rpc = {operation.rpc: operation for operation in operations}
+    streams = {watch.rpc: watch for watch in WATCHES}
     names = []
     for service in operator_pb2.DESCRIPTOR.services_by_name.values():
         handlers: dict[str, Any] = {}
         for method in service.methods:
+            if method.server_streaming:
+                handlers[method.name] = grpc.unary_stream_rpc_method_handler(
+                    _stream(watchers, streams[f"{service.name}.{method.name}"], method.output_type),
+                    request_deserializer=GetMessageClass(method.input_type).FromString,
+                    response_serializer=lambda message: message.SerializeToString(),
+                )
+                continue
             operation = by_rpc[f"{service.name}.{method.name}"]
             request_class = GetMessageClass(method.input_type)
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
@@ -53,6 +66,28 @@ def _handler(door: Door, operation: Operation, answer_class: Any) -> Callable[[A
         except Exception as failure:
             await errors.abort(context, errors.explain(failure, operation.rpc, peer=context.peer()))
         return answer_message(answer, answer_class)
+
+    return handle
+
+
+def _stream(watchers: Watchers, watch: Watch, kind: Any) -> Callable[[Any, Context], Awaitable[None]]:
+    answer_class: Any = GetMessageClass(kind)
+
+    async def handle(message: Any, context: Context) -> None:
+        events = watchers.follow([watch], dict(context.invocation_metadata() or ()).get("authorization", ""))  # type: ignore[arg-type]
+        try:
+            request_values(message)
+            async for event in events:
+                if event is None:
+                    continue  # HTTP/2 has its own keep-alive
+                async with asyncio.timeout(watching.WRITE_SECONDS):
+                    await context.write(to_message(event[1], answer_class))
+        except TimeoutError:
+            await errors.abort(context, slow())
+        except Exception as failure:
+            await errors.abort(context, errors.explain(failure, watch.rpc, peer=context.peer()))
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]  # it is a generator
 
     return handle
 

@@ -85,6 +85,15 @@ def list_page(work: Work, request: requests.PageOf) -> Listing:
     return listing(found, size, lambda item: hex_of(item.id))
 
 
+def list_current(work: Work, request: requests.Page) -> Listing:
+    """A page of the newest deployment of every slot of the project, the newest first."""
+    size = page_size(request.limit)
+    found = work.store.deployments.current(
+        work.project_id, before=cursor_id(request.cursor), limit=size + 1, now=work.now
+    )
+    return listing(found, size, lambda item: hex_of(item.id))
+
+
 def list_outcomes(work: Work, request: requests.PageOf) -> Listing:
     """A page of what the host reported about a deployment, oldest first."""
     deployment = get(work, requests.ById(id=request.id))

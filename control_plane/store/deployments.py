@@ -352,6 +352,15 @@ class DeploymentStore:
         )
         return [self._deployment(row, now) for row in rows]
 
+    def current(self, project_id: bytes, *, before: bytes | None, limit: int, now: int) -> list[Deployment]:
+        """What the slots of the project are at, newest first, from `before` down."""
+        rows = self._tx.all(
+            f"{_DEPLOYMENT} join slot s on s.deployment_id = d.id where d.project_id = ?"
+            " and (? is null or d.id < ?) order by d.id desc limit ?",
+            (project_id, before, before, limit),
+        )
+        return [self._deployment(row, now) for row in rows]
+
     def outcomes(self, deployment_id: bytes, *, after: bytes | None, limit: int) -> list[StoredOutcome]:
         """What the host reported about the deployment, oldest first, from `after` up."""
         rows = self._tx.all(

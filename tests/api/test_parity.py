@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 
 from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
-from control_plane.api.operations import OPERATIONS, Operation
+from control_plane.api.operations import OPERATIONS, WATCHES, Operation
 from control_plane.services.work import Scope
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.support.builders import make_hello
@@ -94,6 +94,13 @@ def test_every_operation_has_its_twin_and_its_example() -> None:
         if not method.server_streaming
     }
     assert methods == set(BY_RPC) == set(EXAMPLES)
+    streams = {
+        f"{service.name}.{method.name}"
+        for service in pb.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.server_streaming
+    }
+    assert streams == {watch.rpc for watch in WATCHES}
     assert len({(operation.method, operation.path) for operation in OPERATIONS}) == len(OPERATIONS)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from control_plane.api.examples import EXAMPLES
 from control_plane.api.openapi import document
-from control_plane.api.operations import OPERATIONS
+from control_plane.api.operations import OPERATIONS, WATCH_PATH
 from tests.support.plane import Plane
 
 EXAMPLES_EACH = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "3"))
@@ -30,6 +30,7 @@ async def test_the_server_is_what_its_document_says(plane: Plane, tmp_path: Path
         *("--header", f"Authorization: Bearer {plane.key}", "--checks", "all", "--continue-on-failure"),
         *("--max-examples", str(EXAMPLES_EACH), "--generation-deterministic", "--no-shrink"),
         *("--warnings", "off", "--no-color"),
+        *("--exclude-path", WATCH_PATH),  # a stream without end; test_watch reads it
     ]
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("schemathesis"),
@@ -47,8 +48,7 @@ async def test_the_server_is_what_its_document_says(plane: Plane, tmp_path: Path
     assert process.returncode == 0, said[-20_000:]
     for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
         assert f"✅ {phase}" in said, said[-5_000:]
-    described = document(OPERATIONS)
-    assert f"Tested: {sum(len(methods) for methods in described['paths'].values())}" in said
+    assert f"Tested: {len(OPERATIONS)}" in said
 
 
 def test_what_is_made_leads_to_what_can_be_done_with_it() -> None:

@@ -5832,3 +5832,181 @@ class AuditEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
+
+@_typing.final
+class WatchExperimentsRequest(_message.Message):
+    """Asks for experiments as they change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchExperimentsRequest: _TypeAlias = WatchExperimentsRequest  # noqa: Y015
+
+@_typing.final
+class WatchExperimentsResponse(_message.Message):
+    """One event of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    REMOVED_ID_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """`reset` (forget everything), `present` (it is so), `listed` (that was all), `changed`, `removed`."""
+    removed_id: _builtins.str
+    """The id of what was removed."""
+    @_builtins.property
+    def experiment(self) -> Global___Experiment:
+        """The experiment as it is now."""
+
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        removed_id: _builtins.str | None = ...,
+        experiment: Global___Experiment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_experiment", b"_experiment", "_removed_id", b"_removed_id", "experiment", b"experiment", "removed_id", b"removed_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_experiment", b"_experiment", "_removed_id", b"_removed_id", "experiment", b"experiment", "removed_id", b"removed_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__experiment: _TypeAlias = _typing.Literal["experiment"]  # noqa: Y015
+    _WhichOneofArgType__experiment: _TypeAlias = _typing.Literal["_experiment", b"_experiment"]  # noqa: Y015
+    _WhichOneofReturnType__removed_id: _TypeAlias = _typing.Literal["removed_id"]  # noqa: Y015
+    _WhichOneofArgType__removed_id: _TypeAlias = _typing.Literal["_removed_id", b"_removed_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__experiment) -> _WhichOneofReturnType__experiment | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__removed_id) -> _WhichOneofReturnType__removed_id | None: ...
+
+Global___WatchExperimentsResponse: _TypeAlias = WatchExperimentsResponse  # noqa: Y015
+
+@_typing.final
+class WatchDeploymentsRequest(_message.Message):
+    """Asks for deployments as they change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchDeploymentsRequest: _TypeAlias = WatchDeploymentsRequest  # noqa: Y015
+
+@_typing.final
+class WatchDeploymentsResponse(_message.Message):
+    """One event of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    REMOVED_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """`reset` (forget everything), `present` (it is so), `listed` (that was all), `changed`, `removed`."""
+    removed_id: _builtins.str
+    """The id of what was removed."""
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """The deployment as it is now."""
+
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        removed_id: _builtins.str | None = ...,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deployment", b"_deployment", "_removed_id", b"_removed_id", "deployment", b"deployment", "removed_id", b"removed_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deployment", b"_deployment", "_removed_id", b"_removed_id", "deployment", b"deployment", "removed_id", b"removed_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deployment: _TypeAlias = _typing.Literal["deployment"]  # noqa: Y015
+    _WhichOneofArgType__deployment: _TypeAlias = _typing.Literal["_deployment", b"_deployment"]  # noqa: Y015
+    _WhichOneofReturnType__removed_id: _TypeAlias = _typing.Literal["removed_id"]  # noqa: Y015
+    _WhichOneofArgType__removed_id: _TypeAlias = _typing.Literal["_removed_id", b"_removed_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deployment) -> _WhichOneofReturnType__deployment | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__removed_id) -> _WhichOneofReturnType__removed_id | None: ...
+
+Global___WatchDeploymentsResponse: _TypeAlias = WatchDeploymentsResponse  # noqa: Y015
+
+@_typing.final
+class WatchFleetRequest(_message.Message):
+    """Asks for fleet as they change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchFleetRequest: _TypeAlias = WatchFleetRequest  # noqa: Y015
+
+@_typing.final
+class WatchFleetResponse(_message.Message):
+    """One event of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    REMOVED_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """`reset` (forget everything), `present` (it is so), `listed` (that was all), `changed`, `removed`."""
+    removed_id: _builtins.str
+    """The id of what was removed."""
+    @_builtins.property
+    def participant(self) -> Global___Participant:
+        """The participant as it is now."""
+
+    @_builtins.property
+    def agent(self) -> Global___Agent:
+        """The agent as it is now."""
+
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        removed_id: _builtins.str | None = ...,
+        participant: Global___Participant | None = ...,
+        agent: Global___Agent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agent", b"_agent", "_participant", b"_participant", "_removed_id", b"_removed_id", "agent", b"agent", "participant", b"participant", "removed_id", b"removed_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent", b"_agent", "_participant", b"_participant", "_removed_id", b"_removed_id", "agent", b"agent", "participant", b"participant", "removed_id", b"removed_id", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agent: _TypeAlias = _typing.Literal["agent"]  # noqa: Y015
+    _WhichOneofArgType__agent: _TypeAlias = _typing.Literal["_agent", b"_agent"]  # noqa: Y015
+    _WhichOneofReturnType__participant: _TypeAlias = _typing.Literal["participant"]  # noqa: Y015
+    _WhichOneofArgType__participant: _TypeAlias = _typing.Literal["_participant", b"_participant"]  # noqa: Y015
+    _WhichOneofReturnType__removed_id: _TypeAlias = _typing.Literal["removed_id"]  # noqa: Y015
+    _WhichOneofArgType__removed_id: _TypeAlias = _typing.Literal["_removed_id", b"_removed_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agent) -> _WhichOneofReturnType__agent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__participant) -> _WhichOneofReturnType__participant | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__removed_id) -> _WhichOneofReturnType__removed_id | None: ...
+
+Global___WatchFleetResponse: _TypeAlias = WatchFleetResponse  # noqa: Y015

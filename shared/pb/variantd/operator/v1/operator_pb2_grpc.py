@@ -156,6 +156,11 @@ class ExperimentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteVariantRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.WatchExperiments = channel.unary_stream(
+                '/variantd.operator.v1.ExperimentService/WatchExperiments',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchExperimentsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchExperimentsResponse.FromString,
+                _registered_method=True)
 
 
 class ExperimentServiceServicer(object):
@@ -330,6 +335,13 @@ class ExperimentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchExperiments(self, request, context):
+        """Experiments that are not archived, all of them first, then whatever changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExperimentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -452,6 +464,11 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.DeleteVariant,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteVariantRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'WatchExperiments': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchExperiments,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchExperimentsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchExperimentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1113,6 +1130,33 @@ class ExperimentService(object):
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def WatchExperiments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/WatchExperiments',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchExperimentsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchExperimentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class AssignmentServiceStub(object):
     """Who has which variant.
@@ -1308,6 +1352,11 @@ class DeploymentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListOutcomesRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListOutcomesResponse.FromString,
                 _registered_method=True)
+        self.WatchDeployments = channel.unary_stream(
+                '/variantd.operator.v1.DeploymentService/WatchDeployments',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchDeploymentsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchDeploymentsResponse.FromString,
+                _registered_method=True)
 
 
 class DeploymentServiceServicer(object):
@@ -1342,6 +1391,13 @@ class DeploymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchDeployments(self, request, context):
+        """The newest deployment of every slot, all of them first, then whatever changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DeploymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1364,6 +1420,11 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
                     servicer.ListOutcomes,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListOutcomesRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListOutcomesResponse.SerializeToString,
+            ),
+            'WatchDeployments': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDeployments,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchDeploymentsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchDeploymentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1475,6 +1536,33 @@ class DeploymentService(object):
             '/variantd.operator.v1.DeploymentService/ListOutcomes',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListOutcomesRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListOutcomesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDeployments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/variantd.operator.v1.DeploymentService/WatchDeployments',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchDeploymentsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchDeploymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1647,6 +1735,11 @@ class FleetServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateEnrollmentTokenRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.EnrollmentToken.FromString,
                 _registered_method=True)
+        self.WatchFleet = channel.unary_stream(
+                '/variantd.operator.v1.FleetService/WatchFleet',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchFleetRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchFleetResponse.FromString,
+                _registered_method=True)
         self.ListEnrollmentTokens = channel.unary_unary(
                 '/variantd.operator.v1.FleetService/ListEnrollmentTokens',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEnrollmentTokensRequest.SerializeToString,
@@ -1763,6 +1856,13 @@ class FleetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchFleet(self, request, context):
+        """Participants and agents, all of them first, then whatever changes but when they were last seen.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEnrollmentTokens(self, request, context):
         """Enrollment tokens of the project, newest first, without their secret.
         """
@@ -1847,6 +1947,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.CreateEnrollmentToken,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateEnrollmentTokenRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.EnrollmentToken.SerializeToString,
+            ),
+            'WatchFleet': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchFleet,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchFleetRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchFleetResponse.SerializeToString,
             ),
             'ListEnrollmentTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEnrollmentTokens,
@@ -2260,6 +2365,33 @@ class FleetService(object):
             '/variantd.operator.v1.FleetService/CreateEnrollmentToken',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateEnrollmentTokenRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.EnrollmentToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchFleet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/WatchFleet',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchFleetRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WatchFleetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -90,6 +90,8 @@ class ExperimentServiceStub:
     """Changes a variant; after start only name, description and metadata."""
     DeleteVariant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DeleteVariantRequest, _empty_pb2.Empty]
     """Removes a variant from a draft."""
+    WatchExperiments: _grpc.UnaryStreamMultiCallable[_operator_pb2.WatchExperimentsRequest, _operator_pb2.WatchExperimentsResponse]
+    """Experiments that are not archived, all of them first, then whatever changes."""
 
 @_typing.type_check_only
 class ExperimentServiceAsyncStub(ExperimentServiceStub):
@@ -144,6 +146,8 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     """Changes a variant; after start only name, description and metadata."""
     DeleteVariant: _aio.UnaryUnaryMultiCallable[_operator_pb2.DeleteVariantRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes a variant from a draft."""
+    WatchExperiments: _aio.UnaryStreamMultiCallable[_operator_pb2.WatchExperimentsRequest, _operator_pb2.WatchExperimentsResponse]  # type: ignore[assignment]
+    """Experiments that are not archived, all of them first, then whatever changes."""
 
 class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Experiments, their variants and their life."""
@@ -340,6 +344,14 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Removes a variant from a draft."""
 
+    @_abc_1.abstractmethod
+    def WatchExperiments(
+        self,
+        request: _operator_pb2.WatchExperimentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.WatchExperimentsResponse], _abc.AsyncIterator[_operator_pb2.WatchExperimentsResponse]]:
+        """Experiments that are not archived, all of them first, then whatever changes."""
+
 def add_ExperimentServiceServicer_to_server(servicer: ExperimentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AssignmentServiceStub:
@@ -412,6 +424,8 @@ class DeploymentServiceStub:
     """Deployments of an experiment, newest first."""
     ListOutcomes: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListOutcomesRequest, _operator_pb2.ListOutcomesResponse]
     """Everything the host reported about a deployment, oldest first."""
+    WatchDeployments: _grpc.UnaryStreamMultiCallable[_operator_pb2.WatchDeploymentsRequest, _operator_pb2.WatchDeploymentsResponse]
+    """The newest deployment of every slot, all of them first, then whatever changes."""
 
 @_typing.type_check_only
 class DeploymentServiceAsyncStub(DeploymentServiceStub):
@@ -426,6 +440,8 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """Deployments of an experiment, newest first."""
     ListOutcomes: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListOutcomesRequest, _operator_pb2.ListOutcomesResponse]  # type: ignore[assignment]
     """Everything the host reported about a deployment, oldest first."""
+    WatchDeployments: _aio.UnaryStreamMultiCallable[_operator_pb2.WatchDeploymentsRequest, _operator_pb2.WatchDeploymentsResponse]  # type: ignore[assignment]
+    """The newest deployment of every slot, all of them first, then whatever changes."""
 
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Changes of what slots should hold, and what became of them."""
@@ -461,6 +477,14 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListOutcomesResponse, _abc.Awaitable[_operator_pb2.ListOutcomesResponse]]:
         """Everything the host reported about a deployment, oldest first."""
+
+    @_abc_1.abstractmethod
+    def WatchDeployments(
+        self,
+        request: _operator_pb2.WatchDeploymentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.WatchDeploymentsResponse], _abc.AsyncIterator[_operator_pb2.WatchDeploymentsResponse]]:
+        """The newest deployment of every slot, all of them first, then whatever changes."""
 
 def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -532,6 +556,8 @@ class FleetServiceStub:
     """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants."""
     CreateEnrollmentToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrollmentTokenRequest, _operator_pb2.EnrollmentToken]
     """Makes an enrollment token; it is shown this once."""
+    WatchFleet: _grpc.UnaryStreamMultiCallable[_operator_pb2.WatchFleetRequest, _operator_pb2.WatchFleetResponse]
+    """Participants and agents, all of them first, then whatever changes but when they were last seen."""
     ListEnrollmentTokens: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListEnrollmentTokensRequest, _operator_pb2.ListEnrollmentTokensResponse]
     """Enrollment tokens of the project, newest first, without their secret."""
 
@@ -570,6 +596,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants."""
     CreateEnrollmentToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrollmentTokenRequest, _operator_pb2.EnrollmentToken]  # type: ignore[assignment]
     """Makes an enrollment token; it is shown this once."""
+    WatchFleet: _aio.UnaryStreamMultiCallable[_operator_pb2.WatchFleetRequest, _operator_pb2.WatchFleetResponse]  # type: ignore[assignment]
+    """Participants and agents, all of them first, then whatever changes but when they were last seen."""
     ListEnrollmentTokens: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListEnrollmentTokensRequest, _operator_pb2.ListEnrollmentTokensResponse]  # type: ignore[assignment]
     """Enrollment tokens of the project, newest first, without their secret."""
 
@@ -695,6 +723,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.EnrollmentToken, _abc.Awaitable[_operator_pb2.EnrollmentToken]]:
         """Makes an enrollment token; it is shown this once."""
+
+    @_abc_1.abstractmethod
+    def WatchFleet(
+        self,
+        request: _operator_pb2.WatchFleetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.WatchFleetResponse], _abc.AsyncIterator[_operator_pb2.WatchFleetResponse]]:
+        """Participants and agents, all of them first, then whatever changes but when they were last seen."""
 
     @_abc_1.abstractmethod
     def ListEnrollmentTokens(
