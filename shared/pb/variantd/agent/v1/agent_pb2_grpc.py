@@ -200,7 +200,8 @@ class AgentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Exchange(self, request, context):
-        """The same messages in one poll, for proxies that break long streams.
+        """The same messages in one poll, for proxies that break long streams. Every poll begins with a whole Hello; polls
+        with the same session epoch are one session. The answer is held back a few seconds while there is nothing to say.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

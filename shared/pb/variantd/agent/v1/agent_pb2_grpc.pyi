@@ -91,7 +91,9 @@ class AgentServiceStub:
     Sync: _grpc.StreamStreamMultiCallable[_agent_pb2.SyncRequest, _agent_pb2.SyncResponse]
     """Control: small messages both ways for the life of a session. Everything needed to go on is in Hello."""
     Exchange: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ExchangeRequest, _agent_pb2.ExchangeResponse]
-    """The same messages in one poll, for proxies that break long streams."""
+    """The same messages in one poll, for proxies that break long streams. Every poll begins with a whole Hello; polls
+    with the same session epoch are one session. The answer is held back a few seconds while there is nothing to say.
+    """
     FetchContent: _grpc.UnaryStreamMultiCallable[_agent_pb2.FetchContentRequest, _agent_pb2.FetchContentResponse]
     """Content above the inline limit, by digest; only digests in the caller's own desired slots."""
     UploadContent: _grpc.StreamUnaryMultiCallable[_agent_pb2.UploadContentRequest, _agent_pb2.UploadContentResponse]
@@ -109,7 +111,9 @@ class AgentServiceAsyncStub(AgentServiceStub):
     Sync: _aio.StreamStreamMultiCallable[_agent_pb2.SyncRequest, _agent_pb2.SyncResponse]  # type: ignore[assignment]
     """Control: small messages both ways for the life of a session. Everything needed to go on is in Hello."""
     Exchange: _aio.UnaryUnaryMultiCallable[_agent_pb2.ExchangeRequest, _agent_pb2.ExchangeResponse]  # type: ignore[assignment]
-    """The same messages in one poll, for proxies that break long streams."""
+    """The same messages in one poll, for proxies that break long streams. Every poll begins with a whole Hello; polls
+    with the same session epoch are one session. The answer is held back a few seconds while there is nothing to say.
+    """
     FetchContent: _aio.UnaryStreamMultiCallable[_agent_pb2.FetchContentRequest, _agent_pb2.FetchContentResponse]  # type: ignore[assignment]
     """Content above the inline limit, by digest; only digests in the caller's own desired slots."""
     UploadContent: _aio.StreamUnaryMultiCallable[_agent_pb2.UploadContentRequest, _agent_pb2.UploadContentResponse]  # type: ignore[assignment]
@@ -136,7 +140,9 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ExchangeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ExchangeResponse, _abc.Awaitable[_agent_pb2.ExchangeResponse]]:
-        """The same messages in one poll, for proxies that break long streams."""
+        """The same messages in one poll, for proxies that break long streams. Every poll begins with a whole Hello; polls
+        with the same session epoch are one session. The answer is held back a few seconds while there is nothing to say.
+        """
 
     @_abc_1.abstractmethod
     def FetchContent(
