@@ -100,7 +100,10 @@ PARTICIPANT_KEYS: Mapping[str, Key] = {
     "probe": Key("", "accepted, not run in this version"),
     "exposure": Key("reported", "`on_open` is accepted and acts as `reported` in this version"),
     "allow_users": Key("", "users besides the root's owner that may report for it"),
-    "share_content": Key("false", "accepted; nothing reads content back in this version"),
+    "share_content": Key(
+        "false",
+        "whether operators that hold `content:read` may read the targets (`variantctl participants read`)",
+    ),
 }
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -8,7 +8,7 @@ acknowledged. Lives in exactly one event loop, on one channel for as long as its
 import asyncio
 import os
 import platform
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from agent.identity import Identity
 from agent.polls import Polls
 from agent.reconciler import Reconciler
 from agent.session import Ended, Session
+from agent.sharing import Answer, Sharing, Wish
 from agent.spool import Receipt
 from shared import VERSION, logs, wire
 from shared.backoff import Backoff
@@ -54,6 +55,7 @@ LASTED_SECONDS = 60.0  # a session that lived so long was a good one
 CUTS = 3  # streams that opened and did not last, one after the other: something on the way cuts them
 RECONNECT_JITTER = 10.0
 CALL_SECONDS = 60.0  # deadline of a unary call
+UPLOAD_SECONDS = 15.0  # the control plane does not wait longer
 BATCH_LIMITS = (500, 512 * 1024)  # records, bytes; the control plane may ask for less
 SKEW_SECONDS = 60
 RETIRE_SECONDS = 5.0  # for the calls under way on a channel that is given up
@@ -98,6 +100,7 @@ class Link:
         self._session_id = ""
         self._last_error = ""
         self._skew = 0
+        self._sharing = Sharing(config, tell=self._answer, upload=self._upload)
         self.limits = BATCH_LIMITS
 
     # -- what others ask and say -----------------------------------------------------------------
@@ -135,6 +138,12 @@ class Link:
                 if not tries_left:
                     raise
         raise AssertionError("unreachable")
+
+    async def _upload(self, request_id: bytes, digest: Digest, pieces: Iterable[bytes]) -> None:
+        messages = [pb.UploadContentRequest(chunk=piece) for piece in pieces]
+        messages[0].request_id, messages[0].digest = request_id, digest
+        async with self._stub() as stub:
+            await stub.UploadContent(iter(messages), timeout=UPLOAD_SECONDS)
 
     async def renew(self, signing_request: bytes) -> tuple[bytes, tuple[bytes, ...]]:
         """(certificate, authorities) in DER, to follow the present ones; unchecked. Raises shared.errors."""
@@ -221,6 +230,7 @@ class Link:
     def reconfigure(self, config: AgentConfig) -> None:
         """The control plane learns what this host serves now, by the Hello of a new session."""
         self._config = config
+        self._sharing.reconfigure(config)
         if self._session is not None:
             self._session.leave("reload")
 
@@ -240,6 +250,7 @@ class Link:
                 wait = await self._after(await self._converse())
         finally:
             self._now("stopped")
+            await self._sharing.stop()
             await self._close_channel()
 
     async def _pause(self, seconds: float) -> None:
@@ -395,6 +406,13 @@ class Link:
 
     def offered(self, offer: Offer) -> None:
         self._reconciler.offer(offer)
+
+    def wished(self, wish: Wish) -> None:
+        self._sharing.wish(wish)
+
+    def _answer(self, answer: Answer) -> None:
+        if self._session is not None:
+            self._session.answer(answer)
 
     def acknowledged(self, key: OutcomeKey) -> None:
         self._reconciler.acknowledged(key)

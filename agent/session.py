@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from agent.sharing import Answer, Wish
 from shared import logs, wire
 from shared.clock import Clock
 from shared.errors import Invalid
@@ -55,6 +56,9 @@ class Party(Protocol):
     def offered(self, offer: Offer) -> None:
         """A trusted control plane says what a slot should hold."""
 
+    def wished(self, wish: Wish) -> None:
+        """A trusted control plane wishes to see a file; `Session.answer` tells it."""
+
     def acknowledged(self, key: OutcomeKey) -> None:
         """An outcome is durable there."""
 
@@ -94,6 +98,11 @@ class Session:
         """The outcome goes up on this stream, where the other side is trusted; else a later one tells it."""
         if self._trusted:
             self._outbox.put_nowait(pb.SyncRequest(outcome=wire.outcome_to_pb(outcome)))
+
+    def answer(self, answer: Answer) -> None:
+        """The answer goes up on this stream."""
+        if self._trusted:
+            self._outbox.put_nowait(pb.SyncRequest(file_content=content_to_pb(answer)))
 
     def leave(self, reason: str) -> None:
         """The session says Goodbye for this reason and ends as planned."""
@@ -156,6 +165,8 @@ class Session:
             await self._open(message.welcome)
         elif kind == "offer" and self._trusted:
             self._party.offered(wire.offer_from_pb(message.offer))
+        elif kind == "read_file" and self._trusted:
+            self._party.wished(wish_from_pb(message.read_file))
         elif kind == "outcome_ack" and self._trusted:
             self._party.acknowledged(wire.outcome_ack_from_pb(message.outcome_ack))
         elif kind == "heartbeat_ack":
@@ -234,3 +245,25 @@ class Session:
         self._outbox.put_nowait(pb.SyncRequest(goodbye=pb.Goodbye(reason=reason)))
         self._outbox.put_nowait(None)
         await asyncio.wait([self._tasks["write"], self._tasks["read"]], timeout=LEAVE_SECONDS)
+
+
+def wish_from_pb(message: pb.ReadFile) -> Wish:
+    """The wish of a message; what is wrong with it is found when it is answered."""
+    return Wish(
+        request_id=message.request_id,
+        participant=message.participant_id,
+        path=message.path,
+        max_bytes=message.max_bytes,
+    )
+
+
+def content_to_pb(answer: Answer) -> pb.FileContent:
+    """The message of an answer."""
+    absent = answer.digest is None and answer.refused is None
+    return pb.FileContent(
+        request_id=answer.request_id,
+        content=answer.content,
+        digest=answer.digest or b"",
+        refused=wire.reason_to_pb(answer.refused),
+        absent=absent,
+    )

@@ -277,7 +277,7 @@ async def test_messages_of_later_versions_are_tolerated(
     async with linked(tmp_path, control_plane):
         sync = await control_plane.session()
         await sync.send(preflight=pb.Preflight(request_id=new_id()))
-        await sync.send(read_file=pb.ReadFile(request_id=new_id()))
+        await sync.send(read_file=pb.ReadFile())
         await sync.send(offer=pb.Offer(revision=1))
         await sync.send()
         await sync.offer(offered())

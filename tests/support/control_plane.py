@@ -87,6 +87,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.replies: list[pb.ReportSpoolResponse | tuple[grpc.StatusCode, str]] = []  # for the next batches
         self.contents: dict[bytes, bytes] = {}
         self.fetches: list[pb.FetchContentRequest] = []
+        self.uploads: list[list[pb.UploadContentRequest]] = []
         self.break_fetch_after: list[int] = []  # bytes, for the next fetches
         self.agents = self.operator = ""
         self._server: grpc.aio.Server | None = None
@@ -289,8 +290,11 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         answers, self.to_poll = answers + self.to_poll, []
         return pb.ExchangeResponse(messages=answers, next_poll_ms=100)
 
-    async def UploadContent(self, request: Any, context: Context) -> pb.UploadContentResponse:  # type: ignore[override]
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not scripted")
+    async def UploadContent(  # type: ignore[override]
+        self, messages: AsyncIterator[pb.UploadContentRequest], context: Context
+    ) -> pb.UploadContentResponse:
+        self.uploads.append([message async for message in messages])
+        return pb.UploadContentResponse()
 
     async def RenewCertificate(  # type: ignore[override]
         self, request: pb.RenewCertificateRequest, context: Context
