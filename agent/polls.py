@@ -13,7 +13,16 @@ from typing import TypeVar
 
 import grpc
 
-from agent.session import LEAVE_SECONDS, OPENING_SECONDS, WINDOW_MS, Ended, Party
+from agent.session import (
+    LEAVE_SECONDS,
+    OPENING_SECONDS,
+    WINDOW_MS,
+    Ended,
+    Party,
+    content_to_pb,
+    wish_from_pb,
+)
+from agent.sharing import Answer
 from shared import logs, wire
 from shared.clock import Clock
 from shared.errors import Invalid
@@ -38,6 +47,7 @@ class Polls:
         self._exchange, self._hello, self._party = exchange, hello, party
         self._clock, self._random = clock, random
         self._offered: dict[tuple[str, bytes], SlotState] = {}
+        self._answers: list[Answer] = []
         self._admitted: tuple[bytes, bytes] | None = None
         self._trusted = False
         self._polls = 0
@@ -50,6 +60,10 @@ class Polls:
         slot = self._offered.get((outcome.participant, outcome.slot_id))
         if slot is not None and slot.revision == outcome.revision:
             self._offered[outcome.participant, outcome.slot_id] = replace(slot, result=outcome.result)
+
+    def answer(self, answer: Answer) -> None:
+        """The next poll tells the answer, once; where that is lost, whoever asked asks again."""
+        self._answers.append(answer)
 
     def leave(self, reason: str) -> None:
         """The session says Goodbye for this reason and ends as planned; a poll that is held open is given up."""
@@ -97,6 +111,8 @@ class Polls:
             pb.SyncRequest(heartbeat=beat),
         ]
         if self._trusted:
+            answers, self._answers = self._answers, []
+            messages += [pb.SyncRequest(file_content=content_to_pb(answer)) for answer in answers]
             room = MAX_MESSAGES - len(messages) - len(last)
             owed = self._party.unacknowledged()[:room]
             messages += [pb.SyncRequest(outcome=wire.outcome_to_pb(outcome)) for outcome in owed]
@@ -152,6 +168,8 @@ class Polls:
                 self._trusted = await self._party.welcomed(message.welcome)
         elif kind == "offer" and self._trusted:
             self._take_offer(wire.offer_from_pb(message.offer))
+        elif kind == "read_file" and self._trusted:
+            self._party.wished(wish_from_pb(message.read_file))
         elif kind == "outcome_ack" and self._trusted:
             self._party.acknowledged(wire.outcome_ack_from_pb(message.outcome_ack))
         elif kind == "heartbeat_ack":

@@ -57,7 +57,7 @@ class Party(Protocol):
         """A trusted control plane says what a slot should hold."""
 
     def wished(self, wish: Wish) -> None:
-        """A trusted control plane wishes to see a file; `Session.answer` tells it."""
+        """A trusted control plane wishes to see a file; the session's `answer` shows it."""
 
     def acknowledged(self, key: OutcomeKey) -> None:
         """An outcome is durable there."""

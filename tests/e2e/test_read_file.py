@@ -55,11 +55,14 @@ async def both(fleet: Fleet, participant: str, path: str) -> bytes | None:
     return body
 
 
-async def test_what_a_host_shares_is_read_and_nothing_else(fleet: Fleet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["stream", "poll"])
+async def test_what_a_host_shares_is_read_and_nothing_else(
+    fleet: Fleet, tmp_path: Path, transport: str
+) -> None:
     """Small, large, binary, empty and absent files; the rest is refused; no log and no database holds content."""
     targets = '["*.md", "config/**"]'
     own = {"open": {"share_content": "true"}}
-    host = await fleet.add_host("host", "open", "closed", targets=targets, own=own)
+    host = await fleet.add_host("host", "open", "closed", targets=targets, own=own, transport=transport)
     files = {
         "soul.md": (SECRET + "small\n").encode(),
         "config/a b+ü%.md": (SECRET + "in a folder, without a newline").encode(),
