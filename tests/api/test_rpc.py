@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from control_plane.api import errors
 from control_plane.api.codec import from_message, to_message
-from control_plane.api.operations import OPERATIONS
+from control_plane.api.operations import OPERATIONS, WATCHES
 from shared.errors import Code
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.support.plane import Plane
@@ -27,13 +27,13 @@ VALUES: dict[str, Any] = {
 
 
 def test_every_operation_is_on_both_transports() -> None:
-    """The table names every method of every operator service, once, and nothing else."""
+    """The tables name every method of every operator service, once, and nothing else."""
     methods = {
         f"{service.name}.{method.name}"
         for service in pb.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    named = [operation.rpc for operation in OPERATIONS]
+    named = [row.rpc for row in (*OPERATIONS, *WATCHES)]
     assert sorted(named) == sorted(methods)
 
 

@@ -45,7 +45,9 @@ async def test_a_dry_run_changes_nothing(plane: Plane, ctl: Run, manifest: Path)
 
     def stored() -> list[str]:
         with sqlite3.connect(f"file:{plane.data / 'variantd.db'}?mode=ro", uri=True) as database:
-            return list(database.iterdump())
+            rows = list(database.iterdump())
+        # that a key was used is noted at most once a minute, by whichever request comes first
+        return [row for row in rows if not row.startswith('INSERT INTO "api_key"')]
 
     empty = stored()
     shown = (await ctl("apply", "-f", str(manifest), "--dry-run", "--json")).json

@@ -1,0 +1,53 @@
+"""Domain → the JSON shape of each resource; gRPC shows the same.
+
+`null` stands for unknown or not applicable, never a missing key. Content is shown only to callers that may
+read it, and never in lists.
+"""
+
+from control_plane.api.resources.access import api_key, api_keys, audit, enrollment_token, enrollment_tokens
+from control_plane.api.resources.analysis import results
+from control_plane.api.resources.delivery import deployment, deployments, outcomes
+from control_plane.api.resources.designs import (
+    assignments,
+    experiment,
+    experiments,
+    findings,
+    lifecycle,
+    one_assignment,
+    one_variant,
+    opened_phase,
+    phases,
+    preview,
+    variant,
+    variants,
+)
+from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
+
+__all__ = [
+    "agent",
+    "agents",
+    "api_key",
+    "api_keys",
+    "assignments",
+    "audit",
+    "deployment",
+    "deployments",
+    "enrollment_token",
+    "enrollment_tokens",
+    "experiment",
+    "experiments",
+    "findings",
+    "lifecycle",
+    "one_assignment",
+    "one_variant",
+    "opened_phase",
+    "outcomes",
+    "participant",
+    "participants",
+    "phases",
+    "preview",
+    "results",
+    "variant",
+    "variants",
+    "whole_fleet",
+]

@@ -1,0 +1,98 @@
+"""Participants, agents and the fleet as a whole."""
+
+from control_plane.api.resources.shown import Json, at, ident, page
+from control_plane.domain.fleet import Agent
+from control_plane.services.fleet import ParticipantView
+from control_plane.services.work import Listing, Work
+from shared.ids import show_id
+from shared.model import show_digest
+from shared.moment import SECOND
+
+
+def participant(work: Work, view: ParticipantView) -> Json:
+    """A participant."""
+    return _participant(work, view)
+
+
+def participants(work: Work, listing: Listing) -> Json:
+    """A page of participants."""
+    return page(listing, lambda view: _participant(work, view))
+
+
+def _participant(work: Work, view: ParticipantView) -> Json:
+    p = view.participant
+    return {
+        "id": p.public_id,
+        "labels": {**p.labels, **p.host_labels},
+        "agentId": ident(p.agent_uid),
+        "bindingGeneration": p.binding_generation,
+        "hostname": p.hostname,
+        "presence": p.presence(work.now).value,
+        "lastSeenAt": at(p.last_seen_at),
+        "targets": list(p.targets),
+        "driftPolicy": p.drift_policy,
+        "exposure": p.exposure,
+        "files": [
+            {
+                "path": file.path,
+                "desiredDigest": show_digest(file.desired),
+                "runningDigest": show_digest(file.running),
+                "revision": str(file.revision),
+                "state": file.state,
+                "experimentId": show_id(file.experiment_id),
+                "variantId": ident(file.variant_id),
+            }
+            for file in view.files
+        ],
+        "createdAt": at(p.created_at),
+        "updatedAt": at(p.updated_at),
+    }
+
+
+def whole_fleet(work: Work, frozen_at: int | None) -> Json:
+    """The hosts of a project as a whole."""
+    return {"frozenAt": at(frozen_at)}
+
+
+def agent(work: Work, item: Agent) -> Json:
+    """An agent."""
+    return _agent(work, item)
+
+
+def agents(work: Work, listing: Listing) -> Json:
+    """A page of agents."""
+    return page(listing, lambda item: _agent(work, item))
+
+
+def _agent(work: Work, a: Agent) -> Json:
+    spool: Json | None = a.spool and {
+        "depth": a.spool["depth"],
+        "bytes": a.spool["bytes"],
+        "oldestAt": at(a.spool["oldestAt"] or None),
+        "lost": a.lost,
+    }
+    return {
+        "id": show_id(a.uid),
+        "name": a.name,
+        "hostname": a.hostname,
+        "labels": {**a.labels, **a.host_labels},
+        "version": a.version,
+        "capabilities": list(a.capabilities),
+        "platform": a.platform,
+        "presence": a.presence(work.now).value,
+        "connectedAt": at(a.connected_at),
+        "lastSeenAt": at(a.last_seen_at),
+        "bootId": a.boot_id,
+        "sessionEpoch": a.session_epoch,
+        "participantIds": list(a.participants),
+        "certificate": {
+            "serial": a.certificate_serial,
+            "notAfterAt": at(a.certificate_not_after),
+            "daysLeft": (a.certificate_not_after - work.now) // (86_400 * SECOND),
+        },
+        "spool": spool,
+        "conditions": [{**condition, "sinceAt": at(condition["sinceAt"])} for condition in a.conditions],
+        "bannedAt": at(a.banned_at),
+        "retiredAt": at(a.retired_at),
+        "enrolledAt": at(a.enrolled_at),
+    }
