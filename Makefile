@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # The suite is bound by real processes starting, not by the processor: a few more workers than cores.
 WORKERS ?= 3
 
-.PHONY: help demo test check format generate lock clean
+.PHONY: help demo test check bench format generate lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ demo: $(VENV)/.run  ## Run a real experiment on this machine (ONCE=1: finish by 
 
 test: $(VENV)/.dev  ## Run the whole suite
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+bench: $(VENV)/.dev  ## Measure beside a limit in the same run: BENCH=api; BENCH_ARGS are its options
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bench.$(or $(BENCH),$(error say which, as in make bench BENCH=api: $(basename $(notdir $(filter-out %/__init__.py,$(wildcard tests/bench/*.py)))))) $(BENCH_ARGS)
 
 check: $(VENV)/.dev  ## Lint, types, import contracts, freshness of generated code, protocol lint
 	$(BIN)/ruff check .

@@ -1,0 +1,20 @@
+"""The measurements themselves work; what they say is for people to read."""
+
+import asyncio
+import json
+import sys
+
+import pytest
+
+
+@pytest.mark.timeout(120)
+async def test_the_operator_api_is_measured_beside_bare_handlers() -> None:
+    """Every operation on both transports has its row, with processor and wall time on both sides."""
+    command = ("-m", "tests.bench.api", "--rounds", "1", "--calls", "4", "--width", "2")
+    child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    wanted = {(way, name) for way in ("REST", "gRPC") for name in ("create", "get", "list", "start")}
+    assert {(row["transport"], row["operation"]) for row in rows} == wanted
+    assert all(row["cpuMicros"] > 0 and row["bareCpuMicros"] > 0 and row["wallMicros"] > 0 for row in rows)
