@@ -15,8 +15,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
-from control_plane.cli import show
-from control_plane.cli.manifest import FactorManifest, LevelManifest, Manifest, Metric, VariantManifest, load
+from control_plane.cli import show, specs
+from control_plane.cli.manifest import Manifest, Metric, VariantManifest, load
 from control_plane.cli.preview import Touched, planned, print_touched, touched_by
 from control_plane.cli.session import Exit, Failure, Session, request_id
 from shared.errors import Fault
@@ -220,7 +220,8 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "labels": manifest.labels,
         "metadata": manifest.metadata,
         "targetFile": manifest.target_file,
-        "factors": [_factor(factor) for factor in manifest.factors],
+        "factors": [specs.factor(factor) for factor in manifest.factors],
+        "switchback": show.to_json(blocks) if (blocks := specs.switchback(manifest)) else None,
         "participants": {"ids": sorted(manifest.participant_ids), "labels": manifest.participant_labels},
         "metrics": {
             "primary": _metric(manifest.primary) if manifest.primary else None,
@@ -230,19 +231,6 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "exposureCriteria": {"settleSeconds": manifest.settle_seconds},
         "analysis": {"alpha": manifest.alpha},
     }
-
-
-def _factor(factor: FactorManifest) -> dict[str, Any]:
-    levels = [
-        {"key": level.key, "name": level.name, "digest": show_digest(digest(level.body))}
-        for level in factor.levels
-    ]
-    return {"key": factor.key, "targetFile": factor.target_file, "levels": levels}
-
-
-def _factor_of(present: pb.Factor) -> dict[str, Any]:
-    levels = [{"key": level.key, "name": level.name, "digest": level.digest} for level in present.levels]
-    return {"key": present.key, "targetFile": present.target_file, "levels": levels}
 
 
 def _metric(metric: Metric) -> dict[str, str]:
@@ -259,7 +247,8 @@ def _fields_of(present: pb.Experiment) -> dict[str, Any]:
         "labels": shown["labels"],
         "metadata": shown["metadata"] or {},
         "targetFile": shown["targetFile"],
-        "factors": [_factor_of(factor) for factor in present.factors],
+        "factors": [specs.factor_of(factor) for factor in present.factors],
+        "switchback": shown["switchback"],
         "participants": {"ids": sorted(selector.ids), "labels": dict(selector.labels)},
         "metrics": shown["metrics"] or show.to_json(pb.Metrics()),
         "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
@@ -307,7 +296,7 @@ def _variant(wanted: VariantManifest) -> dict[str, Any]:
         "weight": wanted.weight,
         "config": wanted.config,
         "metadata": wanted.metadata,
-        "targetingRules": {"labels": [show.to_json(rule) for rule in _rules(wanted).labels]},
+        "targetingRules": {"labels": [show.to_json(rule) for rule in specs.rules(wanted).labels]},
         "levels": wanted.levels,
         "files": {path: show_digest(digest(body)) for path, body in sorted(wanted.files.items())},
     }
@@ -400,7 +389,8 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
         description=manifest.description,
         type=manifest.type,
         target_file=manifest.target_file,
-        factors=_factors(manifest),
+        factors=specs.factors(manifest),
+        switchback=specs.switchback(manifest),
         variants=[
             pb.VariantSpec(
                 key=item.key,
@@ -408,8 +398,8 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
                 description=item.description,
                 is_control=item.is_control,
                 weight=item.weight,
-                files=_files(item),
-                targeting_rules=_rules(item) if item.rules else None,
+                files=specs.files(item),
+                targeting_rules=specs.rules(item) if item.rules else None,
                 levels=item.levels,
                 config=_struct(item.config) if item.config else None,
                 metadata=_struct(item.metadata) if item.metadata else None,
@@ -432,7 +422,8 @@ def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.
         id=present.id,
         name=manifest.name if "name" in fields else None,
         description=manifest.description if "description" in fields else None,
-        factors=_factors(manifest) if "factors" in fields else None,
+        factors=specs.factors(manifest) if "factors" in fields else None,
+        switchback=specs.switchback(manifest) if "switchback" in fields else None,
         target_file=manifest.target_file if "targetFile" in fields else None,
         participants=_selector(manifest) if "participants" in fields else None,
         metrics=_metrics(manifest) if "metrics" in fields else None,
@@ -467,8 +458,8 @@ def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: se
             description=wanted.description,
             is_control=wanted.is_control,
             weight=wanted.weight,
-            files=_files(wanted),
-            targeting_rules=_rules(wanted) if wanted.rules else None,
+            files=specs.files(wanted),
+            targeting_rules=specs.rules(wanted) if wanted.rules else None,
             levels=wanted.levels,
             config=_struct(wanted.config) if wanted.config else None,
             metadata=_struct(wanted.metadata) if wanted.metadata else None,
@@ -483,8 +474,8 @@ def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: se
         description=wanted.description if "description" in fields else None,
         is_control=wanted.is_control if "isControl" in fields else None,
         weight=wanted.weight if "weight" in fields else None,
-        files=_files(wanted) if "files" in fields else None,
-        targeting_rules=_rules(wanted) if "targetingRules" in fields and wanted.rules else None,
+        files=specs.files(wanted) if "files" in fields else None,
+        targeting_rules=specs.rules(wanted) if "targetingRules" in fields and wanted.rules else None,
         levels=wanted.levels if "levels" in fields else None,
         config=_struct(wanted.config) if "config" in fields and wanted.config else None,
         metadata=_struct(wanted.metadata) if "metadata" in fields and wanted.metadata else None,
@@ -492,44 +483,6 @@ def _change_variant(session: Session, experiment_id: str, pair: Pair, fields: se
         request_id=request_id(),
     )
     session.call(session.experiments.UpdateVariant, changed)
-
-
-def _factors(manifest: Manifest) -> list[pb.FactorSpec]:
-    return [
-        pb.FactorSpec(
-            key=factor.key,
-            target_file=factor.target_file,
-            levels=[_level(level) for level in factor.levels],
-        )
-        for factor in manifest.factors
-    ]
-
-
-def _level(level: LevelManifest) -> pb.LevelSpec:
-    spec = file_spec("", level.body)
-    content = spec.content if spec.HasField("content") else None
-    encoded = spec.content_base64 if spec.HasField("content_base64") else None
-    return pb.LevelSpec(key=level.key, name=level.name, content=content, content_base64=encoded)
-
-
-def _rules(variant: VariantManifest) -> pb.TargetingRules:
-    return pb.TargetingRules(
-        labels=[
-            pb.LabelRule(key=rule.key, operator=rule.operator, value=rule.value) for rule in variant.rules
-        ]
-    )
-
-
-def _files(variant: VariantManifest) -> list[pb.FileSpec]:
-    return [file_spec(path, body) for path, body in sorted(variant.files.items())]
-
-
-def file_spec(path: str, body: bytes) -> pb.FileSpec:
-    """Content as text where it is UTF-8, else as bytes."""
-    try:
-        return pb.FileSpec(path=path, content=body.decode())
-    except UnicodeDecodeError:
-        return pb.FileSpec(path=path, content_base64=body)
 
 
 def _selector(manifest: Manifest) -> pb.ParticipantSelector:

@@ -20,9 +20,9 @@ import typer
 from rich.text import Text
 
 from control_plane.cli import show
-from control_plane.cli.apply import file_spec
 from control_plane.cli.preview import planned, print_touched, touched_by
 from control_plane.cli.session import Failure, Session, request_id
+from control_plane.cli.specs import file_spec
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 

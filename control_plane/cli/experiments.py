@@ -139,6 +139,7 @@ def _describe(session: Session, found: pb.Experiment) -> None:
         "description": found.description,
         "target": ", ".join(found.target_files),
         "metric": f"{primary.event_name} ({show.word(primary, 'goal')})" if primary.event_name else None,
+        "blocks": _blocks(found),
         "participants": planned(found),
         "created": f"{show.moment(found, 'created_at')} by {found.created_by}",
         "started": show.moment(found, "started_at"),
@@ -170,6 +171,14 @@ def _describe(session: Session, found: pb.Experiment) -> None:
         empty="it has no variants yet",
         right=("weight", "bytes"),
     )
+
+
+def _blocks(found: pb.Experiment) -> str | None:
+    """The blocks of a switchback in words."""
+    if not found.HasField("switchback"):
+        return None
+    settings = found.switchback
+    return f"{settings.blocks} of {settings.block_duration}, washout {settings.washout}"
 
 
 def _rules(variant: pb.Variant) -> str:

@@ -93,6 +93,12 @@ class _Factor(_Part):
     levels: list[_Level]
 
 
+class _Switchback(_Part):
+    block_duration: str
+    blocks: Annotated[int, Field(ge=2, le=1000)]
+    washout: str = "PT0S"
+
+
 class _Exposure(_Part):
     settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
 
@@ -107,7 +113,7 @@ class _Document(_Part):
     key: str
     name: Annotated[str, Field(min_length=1, max_length=400)]
     description: Annotated[str, Field(max_length=3000)] = ""
-    type: Literal["ab", "multivariate", "personalization"] = "ab"
+    type: Literal["ab", "multivariate", "personalization", "switchback"] = "ab"
     labels: dict[str, str] = {}
     metadata: dict[str, Any] = {}
     target_file: Annotated[str, Field(min_length=1)] | None = None
@@ -115,13 +121,14 @@ class _Document(_Part):
     metrics: _Metrics = _Metrics()
     exposure_criteria: _Exposure = _Exposure()
     analysis: _Analysis = _Analysis()
+    switchback: _Switchback | None = None
     factors: list[_Factor] = []
     variants: list[_Variant] = []
 
 
 NOT_YET = frozenset(
     (
-        *("rollout", "schedule", "factors", "levels", "targetingRules", "trafficAllocation", "switchback"),
+        *("rollout", "schedule", "targetingRules", "trafficAllocation"),
         *("allowHostLabels", "holdoutId", "requires", "multipleVariants", "decision", "horizonDays"),
         *("tuning", "variance", "prior", "power", "minimumDetectableEffect", "clusterBy", "margin"),
         *("excludedVariantIds", "excludedParticipantIds", "kind", "role", "window", "denominatorEventName"),
@@ -204,6 +211,7 @@ class Manifest:
     guardrail: tuple[Metric, ...]
     settle_seconds: int
     alpha: float
+    switchback: dict[str, Any] | None = None
     factors: tuple[FactorManifest, ...] = ()
     variants: tuple[VariantManifest, ...] = field(default=())
 
@@ -323,6 +331,7 @@ def _manifest(
         guardrail=tuple(_metric(item) for item in metrics.guardrail),
         settle_seconds=document.exposure_criteria.settle_seconds,
         alpha=document.analysis.alpha,
+        switchback=document.switchback.model_dump() if document.switchback else None,
         factors=tuple(factors),
         variants=tuple(variants),
     )
@@ -398,8 +407,6 @@ def _fault(path: Sequence[object], kind: str, message: str, value: object) -> Fa
         close = difflib.get_close_matches(last, sorted(_known(path[:-1])), n=1)
         remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(_known(path[:-1])))}"
         return Fault(field=where, message="is not a known field", remedy=remedy)
-    if where == "type" and value == "switchback":
-        return Fault(field=where, message=f"this control plane does not have {value} yet", remedy="use ab")
     if where == "participants":
         return Fault(field=where, message="is neither a list of ids nor {labels: …}")
     if kind == "literal_error":
@@ -421,6 +428,7 @@ def _known(path: Sequence[object]) -> set[str]:
         "files": _File,
         "targetingRules": _Rules,
         "factors": _Factor,
+        "switchback": _Switchback,
         "levels": _Level,
         "primary": _Metric,
         "secondary": _Metric,

@@ -38,6 +38,7 @@ _REASONS = {
     "NO_CONTROL": "there is no control to compare with",
 }
 _UNCOMPARED = {
+    "SWITCHBACK_NOT_COMPUTED": "blocks of a switchback are not analysed yet, and summed up they prove nothing",
     "NOT_RANDOMIZED": "rules chose the variants, so they are not compared: who has which differs in more than it",
 }
 

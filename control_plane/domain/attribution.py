@@ -65,7 +65,10 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolled:
-    """An assignment as attribution needs it: the interval, the variant's digests by path, settle time."""
+    """An assignment as attribution needs it: the interval, the variant's digests by path, settle time.
+
+    Of a switchback it is one time block, and a washout that is longer is its settle time.
+    """
 
     phase_id: bytes
     variant_id: bytes
@@ -73,6 +76,7 @@ class Enrolled:
     from_at: int
     to_at: int | None
     settle: int
+    block: int = 0
 
     def covers(self, moment: int) -> bool:
         """The assignment was in force at `moment`."""
@@ -102,6 +106,7 @@ class Attributed:
     event: Happening
     assigned: Standing
     delivered: Standing
+    block: int = 0
 
 
 def attribute(
@@ -115,6 +120,7 @@ def attribute(
             event=event,
             assigned=assigned,
             delivered=assigned if assigned is not Standing.ELIGIBLE else _content(event, phase, timelines),
+            block=phase.block,
         )
         for phase in enrolled
         if phase.covers(event.occurred_at) and (not event.path or event.path in phase.digests)
@@ -155,22 +161,24 @@ def settle(seconds: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class UnitKey:
-    """A unit within a batch: phase, participant (internal id), subject (empty: none)."""
+    """A unit within a batch: phase, participant (internal id), subject (empty: none), time block (0: none)."""
 
     phase_id: bytes
     participant_id: bytes
     subject: str
+    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A tally row: phase, variant, participant, event name (empty: impressions), UTC day."""
+    """A tally row: phase, variant, participant, event name (empty: impressions), UTC day, time block."""
 
     phase_id: bytes
     variant_id: bytes
     participant_id: bytes
     event_name: str
     day: int
+    block: int = 0
 
 
 @dataclass(slots=True)
@@ -205,7 +213,7 @@ class Tallies:
         """Every row that changes, in a fixed order, so that concurrent writers lock alike."""
         touched = set(self.assigned) | set(self.delivered)
         return sorted(
-            touched, key=lambda c: (c.phase_id, c.variant_id, c.participant_id, c.event_name, c.day)
+            touched, key=lambda c: (c.phase_id, c.variant_id, c.participant_id, c.block, c.event_name, c.day)
         )
 
 
@@ -225,7 +233,7 @@ def advance(state: UnitState, key: UnitKey, events: Sequence[Attributed], tallie
             if change is None:
                 return False
             for name, day, count, units, value in change:
-                cell = Cell(item.phase_id, item.variant_id, key.participant_id, name, day)
+                cell = Cell(item.phase_id, item.variant_id, key.participant_id, name, day, key.block)
                 scratch.append((sums, cell, count, units, value))
     state.assigned, state.delivered = assigned, delivered
     for sums, cell, count, units, value in scratch:
@@ -310,11 +318,14 @@ def _contribution(key: UnitKey, events: Sequence[Attributed], side: str) -> dict
             continue
         name = event.event_name if event.kind is EventKind.CONVERSION else ""
         variants[name] = item.variant_id
-        cell = Cell(item.phase_id, item.variant_id, key.participant_id, name, utc_day(event.occurred_at))
+        cell = Cell(
+            item.phase_id, item.variant_id, key.participant_id, name, utc_day(event.occurred_at), key.block
+        )
         _add(cells[cell], 1, 0, event.value_micros or 0)
     for name, first in firsts.items():
         if first is not None:
-            cells[Cell(key.phase_id, variants[name], key.participant_id, name, utc_day(first))].units += 1
+            cell = Cell(key.phase_id, variants[name], key.participant_id, name, utc_day(first), key.block)
+            cells[cell].units += 1
     return dict(cells)
 
 

@@ -32,6 +32,7 @@ class Origin(StrEnum):
 
     START = "start"
     LATE_JOIN = "late_join"
+    SWITCHBACK = "switchback"
     PHASE = "phase"
     FORCED = "forced"
     UNFORCED = "unforced"

@@ -9,9 +9,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from control_plane.domain.fields import Labels, Moment, ParticipantIds, Percent, Request, whole
+from control_plane.domain.fields import (
+    Duration,
+    Labels,
+    Moment,
+    ParticipantIds,
+    Percent,
+    Request,
+    duration,
+    whole,
+)
 from control_plane.domain.targeting import TargetingRules
-from shared.moment import from_rfc3339
+from shared.moment import SECOND, from_rfc3339
 
 
 class Type(StrEnum):
@@ -98,6 +107,30 @@ class Schedule(Request):
         return None if self.end_at is None else from_rfc3339(self.end_at)
 
 
+class Switchback(Request):
+    """Blocks of time, in which each participant alternates between the variants."""
+
+    block_duration: Duration
+    blocks: Annotated[int, Field(ge=2, le=1000), BeforeValidator(whole)]
+    washout: Duration = "PT0S"
+
+    @model_validator(mode="after")
+    def _some_length(self) -> Self:
+        if self.length < SECOND:
+            raise ValueError("blockDuration must be a second at least")
+        return self
+
+    @property
+    def length(self) -> int:
+        """How long a block is, microseconds."""
+        return duration(self.block_duration) or 0
+
+    @property
+    def settling(self) -> int:
+        """How long after the start of a block nothing counts, microseconds."""
+        return duration(self.washout) or 0
+
+
 Strata = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
     Field(max_length=8),
@@ -116,6 +149,7 @@ class DesignFields(Request):
     exposure_criteria: Exposure | None = None
     analysis: AnalysisSpec | None = None
     schedule: Schedule | None = None
+    switchback: Switchback | None = None
 
 
 class Design(Request):
@@ -128,6 +162,7 @@ class Design(Request):
     exposure_criteria: Exposure = Exposure()
     analysis: AnalysisSpec = AnalysisSpec()
     schedule: Schedule = Schedule()
+    switchback: Switchback | None = None
 
     def changed(self, sent: DesignFields) -> "Design":
         """The design with what was sent."""

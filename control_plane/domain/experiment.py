@@ -5,15 +5,17 @@ Pure: functions take what they need and return new values or the list of everyth
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from control_plane.domain import factors as combining
+from control_plane.domain import switchback as switching
 from control_plane.domain.assignment import Arm, Placement, smallest_reachable_p
 from control_plane.domain.design import Design, Type
 from control_plane.domain.factors import Factor
 from control_plane.domain.intake import Applicant, Holdout, Method, Rules, Seat, seats
 from control_plane.domain.lifecycle import Status, Verb, after
+from control_plane.domain.switchback import Calendar
 from control_plane.domain.targeting import TargetingRules
 from shared.errors import FailedPrecondition, Fault
 from shared.model import Digest
@@ -75,6 +77,7 @@ class Phase:
 class Assignment:
     """Which variant a participant has within a phase, None for none; ids are None and `from_at` 0 while planned.
 
+    `time_block` counts the blocks of a switchback from 1, 0: there are none.
     `retired`: the participant's host is gone for good, and no other agent has declared it since.
     """
 
@@ -92,6 +95,7 @@ class Assignment:
     to_at: int | None = None
     forced_by: str | None = None
     retired: bool = False
+    time_block: int = 0
 
     @property
     def planned(self) -> bool:
@@ -162,6 +166,14 @@ class Experiment:
         controls = [variant for variant in self.variants if variant.is_control]
         return controls[0] if len(controls) == 1 else None
 
+    @property
+    def calendar(self) -> Calendar | None:
+        """When its blocks begin and end; None where there are none, or none yet."""
+        settings = self.design.switchback
+        if self.type is not Type.SWITCHBACK or settings is None or self.phase is None:
+            return None
+        return Calendar(begins=self.phase.opened_at, length=settings.length, blocks=settings.blocks)
+
     def digests(self) -> tuple[Digest, ...]:
         """Digests of every file of every variant."""
         return tuple(sorted({file.digest for variant in self.variants for file in variant.files}))
@@ -199,6 +211,12 @@ class Readiness:
 def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]:
     """Everything that keeps the experiment from starting, by field."""
     faults = [*_variant_faults(experiment), *_file_faults(experiment)]
+    if experiment.type is Type.SWITCHBACK:
+        faults += switching.faults(
+            experiment.design.switchback,
+            variants=len(experiment.variants),
+            participants=readiness.participants,
+        )
     if not readiness.participants:
         faults.append(
             Fault(
@@ -281,6 +299,9 @@ def rules_of(experiment: Experiment, *, seed: bytes, holdout: Holdout | None = N
         targeted={variant.key: variant.targeting_rules.labels for variant in experiment.variants}
         if experiment.type is Type.PERSONALIZATION
         else None,
+        time_blocks=experiment.design.switchback.blocks
+        if experiment.type is Type.SWITCHBACK and experiment.design.switchback
+        else 0,
     )
 
 
@@ -292,10 +313,31 @@ def refuse_phase(experiment: Experiment) -> None:
             " for other rules reset or duplicate it",
             reason="NO_PHASES",
         )
+    if experiment.type is Type.SWITCHBACK:
+        raise FailedPrecondition(
+            "the blocks of a switchback are drawn at its start, and every variant is there once per cycle;"
+            " for another order or another allocation reset or duplicate it",
+            reason="NO_PHASES",
+        )
 
 
 def plan(experiment: Experiment, applicants: Sequence[Applicant]) -> tuple[Seat, ...]:
-    """The seats a start would give now; empty where it could give none."""
+    """The seats a start would give now, of a switchback those of the first block; empty where it could give none."""
+    return tuple(seat for seat in whole_plan(_of_one_block(experiment), applicants))
+
+
+def _of_one_block(experiment: Experiment) -> Experiment:
+    settings = experiment.design.switchback
+    if settings is None:
+        return experiment
+    first = settings.model_copy(update={"blocks": 1})
+    return replace(experiment, design=experiment.design.model_copy(update={"switchback": first}))
+
+
+def whole_plan(experiment: Experiment, applicants: Sequence[Applicant]) -> tuple[Seat, ...]:
+    """The seats a start would give now, in every block; empty where it could give none."""
+    if experiment.type is Type.SWITCHBACK and experiment.design.switchback is None:
+        return ()
     if not experiment.variants or not applicants:
         return ()
     return seats(applicants, rules_of(experiment, seed=experiment.seed))
@@ -308,6 +350,7 @@ class Decision:
     participants: int
     reachable: float
     needed: float
+    cycles: int | None = None
 
     @property
     def possible(self) -> bool:
@@ -320,9 +363,13 @@ def cannot_decide(experiment: Experiment, assignments: Sequence[Assignment]) -> 
     found = decision(experiment, assignments)
     if found is None or found.possible:
         return None
+    who = f"{found.participants} participants" + (
+        f" in {found.cycles} cycles" if found.cycles is not None else ""
+    )
+    more = " or blocks" if found.cycles is not None else ""
     return (
-        f"{found.participants} participants cannot decide: the smallest reachable p is {found.reachable:.2g},"
-        f" a decision needs {found.needed:.2g}; add participants"
+        f"{who} cannot decide: the smallest reachable p is {found.reachable:.2g},"
+        f" a decision needs {found.needed:.2g}; add participants{more}"
     )
 
 
@@ -330,12 +377,21 @@ def decision(experiment: Experiment, assignments: Sequence[Assignment]) -> Decis
     """Whether these assignments could decide; None where there is nothing to compare.
 
     With K arms a decision needs p below alpha / (K - 1) (Bonferroni); the randomisation test cannot give any
-    arm a p below what the recorded blocks allow.
+    arm a p below what the recorded blocks allow, nor the sign-flip test of a switchback below what its cycles do.
     """
     control = experiment.control
     others = [variant for variant in experiment.variants if variant is not control]
     if control is None or not others or not assignments or experiment.type is Type.PERSONALIZATION:
         return None
+    needed = experiment.alpha / len(others)
+    if experiment.type is Type.SWITCHBACK:
+        settings = experiment.design.switchback
+        count = sum(1 for item in assignments if item.variant_id is not None)
+        if settings is None or not count:
+            return None
+        cycles = settings.blocks // len(experiment.variants)
+        reachable = switching.smallest_reachable_p(count, cycles)
+        return Decision(participants=count, reachable=reachable, needed=needed, cycles=cycles)
     keys = {variant.id: variant.key for variant in experiment.variants}
     placements = [
         Placement(
@@ -351,7 +407,7 @@ def decision(experiment: Experiment, assignments: Sequence[Assignment]) -> Decis
     reachable = min(
         smallest_reachable_p(placements, treatment=variant.key, control=control.key) for variant in others
     )
-    return Decision(participants=len(placements), reachable=reachable, needed=experiment.alpha / len(others))
+    return Decision(participants=len(placements), reachable=reachable, needed=needed)
 
 
 def normalised(weights: Sequence[int]) -> list[int]:

@@ -32,6 +32,7 @@ from control_plane.domain.assignment import (
     keyed_hash,
     places,
 )
+from control_plane.domain.switchback import SWITCHBACK, block_name, turns
 from control_plane.domain.targeting import LabelRule, holds
 
 MAX_BALANCED = 1_000
@@ -70,6 +71,7 @@ class Seat:
     stratum: str
     block: str
     position: int
+    time_block: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,24 +88,31 @@ class Holdout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What decides about applicants. `targeted`: each arm's rules, the first that fit wins, nothing is random."""
+    """What decides about applicants.
+
+    `targeted`: each arm's rules, the first that fit wins, nothing is random. `time_blocks`: so many blocks, in
+    which everybody alternates between the arms (`domain.switchback`).
+    """
 
     arms: Sequence[Arm]
     seed: bytes
     allocation: int = 100
     holdout: Holdout | None = None
     targeted: Mapping[str, Sequence[LabelRule]] | None = None
+    time_blocks: int = 0
 
 
 def algorithm_for(applicants: int, rules: Rules) -> str:
     """The procedure that a phase with so many participants to begin with records."""
     if rules.targeted is not None:
         return TARGETED
+    if rules.time_blocks:
+        return SWITCHBACK
     return ALGORITHM if applicants <= MAX_BALANCED else HASHED
 
 
 def seats(applicants: Sequence[Applicant], rules: Rules) -> tuple[Seat, ...]:
-    """A seat for every applicant, by block and position.
+    """A seat for every applicant (one for each of its time blocks), by block and position.
 
     Raises Invalid where arms, weights or ids cannot be drawn with.
     """
@@ -115,6 +124,9 @@ def seats(applicants: Sequence[Applicant], rules: Rules) -> tuple[Seat, ...]:
     if algorithm_for(len(applicants), rules) == HASHED:
         return _sorted([*taken, *(_hashed_seat(item, rules) for item in free)])
     inside, outside = _enter(free, rules)
+    if rules.time_blocks:
+        taken += [seat for item in inside for seat in _turns(item, rules, first=1)]
+        return _sorted([*taken, *outside])
     drawn = assign(
         [Candidate(participant=item.participant, stratum=item.stratum) for item in inside],
         rules.arms,
@@ -158,6 +170,29 @@ def late_seat(applicant: Applicant, rules: Rules, *, algorithm: str, phase: int,
         block=f"{late_blocks(phase)}{applicant.stratum}:{block}",
         position=position,
     )
+
+
+def late_turns(applicant: Applicant, rules: Rules, *, first: int) -> list[Seat]:
+    """The seats of who joins a switchback that has begun, from block `first` on."""
+    if _held_out(applicant, rules):
+        return [_holdout_seat(applicant)]
+    if not _enters(applicant, rules):
+        return [_outside(applicant, 0)]
+    return list(_turns(applicant, rules, first=first))
+
+
+def _turns(applicant: Applicant, rules: Rules, *, first: int) -> Iterator[Seat]:
+    keys = [arm.key for arm in rules.arms]
+    for turn in turns(applicant.participant, keys, seed=rules.seed, blocks=rules.time_blocks, first=first):
+        yield Seat(
+            participant=applicant.participant,
+            arm=turn.arm,
+            method=Method.RANDOMIZED,
+            stratum=applicant.stratum,
+            block=block_name(turn.cycle),
+            position=turn.place,
+            time_block=turn.time_block,
+        )
 
 
 def late_blocks(phase: int) -> str:

@@ -149,7 +149,7 @@ class CreateExperiment(_Structure):
     name: Name
     key: Key | None = None
     description: Text = ""
-    type: Literal[Type.AB, Type.MULTIVARIATE, Type.PERSONALIZATION] = Type.AB
+    type: Type = Type.AB
     target_file: Target | None = None
     factors: Factors = ()
     variants: tuple[VariantSpec, ...] = Field(default=(), max_length=200)

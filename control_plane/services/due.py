@@ -32,6 +32,7 @@ LOOK_SECONDS = 1.0
 _USE_CASES: Mapping[Kind, Callable[[Work, requests.ById], Any]] = {
     Kind.START: lifecycle.start,
     Kind.STOP: lifecycle.stop,
+    Kind.SWITCH: lifecycle.switch,
 }
 
 

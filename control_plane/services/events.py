@@ -214,7 +214,8 @@ class _Ingest:
         fresh: list[Attributed] = []
         if events and enrolled:
             timelines = self._timelines(participant_id, enrolled, [event.occurred_at for event in events])
-            names = {phase.phase_id: set(self.store.event_names(phase.phase_id)) for phase in enrolled}
+            phase_ids = {phase.phase_id for phase in enrolled}
+            names = {phase_id: set(self.store.event_names(phase_id)) for phase_id in phase_ids}
             for event in events:
                 items = [
                     item
@@ -228,7 +229,8 @@ class _Ingest:
                     )
                 self.store.add_event_names((item.phase_id, item.event.event_name) for item in items)
                 for item in items:
-                    by_unit[UnitKey(item.phase_id, participant_id, event.subject)].append(item)
+                    key = UnitKey(item.phase_id, participant_id, event.subject, item.block)
+                    by_unit[key].append(item)
                     self._stand(item, 1)
                 fresh += items
         else:
@@ -237,8 +239,10 @@ class _Ingest:
         for old, new in judged_again:
             self._stand(old, -1)
             self._stand(new, 1)
-        moved = {UnitKey(new.phase_id, participant_id, new.event.subject) for _, new in judged_again}
-        for key in sorted(set(by_unit) | moved, key=lambda k: (k.phase_id, k.subject)):
+        moved = {
+            UnitKey(new.phase_id, participant_id, new.event.subject, new.block) for _, new in judged_again
+        }
+        for key in sorted(set(by_unit) | moved, key=lambda k: (k.phase_id, k.block, k.subject)):
             self._count_unit(key, by_unit.get(key, []), judged_again if key in moved else [])
         self.store.put_attributed(participant_id, [*fresh, *(new for _, new in judged_again)])
         return nowhere
@@ -249,7 +253,11 @@ class _Ingest:
         state = self.store.unit(key)
         if judged_again or not advance(state, key, fresh, self.tallies):
             before = self.store.attributed_of(key)
-            changed = {new.event.id: new for _, new in judged_again if new.phase_id == key.phase_id}
+            changed = {
+                new.event.id: new
+                for _, new in judged_again
+                if (new.phase_id, new.block) == (key.phase_id, key.block)
+            }
             after = [changed.get(item.event.id, item) for item in before] + list(fresh)
             state = recount(key, before, after, self.tallies)
         self.store.put_unit(key, state)
@@ -258,7 +266,7 @@ class _Ingest:
         self, participant_id: bytes, enrolled: Sequence[Enrolled]
     ) -> list[tuple[Attributed, Attributed]]:
         """(as it stood, as it stands) of stored events whose content a view of this batch tells otherwise."""
-        phases = {phase.phase_id: phase for phase in enrolled}
+        phases = {(phase.phase_id, phase.block): phase for phase in enrolled}
         views = self.seen.get(participant_id, [])
         if not views or not phases:
             return []
@@ -268,7 +276,11 @@ class _Ingest:
             return []
         moments = [item.event.occurred_at for item in touched]
         timelines = self._timelines(participant_id, enrolled, [low, *moments])
-        pairs = [(item, with_views(item, phases[item.phase_id], timelines)) for item in touched]
+        pairs = [
+            (item, with_views(item, phases[item.phase_id, item.block], timelines))
+            for item in touched
+            if (item.phase_id, item.block) in phases
+        ]
         return [(old, new) for old, new in pairs if old != new]
 
     def _timelines(

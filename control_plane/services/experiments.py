@@ -111,24 +111,37 @@ def get_variant(work: Work, request: requests.OfVariant) -> tuple[View, Variant]
 
 
 def list_assignments(work: Work, request: requests.PageOf) -> Listing:
-    """A page of the present phase's assignments by participant; in draft, of the planned ones."""
+    """A page of the present phase's assignments by participant (and time block); in draft, of the planned ones."""
     experiment = find(work, request.id)
-    size, after_id = page_size(request.limit), cursor_text(request.cursor)
+    size, after = page_size(request.limit), _after(request.cursor)
     if experiment.phase is None:
         ahead = sorted(planned(work, experiment), key=lambda item: item.participant)
-        found = [item for item in ahead if item.participant > after_id][: size + 1]
+        found = [item for item in ahead if item.participant > after[0]][: size + 1]
     else:
-        found = work.store.experiments.assignments(experiment.phase.id, after=after_id, limit=size + 1)
-    return listing(found, size, lambda item: hex_of(item.participant))
+        found = work.store.experiments.assignments(experiment.phase.id, after=after, limit=size + 1)
+    return listing(found, size, lambda item: hex_of(f"{item.participant} {item.from_at}"))
+
+
+def _after(cursor: str) -> tuple[str, int]:
+    """(participant, beginning) of the last assignment of a page. Raises Invalid where malformed."""
+    if not cursor:
+        return "", 0
+    name, _, moment = cursor_text(cursor).partition(" ")
+    if not moment.isascii() or not moment.isdecimal() or len(moment) > 18:
+        raise Invalid("cursor: is not one that a list answered", reason="INVALID_CURSOR")
+    return name, int(moment)
 
 
 def view_of(work: Work, experiment: Experiment) -> View:
-    """The experiment with its assignments: the present phase's, or in draft the planned ones."""
+    """The experiment with its assignments: the present phase's, or in draft the planned ones.
+
+    Of a switchback those of the current block, in draft of the first.
+    """
     if experiment.phase is None:
         return View(experiment=experiment, assignments=planned(work, experiment))
     return View(
         experiment=experiment,
-        assignments=tuple(work.store.experiments.assignments(experiment.phase.id)),
+        assignments=tuple(work.store.experiments.present(experiment.phase.id, now=work.now)),
     )
 
 
@@ -173,7 +186,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         updated_at=work.now,
     )
     _check_schedule(work, replace(experiment, design=Design()), experiment.design.schedule)
-    _check_target(experiment)
+    _check_type(experiment)
     store.add(experiment)
     for index, spec in enumerate(request.variants or factoring.generated(experiment)):
         _put_new_variant(work, experiment, spec, field=f"variants.{index}")
@@ -312,7 +325,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     if request.given("factors"):
         factors = factoring.stored(work, experiment.type, request.factors or ())
         changed = replace(changed, factors=factors)
-    _check_target(changed)
+    _check_type(changed)
     warnings: list[tuple[str, str]] = []
     if request.given("participants") or request.given("participant_ids"):
         selector, warnings = _ensure_participants(work, request.selector or Selector())
@@ -329,8 +342,11 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     return replace(view, warnings=(*warnings, *design_warnings(view)))
 
 
-def _check_target(experiment: Experiment) -> None:
-    """Target files come from one place. Raises Invalid where a multivariate experiment names its own."""
+def _check_type(experiment: Experiment) -> None:
+    """What belongs to one type is in that. Raises Invalid naming the field."""
+    if experiment.design.switchback is not None and experiment.type is not Type.SWITCHBACK:
+        message = f"an experiment of type {experiment.type.value} has no blocks"
+        factoring.refuse("switchback", message, "use type switchback")
     if experiment.type is Type.MULTIVARIATE and experiment.target_file is not None:
         factoring.refuse("targetFile", "each factor has its own", "leave it out, and set factors.targetFile")
 

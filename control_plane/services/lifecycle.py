@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from control_plane.domain import requests
 from control_plane.domain.deployment import Origin
+from control_plane.domain.design import Type
 from control_plane.domain.experiment import (
     UNTOLD,
     Experiment,
@@ -14,10 +15,11 @@ from control_plane.domain.experiment import (
     faults_at_start,
     plan,
     rules_of,
+    whole_plan,
 )
 from control_plane.domain.intake import algorithm_for
 from control_plane.domain.lifecycle import Status, Verb, verb_towards
-from control_plane.services import delivery, timers
+from control_plane.services import delivery, switching, timers
 from control_plane.services.experiments import (
     View,
     design_warnings,
@@ -52,6 +54,8 @@ def start(work: Work, request: requests.ById) -> View:
         listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
         raise FailedPrecondition(f"the experiment is not ready: {listed}", reason="NOT_READY", faults=faults)
     store.claim(experiment.id, ids, experiment.target_files, now=work.now)
+    seats = whole_plan(experiment, applying)
+    planned = list(assignments_of(experiment, seats, applying))
     phase = Phase(
         id=work.new_id(),
         number=1,
@@ -77,6 +81,7 @@ def pause(work: Work, request: requests.Pause) -> View:
     """
     experiment = find(work, request.id)
     moved = _moved(work, experiment, Verb.PAUSE, paused_at=work.now)
+    switching.cut(work, experiment)
     if request.on_pause == "revert":
         delivery.restore(work, experiment, _open(_slots(work, experiment)), origin=Origin.PAUSE)
     return moved
@@ -86,6 +91,9 @@ def resume(work: Work, request: requests.ById) -> View:
     """Intake is open again; every participant keeps its variant, and gets it back where a pause took it."""
     experiment = find(work, request.id)
     moved = _moved(work, experiment, Verb.RESUME, paused_at=None)
+    if experiment.type is Type.SWITCHBACK:
+        switching.go_on(work, experiment)
+        return view_of(work, work.store.experiments.get(experiment.id))
     reverted = [slot for slot in _slots(work, experiment) if slot.origin is Origin.PAUSE]
     for variant in experiment.variants:
         ids = [slot.participant_id for slot in reverted if slot.written == variant.id]
@@ -94,8 +102,29 @@ def resume(work: Work, request: requests.ById) -> View:
 
 
 def stop(work: Work, request: requests.ById) -> View:
-    """Intake is closed for good; files stay and are measured."""
-    return _moved(work, find(work, request.id), Verb.STOP, paused_at=None, stopped_at=work.now)
+    """Intake is closed for good; files stay and are measured, but no time block is in force any more."""
+    experiment = find(work, request.id)
+    moved = _moved(work, experiment, Verb.STOP, paused_at=None, stopped_at=work.now)
+    switching.cut(work, experiment)
+    return moved
+
+
+def switch(work: Work, request: requests.ById) -> View:
+    """Every participant should hold the variant of the block that is current; after the last, the experiment stops.
+
+    Whichever block it was due for: blocks that were missed are not made up for. Nothing happens where there
+    is nothing to switch.
+    """
+    experiment = find(work, request.id)
+    calendar = experiment.calendar
+    if calendar is None or experiment.status not in (Status.RUNNING, Status.PAUSED):
+        return view_of(work, experiment)
+    if work.now >= calendar.end:
+        return stop(work, request)
+    if experiment.status is Status.RUNNING:
+        switching.put_in_place(work, experiment, origin=Origin.SWITCHBACK)
+    timers.drop_missed(work, experiment)
+    return view_of(work, experiment)
 
 
 def _moved(work: Work, experiment: Experiment, verb: Verb, **moments: int | None) -> View:

@@ -23,6 +23,7 @@ from control_plane.domain.intake import (
     algorithm_for,
     late_blocks,
     late_seat,
+    late_turns,
     reseat,
     seats,
 )
@@ -67,7 +68,7 @@ def open_phase(work: Work, request: requests.OpenPhase) -> tuple[View, Phase]:
         )
     design = experiment.design.model_copy(update={"traffic_allocation": allocation})
     changed = replace(experiment, variants=variants, design=design)
-    present = work.store.experiments.assignments(former.id)
+    present = work.store.experiments.present(former.id, now=work.now)
     rules = rules_of(changed, seed=seed)
     if request.seed:
         applying = [_applicant(item) for item in present if not item.retired]
@@ -218,6 +219,9 @@ def newcomers(work: Work, request: requests.ById) -> list[Participant]:
     phase = experiment.phase
     if experiment.status is not Status.RUNNING or phase is None or not experiment.selector.get("labels"):
         return []
+    calendar = experiment.calendar
+    if calendar is not None and calendar.next_cycle(work.now, len(experiment.variants)) is None:
+        return []  # nobody could be measured in every variant any more
     known = work.store.experiments.participant_ids(phase.id)
     found = [item for item in selected(work, experiment.selector) if item.public_id not in known]
     conflicts = work.store.experiments.conflicts(
@@ -241,19 +245,26 @@ def admit(work: Work, request: requests.ById) -> list[str]:
     drawn = [item.algorithm for item in store.phases(experiment.id, experiment.run)]
     algorithm = next(name for name in reversed(drawn) if name != STICKY)
     late = late_blocks(phase.number)
-    earlier = Counter(item.stratum for item in store.assignments(phase.id) if item.block.startswith(late))
+    earlier = Counter(
+        item.stratum for item in store.present(phase.id, now=work.now) if item.block.startswith(late)
+    )
     applying = applicants(experiment, found)
     seated = []
+    calendar = experiment.calendar
+    first = calendar.next_cycle(work.now, len(experiment.variants)) if calendar else None
     for applicant in applying:
+        if first is not None:
+            seated += late_turns(applicant, rules, first=first)
+            continue
         seat = late_seat(
             applicant, rules, algorithm=algorithm, phase=phase.number, earlier=earlier[applicant.stratum]
         )
         earlier[applicant.stratum] += seat.block.startswith(late)
         seated.append(seat)
-    joined = [ids[seat.participant] for seat in seated if seat.arm is not None]
+    joined = sorted({ids[seat.participant] for seat in seated if seat.arm is not None})
     store.claim(experiment.id, joined, experiment.target_files, now=work.now)
     seat_all(work, experiment, assignments_of(experiment, seated, applying), ids, origin=Origin.LATE_JOIN)
-    return [seat.participant for seat in seated]
+    return list(dict.fromkeys(seat.participant for seat in seated))
 
 
 # -- forced participants
@@ -267,14 +278,14 @@ def unforce(work: Work, request: requests.OfAssignment) -> Assignment:
     phase = experiment.phase
     found = None
     if participant is not None and phase is not None:
-        found = work.store.experiments.assignment(phase.id, participant.id)
+        found = work.store.experiments.assignment(phase.id, participant.id, now=work.now)
     if participant is None or found is None or phase is None:
         raise NotFound(
             f"{request.participant_id!r} is not assigned in {experiment.key}", reason="ASSIGNMENT_NOT_FOUND"
         )
     variant = next((item for item in experiment.variants if item.id == found.variant_id), None)
-    if found.forced_by is None or variant is None:
+    if found.forced_by is None or variant is None or found.id is None:
         return found
-    work.store.experiments.unforce(phase.id, participant.id)
+    work.store.experiments.unforce(found.id)
     delivery.write(work, experiment, variant, [participant.id], origin=Origin.UNFORCED)
     return replace(found, forced_by=None)

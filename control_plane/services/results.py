@@ -15,7 +15,10 @@ from shared.ids import show_id
 
 POPULATIONS = ("assigned", "delivered")
 
-_COUNTS_ONLY = {Type.PERSONALIZATION: Undefined.NOT_RANDOMIZED}
+_COUNTS_ONLY = {
+    Type.PERSONALIZATION: Undefined.NOT_RANDOMIZED,
+    Type.SWITCHBACK: Undefined.SWITCHBACK_NOT_COMPUTED,
+}
 """Types whose variants are not compared, and why."""
 
 

@@ -39,6 +39,7 @@ def assignments_of(
             position=seat.position,
             from_at=0,
             labels_used=labels.get(seat.participant, {}),
+            time_block=seat.time_block,
         )
 
 
@@ -89,6 +90,7 @@ def seat_all(
 ) -> None:
     """The planned assignments are in force in the present phase and every slot should hold its variant.
 
+    Time blocks are on record from beginning to end, and only the one that begins now is deployed.
     Nothing is deployed to those `in_place`: their slots should hold it already.
     """
     assert experiment.phase is not None
@@ -96,9 +98,12 @@ def seat_all(
     members: defaultdict[bytes | None, list[bytes]] = defaultdict(list)
     for item in planned:
         participant_id = participants[item.participant]
-        if item.participant not in in_place:
+        begins, ends = work.now, None
+        if item.time_block and experiment.calendar is not None:
+            begins, ends = experiment.calendar.span(item.time_block)
+        if item.participant not in in_place and begins <= work.now:
             members[item.variant_id].append(participant_id)
-        fixed = replace(item, id=work.new_id(), phase_id=experiment.phase.id, from_at=work.now)
+        fixed = replace(item, id=work.new_id(), phase_id=experiment.phase.id, from_at=begins, to_at=ends)
         rows.append((fixed, participant_id))
     work.store.experiments.add_assignments(rows)
     for variant in experiment.variants:

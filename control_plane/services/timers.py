@@ -16,12 +16,13 @@ class Kind(StrEnum):
 
     START = "start"
     STOP = "stop"
+    SWITCH = "switch"
 
 
 _AHEAD = {
     Status.DRAFT: (Kind.START, Kind.STOP),
-    Status.RUNNING: (Kind.STOP,),
-    Status.PAUSED: (Kind.STOP,),
+    Status.RUNNING: (Kind.STOP, Kind.SWITCH),
+    Status.PAUSED: (Kind.STOP, Kind.SWITCH),
 }
 """What may lie ahead of an experiment in each state."""
 
@@ -29,9 +30,13 @@ _AHEAD = {
 def schedule(work: Work, experiment: Experiment) -> None:
     """The experiment starts and stops by itself as its design says, and only so; call it when either changed."""
     wanted = experiment.design.schedule
-    moments = {Kind.START: wanted.start, Kind.STOP: wanted.end}
+    moments = {
+        Kind.START: [wanted.start],
+        Kind.STOP: [wanted.end],
+        Kind.SWITCH: _switches(experiment),
+    }
     kinds = () if experiment.archived else _AHEAD.get(experiment.status, ())
-    due = {(kind.value, moment) for kind in kinds if (moment := moments[kind]) is not None}
+    due = {(kind.value, moment) for kind in kinds for moment in moments[kind] if moment is not None}
     timers = work.store.timers
     # One that is overdue stays: its turn comes in this very second.
     present = [timer for timer in timers.ahead(experiment.id) if timer.kind in set(Kind)]
@@ -46,4 +51,20 @@ def schedule(work: Work, experiment: Experiment) -> None:
         )
         for kind, moment in sorted(due - {(timer.kind, timer.due_at) for timer in present})
         if moment > work.now
+    )
+
+
+def _switches(experiment: Experiment) -> list[int | None]:
+    """When the blocks of a switchback end; while it is paused only the last one's end is of interest."""
+    if experiment.calendar is None:
+        return []
+    moments: list[int | None] = list(experiment.calendar.switches())
+    return moments if experiment.status is Status.RUNNING else moments[-1:]
+
+
+def drop_missed(work: Work, experiment: Experiment) -> None:
+    """Switches that were due by now never come: what is current is in place."""
+    present = work.store.timers.ahead(experiment.id)
+    work.store.timers.drop(
+        timer for timer in present if timer.kind == Kind.SWITCH and timer.due_at <= work.now
     )

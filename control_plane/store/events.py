@@ -175,16 +175,18 @@ class EventStore:
     def enrolled(self, participant_id: bytes) -> list[Enrolled]:
         """Every assignment the participant ever had, as attribution needs it."""
         rows = self._tx.all(
-            "select a.phase_id, a.variant_id, a.from_at, a.to_at, e.settle_seconds from assignment a"
+            "select a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.settle_seconds from assignment a"
             " join experiment e on e.id = a.experiment_id"
             " where a.participant_id = ? and a.variant_id is not null order by a.from_at",
             (participant_id,),
         )
+        digests = {key: self._variant_digests(key) for key in {row["variant_id"] for row in rows}}
         return [
             Enrolled(
                 phase_id=row["phase_id"],
                 variant_id=row["variant_id"],
-                digests=self._variant_digests(row["variant_id"]),
+                block=row["time_block"],
+                digests=digests[row["variant_id"]],
                 from_at=row["from_at"],
                 to_at=row["to_at"],
                 settle=settle(row["settle_seconds"]),
@@ -209,8 +211,8 @@ class EventStore:
         """Every attributed event of a unit."""
         rows = self._tx.all(
             "select t.*, e.path, e.digest from attributed_event t join event e on e.id = t.event_id"
-            " where t.phase_id = ? and t.participant_id = ? and t.block = 0 and t.subject = ?",
-            (key.phase_id, key.participant_id, key.subject),
+            " where t.phase_id = ? and t.participant_id = ? and t.block = ? and t.subject = ?",
+            (key.phase_id, key.participant_id, key.block, key.subject),
         )
         return [_attributed(row) for row in rows]
 
@@ -219,13 +221,14 @@ class EventStore:
         self._tx.many(
             "insert into attributed_event (phase_id, participant_id, block, subject, occurred_at, event_id,"
             " variant_id, kind, event_name, value_micros, assigned, delivered)"
-            " values (?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " on conflict (phase_id, participant_id, block, subject, occurred_at, event_id)"
             " do update set delivered = excluded.delivered",
             [
                 (
                     item.phase_id,
                     participant_id,
+                    item.block,
                     item.event.subject,
                     item.event.occurred_at,
                     item.event.id,
@@ -253,8 +256,8 @@ class EventStore:
         state = UnitState(assigned={}, delivered={})
         for row in self._tx.all(
             "select event_name, first_assigned, first_delivered from unit"
-            " where phase_id = ? and participant_id = ? and block = 0 and subject = ?",
-            (key.phase_id, key.participant_id, key.subject),
+            " where phase_id = ? and participant_id = ? and block = ? and subject = ?",
+            (key.phase_id, key.participant_id, key.block, key.subject),
         ):
             for firsts, value in (
                 (state.assigned, row["first_assigned"]),
@@ -268,13 +271,14 @@ class EventStore:
         """The unit's first moments are as given."""
         self._tx.many(
             "insert into unit (phase_id, participant_id, block, subject, event_name, first_assigned,"
-            " first_delivered) values (?, ?, 0, ?, ?, ?, ?)"
+            " first_delivered) values (?, ?, ?, ?, ?, ?, ?)"
             " on conflict (phase_id, participant_id, block, subject, event_name) do update set"
             " first_assigned = excluded.first_assigned, first_delivered = excluded.first_delivered",
             [
                 (
                     key.phase_id,
                     key.participant_id,
+                    key.block,
                     key.subject,
                     name,
                     state.assigned.get(name),
@@ -291,12 +295,13 @@ class EventStore:
             a, d = tallies.assigned[cell], tallies.delivered[cell]
             sums = (a.count, a.units, a.value, d.count, d.units, d.value)
             if any(sums):
-                key = (cell.phase_id, cell.variant_id, cell.participant_id, cell.event_name, cell.day)
+                whose = (cell.phase_id, cell.variant_id, cell.participant_id)
+                key = (*whose, cell.block, cell.event_name, cell.day)
                 rows.append((*key, *sums))
         self._tx.many(
             "insert into tally (phase_id, variant_id, participant_id, block, event_name, day, assigned_count,"
             " assigned_units, assigned_value, delivered_count, delivered_units, delivered_value)"
-            " values (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " on conflict (phase_id, variant_id, participant_id, block, event_name, day) do update set"
             " assigned_count = tally.assigned_count + excluded.assigned_count,"
             " assigned_units = tally.assigned_units + excluded.assigned_units,"
@@ -324,11 +329,12 @@ class EventStore:
         rows = self._tx.all(
             f"select a.variant_id, p.public_id, coalesce(sum(case t.event_name when '' then t.{count} end), 0) as m,"  # noqa: S608
             f" coalesce(sum(case t.event_name when ? then t.{count} end), 0) as c"
-            " from assignment a join participant p on p.id = a.participant_id left join tally t"
+            # Once per variant that the participant has or will have, whatever the number of its blocks.
+            " from (select distinct phase_id, variant_id, participant_id from assignment where phase_id = ?"
+            " and variant_id is not null) a join participant p on p.id = a.participant_id left join tally t"
             " on t.phase_id = a.phase_id and t.variant_id = a.variant_id and t.participant_id = a.participant_id"
-            " and t.event_name in ('', ?) where a.phase_id = ? and a.variant_id is not null"
-            " group by a.variant_id, p.public_id order by a.variant_id, p.public_id",
-            (event_name, event_name, phase_id),
+            " and t.event_name in ('', ?) group by a.variant_id, p.public_id order by a.variant_id, p.public_id",
+            (event_name, phase_id, event_name),
         )
         return [
             ParticipantSums(
@@ -381,6 +387,7 @@ def _attributed(row: Row) -> Attributed:
     return Attributed(
         phase_id=row["phase_id"],
         variant_id=row["variant_id"],
+        block=row["block"],
         event=Happening(
             id=row["event_id"],
             kind=EventKind(row["kind"]),

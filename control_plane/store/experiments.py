@@ -7,7 +7,6 @@ from typing import Any
 
 from control_plane.domain.design import Design, Type
 from control_plane.domain.experiment import (
-    Assignment,
     Conflict,
     Experiment,
     Phase,
@@ -15,17 +14,18 @@ from control_plane.domain.experiment import (
     VariantFile,
 )
 from control_plane.domain.factors import Factor, Level
-from control_plane.domain.intake import Method
 from control_plane.domain.lifecycle import Status
 from control_plane.domain.targeting import TargetingRules
+from control_plane.store.assignments import AssignmentStore
 from control_plane.store.database import Row, Tx, carries
 from shared.ids import parse_id
 from shared.model import Digest, digest
+from shared.moment import SECOND
 
 _CARRIES = carries("labels")
 
 
-class ExperimentStore:
+class ExperimentStore(AssignmentStore):
     """Experiments, within one transaction."""
 
     def __init__(self, tx: Tx) -> None:
@@ -240,91 +240,10 @@ class ExperimentStore:
         )
 
     def close_phase(self, phase_id: bytes, *, now: int) -> None:
-        """The phase and its assignments end now."""
+        """The phase and its assignments end now; time blocks to come never do."""
         self._tx.run("update phase set closed_at = ? where id = ? and closed_at is null", (now, phase_id))
         self._tx.run("update assignment set to_at = ? where phase_id = ? and to_at is null", (now, phase_id))
-
-    def add_assignments(self, assignments: Sequence[tuple[Assignment, bytes]]) -> None:
-        """(assignment, participant's internal id), all in force."""
-        self._tx.many(
-            "insert into assignment (id, phase_id, experiment_id, participant_id, variant_id, method, block,"
-            " stratum, position, labels_used, from_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    item.id,
-                    item.phase_id,
-                    item.experiment_id,
-                    participant_id,
-                    item.variant_id,
-                    item.drawn.value,
-                    item.block,
-                    item.stratum,
-                    item.position,
-                    json.dumps(dict(item.labels_used)),
-                    item.from_at,
-                )
-                for item, participant_id in assignments
-            ],
-        )
-
-    def assignments(self, phase_id: bytes, *, after: str = "", limit: int = 1_000_000) -> list[Assignment]:
-        """Assignments of the phase by participant, from `after` up."""
-        rows = self._tx.all(
-            "select a.*, p.public_id, p.retired_at from assignment a join participant p on p.id = a.participant_id"
-            " where a.phase_id = ? and p.public_id > ? order by p.public_id limit ?",
-            (phase_id, after, limit),
-        )
-        return [_assignment(row) for row in rows]
-
-    def assignment(self, phase_id: bytes, participant_id: bytes) -> Assignment | None:
-        """The participant's assignment in the phase."""
-        row = self._tx.one(
-            "select a.*, p.public_id, p.retired_at from assignment a join participant p on p.id = a.participant_id"
-            " where a.phase_id = ? and a.participant_id = ?",
-            (phase_id, participant_id),
-        )
-        return _assignment(row) if row else None
-
-    def participant_ids(self, phase_id: bytes) -> dict[str, bytes]:
-        """Internal id by public id of everybody the phase has on record."""
-        rows = self._tx.all(
-            "select p.public_id, p.id from assignment a join participant p on p.id = a.participant_id"
-            " where a.phase_id = ?",
-            (phase_id,),
-        )
-        return {row["public_id"]: row["id"] for row in rows}
-
-    def participants_in(self, phase_id: bytes) -> list[bytes]:
-        """Internal ids of everybody the phase has on record, with or without a variant, whose host is not retired."""
-        rows = self._tx.all(
-            "select distinct a.participant_id from assignment a join participant p on p.id = a.participant_id"
-            " where a.phase_id = ? and p.retired_at is null order by a.participant_id",
-            (phase_id,),
-        )
-        return [row["participant_id"] for row in rows]
-
-    def force(
-        self, phase_id: bytes, participant_id: bytes, variant_id: bytes, *, actor: str, now: int
-    ) -> bool:
-        """Where another variant is assigned, the assignment is marked forced; whether it was another."""
-        row = self._tx.one(
-            "select variant_id from assignment where phase_id = ? and participant_id = ?",
-            (phase_id, participant_id),
-        )
-        if row is None or row["variant_id"] == variant_id:
-            return False
-        self._tx.run(
-            "update assignment set forced_by = ?, forced_at = ? where phase_id = ? and participant_id = ?",
-            (actor, now, phase_id, participant_id),
-        )
-        return True
-
-    def unforce(self, phase_id: bytes, participant_id: bytes) -> None:
-        """The assignment is as it was drawn."""
-        self._tx.run(
-            "update assignment set forced_by = null, forced_at = null where phase_id = ? and participant_id = ?",
-            (phase_id, participant_id),
-        )
+        self.end_blocks(phase_id, now=now)
 
     # -- claims
 
@@ -421,7 +340,7 @@ def _experiment_values(e: Experiment) -> dict[str, Any]:
         "target_file": e.target_file,
         "selector": json.dumps(e.selector),
         "metrics": json.dumps(e.metrics),
-        "settle_seconds": e.design.exposure_criteria.settle_seconds,  # attribution joins on it
+        "settle_seconds": _settle_seconds(e.design),  # attribution joins on it
         "design": e.design.model_dump_json(by_alias=True),
         "factors": _factors_json(e.factors),
         "labels": json.dumps(e.labels),
@@ -477,6 +396,12 @@ def _experiment(row: Row) -> Experiment:
     )
 
 
+def _settle_seconds(design: Design) -> int:
+    """For how long after the beginning of an assignment nothing counts: a washout settles too."""
+    washout = design.switchback.settling if design.switchback else 0
+    return max(design.exposure_criteria.settle_seconds, -(-washout // SECOND))
+
+
 def _factors_json(factors: Iterable[Factor]) -> str:
     return json.dumps(
         [
@@ -503,25 +428,6 @@ def _factors(text: str) -> tuple[Factor, ...]:
             ),
         )
         for factor in json.loads(text)
-    )
-
-
-def _assignment(row: Row) -> Assignment:
-    return Assignment(
-        id=row["id"],
-        experiment_id=row["experiment_id"],
-        phase_id=row["phase_id"],
-        participant=row["public_id"],
-        variant_id=row["variant_id"],
-        drawn=Method(row["method"]),
-        block=row["block"],
-        stratum=row["stratum"],
-        position=row["position"],
-        from_at=row["from_at"],
-        labels_used=json.loads(row["labels_used"]),
-        to_at=row["to_at"],
-        forced_by=row["forced_by"],
-        retired=row["retired_at"] is not None,
     )
 
 

@@ -79,7 +79,7 @@ apiVersion: variantd/v2
 kind: Experiment
 key: Soul Tone
 nme: N
-type: switchback
+type: switch
 participants: {labels: {tier: 1}}
 metrics: {primary: {eventName: resolved, goal: up, window: P1D}}
 analysis: {alpha: 2}
@@ -108,7 +108,7 @@ rollout: {waves: [10%]}
         "rollout",
     }
     assert "did you mean name?" in found["nme"]
-    assert "does not have switchback yet" in found["type"]
+    assert "switchback" in found["type"]
     assert "put it in quotes" in found["participants.labels.tier"]
 
 
@@ -120,11 +120,9 @@ rollout: {waves: [10%]}
         "targetingRules: {labels: []}",
         "trafficAllocation: 50",
         "holdoutId: x",
-        "switchback: {blocks: 12}",
         "exposureCriteria: {requires: loaded}",
         "analysis: {power: 0.9}",
         "metrics: {primary: {eventName: e, kind: mean}}",
-        "type: switchback",
     ],
 )
 def test_what_the_control_plane_cannot_do_yet_is_refused_as_such(part: str) -> None:

@@ -211,6 +211,7 @@ def assignment(item: Assignment) -> Json:
         "block": item.block,
         "stratum": item.stratum,
         "position": item.position,
+        "timeBlock": item.time_block or None,
         "labelsUsed": dict(item.labels_used),
         "fromAt": None if item.planned else at(item.from_at),
         "toAt": at(item.to_at),

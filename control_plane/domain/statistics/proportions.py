@@ -40,6 +40,7 @@ class Undefined(StrEnum):
     IS_CONTROL = "IS_CONTROL"
     NO_BASELINE = "NO_BASELINE"
     NOT_RANDOMIZED = "NOT_RANDOMIZED"
+    SWITCHBACK_NOT_COMPUTED = "SWITCHBACK_NOT_COMPUTED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

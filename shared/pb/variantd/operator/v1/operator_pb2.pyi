@@ -374,6 +374,7 @@ class Experiment(_message.Message):
     ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
+    SWITCHBACK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     number: _builtins.int
@@ -498,6 +499,10 @@ class Experiment(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Factor]:
         """The factors of a multivariate experiment."""
 
+    @_builtins.property
+    def switchback(self) -> Global___Switchback:
+        """The blocks of a switchback."""
+
     def __init__(
         self,
         *,
@@ -541,10 +546,11 @@ class Experiment(_message.Message):
         allow_host_labels: _builtins.bool = ...,
         strata: _abc.Iterable[_builtins.str] | None = ...,
         factors: _abc.Iterable[Global___Factor] | None = ...,
+        switchback: Global___Switchback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -562,6 +568,8 @@ class Experiment(_message.Message):
     _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
     _WhichOneofReturnType__stopped_at: _TypeAlias = _typing.Literal["stopped_at"]  # noqa: Y015
     _WhichOneofArgType__stopped_at: _TypeAlias = _typing.Literal["_stopped_at", b"_stopped_at"]  # noqa: Y015
+    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
+    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__winner_variant_id: _TypeAlias = _typing.Literal["winner_variant_id"]  # noqa: Y015
@@ -582,6 +590,8 @@ class Experiment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stopped_at) -> _WhichOneofReturnType__stopped_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
@@ -746,6 +756,38 @@ class LevelSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
 
 Global___LevelSpec: _TypeAlias = LevelSpec  # noqa: Y015
+
+@_typing.final
+class Switchback(_message.Message):
+    """Blocks of time, in which each participant of a switchback alternates between the variants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_DURATION_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    WASHOUT_FIELD_NUMBER: _builtins.int
+    block_duration: _builtins.str
+    """How long a block is, ISO 8601."""
+    blocks: _builtins.int
+    """How many blocks there are: a multiple of the number of variants."""
+    washout: _builtins.str
+    """For how long after the beginning of a block nothing counts, ISO 8601; default none."""
+    def __init__(
+        self,
+        *,
+        block_duration: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        washout: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_washout", b"_washout", "washout", b"washout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_washout", b"_washout", "block_duration", b"block_duration", "blocks", b"blocks", "washout", b"washout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__washout: _TypeAlias = _typing.Literal["washout"]  # noqa: Y015
+    _WhichOneofArgType__washout: _TypeAlias = _typing.Literal["_washout", b"_washout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__washout) -> _WhichOneofReturnType__washout | None: ...
+
+Global___Switchback: _TypeAlias = Switchback  # noqa: Y015
 
 @_typing.final
 class TargetingRules(_message.Message):
@@ -1424,6 +1466,7 @@ class Assignment(_message.Message):
     FORCED_BY_FIELD_NUMBER: _builtins.int
     LABELS_USED_FIELD_NUMBER: _builtins.int
     RETIRED_FIELD_NUMBER: _builtins.int
+    TIME_BLOCK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id; absent while planned."""
     experiment_id: _builtins.str
@@ -1448,6 +1491,8 @@ class Assignment(_message.Message):
     """Who deployed another variant by hand."""
     retired: _builtins.bool
     """Whether its host was retired and no other agent has declared the participant since."""
+    time_block: _builtins.int
+    """Block of time of a switchback, from 1; absent elsewhere."""
     @_builtins.property
     def from_at(self) -> _timestamp_pb2.Timestamp:
         """From when; absent while planned."""
@@ -1478,10 +1523,11 @@ class Assignment(_message.Message):
         forced_by: _builtins.str | None = ...,
         labels_used: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         retired: _builtins.bool = ...,
+        time_block: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced_by: _TypeAlias = _typing.Literal["forced_by"]  # noqa: Y015
     _WhichOneofArgType__forced_by: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by"]  # noqa: Y015
@@ -1491,6 +1537,8 @@ class Assignment(_message.Message):
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
     _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
     _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
+    _WhichOneofReturnType__time_block: _TypeAlias = _typing.Literal["time_block"]  # noqa: Y015
+    _WhichOneofArgType__time_block: _TypeAlias = _typing.Literal["_time_block", b"_time_block"]  # noqa: Y015
     _WhichOneofReturnType__to_at: _TypeAlias = _typing.Literal["to_at"]  # noqa: Y015
     _WhichOneofArgType__to_at: _TypeAlias = _typing.Literal["_to_at", b"_to_at"]  # noqa: Y015
     _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
@@ -1503,6 +1551,8 @@ class Assignment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_block) -> _WhichOneofReturnType__time_block | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__to_at) -> _WhichOneofReturnType__to_at | None: ...
     @_typing.overload
@@ -1838,6 +1888,7 @@ class CreateExperimentRequest(_message.Message):
     STRATA_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
+    SWITCHBACK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, 1 to 400 characters."""
     key: _builtins.str
@@ -1904,6 +1955,10 @@ class CreateExperimentRequest(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorSpec]:
         """Factors of a multivariate experiment; without variants, every combination becomes one."""
 
+    @_builtins.property
+    def switchback(self) -> Global___Switchback:
+        """The blocks of a switchback."""
+
     def __init__(
         self,
         *,
@@ -1928,10 +1983,11 @@ class CreateExperimentRequest(_message.Message):
         strata: _abc.Iterable[_builtins.str] | None = ...,
         validate_only: _builtins.bool = ...,
         factors: _abc.Iterable[Global___FactorSpec] | None = ...,
+        switchback: Global___Switchback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -1949,6 +2005,8 @@ class CreateExperimentRequest(_message.Message):
     _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
+    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
+    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
@@ -1973,6 +2031,8 @@ class CreateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
@@ -2029,6 +2089,7 @@ class UpdateExperimentRequest(_message.Message):
     STRATA_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
+    SWITCHBACK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     name: _builtins.str
@@ -2091,6 +2152,10 @@ class UpdateExperimentRequest(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorSpec]:
         """Factors, when not empty; draft only."""
 
+    @_builtins.property
+    def switchback(self) -> Global___Switchback:
+        """The blocks of a switchback; draft only."""
+
     def __init__(
         self,
         *,
@@ -2113,10 +2178,11 @@ class UpdateExperimentRequest(_message.Message):
         strata: _abc.Iterable[_builtins.str] | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         factors: _abc.Iterable[Global___FactorSpec] | None = ...,
+        switchback: Global___Switchback | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -2136,6 +2202,8 @@ class UpdateExperimentRequest(_message.Message):
     _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
+    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
+    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
@@ -2162,6 +2230,8 @@ class UpdateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
