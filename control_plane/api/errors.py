@@ -57,6 +57,7 @@ REASONS = {
     "BAD_UPLOAD": "an agent's upload is not what it announced, or longer than it may be",
     "BANNED": "the agent was banned, or is not known here; enroll it again",
     "BATCH_TOO_LARGE": "an agent sent more records at once than it was told",
+    "BLOCKS_OVER": "the last block of the switchback has ended",
     "CLAIM_CONFLICT": "another experiment holds the file; it is named",
     "CONTENT_NOT_FOUND": "no slot of the agent needs this content",
     "DATABASE_NEWER": "a newer variantd wrote this database; run that one",

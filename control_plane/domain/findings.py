@@ -74,6 +74,8 @@ class Facts:
     open_slots: int = 0
     """Slots that should hold a variant."""
     seed: bytes = b""
+    alternating: bool = False
+    """Everybody has every variant in turn, so there are no arms of participants to set against each other."""
     by_arm: Mapping[str, list[Seated]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -199,7 +201,7 @@ def _forced(facts: Facts) -> Iterator[Finding]:
 
 def _crossed(facts: Facts) -> Iterator[Finding]:
     found = [item for item in facts.seated if len(item.contents) > 1]
-    if found and len(found) > CROSSED * len(facts.seated):
+    if found and not facts.alternating and len(found) > CROSSED * len(facts.seated):
         yield Finding(
             code="SEVERAL_EXPOSURES",
             severity=Severity.WARNING,
@@ -215,7 +217,7 @@ def _shared_hosts(facts: Facts) -> Iterator[Finding]:
         if item.agent is not None:
             arms[item.agent].add(item.arm)
     mixed = [agent for agent, found in arms.items() if len(found) > 1]
-    if mixed:
+    if mixed and not facts.alternating:
         yield Finding(
             code="SEVERAL_ARMS_ON_ONE_HOST",
             severity=Severity.INFO,
@@ -270,7 +272,7 @@ def _unequal(
     among: Sequence[Seated] | None = None,
 ) -> Iterator[Finding]:
     """A finding where the share of `good` participants differs between arms more than chance allows."""
-    if not facts.compared or len(facts.by_arm) < 2:
+    if not facts.compared or facts.alternating or len(facts.by_arm) < 2:
         return
     chosen = set(_names(facts.seated if among is None else among))
     arms = {

@@ -27,11 +27,12 @@ def get(work: Work, request: requests.ById) -> Report:
     experiment = find(work, request.id)
     keys = {variant.id: variant.key for variant in experiment.variants}
     phase = experiment.phase
-    rows = work.store.findings.seated(experiment.id, phase.id) if phase else []
+    rows = work.store.findings.seated(experiment.id, phase.id, now=work.now) if phase else []
     since = phase.opened_at if phase else work.now
     facts = Facts(
         status=experiment.status,
         compared=experiment.type is not Type.PERSONALIZATION,
+        alternating=experiment.type is Type.SWITCHBACK,
         has_primary=bool(experiment.metrics.get("primary")),
         running_seconds=(work.now - since) / SECOND,
         seated=[_seated(row, keys) for row in rows],

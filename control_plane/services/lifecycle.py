@@ -77,11 +77,12 @@ def start(work: Work, request: requests.ById) -> View:
 def pause(work: Work, request: requests.Pause) -> View:
     """Intake is closed; files stay (`hold`) or hold what was there before until the resume (`revert`).
 
-    Either way participants keep their variants on record and are measured.
+    Either way participants keep their variants on record and are measured. Not so in a switchback: its blocks
+    are cut, and what happens meanwhile counts nowhere.
     """
     experiment = find(work, request.id)
     moved = _moved(work, experiment, Verb.PAUSE, paused_at=work.now)
-    switching.cut(work, experiment)
+    switching.cut(work, experiment, for_good=False)
     if request.on_pause == "revert":
         delivery.restore(work, experiment, _open(_slots(work, experiment)), origin=Origin.PAUSE)
     return moved
@@ -105,7 +106,7 @@ def stop(work: Work, request: requests.ById) -> View:
     """Intake is closed for good; files stay and are measured, but no time block is in force any more."""
     experiment = find(work, request.id)
     moved = _moved(work, experiment, Verb.STOP, paused_at=None, stopped_at=work.now)
-    switching.cut(work, experiment)
+    switching.cut(work, experiment, for_good=True)
     return moved
 
 
@@ -122,8 +123,8 @@ def switch(work: Work, request: requests.ById) -> View:
     if work.now >= calendar.end:
         return stop(work, request)
     if experiment.status is Status.RUNNING:
-        switching.put_in_place(work, experiment, origin=Origin.SWITCHBACK)
-    timers.drop_missed(work, experiment)
+        switching.put_in_place(work, experiment, at=work.now, origin=Origin.SWITCHBACK)
+    timers.pass_missed(work, experiment)
     return view_of(work, experiment)
 
 

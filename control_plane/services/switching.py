@@ -15,15 +15,15 @@ from shared.errors import FailedPrecondition
 from shared.moment import to_rfc3339
 
 
-def put_in_place(work: Work, experiment: Experiment, *, origin: Origin) -> None:
-    """Every participant's slot should hold the variant of its current block; those that do are left alone."""
+def put_in_place(work: Work, experiment: Experiment, *, at: int, origin: Origin) -> None:
+    """Every participant's slot should hold the variant of its block at the moment; those that do are left alone."""
     assert experiment.phase is not None
     holding = {
         slot.participant_id: slot.written
         for slot in work.store.deployments.slots_of(experiment.id)
         if slot.open
     }
-    current = work.store.experiments.current(experiment.phase.id, now=work.now)
+    current = work.store.experiments.current(experiment.phase.id, now=at)
     for variant in experiment.variants:
         ids = [
             participant_id
@@ -33,33 +33,39 @@ def put_in_place(work: Work, experiment: Experiment, *, origin: Origin) -> None:
         delivery.write(work, experiment, variant, ids, origin=origin)
 
 
-def cut(work: Work, experiment: Experiment) -> None:
-    """The current blocks end now, and those to come never do."""
+def cut(work: Work, experiment: Experiment, *, for_good: bool) -> None:
+    """The current blocks end now, and those to come are none, unless and until `go_on` draws on."""
     if experiment.calendar is not None and experiment.phase is not None:
-        work.store.experiments.end_blocks(experiment.phase.id, now=work.now)
+        work.store.experiments.end_blocks(experiment.phase.id, now=work.now, for_good=for_good)
 
 
 def go_on(work: Work, experiment: Experiment) -> None:
-    """Blocks go on with the one that is current, from now. Raises FailedPrecondition after the last."""
+    """Blocks go on with the one that is current, from now, whoever waited for its first with that.
+
+    Raises FailedPrecondition after the last.
+    """
     calendar, phase = experiment.calendar, experiment.phase
     if calendar is None or phase is None:
         return
-    block = calendar.at(work.now)
+    store = work.store.experiments
+    # Where the clock was set back meanwhile, "now" is when the cut was: what has ended stays ended.
+    now = max(work.now, calendar.begins, store.blocks_ended(phase.id))
+    block = calendar.at(now)
     if block is None:
         raise FailedPrecondition(
             f"the last block ended at {to_rfc3339(calendar.end)}; stop or complete the experiment",
             reason="BLOCKS_OVER",
         )
-    store = work.store.experiments
     ids = store.participant_ids(phase.id)
     rows = [
         (replace(turn, id=work.new_id()), ids[turn.participant])
-        for item in store.present(phase.id, now=work.now)
-        if item.time_block and not item.retired
-        for turn in _remaining(experiment, item, first=block, now=work.now)
+        for item in store.present(phase.id, now=now)
+        if item.time_block
+        for turn in _remaining(experiment, item, first=max(block, item.time_block), now=now)
     ]
+    store.forget_empty_blocks(phase.id)
     store.add_assignments(rows)
-    put_in_place(work, experiment, origin=Origin.RESUME)
+    put_in_place(work, experiment, at=now, origin=Origin.RESUME)
 
 
 def _remaining(experiment: Experiment, item: Assignment, *, first: int, now: int) -> Iterator[Assignment]:

@@ -38,6 +38,10 @@ def schedule(work: Work, experiment: Experiment) -> None:
     kinds = () if experiment.archived else _AHEAD.get(experiment.status, ())
     due = {(kind.value, moment) for kind in kinds for moment in moments[kind] if moment is not None}
     timers = work.store.timers
+    # A switch that was done stays done, also where the clock was set back before it.
+    due -= {
+        (kind, moment) for kind, moment in timers.done_since(experiment.id, work.now) if kind == Kind.SWITCH
+    }
     # One that is overdue stays: its turn comes in this very second.
     present = [timer for timer in timers.ahead(experiment.id) if timer.kind in set(Kind)]
     timers.drop(timer for timer in present if (timer.kind, timer.due_at) not in due)
@@ -62,9 +66,8 @@ def _switches(experiment: Experiment) -> list[int | None]:
     return moments if experiment.status is Status.RUNNING else moments[-1:]
 
 
-def drop_missed(work: Work, experiment: Experiment) -> None:
-    """Switches that were due by now never come: what is current is in place."""
-    present = work.store.timers.ahead(experiment.id)
-    work.store.timers.drop(
-        timer for timer in present if timer.kind == Kind.SWITCH and timer.due_at <= work.now
-    )
+def pass_missed(work: Work, experiment: Experiment) -> None:
+    """Switches that were due by now are done: what is current is in place."""
+    for timer in work.store.timers.ahead(experiment.id):
+        if timer.kind == Kind.SWITCH and timer.due_at <= work.now:
+            work.store.timers.take(timer.id, now=work.now)

@@ -14,14 +14,15 @@ from control_plane.store.database import Row, Tx
 _SELECT = (
     "select a.*, p.public_id, p.retired_at from assignment a join participant p on p.id = a.participant_id"
 )
-_PRESENT = (
+PRESENT = (
     "(a.time_block = 0 or a.from_at = coalesce("
     "(select max(b.from_at) from assignment b where b.phase_id = a.phase_id"
     " and b.participant_id = a.participant_id and b.from_at <= ?),"
     " (select min(b.from_at) from assignment b where b.phase_id = a.phase_id"
     " and b.participant_id = a.participant_id)))"
 )
-"""The one row that says what a participant has at a moment: of its time blocks the last that has begun."""
+"""The one row (of `assignment a`) that says what a participant has at a moment, the one parameter: of its time
+blocks the last that has begun, before the first that one."""
 
 
 class AssignmentStore:
@@ -70,7 +71,7 @@ class AssignmentStore:
     def present(self, phase_id: bytes, *, now: int) -> list[Assignment]:
         """What every participant of the phase has now, by participant; before its first block that one."""
         rows = self._tx.all(
-            f"{_SELECT} where a.phase_id = ? and {_PRESENT} order by p.public_id", (phase_id, now)
+            f"{_SELECT} where a.phase_id = ? and {PRESENT} order by p.public_id", (phase_id, now)
         )
         return [_assignment(row) for row in rows]
 
@@ -86,20 +87,43 @@ class AssignmentStore:
         )
         return [(row["participant_id"], row["variant_id"]) for row in rows]
 
-    def end_blocks(self, phase_id: bytes, *, now: int) -> None:
-        """Time blocks of the phase end now; those to come are none."""
+    def end_blocks(self, phase_id: bytes, *, now: int, for_good: bool) -> None:
+        """Time blocks of the phase end now; those to come are none.
+
+        Unless it is for good, whoever waits for its first block stays on record with that, cut to nothing.
+        """
         self._tx.run(
             "update assignment set to_at = ? where phase_id = ? and time_block > 0 and from_at <= ? and to_at > ?",
             (now, phase_id, now, now),
         )
+        begun = (
+            ""
+            if for_good
+            else " and exists (select 1 from assignment b where b.phase_id = assignment.phase_id"
+            " and b.participant_id = assignment.participant_id and b.from_at < assignment.from_at)"
+        )
+        ahead = "phase_id = ? and time_block > 0 and from_at > ?"
+        self._tx.run(f"delete from assignment where {ahead}{begun}", (phase_id, now))  # noqa: S608
+        self._tx.run(f"update assignment set to_at = from_at where {ahead}", (phase_id, now))  # noqa: S608
+
+    def blocks_ended(self, phase_id: bytes) -> int:
+        """When the last time block on record of the phase ends; 0 where there is none."""
+        row = self._tx.one(
+            "select max(to_at) as ended from assignment where phase_id = ? and time_block > 0 and from_at < to_at",
+            (phase_id,),
+        )
+        return (row["ended"] or 0) if row else 0
+
+    def forget_empty_blocks(self, phase_id: bytes) -> None:
+        """Time blocks that were cut to nothing are not on record."""
         self._tx.run(
-            "delete from assignment where phase_id = ? and time_block > 0 and from_at > ?", (phase_id, now)
+            "delete from assignment where phase_id = ? and time_block > 0 and from_at = to_at", (phase_id,)
         )
 
     def assignment(self, phase_id: bytes, participant_id: bytes, *, now: int) -> Assignment | None:
         """What the participant has in the phase now."""
         row = self._tx.one(
-            f"{_SELECT} where a.phase_id = ? and a.participant_id = ? and {_PRESENT}",
+            f"{_SELECT} where a.phase_id = ? and a.participant_id = ? and {PRESENT}",
             (phase_id, participant_id, now),
         )
         return _assignment(row) if row else None

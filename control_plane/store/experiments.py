@@ -243,7 +243,7 @@ class ExperimentStore(AssignmentStore):
         """The phase and its assignments end now; time blocks to come never do."""
         self._tx.run("update phase set closed_at = ? where id = ? and closed_at is null", (now, phase_id))
         self._tx.run("update assignment set to_at = ? where phase_id = ? and to_at is null", (now, phase_id))
-        self.end_blocks(phase_id, now=now)
+        self.end_blocks(phase_id, now=now, for_good=True)
 
     # -- claims
 

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 
+from control_plane.store.assignments import PRESENT
 from control_plane.store.database import Tx
 
 
@@ -31,23 +32,25 @@ class FindingStore:
     def __init__(self, tx: Tx) -> None:
         self._tx = tx
 
-    def seated(self, experiment_id: bytes, phase_id: bytes) -> list[SeatedRow]:
-        """Every participant that has a variant in the phase, by public id."""
+    def seated(self, experiment_id: bytes, phase_id: bytes, *, now: int) -> list[SeatedRow]:
+        """Every participant that has a variant in the phase, by public id; of a switchback, as it is in now's block."""
         rows = self._tx.all(
-            "select a.participant_id, a.variant_id, a.forced_by, p.public_id, p.agent_uid, p.retired_at,"
+            "select a.participant_id, a.variant_id, a.forced_by, p.public_id, p.agent_uid, p.retired_at,"  # noqa: S608
             " g.conditions, d.state as deployment, (select v.state from view v join variant_file f"
             " on f.path = v.path and f.variant_id = a.variant_id where v.participant_id = a.participant_id"
             " order by v.from_at desc, v.id desc limit 1) as state,"
             " (select coalesce(sum(t.assigned_count), 0) from tally t where t.phase_id = a.phase_id"
-            " and t.variant_id = a.variant_id and t.participant_id = a.participant_id and t.event_name = '')"
+            " and t.participant_id = a.participant_id and t.event_name = ''"
+            " and (a.time_block > 0 or t.variant_id = a.variant_id))"
             " as impressions, (select coalesce(sum(t.delivered_count), 0) from tally t where t.phase_id = a.phase_id"
-            " and t.variant_id = a.variant_id and t.participant_id = a.participant_id and t.event_name = '')"
+            " and t.participant_id = a.participant_id and t.event_name = ''"
+            " and (a.time_block > 0 or t.variant_id = a.variant_id))"
             " as delivered from assignment a join participant p on p.id = a.participant_id"
             " left join agent g on g.uid = p.agent_uid"
             " left join slot s on s.participant_id = a.participant_id and s.experiment_id = a.experiment_id"
             " left join deployment d on d.id = s.deployment_id"
-            " where a.phase_id = ? and a.variant_id is not null order by p.public_id",
-            (phase_id,),
+            f" where a.phase_id = ? and a.variant_id is not null and {PRESENT} order by p.public_id",
+            (phase_id, now),
         )
         contents = self._contents(experiment_id, phase_id)
         return [

@@ -35,6 +35,14 @@ class TimerStore:
         )
         return [_timer(row) for row in rows]
 
+    def done_since(self, experiment_id: bytes, moment: int) -> list[tuple[str, int]]:
+        """(kind, when it was due) of timers of the experiment that are done and were due after the moment."""
+        rows = self._tx.all(
+            "select kind, due_at from timer where experiment_id = ? and done_at is not null and due_at > ?",
+            (experiment_id, moment),
+        )
+        return [(row["kind"], row["due_at"]) for row in rows]
+
     def add(self, timers: Iterable[Timer]) -> None:
         """The timers are to come."""
         self._tx.many(

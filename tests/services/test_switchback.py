@@ -1,16 +1,25 @@
 """Blocks of a switchback: drawn at the start, put in place when their time comes, cut where the experiment stops."""
 
 from collections import Counter, defaultdict
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import deployments, experiments, fleet, lifecycle, phases, preview, results
+from control_plane.services import (
+    deployments,
+    experiments,
+    findings,
+    fleet,
+    lifecycle,
+    phases,
+    preview,
+    results,
+)
 from shared.errors import FailedPrecondition, Invalid
 from shared.moment import SECOND
-from tests.services.test_timers import moves_to, status, ticking
+from tests.services.test_timers import moves_to, ticking
 from tests.support.builders import World, make_variant
 from tests.support.waiting import eventually
 
@@ -140,13 +149,95 @@ async def test_a_clock_that_jumps(world: World) -> None:
     async with ticking(world):
         world.clock.jump(4 * HOUR)
         await comes_to_hold(world, 5, *BOTS)
-        made = len(await world.rows("select id from deployment"))
+        before = await deployed(world)
         world.clock.jump(-3 * HOUR)
-        await world.clock.advance(60)
-        assert len(await world.rows("select id from deployment")) == made
+        # A change puts the timers in order anew; what was done stays done.
+        values = {"id": "test", "description": "by a wrong clock"}
+        await world.do(experiments.update, requests.parse(requests.UpdateExperiment, values))
+        await world.clock.advance(2.5 * HOUR)
+        assert await deployed(world) == before
         world.clock.jump(20 * HOUR)
         await moves_to(world, "stopped")
-    assert await status(world) == "stopped"
+    ticks = await world.rows("select operation from audit where actor = 'timer'")
+    assert [row["operation"] for row in ticks] == ["Timer.switch"] * 2
+
+
+async def deployed(world: World) -> list[tuple[str, str | None]]:
+    """(participant, variant key) of every deployment, in their order."""
+    found = await world.rows(
+        "select p.public_id, v.key from deployment d join participant p on p.id = d.participant_id"
+        " left join variant v on v.id = d.variant_id order by p.public_id, d.revision"
+    )
+    return [(row["public_id"], row["key"]) for row in found]
+
+
+async def runs_of(world: World) -> list[tuple[str, str | None]]:
+    """(participant, variant key) as the rows on record say, once for blocks in a row with the same variant."""
+    turns = [(row["who"], row["key"]) for row in await rows(world)]
+    return [turn for turn, _ in groupby(turns)]
+
+
+async def test_every_switch_is_one_deployment_across_restarts(world: World) -> None:
+    """A runner that ends before, at and after every block's end leaves exactly the deployments of the plan."""
+    await world.agent(*BOTS)
+    await world.start(await drafted(world, *BOTS, blocks=6))
+    for block in (2, 3, 4, 5, 6):
+        async with ticking(world):
+            await world.clock.advance(HOUR / 2)
+        # The block ends while nobody looks, and two look at once when they are back.
+        await world.clock.advance(HOUR / 2)
+        async with ticking(world), ticking(world):
+            await comes_to_hold(world, block, *BOTS)
+            await world.clock.advance(3)
+        # How long that took is taken back, so that blocks end where this test says.
+        [phase] = await world.rows("select opened_at from phase")
+        world.clock.jump((phase["opened_at"] - world.clock.now()) / SECOND + (block - 1) * HOUR + 5)
+    assert await deployed(world) == await runs_of(world)
+    ticks = await world.rows("select id from audit where operation = 'Timer.switch'")
+    assert len(ticks) == 5
+
+
+async def test_a_clock_that_swings_about_the_end_of_a_block(world: World) -> None:
+    """Set back by seconds over and over, as time servers do, the clock brings each switch once."""
+    await world.agent(*BOTS)
+    await world.start(await drafted(world, *BOTS, blocks=4))
+    async with ticking(world):
+        for block in (2, 3, 4):
+            await world.clock.advance(HOUR - 30)
+            await comes_to_hold(world, block, *BOTS)
+            for _ in range(3):
+                world.clock.jump(-20)
+                await world.clock.advance(20)
+            [phase] = await world.rows("select opened_at from phase")
+            world.clock.jump((phase["opened_at"] - world.clock.now()) / SECOND + (block - 1) * HOUR + 1)
+    assert await deployed(world) == await runs_of(world)
+
+
+@pytest.mark.parametrize("back", [0, 600, 2.5 * HOUR])
+async def test_a_resume_by_a_clock_that_was_set_back(world: World, back: float) -> None:
+    """What a pause cut stays cut: blocks go on where they were cut, and no moment is in two of them."""
+    await world.agent("p")
+    await world.start(await drafted(world, "p", blocks=6))
+    await world.clock.advance(2.5 * HOUR)
+    await world.do(lifecycle.pause, requests.parse(requests.Pause, {"id": "test", "onPause": "revert"}))
+    world.clock.jump(-back)
+    await world.do(lifecycle.resume, requests.ById(id="test"))
+    found = await rows(world)
+    assert [(row["block"], row["from"], row["to"]) for row in found] == [
+        (1, 0, 1), (2, 1, 2), (3, 2, 2.5), (3, 2.5, 3), (4, 3, 4), (5, 4, 5), (6, 5, 6),
+    ]  # fmt: skip
+    assert await holding(world) == {"p": await due(world, "p", 3)}
+
+
+async def test_a_pause_at_the_very_start_takes_nobody_out(world: World) -> None:
+    """Cut to nothing and resumed in the same moment, everything is as it was drawn."""
+    await world.agent("p")
+    await world.start(await drafted(world, "p", blocks=4))
+    drawn = await rows(world)
+    for _ in range(2):
+        await world.do(lifecycle.pause, requests.Pause(id="test"))
+        await world.do(lifecycle.resume, requests.ById(id="test"))
+    assert await rows(world) == drawn
 
 
 async def test_a_change_while_a_switch_is_due_loses_nothing(world: World) -> None:
@@ -254,6 +345,50 @@ async def test_whoever_comes_late_joins_the_next_cycle(world: World) -> None:
     await world.clock.advance(2 * HOUR)
     await world.do(fleet.update_participant, requests.CreateParticipant(id="r", labels={"tier": "gold"}))
     assert await world.do(phases.admit, requests.ById(id="test")) == []
+
+
+@pytest.mark.parametrize(("hours", "blocks"), [(1.25, [3, 4, 5, 6]), (3.5, [4, 5, 6])])
+async def test_who_waits_for_a_first_block_outlasts_a_pause(
+    world: World, hours: float, blocks: list[int]
+) -> None:
+    """It joins with its block, or with the one that is current where that has begun; stopping ends the wait."""
+    await world.agent("p")
+    await world.agent("q")
+    await world.do(fleet.update_participant, requests.CreateParticipant(id="p", labels={"tier": "gold"}))
+    await world.start(await drafted(world, blocks=6, participants={"labels": {"tier": "gold"}}))
+    await world.do(fleet.update_participant, requests.CreateParticipant(id="q", labels={"tier": "gold"}))
+    assert await world.do(phases.admit, requests.ById(id="test")) == ["q"]
+    await world.clock.advance(HOUR)
+    await world.do(lifecycle.pause, requests.Pause(id="test"))
+    assert [(row["from"], row["to"]) for row in await rows(world) if row["who"] == "q"] == [(2, 2)]
+    await world.clock.advance((hours - 1) * HOUR)
+    await world.do(lifecycle.resume, requests.ById(id="test"))
+    assert [row["block"] for row in await rows(world) if row["who"] == "q"] == blocks
+    assert ("q" in await holding(world)) == (hours > 2)
+    await world.do(lifecycle.pause, requests.Pause(id="test"))
+    await world.do(lifecycle.stop, requests.ById(id="test"))
+    assert [row for row in await rows(world) if row["from"] > hours] == []
+
+
+async def test_findings_know_that_everybody_has_every_variant(world: World) -> None:
+    """Several variants on one host and one participant are what a switchback is; silence is told once each."""
+    uid = await world.agent(*BOTS)
+    started = await world.start(await drafted(world, *BOTS, blocks=4))
+    bodies = {variant.key: variant.digests()["soul.md"] for variant in started.variants}
+    start = world.clock.now()
+    await world.clock.advance(2.5 * HOUR)
+    found = await world.do(findings.get, requests.ById(id="test"))
+    told = {item.code: item.evidence for item in found.findings}
+    assert set(told) == {"NO_PRIMARY_METRIC", "ZERO_EXPOSURES"}
+    assert told["ZERO_EXPOSURES"]["participants"] == len(BOTS)
+    views = [
+        world.view(row["who"], bodies[row["key"]], at=row["from_at"] + 1)
+        for row in await rows(world)
+        if row["block"] < 4
+    ]
+    await world.report(uid, *views, *(world.impression(name, at=start + 5) for name in BOTS))
+    found = await world.do(findings.get, requests.ById(id="test"))
+    assert [item.code for item in found.findings] == ["NO_PRIMARY_METRIC"]
 
 
 async def test_events_count_in_their_block_after_its_washout(world: World) -> None:
