@@ -367,10 +367,12 @@ def show_assignments(session: Session, *, experiment: Name, limit: Limit = None)
     if session.json:
         show.print_json(session.out, show.page(found))
         return
-    keys = {variant.id: variant.key for variant in session.experiment(experiment).variants}
+    shown = session.experiment(experiment)
+    keys = {variant.id: variant.key for variant in shown.variants}
+    in_turn = shown.HasField("switchback")
     show.print_table(
         session.out,
-        ("participant", "variant", "method", "block", "position", "from"),
+        ("participant", "variant", "method", "block", "position", "from", *(("until",) if in_turn else ())),
         (
             (
                 item.participant_id,
@@ -379,6 +381,7 @@ def show_assignments(session: Session, *, experiment: Name, limit: Limit = None)
                 item.block,
                 item.position,
                 show.moment(item, "from_at"),
+                *((show.moment(item, "to_at"),) if in_turn else ()),
             )
             for item in found
         ),

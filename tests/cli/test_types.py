@@ -1,5 +1,6 @@
 """Experiments of every type as manifests: applied once or many times, and shown."""
 
+from itertools import pairwise
 from pathlib import Path
 
 from tests.cli.conftest import Run
@@ -98,3 +99,45 @@ variants:
     said = (await ctl("experiments", "get", "tone-and-model")).out
     assert "config/model.txt" in said
     assert "multivariate" in said
+
+
+SWITCHBACK = """\
+apiVersion: variantd/v1
+kind: Experiment
+key: two-hosts
+name: Two hosts
+type: switchback
+targetFile: config/soul.md
+participants: [bot-1, bot-2]
+switchback: {blockDuration: PT12H, blocks: 14, washout: PT30M}
+variants:
+- {name: Friendly, isControl: true, content: Be friendly.}
+- {name: Concise, content: Be brief.}
+"""
+
+
+async def test_a_switchback(plane: Plane, ctl: Run, tmp_path: Path) -> None:
+    """Blocks go there and back, change and are shown, and every turn is listed with its beginning and end."""
+    manifest = tmp_path / "experiment.yaml"
+    manifest.write_text(SWITCHBACK)
+    words = ("apply", "-f", str(manifest), "--json")
+    assert (await ctl(*words)).json["action"] == "create"
+    assert (await ctl(*words)).json["changes"] == []
+    manifest.write_text(SWITCHBACK.replace("blocks: 14", "blocks: 12"))
+    assert [item["field"] for item in (await ctl(*words)).json["changes"]] == ["switchback"]
+    assert (await ctl(*words)).json["action"] == "none"
+    shown = (await plane.rest("GET", "/v1/experiments/two-hosts")).body
+    assert shown["switchback"] == {"blockDuration": "PT12H", "blocks": 12, "washout": "PT30M"}
+    assert "12 of PT12H, washout PT30M" in (await ctl("experiments", "get", "two-hosts")).out
+    planned = (await ctl("experiments", "assignments", "two-hosts", "--json")).json["entities"]
+    assert [(item["participantId"], item["timeBlock"]) for item in planned] == [("bot-1", 1), ("bot-2", 1)]
+    assert (await ctl("experiments", "start", "two-hosts")).code == 0
+    turns = (await ctl("experiments", "assignments", "two-hosts", "--json")).json["entities"]
+    assert [(item["participantId"], item["timeBlock"]) for item in turns] == [
+        (name, block) for name in ("bot-1", "bot-2") for block in range(1, 13)
+    ]
+    assert all(before["toAt"] == after["fromAt"] for before, after in pairwise(turns[:12]))
+    table = (await ctl("experiments", "assignments", "two-hosts")).out
+    assert "until" in table.splitlines()[0]
+    assert "cycle:6" in table
+    assert "(SWITCHBACK_NOT_COMPUTED)" in (await ctl("results", "two-hosts")).out
