@@ -138,6 +138,6 @@ async def test_a_switchback(plane: Plane, ctl: Run, tmp_path: Path) -> None:
     ]
     assert all(before["toAt"] == after["fromAt"] for before, after in pairwise(turns[:12]))
     table = (await ctl("experiments", "assignments", "two-hosts")).out
-    assert "until" in table.splitlines()[0]
+    assert "UNTIL" in table.splitlines()[0]
     assert "cycle:6" in table
     assert "(SWITCHBACK_NOT_COMPUTED)" in (await ctl("results", "two-hosts")).out
