@@ -3,10 +3,15 @@
 import argparse
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.errors import Error
+
+if TYPE_CHECKING:
+    from control_plane.admin import Administration  # the base install has no control plane to import
 
 
 def main() -> None:
@@ -77,6 +82,66 @@ def _parser() -> argparse.ArgumentParser:
     )
     restore.add_argument("file", type=Path, metavar="FILE", help="what `backup` wrote")
     restore.set_defaults(run=_restore)
+    _add_admin(commands)
+    return parser
+
+
+def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    admin = commands.add_parser(
+        "admin", help="projects and keys, on the data directory itself", description=_ADMIN
+    )
+    nouns = admin.add_subparsers(required=True, metavar="NOUN")
+    projects = nouns.add_parser("project", help="what everything belongs to", description=_ADMIN)
+    keys = nouns.add_parser("key", help="API keys of a project", description=_ADMIN)
+    project_verbs = projects.add_subparsers(required=True, metavar="VERB")
+    key_verbs = keys.add_subparsers(required=True, metavar="VERB")
+
+    create = _admin_verb(project_verbs, "create", "Makes a project, empty and without a key.")
+    create.add_argument("name", metavar="NAME", help="lower-case letters, digits and -")
+    create.set_defaults(run=_create_project)
+    _admin_verb(project_verbs, "list", "Shows every project: id, name, since when.").set_defaults(
+        run=_list_projects
+    )
+
+    create = _admin_verb(
+        key_verbs,
+        "create",
+        "Makes an API key and prints its secret, this once; the way back in when no key is left.",
+    )
+    create.add_argument("--project", metavar="NAME", default="default", help="default: default")
+    create.add_argument("--name", required=True, metavar="TEXT", help="what it is for; in the audit log")
+    create.add_argument(
+        "--scope", action="append", required=True, metavar="SCOPE", help="what it may do; several times"
+    )
+    create.add_argument("--expires-at", metavar="MOMENT", help="such as 2027-01-31T00:00:00Z; default: never")
+    create.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the secret there (0600) and print it nowhere"
+    )
+    create.set_defaults(run=_create_key)
+    found = _admin_verb(
+        key_verbs, "list", "Shows a project's keys: id, name, first characters, scopes, whether valid."
+    )
+    found.add_argument("--project", metavar="NAME", default="default", help="default: default")
+    found.set_defaults(run=_list_keys)
+    revoke = _admin_verb(key_verbs, "revoke", "Takes an API key away; it lets nobody in from now on.")
+    revoke.add_argument("--project", metavar="NAME", default="default", help="default: default")
+    revoke.add_argument("key", metavar="KEY", help="its id, as `list` shows it")
+    revoke.set_defaults(run=_revoke_key)
+
+
+_ADMIN = (
+    "Needs no key, only the right to write the data directory; the server may keep running. Every change is in the"
+    " project's audit log."
+)
+
+
+def _admin_verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, told: str
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=told[0].lower() + told[1:].rstrip("."), description=told)
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", required=True, help="what `serve` was started with"
+    )
     return parser
 
 
@@ -122,6 +187,54 @@ def _restore(arguments: argparse.Namespace) -> int:
 
     asyncio.run(data.restore(data.DataDir(arguments.data_dir), arguments.file, new_id=new_id))
     print(f"restored {arguments.data_dir}; agents adopt it once `variantd serve` runs there")
+    return 0
+
+
+def _create_project(arguments: argparse.Namespace) -> int:
+    async def verb(admin: "Administration") -> None:
+        project = await admin.create_project(arguments.name)
+        print(f"made {project.name}; `variantd admin key create --project {project.name}` lets somebody in")
+
+    return _administer(arguments, verb)
+
+
+def _list_projects(arguments: argparse.Namespace) -> int:
+    from control_plane import admin
+
+    return _administer(arguments, admin.print_projects)
+
+
+def _create_key(arguments: argparse.Namespace) -> int:
+    from control_plane import admin
+
+    values = {"name": arguments.name, "scopes": arguments.scope}
+    if arguments.expires_at is not None:
+        values["expiresAt"] = arguments.expires_at
+    return _administer(
+        arguments, lambda found: admin.print_new_key(found, arguments.project, values, out=arguments.out)
+    )
+
+
+def _list_keys(arguments: argparse.Namespace) -> int:
+    from control_plane import admin
+
+    return _administer(arguments, lambda found: admin.print_keys(found, arguments.project))
+
+
+def _revoke_key(arguments: argparse.Namespace) -> int:
+    async def verb(admin: "Administration") -> None:
+        await admin.revoke_key(arguments.project, arguments.key)
+        print(f"{arguments.key} lets nobody in any more")
+
+    return _administer(arguments, verb)
+
+
+def _administer(arguments: argparse.Namespace, verb: "Callable[[Administration], Awaitable[None]]") -> int:
+    from control_plane import admin
+    from shared.clock import SystemClock
+    from shared.ids import new_id
+
+    admin.run(arguments.data_dir, SystemClock(), new_id, verb)
     return 0
 
 

@@ -370,6 +370,12 @@ class CreateEnrollmentToken(Request):
         return total
 
 
+class CreateProject(Request):
+    """A new project."""
+
+    name: Key
+
+
 KeyName = Annotated[str, Field(min_length=1, max_length=128)]
 
 

@@ -18,10 +18,10 @@ from control_plane.services.work import (
     listing,
     page_size,
 )
-from control_plane.store.access import AccessStore, ApiKey, EnrollmentToken, Incarnation
+from control_plane.store.access import AccessStore, ApiKey, EnrollmentToken, Incarnation, Project
 from control_plane.store.store import Store
 from shared import wire
-from shared.errors import Fault, Invalid, NotFound, PermissionDenied, Unauthenticated
+from shared.errors import AlreadyExists, Fault, Invalid, NotFound, PermissionDenied, Unauthenticated
 from shared.ids import NewId, new_secret, parse_id
 from shared.moment import SECOND, from_rfc3339
 
@@ -32,6 +32,18 @@ DEFAULT_PROJECT = "default"
 def hash_secret(secret: bytes) -> bytes:
     """What is kept of a secret. Secrets are 256 random bits, so a fast hash is as good as a slow one."""
     return hashlib.sha256(secret).digest()
+
+
+# -- projects
+
+
+def create_project(work: Work, request: requests.CreateProject) -> Project:
+    """The caller's project exists under this name: whoever makes one acts within it from the first moment."""
+    access = work.store.access
+    if access.project(request.name) is not None:
+        raise AlreadyExists(f"a project with the name {request.name!r} exists already")
+    access.add_project(work.project_id, name=request.name, now=work.now)
+    return Project(id=work.project_id, name=request.name, created_at=work.now)
 
 
 # -- API keys
