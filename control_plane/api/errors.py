@@ -69,6 +69,8 @@ REASONS = {
     "SLOW_CONSUMER": "a stream was not read for 20 seconds; connect again, it begins with everything",
     "STOPPING": "the control plane is stopping; connect again",
     "TOO_MANY_STREAMS": "too many streams are open at once; close some, or poll",
+    "HOLDOUT_IN_USE": "experiments name the holdout; they are listed",
+    "HOLDOUT_NOT_FOUND": "no holdout of the project has this id or key",
     "IDEMPOTENCY_KEY_REUSED": "the key was used for another request; use a fresh one",
     "INTERNAL": "something is wrong on our side; the log has the id that the answer names",
     "INVALID_CURSOR": "the cursor is not one that a list answered",

@@ -13,6 +13,11 @@ AGENT = "01a1fc0c-7b81-75d9-9764-5f47a7d3a98d"
 API_KEY = "01a1fc0d-2f43-7c1a-8f0e-6f3c5a9b1d20"
 
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "HoldoutService.CreateHoldout": {"name": "Left alone", "key": "left-alone", "share": 5},
+    "HoldoutService.ListHoldouts": {},
+    "HoldoutService.GetHoldout": {"id": "left-alone"},
+    "HoldoutService.UpdateHoldout": {"id": "left-alone", "share": 10},
+    "HoldoutService.DeleteHoldout": {"id": "left-alone"},
     "FleetService.CreateParticipant": {"id": "bot-1", "labels": {"role": "support"}},
     "ExperimentService.CreateExperiment": {
         "name": "Personality A/B test",

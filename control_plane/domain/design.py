@@ -146,6 +146,7 @@ class DesignFields(Request):
     targeting_rules: TargetingRules | None = None
     allow_host_labels: bool | None = None
     strata: Strata | None = None
+    holdout_id: str | None = None
     exposure_criteria: Exposure | None = None
     analysis: AnalysisSpec | None = None
     schedule: Schedule | None = None
@@ -159,6 +160,7 @@ class Design(Request):
     targeting_rules: TargetingRules = TargetingRules()
     allow_host_labels: bool = False
     strata: Strata = ()
+    holdout_id: str | None = None
     exposure_criteria: Exposure = Exposure()
     analysis: AnalysisSpec = AnalysisSpec()
     schedule: Schedule = Schedule()

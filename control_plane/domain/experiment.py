@@ -136,6 +136,7 @@ class Experiment:
     variants: tuple[Variant, ...] = ()
     factors: tuple[Factor, ...] = ()
     phase: Phase | None = None
+    holdout: Holdout | None = None
     winner_variant_id: bytes | None = None
     conclusion: str | None = None
     conclusion_comment: str | None = None
@@ -285,7 +286,7 @@ def _file_faults(experiment: Experiment) -> Iterable[Fault]:
             )
 
 
-def rules_of(experiment: Experiment, *, seed: bytes, holdout: Holdout | None = None) -> Rules:
+def rules_of(experiment: Experiment, *, seed: bytes) -> Rules:
     """What decides who gets which variant, with weights normalised to 100."""
     weights = normalised([variant.weight for variant in experiment.variants])
     return Rules(
@@ -295,7 +296,7 @@ def rules_of(experiment: Experiment, *, seed: bytes, holdout: Holdout | None = N
         ],
         seed=seed,
         allocation=experiment.design.traffic_allocation,
-        holdout=holdout,
+        holdout=experiment.holdout,
         targeted={variant.key: variant.targeting_rules.labels for variant in experiment.variants}
         if experiment.type is Type.PERSONALIZATION
         else None,

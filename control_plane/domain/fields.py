@@ -142,6 +142,7 @@ def duration(text: str) -> int | None:
     return (((days * 24 + hours) * 60 + minutes) * 60 + seconds) * SECOND
 
 
+Share = Annotated[float, Field(ge=0, le=100)]
 Percent = Annotated[int, Field(ge=0, le=100), BeforeValidator(whole)]
 Weight = Annotated[int, Field(ge=0, le=100), BeforeValidator(whole)]
 Name = Annotated[str, Field(min_length=1, max_length=400)]

@@ -17,6 +17,7 @@ from control_plane.domain.fields import (
     ParticipantId,
     ParticipantIds,
     Percent,
+    Share,
     Target,
     Text,
     Weight,
@@ -257,6 +258,23 @@ class Transition(ById):
     """Asks for a status."""
 
     status: Literal["running", "paused", "completed"]
+
+
+class CreateHoldout(Request):
+    """A new holdout."""
+
+    name: Name
+    key: Key | None = None
+    description: Text = ""
+    share: Share
+
+
+class UpdateHoldout(ById):
+    """Changes to a holdout; what was not sent stays."""
+
+    name: Name | None = None
+    description: Text | None = None
+    share: Share | None = None
 
 
 class OpenPhase(ById):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain import requests
-from control_plane.domain.design import Design, MetricsSpec, Schedule, Selector, Type
+from control_plane.domain.design import Design, DesignFields, MetricsSpec, Schedule, Selector, Type
 from control_plane.domain.experiment import (
     UNTOLD,
     Assignment,
@@ -30,7 +30,7 @@ from control_plane.services.work import (
     page_size,
 )
 from shared.errors import AlreadyExists, FailedPrecondition, Fault, Invalid, NotFound
-from shared.ids import new_secret, parse_id
+from shared.ids import new_secret, parse_id, show_id
 from shared.moment import to_rfc3339
 
 
@@ -174,7 +174,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         target_file=request.target_file,
         selector=selector,
         metrics=_json(request.metrics),
-        design=Design().changed(request),
+        design=_designed(work, Design(), request),
         factors=factoring.stored(work, request.type, request.factors),
         labels=dict(request.labels),
         metadata=request.metadata,
@@ -319,7 +319,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
         labels=dict(request.labels or {}) if request.given("labels") else experiment.labels,
         metadata=request.metadata if request.given("metadata") else experiment.metadata,
         metrics=_json(request.metrics or MetricsSpec()) if request.given("metrics") else experiment.metrics,
-        design=experiment.design.changed(request),
+        design=_designed(work, experiment.design, request),
         updated_at=work.now,
     )
     if request.given("factors"):
@@ -349,6 +349,17 @@ def _check_type(experiment: Experiment) -> None:
         factoring.refuse("switchback", message, "use type switchback")
     if experiment.type is Type.MULTIVARIATE and experiment.target_file is not None:
         factoring.refuse("targetFile", "each factor has its own", "leave it out, and set factors.targetFile")
+
+
+def _designed(work: Work, design: Design, sent: DesignFields) -> Design:
+    """The design with what was sent; a holdout goes by its id from then on. Raises NotFound for none."""
+    changed = design.changed(sent)
+    if not sent.given("holdout_id") or changed.holdout_id is None:
+        return changed
+    item = work.store.holdouts.find(work.project_id, changed.holdout_id)
+    if item is None:
+        raise NotFound(f"there is no holdout {changed.holdout_id!r}", reason="HOLDOUT_NOT_FOUND")
+    return changed.model_copy(update={"holdout_id": show_id(item.id)})
 
 
 def _check_schedule(work: Work, experiment: Experiment, wanted: Schedule) -> None:

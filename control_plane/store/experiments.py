@@ -14,10 +14,12 @@ from control_plane.domain.experiment import (
     VariantFile,
 )
 from control_plane.domain.factors import Factor, Level
+from control_plane.domain.intake import Holdout
 from control_plane.domain.lifecycle import Status
 from control_plane.domain.targeting import TargetingRules
 from control_plane.store.assignments import AssignmentStore
 from control_plane.store.database import Row, Tx, carries
+from control_plane.store.holdouts import HoldoutStore
 from shared.ids import parse_id
 from shared.model import Digest, digest
 from shared.moment import SECOND
@@ -144,7 +146,13 @@ class ExperimentStore(AssignmentStore):
             _experiment(row),
             variants=self.variants(row["id"]),
             phase=self._phase(row["phase_id"]) if row["phase_id"] else None,
+            holdout=self._holdout(row["project_id"], row["design"]),
         )
+
+    def _holdout(self, project_id: bytes, design: str) -> Holdout | None:
+        named = json.loads(design).get("holdoutId")
+        found = HoldoutStore(self._tx).find(project_id, named) if named else None
+        return found.rule if found else None
 
     # -- variants and content
 

@@ -7,6 +7,7 @@ from control_plane.store.events import EventStore
 from control_plane.store.experiments import ExperimentStore
 from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
+from control_plane.store.holdouts import HoldoutStore
 from control_plane.store.timers import TimerStore
 
 
@@ -21,3 +22,4 @@ class Store:
         self.events = EventStore(tx)
         self.timers = TimerStore(tx)
         self.findings = FindingStore(tx)
+        self.holdouts = HoldoutStore(tx)

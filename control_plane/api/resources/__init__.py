@@ -22,6 +22,7 @@ from control_plane.api.resources.designs import (
     variants,
 )
 from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
+from control_plane.api.resources.plans import holdout, holdouts
 
 __all__ = [
     "agent",
@@ -37,6 +38,8 @@ __all__ = [
     "experiment",
     "experiments",
     "findings",
+    "holdout",
+    "holdouts",
     "lifecycle",
     "one_assignment",
     "one_variant",

@@ -374,7 +374,7 @@ class Experiment(_message.Message):
     ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
-    SWITCHBACK_FIELD_NUMBER: _builtins.int
+    HOLDOUT_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     number: _builtins.int
@@ -411,6 +411,8 @@ class Experiment(_message.Message):
     """Grows by one at every change."""
     allow_host_labels: _builtins.bool
     """Whether rules and strata see what hosts say of themselves (`host.*`)."""
+    holdout_id: _builtins.str
+    """The holdout whose participants stay out."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the experiment itself."""
@@ -499,10 +501,6 @@ class Experiment(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Factor]:
         """The factors of a multivariate experiment."""
 
-    @_builtins.property
-    def switchback(self) -> Global___Switchback:
-        """The blocks of a switchback."""
-
     def __init__(
         self,
         *,
@@ -546,11 +544,11 @@ class Experiment(_message.Message):
         allow_host_labels: _builtins.bool = ...,
         strata: _abc.Iterable[_builtins.str] | None = ...,
         factors: _abc.Iterable[Global___Factor] | None = ...,
-        switchback: Global___Switchback | None = ...,
+        holdout_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -560,6 +558,8 @@ class Experiment(_message.Message):
     _WhichOneofArgType__conclusion_comment: _TypeAlias = _typing.Literal["_conclusion_comment", b"_conclusion_comment"]  # noqa: Y015
     _WhichOneofReturnType__current_phase: _TypeAlias = _typing.Literal["current_phase"]  # noqa: Y015
     _WhichOneofArgType__current_phase: _TypeAlias = _typing.Literal["_current_phase", b"_current_phase"]  # noqa: Y015
+    _WhichOneofReturnType__holdout_id: _TypeAlias = _typing.Literal["holdout_id"]  # noqa: Y015
+    _WhichOneofArgType__holdout_id: _TypeAlias = _typing.Literal["_holdout_id", b"_holdout_id"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
     _WhichOneofReturnType__paused_at: _TypeAlias = _typing.Literal["paused_at"]  # noqa: Y015
@@ -568,8 +568,6 @@ class Experiment(_message.Message):
     _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
     _WhichOneofReturnType__stopped_at: _TypeAlias = _typing.Literal["stopped_at"]  # noqa: Y015
     _WhichOneofArgType__stopped_at: _TypeAlias = _typing.Literal["_stopped_at", b"_stopped_at"]  # noqa: Y015
-    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
-    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__winner_variant_id: _TypeAlias = _typing.Literal["winner_variant_id"]  # noqa: Y015
@@ -583,6 +581,8 @@ class Experiment(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__current_phase) -> _WhichOneofReturnType__current_phase | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__holdout_id) -> _WhichOneofReturnType__holdout_id | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__paused_at) -> _WhichOneofReturnType__paused_at | None: ...
@@ -590,8 +590,6 @@ class Experiment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stopped_at) -> _WhichOneofReturnType__stopped_at | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
@@ -756,38 +754,6 @@ class LevelSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
 
 Global___LevelSpec: _TypeAlias = LevelSpec  # noqa: Y015
-
-@_typing.final
-class Switchback(_message.Message):
-    """Blocks of time, in which each participant of a switchback alternates between the variants."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    BLOCK_DURATION_FIELD_NUMBER: _builtins.int
-    BLOCKS_FIELD_NUMBER: _builtins.int
-    WASHOUT_FIELD_NUMBER: _builtins.int
-    block_duration: _builtins.str
-    """How long a block is, ISO 8601."""
-    blocks: _builtins.int
-    """How many blocks there are: a multiple of the number of variants."""
-    washout: _builtins.str
-    """For how long after the beginning of a block nothing counts, ISO 8601; default none."""
-    def __init__(
-        self,
-        *,
-        block_duration: _builtins.str = ...,
-        blocks: _builtins.int = ...,
-        washout: _builtins.str | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_washout", b"_washout", "washout", b"washout"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_washout", b"_washout", "block_duration", b"block_duration", "blocks", b"blocks", "washout", b"washout"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__washout: _TypeAlias = _typing.Literal["washout"]  # noqa: Y015
-    _WhichOneofArgType__washout: _TypeAlias = _typing.Literal["_washout", b"_washout"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__washout) -> _WhichOneofReturnType__washout | None: ...
-
-Global___Switchback: _TypeAlias = Switchback  # noqa: Y015
 
 @_typing.final
 class TargetingRules(_message.Message):
@@ -1466,7 +1432,6 @@ class Assignment(_message.Message):
     FORCED_BY_FIELD_NUMBER: _builtins.int
     LABELS_USED_FIELD_NUMBER: _builtins.int
     RETIRED_FIELD_NUMBER: _builtins.int
-    TIME_BLOCK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id; absent while planned."""
     experiment_id: _builtins.str
@@ -1491,8 +1456,6 @@ class Assignment(_message.Message):
     """Who deployed another variant by hand."""
     retired: _builtins.bool
     """Whether its host was retired and no other agent has declared the participant since."""
-    time_block: _builtins.int
-    """Block of time of a switchback, from 1; absent elsewhere."""
     @_builtins.property
     def from_at(self) -> _timestamp_pb2.Timestamp:
         """From when; absent while planned."""
@@ -1523,11 +1486,10 @@ class Assignment(_message.Message):
         forced_by: _builtins.str | None = ...,
         labels_used: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         retired: _builtins.bool = ...,
-        time_block: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced_by: _TypeAlias = _typing.Literal["forced_by"]  # noqa: Y015
     _WhichOneofArgType__forced_by: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by"]  # noqa: Y015
@@ -1537,8 +1499,6 @@ class Assignment(_message.Message):
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
     _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
     _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
-    _WhichOneofReturnType__time_block: _TypeAlias = _typing.Literal["time_block"]  # noqa: Y015
-    _WhichOneofArgType__time_block: _TypeAlias = _typing.Literal["_time_block", b"_time_block"]  # noqa: Y015
     _WhichOneofReturnType__to_at: _TypeAlias = _typing.Literal["to_at"]  # noqa: Y015
     _WhichOneofArgType__to_at: _TypeAlias = _typing.Literal["_to_at", b"_to_at"]  # noqa: Y015
     _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
@@ -1551,8 +1511,6 @@ class Assignment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_block) -> _WhichOneofReturnType__time_block | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__to_at) -> _WhichOneofReturnType__to_at | None: ...
     @_typing.overload
@@ -1888,7 +1846,7 @@ class CreateExperimentRequest(_message.Message):
     STRATA_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
-    SWITCHBACK_FIELD_NUMBER: _builtins.int
+    HOLDOUT_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, 1 to 400 characters."""
     key: _builtins.str
@@ -1907,6 +1865,8 @@ class CreateExperimentRequest(_message.Message):
     """Whether rules and strata see what hosts say of themselves (`host.*`)."""
     validate_only: _builtins.bool
     """Answers the draft this would make, with its planned assignments and warnings, and makes nothing."""
+    holdout_id: _builtins.str
+    """The holdout whose participants stay out, by id or key."""
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantSpec]:
         """Variants; may be added later."""
@@ -1955,10 +1915,6 @@ class CreateExperimentRequest(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorSpec]:
         """Factors of a multivariate experiment; without variants, every combination becomes one."""
 
-    @_builtins.property
-    def switchback(self) -> Global___Switchback:
-        """The blocks of a switchback."""
-
     def __init__(
         self,
         *,
@@ -1983,11 +1939,11 @@ class CreateExperimentRequest(_message.Message):
         strata: _abc.Iterable[_builtins.str] | None = ...,
         validate_only: _builtins.bool = ...,
         factors: _abc.Iterable[Global___FactorSpec] | None = ...,
-        switchback: Global___Switchback | None = ...,
+        holdout_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -1995,6 +1951,8 @@ class CreateExperimentRequest(_message.Message):
     _WhichOneofArgType__analysis: _TypeAlias = _typing.Literal["_analysis", b"_analysis"]  # noqa: Y015
     _WhichOneofReturnType__exposure_criteria: _TypeAlias = _typing.Literal["exposure_criteria"]  # noqa: Y015
     _WhichOneofArgType__exposure_criteria: _TypeAlias = _typing.Literal["_exposure_criteria", b"_exposure_criteria"]  # noqa: Y015
+    _WhichOneofReturnType__holdout_id: _TypeAlias = _typing.Literal["holdout_id"]  # noqa: Y015
+    _WhichOneofArgType__holdout_id: _TypeAlias = _typing.Literal["_holdout_id", b"_holdout_id"]  # noqa: Y015
     _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
     _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
@@ -2005,8 +1963,6 @@ class CreateExperimentRequest(_message.Message):
     _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
-    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
-    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
@@ -2022,6 +1978,8 @@ class CreateExperimentRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exposure_criteria) -> _WhichOneofReturnType__exposure_criteria | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__holdout_id) -> _WhichOneofReturnType__holdout_id | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
@@ -2031,8 +1989,6 @@ class CreateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
@@ -2089,7 +2045,7 @@ class UpdateExperimentRequest(_message.Message):
     STRATA_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
-    SWITCHBACK_FIELD_NUMBER: _builtins.int
+    HOLDOUT_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     name: _builtins.str
@@ -2104,6 +2060,8 @@ class UpdateExperimentRequest(_message.Message):
     """Share of the participants that take part, per cent."""
     allow_host_labels: _builtins.bool
     """Whether rules and strata see what hosts say of themselves (`host.*`)."""
+    holdout_id: _builtins.str
+    """The holdout whose participants stay out, by id or key; draft only."""
     @_builtins.property
     def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Public ids of participants; draft only."""
@@ -2152,10 +2110,6 @@ class UpdateExperimentRequest(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorSpec]:
         """Factors, when not empty; draft only."""
 
-    @_builtins.property
-    def switchback(self) -> Global___Switchback:
-        """The blocks of a switchback; draft only."""
-
     def __init__(
         self,
         *,
@@ -2178,11 +2132,11 @@ class UpdateExperimentRequest(_message.Message):
         strata: _abc.Iterable[_builtins.str] | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         factors: _abc.Iterable[Global___FactorSpec] | None = ...,
-        switchback: Global___Switchback | None = ...,
+        holdout_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -2192,6 +2146,8 @@ class UpdateExperimentRequest(_message.Message):
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__exposure_criteria: _TypeAlias = _typing.Literal["exposure_criteria"]  # noqa: Y015
     _WhichOneofArgType__exposure_criteria: _TypeAlias = _typing.Literal["_exposure_criteria", b"_exposure_criteria"]  # noqa: Y015
+    _WhichOneofReturnType__holdout_id: _TypeAlias = _typing.Literal["holdout_id"]  # noqa: Y015
+    _WhichOneofArgType__holdout_id: _TypeAlias = _typing.Literal["_holdout_id", b"_holdout_id"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
     _WhichOneofReturnType__metrics: _TypeAlias = _typing.Literal["metrics"]  # noqa: Y015
@@ -2202,8 +2158,6 @@ class UpdateExperimentRequest(_message.Message):
     _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
-    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
-    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
@@ -2221,6 +2175,8 @@ class UpdateExperimentRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exposure_criteria) -> _WhichOneofReturnType__exposure_criteria | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__holdout_id) -> _WhichOneofReturnType__holdout_id | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metrics) -> _WhichOneofReturnType__metrics | None: ...
@@ -2230,8 +2186,6 @@ class UpdateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
@@ -6080,3 +6034,267 @@ class WatchFleetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__removed_id) -> _WhichOneofReturnType__removed_id | None: ...
 
 Global___WatchFleetResponse: _TypeAlias = WatchFleetResponse  # noqa: Y015
+
+@_typing.final
+class Holdout(_message.Message):
+    """A share of participants that stays out of every experiment that names it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    EXPERIMENTS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id."""
+    key: _builtins.str
+    """Key within the project."""
+    name: _builtins.str
+    """Name."""
+    description: _builtins.str
+    """What it is for."""
+    share: _builtins.float
+    """Per cent of participants, 0 to 100."""
+    @_builtins.property
+    def experiments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of the experiments that name it."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last changed."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        share: _builtins.float = ...,
+        experiments: _abc.Iterable[_builtins.str] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "experiments", b"experiments", "id", b"id", "key", b"key", "name", b"name", "share", b"share", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Holdout: _TypeAlias = Holdout  # noqa: Y015
+
+@_typing.final
+class ListHoldoutsRequest(_message.Message):
+    """Asks for holdouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most so many, clamped to 1 to 100; default 25."""
+    page_token: _builtins.str
+    """Where the last page ended."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+
+Global___ListHoldoutsRequest: _TypeAlias = ListHoldoutsRequest  # noqa: Y015
+
+@_typing.final
+class ListHoldoutsResponse(_message.Message):
+    """A page of holdouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDOUTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty: this was the last."""
+    @_builtins.property
+    def holdouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holdout]:
+        """By key."""
+
+    def __init__(
+        self,
+        *,
+        holdouts: _abc.Iterable[Global___Holdout] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holdouts", b"holdouts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHoldoutsResponse: _TypeAlias = ListHoldoutsResponse  # noqa: Y015
+
+@_typing.final
+class GetHoldoutRequest(_message.Message):
+    """Names a holdout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHoldoutRequest: _TypeAlias = GetHoldoutRequest  # noqa: Y015
+
+@_typing.final
+class CreateHoldoutRequest(_message.Message):
+    """A new holdout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name."""
+    key: _builtins.str
+    """Key; default: made from the name."""
+    description: _builtins.str
+    """What it is for."""
+    share: _builtins.float
+    """Per cent of participants, 0 to 100."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        key: _builtins.str | None = ...,
+        description: _builtins.str = ...,
+        share: _builtins.float | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "_share", b"_share", "key", b"key", "share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "_share", b"_share", "description", b"description", "key", b"key", "name", b"name", "request_id", b"request_id", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
+    _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+
+Global___CreateHoldoutRequest: _TypeAlias = CreateHoldoutRequest  # noqa: Y015
+
+@_typing.final
+class UpdateHoldoutRequest(_message.Message):
+    """Changes to a holdout; what is absent stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    name: _builtins.str
+    """Name."""
+    description: _builtins.str
+    """What it is for."""
+    share: _builtins.float
+    """Per cent of participants, 0 to 100."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+        share: _builtins.float | None = ...,
+        request_id: _builtins.str = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "_share", b"_share", "_update_mask", b"_update_mask", "description", b"description", "name", b"name", "share", b"share", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_name", b"_name", "_share", b"_share", "_update_mask", b"_update_mask", "description", b"description", "id", b"id", "name", b"name", "request_id", b"request_id", "share", b"share", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
+    _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    _WhichOneofReturnType__update_mask: _TypeAlias = _typing.Literal["update_mask"]  # noqa: Y015
+    _WhichOneofArgType__update_mask: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__update_mask) -> _WhichOneofReturnType__update_mask | None: ...
+
+Global___UpdateHoldoutRequest: _TypeAlias = UpdateHoldoutRequest  # noqa: Y015
+
+@_typing.final
+class DeleteHoldoutRequest(_message.Message):
+    """Names a holdout to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteHoldoutRequest: _TypeAlias = DeleteHoldoutRequest  # noqa: Y015
