@@ -17,6 +17,7 @@ from control_plane.cli import (
     experiments,
     findings,
     fleet,
+    holdouts,
     phases,
     preview,
     results,
@@ -188,6 +189,15 @@ add(
 )
 add(_api_keys, "rename", access.rename_key)
 add(_api_keys, "revoke", access.revoke_key)
+
+_holdouts = _group(
+    "holdouts", "Holdouts: shares of participants that stay out of every experiment that names them."
+)
+add(_holdouts, "list", holdouts.list_holdouts)
+add(_holdouts, "get", holdouts.get)
+add(_holdouts, "create", holdouts.create, "variantctl holdouts create --name 'Left alone in 2027' --share 5")
+add(_holdouts, "update", holdouts.update, "variantctl holdouts update left-alone-in-2027 --share 10")
+add(_holdouts, "delete", holdouts.delete)
 
 _participants = _group("participants", "Participants: the workspaces that take part.")
 add(_participants, "list", fleet.list_participants)

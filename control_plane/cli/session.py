@@ -85,6 +85,11 @@ class Session:
         return rpc.FleetServiceStub(self._channel)
 
     @functools.cached_property
+    def holdouts(self) -> "rpc.HoldoutServiceStub":
+        """Shares of participants that stay out."""
+        return rpc.HoldoutServiceStub(self._channel)
+
+    @functools.cached_property
     def access(self) -> "rpc.AccessServiceStub":
         """Keys and the audit log."""
         return rpc.AccessServiceStub(self._channel)

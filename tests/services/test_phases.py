@@ -10,7 +10,8 @@ import pytest
 
 from control_plane.api.reads import Reads
 from control_plane.domain import requests
-from control_plane.services import deployments, experiments, fleet, lifecycle, phases
+from control_plane.domain.intake import Method
+from control_plane.services import deployments, experiments, fleet, holdouts, lifecycle, phases
 from control_plane.services.due import Timers
 from control_plane.services.work import Joining, Services
 from shared.errors import FailedPrecondition, Invalid, NotFound
@@ -288,3 +289,23 @@ async def test_unforcing_gives_the_assigned_variant_back(world: World) -> None:
     nobody = requests.parse(requests.OfAssignment, {"id": "test", "participantId": "nobody"})
     with pytest.raises(NotFound, match="not assigned"):
         await world.do(phases.unforce, nobody)
+
+
+async def test_late_joiners_are_held_out_as_they_would_have_been(world: World) -> None:
+    """The holdout means the same participants whenever they come: on record, without a variant, claim or deployment."""
+    made = requests.CreateHoldout(name="Quiet", key="quiet", share=50)
+    await world.do(holdouts.create, made)
+    names = [f"bot-{n:02}" for n in range(12)]
+    await world.experiment(*names, name="Other", targetFile="other.md", holdoutId="quiet")
+    page = await world.do(experiments.list_assignments, requests.PageOf(id="other", limit=100))
+    out = {item.participant for item in page.items if item.method is Method.HOLDOUT}
+    assert out & set(names[6:])
+    await by_label(world, *names[:6], holdoutId="quiet")
+    async with watching(world):
+        for name in names[6:]:
+            await label(world, name, "support")
+        await on_record(world, *names)
+    after = await seats(world)
+    assert {name for name in names if after[name].method is Method.HOLDOUT} == out
+    assert {name for name in names if after[name].variant_id is None} == out
+    assert len(await world.rows("select * from claim")) == len(names) - len(out)
