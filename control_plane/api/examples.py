@@ -53,6 +53,19 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "DeploymentService.ListDeployments": {"id": "soul-tone"},
     "DeploymentService.GetDeployment": {"id": DEPLOYMENT},
     "DeploymentService.ListOutcomes": {"id": DEPLOYMENT},
+    "EventService.ReportServerEvents": {
+        "events": [
+            {"kind": "impression", "participantId": "bot-1", "eventId": "chat-1", "subject": "chat-1"},
+            {
+                "kind": "conversion",
+                "participantId": "bot-1",
+                "eventId": "chat-1-resolved",
+                "eventName": "resolved",
+                "subject": "chat-1",
+                "value": 2.5,
+            },
+        ]
+    },
     "ResultsService.GetResults": {"id": "soul-tone", "eventName": "resolved", "population": "delivered"},
     "ExperimentService.PauseExperiment": {"id": "soul-tone"},
     "ExperimentService.ResumeExperiment": {"id": "soul-tone"},

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from control_plane.api import reads, resources
-from control_plane.domain import requests
+from control_plane.domain import reported, requests
 from control_plane.services import (
     access,
     deployments,
@@ -21,6 +21,7 @@ from control_plane.services import (
     lifecycle,
     phases,
     preview,
+    reporting,
     results,
 )
 from control_plane.services.work import Scope, Work
@@ -190,6 +191,8 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.PageOf, deployments.list_outcomes, resources.outcomes),
     _row("ResultsService.GetResults", "GET /v1/experiments/{id}/results", _READ,
          requests.GetResults, results.get, resources.results),
+    _row("EventService.ReportServerEvents", "POST /v1/events:batch", Scope.EVENT_WRITE,
+         reported.ReportEvents, reporting.report, resources.taken),
     _row("HoldoutService.ListHoldouts", "GET /v1/holdouts", _READ,
          requests.Page, holdouts.list_page, resources.holdouts),
     _row("HoldoutService.CreateHoldout", "POST /v1/holdouts", _WRITE,

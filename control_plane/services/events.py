@@ -75,10 +75,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Whose batch it is."""
+    """Whose batch it is; without an agent, a server's own."""
 
     project_id: bytes
-    agent_uid: bytes
+    agent_uid: bytes | None
     now: int
 
 
@@ -90,7 +90,9 @@ def report(store: EventStore, source: Source, batch: Batch) -> Report:
     """
     if len(batch.records) > MAX_RECORDS:
         raise ResourceExhausted(f"a batch has at most {MAX_RECORDS} records", reason="BATCH_TOO_LARGE")
-    mark, known_chain = store.epoch(source.agent_uid, batch.epoch) or (0, CHAIN_START)
+    agent_uid = source.agent_uid
+    assert agent_uid is not None, "a spool is an agent's"
+    mark, known_chain = store.epoch(agent_uid, batch.epoch) or (0, CHAIN_START)
     skip = max(0, mark + 1 - batch.first_seq)
     through = max(mark, batch.first_seq + len(batch.records) - 1)
     value = batch.chain
@@ -104,12 +106,26 @@ def report(store: EventStore, source: Source, batch: Batch) -> Report:
     if not fresh:
         return Report(through_seq=mark, verdict=Verdict.OK)
     if gap > 0:
-        store.add_loss(source.agent_uid, batch.epoch, reason="lost_by_restore", count=gap)
+        store.add_loss(agent_uid, batch.epoch, reason="lost_by_restore", count=gap)
     for raw in fresh:
         value = chain(value, raw)
-    _Ingest(store=store, source=source, epoch=batch.epoch).run(batch.first_seq + skip, fresh)
-    store.move_epoch(source.agent_uid, batch.epoch, high_seq=through, chain=value, now=source.now)
+    ingest = _Ingest(
+        store=store, source=source, epoch=batch.epoch, participants=store.participants_of(agent_uid)
+    )
+    ingest.run(list(ingest.decoded(batch.first_seq + skip, fresh)))
+    for epoch, reason, count in ingest.lost:
+        store.add_loss(agent_uid, epoch, reason=reason, count=count)
+    store.move_epoch(agent_uid, batch.epoch, high_seq=through, chain=value, now=source.now)
     return Report(through_seq=through, verdict=Verdict.OK)
+
+
+def take(
+    store: EventStore, source: Source, participants: Mapping[str, bytes], records: Sequence[Record]
+) -> dict[bytes, str | None]:
+    """Events that came without a spool are stored and counted; by record id, why one counts nowhere."""
+    ingest = _Ingest(store=store, source=source, epoch=None, participants=participants)
+    kept = ingest.run([(None, record) for record in records])
+    return {item.id: item.reason for item in kept}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,17 +134,17 @@ class _Ingest:
 
     store: EventStore
     source: Source
-    epoch: bytes
-    participants: Mapping[str, bytes] = field(default_factory=dict)
+    epoch: bytes | None
+    participants: Mapping[str, bytes]
+    lost: list[tuple[bytes, str, int]] = field(default_factory=list)
     stored: list[StoredEvent] = field(default_factory=list)
     happened: defaultdict[bytes, list[Happening]] = field(default_factory=lambda: defaultdict(list))
     seen: defaultdict[bytes, list[View]] = field(default_factory=lambda: defaultdict(list))
     standings: defaultdict[tuple[bytes, str, str], int] = field(default_factory=lambda: defaultdict(int))
     tallies: Tallies = field(default_factory=Tallies)
 
-    def run(self, first_seq: int, raws: Sequence[bytes]) -> None:
-        self.participants = self.store.participants_of(self.source.agent_uid)
-        records = list(self._decoded(first_seq, raws))
+    def run(self, records: Sequence[tuple[int | None, Record]]) -> list[StoredEvent]:
+        """What is new of the batch is stored and counted; the events as they are kept."""
         known = self.store.known([record.id for _, record in records])
         views: list[tuple[bytes, bytes, View]] = []
         for seq, record in records:
@@ -136,26 +152,21 @@ class _Ingest:
                 continue
             known.add(record.id)
             if isinstance(record.body, Loss):
-                self._lose(record.body)
+                self.lost.append((record.body.epoch or self.epoch or b"", record.body.reason, record.body.count))
             elif isinstance(record.body, View):
                 self._see(record.id, record.body, views)
             else:
                 self._hear(seq, record, record.body)
         self.store.add_views(views, now=self.source.now)
-        self._count()
+        return self._count()
 
-    def _decoded(self, first_seq: int, raws: Sequence[bytes]) -> Iterable[tuple[int, Record]]:
+    def decoded(self, first_seq: int, raws: Sequence[bytes]) -> Iterable[tuple[int, Record]]:
         """The records that can be read; one that cannot is counted as such, it must not stop the rest."""
         for seq, raw in enumerate(raws, first_seq):
             try:
                 yield seq, wire.record_from_bytes(raw)
             except Invalid:
-                self.store.add_loss(self.source.agent_uid, self.epoch, reason="malformed", count=1)
-
-    def _lose(self, loss: Loss) -> None:
-        self.store.add_loss(
-            self.source.agent_uid, loss.epoch or self.epoch, reason=loss.reason, count=loss.count
-        )
+                self.lost.append((self.epoch or b"", "malformed", 1))
 
     def _see(self, record_id: bytes, view: View, views: list[tuple[bytes, bytes, View]]) -> None:
         participant_id = self.participants.get(view.participant)
@@ -163,7 +174,7 @@ class _Ingest:
             views.append((record_id, participant_id, view))
             self.seen[participant_id].append(view)
 
-    def _hear(self, seq: int, record: Record, event: Event) -> None:
+    def _hear(self, seq: int | None, record: Record, event: Event) -> None:
         participant_id = self.participants.get(event.participant)
         reason: Kept | None = None
         if participant_id is None:
@@ -193,17 +204,19 @@ class _Ingest:
 
     # -- counting
 
-    def _count(self) -> None:
+    def _count(self) -> list[StoredEvent]:
         unattributed: dict[bytes, Kept] = {}
         for participant_id in sorted(set(self.happened) | set(self.seen)):
             unattributed |= self._count_participant(participant_id)
-        self.store.add_events(
+        kept = [
             replace(item, reason=unattributed[item.id].value) if item.id in unattributed else item
             for item in self.stored
-        )
+        ]
+        self.store.add_events(kept)
         self.store.count_standings(self.standings)
         self.store.add_tallies(self.tallies)
         self._add_activity()
+        return kept
 
     def _count_participant(self, participant_id: bytes) -> dict[bytes, Kept]:
         """The participant's new events and views are in `tallies`; returns which events belong nowhere."""

@@ -173,7 +173,7 @@ class Services:
                 resource_id=_resource_id(answer) or str(body.get("id", "")),
                 at=now,
             )
-            access.add_audit(entry, project_id=caller.project_id, request=_without_content(body))
+            access.add_audit(entry, project_id=caller.project_id, request=_on_record(request, body))
             if request_id:
                 access.keep_answer(
                     caller.project_id,
@@ -280,6 +280,12 @@ def _without_secrets(answer: Any) -> Any:
     if isinstance(answer, dict):
         return {key: value for key, value in answer.items() if key not in _SECRETS}
     return answer
+
+
+def _on_record(request: Any, body: Mapping[str, Any]) -> Any:
+    """What the audit log keeps of a request: what it says itself, else all of it without content."""
+    own = getattr(request, "on_record", None)
+    return _without_content(body) if own is None else own()
 
 
 def _without_content(body: Any) -> Any:

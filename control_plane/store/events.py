@@ -172,6 +172,33 @@ class EventStore:
         )
         return {row["public_id"]: row["id"] for row in rows}
 
+    def participants_named(self, project_id: bytes, names: Sequence[str]) -> dict[str, bytes]:
+        """Internal id by public id of these participants of the project, as far as they are there."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(names), _CHUNK):
+            chunk = names[start : start + _CHUNK]
+            marks = ", ".join("?" * len(chunk))
+            rows = self._tx.all(
+                "select id, public_id from participant where project_id = ? and deleted_at is null"
+                f" and public_id in ({marks})",
+                (project_id, *chunk),
+            )
+            found.update((row["public_id"], row["id"]) for row in rows)
+        return found
+
+    def taken_keys(self, project_id: bytes, keys: Sequence[str]) -> dict[str, bytes]:
+        """Which of the applications' event ids were seen, by the record that has each."""
+        found: dict[str, bytes] = {}
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            marks = ", ".join("?" * len(chunk))
+            rows = self._tx.all(
+                f"select key, event_id from event_key where project_id = ? and key in ({marks})",  # noqa: S608
+                (project_id, *chunk),
+            )
+            found.update((row["key"], row["event_id"]) for row in rows)
+        return found
+
     def enrolled(self, participant_id: bytes) -> list[Enrolled]:
         """Every assignment the participant ever had, as attribution needs it."""
         rows = self._tx.all(

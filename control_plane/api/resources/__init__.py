@@ -6,7 +6,7 @@ read it, and never in lists.
 
 from control_plane.api.resources.access import api_key, api_keys, audit, enrollment_token, enrollment_tokens
 from control_plane.api.resources.analysis import results
-from control_plane.api.resources.delivery import deployment, deployments, outcomes
+from control_plane.api.resources.delivery import deployment, deployments, outcomes, taken
 from control_plane.api.resources.designs import (
     assignments,
     experiment,
@@ -50,6 +50,7 @@ __all__ = [
     "phases",
     "preview",
     "results",
+    "taken",
     "variant",
     "variants",
     "whole_fleet",

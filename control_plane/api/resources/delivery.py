@@ -1,7 +1,8 @@
-"""Deployments and what became of each."""
+"""Deployments and what became of each; events that were reported."""
 
 from control_plane.api.resources.shown import Json, at, ident, page
 from control_plane.domain.deployment import Deployment
+from control_plane.services.reporting import Taken
 from control_plane.services.work import Listing, Work
 from control_plane.store.deployments import StoredOutcome
 from shared.ids import show_id
@@ -74,4 +75,19 @@ def _outcome(item: StoredOutcome) -> Json:
         "durationsMs": item.durations,
         "occurredAt": at(item.occurred_at),
         "receivedAt": at(item.received_at),
+    }
+
+
+def taken(work: Work, items: list[Taken]) -> Json:
+    """What became of a batch of reported events, in its order."""
+    return {
+        "events": [
+            {
+                "eventId": item.event_id,
+                "id": show_id(item.id),
+                "status": "duplicate" if item.duplicate else "accepted",
+                "reason": item.reason,
+            }
+            for item in items
+        ]
     }
