@@ -47,7 +47,7 @@ class ReportedEvent(Request):
     digest: DigestText | None = None
     target: Target | None = None
     occurred_at: Moment | None = None
-    properties: Annotated[Json, AfterValidator(_small)] = {}
+    properties: Annotated[Json, AfterValidator(_small)] | None = None
 
     @model_validator(mode="after")
     def _named(self) -> Self:

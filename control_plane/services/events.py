@@ -152,7 +152,9 @@ class _Ingest:
                 continue
             known.add(record.id)
             if isinstance(record.body, Loss):
-                self.lost.append((record.body.epoch or self.epoch or b"", record.body.reason, record.body.count))
+                self.lost.append(
+                    (record.body.epoch or self.epoch or b"", record.body.reason, record.body.count)
+                )
             elif isinstance(record.body, View):
                 self._see(record.id, record.body, views)
             else:

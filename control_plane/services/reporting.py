@@ -28,7 +28,9 @@ def report(work: Work, request: ReportEvents) -> list[Taken]:
     repeat safe, whoever repeats it.
     """
     store = work.store.events
-    named = store.participants_named(work.project_id, sorted({item.participant_id for item in request.events}))
+    named = store.participants_named(
+        work.project_id, sorted({item.participant_id for item in request.events})
+    )
     made = [item.event(now=work.now) for item in request.events]
     faults = [
         Fault(field=f"events.{n}.participantId", message=f"there is no participant {item.participant!r}")
@@ -66,7 +68,5 @@ def _told(
             told.append(Taken(event_id=event_id, id=seen[event_id], duplicate=True, reason=None))
         else:
             seen[event_id] = record.id
-            told.append(
-                Taken(event_id=event_id, id=record.id, duplicate=False, reason=reasons[record.id])
-            )
+            told.append(Taken(event_id=event_id, id=record.id, duplicate=False, reason=reasons[record.id]))
     return told

@@ -179,7 +179,7 @@ class EventStore:
             chunk = names[start : start + _CHUNK]
             marks = ", ".join("?" * len(chunk))
             rows = self._tx.all(
-                "select id, public_id from participant where project_id = ? and deleted_at is null"
+                "select id, public_id from participant where project_id = ? and deleted_at is null"  # noqa: S608
                 f" and public_id in ({marks})",
                 (project_id, *chunk),
             )

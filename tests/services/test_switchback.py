@@ -129,8 +129,14 @@ async def test_missed_blocks_are_not_made_up_for(world: World) -> None:
     await world.agent(*BOTS)
     await world.start(await drafted(world, *BOTS, blocks=12))
     await world.clock.advance(3 * HOUR + 600)
+
+    async def switched() -> bool:
+        return len(await world.rows("select id from audit where operation = 'Timer.switch'")) == 1
+
     for _ in range(2):
         async with ticking(world):
+            # Orders are drawn: files may happen to hold what the fourth block wants already.
+            await eventually(switched, what="the one switch is made")
             await comes_to_hold(world, 4, *BOTS)
             await world.clock.advance(5)
     made = await world.rows("select participant_id from deployment where origin = 'switchback'")

@@ -22,10 +22,12 @@ class Stream:
     def __init__(self, call: Any) -> None:
         self.call = call
         self.welcome: pb.Welcome | None = None
+        self._writing = asyncio.Lock()
 
     async def send(self, **message: Any) -> None:
         """The message is on its way."""
-        await self.call.write(pb.SyncRequest(**message))
+        async with self._writing:  # a call takes one write at a time
+            await self.call.write(pb.SyncRequest(**message))
 
     async def receive(self, kind: str) -> Any:
         """The next message, which has to be of this kind."""

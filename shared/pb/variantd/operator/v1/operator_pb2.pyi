@@ -126,6 +126,30 @@ GOAL_DECREASE: Goal.ValueType  # 2
 """Less is better."""
 Global___Goal: _TypeAlias = Goal  # noqa: Y015
 
+class _EventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVENT_KIND_UNSPECIFIED: _EventKind.ValueType  # 0
+    """Not said."""
+    EVENT_KIND_IMPRESSION: _EventKind.ValueType  # 1
+    """A participant, or a subject in it, met the content."""
+    EVENT_KIND_CONVERSION: _EventKind.ValueType  # 2
+    """What the experiment is about happened."""
+
+class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
+    """What an event is."""
+
+EVENT_KIND_UNSPECIFIED: EventKind.ValueType  # 0
+"""Not said."""
+EVENT_KIND_IMPRESSION: EventKind.ValueType  # 1
+"""A participant, or a subject in it, met the content."""
+EVENT_KIND_CONVERSION: EventKind.ValueType  # 2
+"""What the experiment is about happened."""
+Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
+
 @_typing.final
 class Metric(_message.Message):
     """What is measured."""
@@ -374,6 +398,7 @@ class Experiment(_message.Message):
     ALLOW_HOST_LABELS_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
+    SWITCHBACK_FIELD_NUMBER: _builtins.int
     HOLDOUT_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
@@ -501,6 +526,10 @@ class Experiment(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Factor]:
         """The factors of a multivariate experiment."""
 
+    @_builtins.property
+    def switchback(self) -> Global___Switchback:
+        """The blocks of a switchback."""
+
     def __init__(
         self,
         *,
@@ -544,11 +573,12 @@ class Experiment(_message.Message):
         allow_host_labels: _builtins.bool = ...,
         strata: _abc.Iterable[_builtins.str] | None = ...,
         factors: _abc.Iterable[Global___Factor] | None = ...,
+        switchback: Global___Switchback | None = ...,
         holdout_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
@@ -568,6 +598,8 @@ class Experiment(_message.Message):
     _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
     _WhichOneofReturnType__stopped_at: _TypeAlias = _typing.Literal["stopped_at"]  # noqa: Y015
     _WhichOneofArgType__stopped_at: _TypeAlias = _typing.Literal["_stopped_at", b"_stopped_at"]  # noqa: Y015
+    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
+    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__winner_variant_id: _TypeAlias = _typing.Literal["winner_variant_id"]  # noqa: Y015
@@ -590,6 +622,8 @@ class Experiment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stopped_at) -> _WhichOneofReturnType__stopped_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
@@ -754,6 +788,38 @@ class LevelSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
 
 Global___LevelSpec: _TypeAlias = LevelSpec  # noqa: Y015
+
+@_typing.final
+class Switchback(_message.Message):
+    """Blocks of time, in which each participant of a switchback alternates between the variants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_DURATION_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    WASHOUT_FIELD_NUMBER: _builtins.int
+    block_duration: _builtins.str
+    """How long a block is, ISO 8601."""
+    blocks: _builtins.int
+    """How many blocks there are: a multiple of the number of variants."""
+    washout: _builtins.str
+    """For how long after the beginning of a block nothing counts, ISO 8601; default none."""
+    def __init__(
+        self,
+        *,
+        block_duration: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        washout: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_washout", b"_washout", "washout", b"washout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_washout", b"_washout", "block_duration", b"block_duration", "blocks", b"blocks", "washout", b"washout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__washout: _TypeAlias = _typing.Literal["washout"]  # noqa: Y015
+    _WhichOneofArgType__washout: _TypeAlias = _typing.Literal["_washout", b"_washout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__washout) -> _WhichOneofReturnType__washout | None: ...
+
+Global___Switchback: _TypeAlias = Switchback  # noqa: Y015
 
 @_typing.final
 class TargetingRules(_message.Message):
@@ -1432,6 +1498,7 @@ class Assignment(_message.Message):
     FORCED_BY_FIELD_NUMBER: _builtins.int
     LABELS_USED_FIELD_NUMBER: _builtins.int
     RETIRED_FIELD_NUMBER: _builtins.int
+    TIME_BLOCK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id; absent while planned."""
     experiment_id: _builtins.str
@@ -1456,6 +1523,8 @@ class Assignment(_message.Message):
     """Who deployed another variant by hand."""
     retired: _builtins.bool
     """Whether its host was retired and no other agent has declared the participant since."""
+    time_block: _builtins.int
+    """Block of time of a switchback, from 1; absent elsewhere."""
     @_builtins.property
     def from_at(self) -> _timestamp_pb2.Timestamp:
         """From when; absent while planned."""
@@ -1486,10 +1555,11 @@ class Assignment(_message.Message):
         forced_by: _builtins.str | None = ...,
         labels_used: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         retired: _builtins.bool = ...,
+        time_block: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced_by: _TypeAlias = _typing.Literal["forced_by"]  # noqa: Y015
     _WhichOneofArgType__forced_by: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by"]  # noqa: Y015
@@ -1499,6 +1569,8 @@ class Assignment(_message.Message):
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
     _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
     _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
+    _WhichOneofReturnType__time_block: _TypeAlias = _typing.Literal["time_block"]  # noqa: Y015
+    _WhichOneofArgType__time_block: _TypeAlias = _typing.Literal["_time_block", b"_time_block"]  # noqa: Y015
     _WhichOneofReturnType__to_at: _TypeAlias = _typing.Literal["to_at"]  # noqa: Y015
     _WhichOneofArgType__to_at: _TypeAlias = _typing.Literal["_to_at", b"_to_at"]  # noqa: Y015
     _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
@@ -1511,6 +1583,8 @@ class Assignment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_block) -> _WhichOneofReturnType__time_block | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__to_at) -> _WhichOneofReturnType__to_at | None: ...
     @_typing.overload
@@ -1846,6 +1920,7 @@ class CreateExperimentRequest(_message.Message):
     STRATA_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
+    SWITCHBACK_FIELD_NUMBER: _builtins.int
     HOLDOUT_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, 1 to 400 characters."""
@@ -1915,6 +1990,10 @@ class CreateExperimentRequest(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorSpec]:
         """Factors of a multivariate experiment; without variants, every combination becomes one."""
 
+    @_builtins.property
+    def switchback(self) -> Global___Switchback:
+        """The blocks of a switchback."""
+
     def __init__(
         self,
         *,
@@ -1939,11 +2018,12 @@ class CreateExperimentRequest(_message.Message):
         strata: _abc.Iterable[_builtins.str] | None = ...,
         validate_only: _builtins.bool = ...,
         factors: _abc.Iterable[Global___FactorSpec] | None = ...,
+        switchback: Global___Switchback | None = ...,
         holdout_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -1963,6 +2043,8 @@ class CreateExperimentRequest(_message.Message):
     _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
+    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
+    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
@@ -1989,6 +2071,8 @@ class CreateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
@@ -2045,6 +2129,7 @@ class UpdateExperimentRequest(_message.Message):
     STRATA_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     FACTORS_FIELD_NUMBER: _builtins.int
+    SWITCHBACK_FIELD_NUMBER: _builtins.int
     HOLDOUT_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
@@ -2110,6 +2195,10 @@ class UpdateExperimentRequest(_message.Message):
     def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorSpec]:
         """Factors, when not empty; draft only."""
 
+    @_builtins.property
+    def switchback(self) -> Global___Switchback:
+        """The blocks of a switchback; draft only."""
+
     def __init__(
         self,
         *,
@@ -2132,11 +2221,12 @@ class UpdateExperimentRequest(_message.Message):
         strata: _abc.Iterable[_builtins.str] | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         factors: _abc.Iterable[Global___FactorSpec] | None = ...,
+        switchback: Global___Switchback | None = ...,
         holdout_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -2158,6 +2248,8 @@ class UpdateExperimentRequest(_message.Message):
     _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
+    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
+    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
     _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
     _WhichOneofReturnType__targeting_rules: _TypeAlias = _typing.Literal["targeting_rules"]  # noqa: Y015
@@ -2186,6 +2278,8 @@ class UpdateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
     @_typing.overload
@@ -6298,3 +6392,164 @@ class DeleteHoldoutRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteHoldoutRequest: _TypeAlias = DeleteHoldoutRequest  # noqa: Y015
+
+@_typing.final
+class ReportedEvent(_message.Message):
+    """An event as a server reports it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    PROPERTIES_FIELD_NUMBER: _builtins.int
+    kind: Global___EventKind.ValueType
+    """What it is."""
+    participant_id: _builtins.str
+    """Whose it is."""
+    event_id: _builtins.str
+    """The application's own id of it; a repeat counts once."""
+    event_name: _builtins.str
+    """What a conversion is called; none for an impression."""
+    subject: _builtins.str
+    """User or session within the participant."""
+    value: _builtins.float
+    """What it is worth."""
+    digest: _builtins.str
+    """The content that was in use, `sha256:` and 64 hex digits, where the application knows."""
+    target: _builtins.str
+    """Which target file was met; default: the experiment's."""
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When it happened; default: now."""
+
+    @_builtins.property
+    def properties(self) -> _struct_pb2.Struct:
+        """Anything else."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___EventKind.ValueType = ...,
+        participant_id: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        event_name: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        value: _builtins.float | None = ...,
+        digest: _builtins.str | None = ...,
+        target: _builtins.str | None = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        properties: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_digest", b"_digest", "_target", b"_target", "_value", b"_value", "digest", b"digest", "occurred_at", b"occurred_at", "properties", b"properties", "target", b"target", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_digest", b"_digest", "_target", b"_target", "_value", b"_value", "digest", b"digest", "event_id", b"event_id", "event_name", b"event_name", "kind", b"kind", "occurred_at", b"occurred_at", "participant_id", b"participant_id", "properties", b"properties", "subject", b"subject", "target", b"target", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__digest: _TypeAlias = _typing.Literal["digest"]  # noqa: Y015
+    _WhichOneofArgType__digest: _TypeAlias = _typing.Literal["_digest", b"_digest"]  # noqa: Y015
+    _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
+    _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__digest) -> _WhichOneofReturnType__digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___ReportedEvent: _TypeAlias = ReportedEvent  # noqa: Y015
+
+@_typing.final
+class ReportServerEventsRequest(_message.Message):
+    """A batch of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportedEvent]:
+        """1 to 1,000 of them."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___ReportedEvent] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportServerEventsRequest: _TypeAlias = ReportServerEventsRequest  # noqa: Y015
+
+@_typing.final
+class TakenEvent(_message.Message):
+    """What became of one event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """The application's own id."""
+    id: _builtins.str
+    """The id it is kept under."""
+    status: _builtins.str
+    """`accepted`, or `duplicate`: it was there already."""
+    reason: _builtins.str
+    """Why it counts in no experiment, if it does not."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        reason: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reason", b"_reason", "event_id", b"event_id", "id", b"id", "reason", b"reason", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
+
+Global___TakenEvent: _TypeAlias = TakenEvent  # noqa: Y015
+
+@_typing.final
+class ReportServerEventsResponse(_message.Message):
+    """What became of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TakenEvent]:
+        """In the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___TakenEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportServerEventsResponse: _TypeAlias = ReportServerEventsResponse  # noqa: Y015

@@ -2430,6 +2430,82 @@ class FleetService(object):
             _registered_method=True)
 
 
+class EventServiceStub(object):
+    """Events that servers report by themselves, without an agent.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReportServerEvents = channel.unary_unary(
+                '/variantd.operator.v1.EventService/ReportServerEvents',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsResponse.FromString,
+                _registered_method=True)
+
+
+class EventServiceServicer(object):
+    """Events that servers report by themselves, without an agent.
+    """
+
+    def ReportServerEvents(self, request, context):
+        """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EventServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReportServerEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportServerEvents,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'variantd.operator.v1.EventService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('variantd.operator.v1.EventService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class EventService(object):
+    """Events that servers report by themselves, without an agent.
+    """
+
+    @staticmethod
+    def ReportServerEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.EventService/ReportServerEvents',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class HoldoutServiceStub(object):
     """Holdouts: a share of participants that stays out of every experiment that names it.
     """

@@ -742,6 +742,37 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class EventServiceStub:
+    """Events that servers report by themselves, without an agent."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
+    ReportServerEvents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReportServerEventsRequest, _operator_pb2.ReportServerEventsResponse]
+    """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+
+@_typing.type_check_only
+class EventServiceAsyncStub(EventServiceStub):
+    """Events that servers report by themselves, without an agent."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ReportServerEvents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReportServerEventsRequest, _operator_pb2.ReportServerEventsResponse]  # type: ignore[assignment]
+    """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+
+class EventServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Events that servers report by themselves, without an agent."""
+
+    @_abc_1.abstractmethod
+    def ReportServerEvents(
+        self,
+        request: _operator_pb2.ReportServerEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ReportServerEventsResponse, _abc.Awaitable[_operator_pb2.ReportServerEventsResponse]]:
+        """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+
+def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class HoldoutServiceStub:
     """Holdouts: a share of participants that stays out of every experiment that names it."""
 
