@@ -103,6 +103,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "AccessService.GetApiKey": {"id": API_KEY},
     "AccessService.UpdateApiKey": {"id": API_KEY, "name": "pipeline of the assistants"},
     "AccessService.RevokeApiKey": {"id": API_KEY},
-    "AccessService.ListAuditLog": {"limit": 10},
+    "AccessService.ListAuditLog": {"resourceId": "soul-tone", "fromAt": "2020-01-01T00:00:00Z", "limit": 10},
 }
 """Example values by Service.Method."""

@@ -254,7 +254,7 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.ById, access.revoke_api_key, _nothing,
          status=204),
     _row("AccessService.ListAuditLog", "GET /v1/audit-log", _ADMIN,
-         requests.Page, access.list_audit, resources.audit),
+         requests.ListAuditLog, access.list_audit, resources.audit),
 )
 # fmt: on
 """Every operation."""

@@ -107,7 +107,13 @@ add(
     experiments.restore_all,
     "variantctl restore --all --yes",
 )
-add(app, "audit", access.audit, "variantctl audit --limit 20")
+add(
+    app,
+    "audit",
+    access.audit,
+    """variantctl audit --limit 20
+    variantctl audit --resource soul-tone --from 2026-01-31T00:00:00Z""",
+)
 
 _experiments = _group("experiments", "Experiments and the steps of their life.")
 add(_experiments, "list", experiments.list_experiments, "variantctl experiments list --status running")

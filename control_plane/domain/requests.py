@@ -405,6 +405,17 @@ class CreateApiKey(Request):
     expires_at: Moment | None = None
 
 
+class ListAuditLog(Page):
+    """Asks for changes; every condition has to hold."""
+
+    operation: str = ""
+    resource_id: str = ""
+    actor: str = ""
+    api_key_id: str = ""
+    from_at: Moment | None = None
+    to_at: Moment | None = None
+
+
 class UpdateApiKey(ById):
     """Another name for an API key."""
 

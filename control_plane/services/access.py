@@ -18,11 +18,18 @@ from control_plane.services.work import (
     listing,
     page_size,
 )
-from control_plane.store.access import AccessStore, ApiKey, EnrollmentToken, Incarnation, Project
+from control_plane.store.access import (
+    AccessStore,
+    ApiKey,
+    AuditFilter,
+    EnrollmentToken,
+    Incarnation,
+    Project,
+)
 from control_plane.store.store import Store
 from shared import wire
 from shared.errors import AlreadyExists, Fault, Invalid, NotFound, PermissionDenied, Unauthenticated
-from shared.ids import NewId, new_secret, parse_id
+from shared.ids import NewId, new_secret, parse_id, show_id
 from shared.moment import SECOND, from_rfc3339
 
 KEY_PREFIX = "sk_"
@@ -180,16 +187,39 @@ def authenticate(store: Store, secret: str, *, now: int) -> Holder:
         project_id=key.project_id,
         actor=f"api_key:{key.name}",
         scopes=frozenset(Scope(scope) for scope in key.scopes),
+        key_id=key.id,
     )
     unnoted = key.last_used_at is None or now - key.last_used_at >= USE_NOTED_EVERY
     return Holder(caller=caller, key_id=key.id, unnoted=unnoted)
 
 
-def list_audit(work: Work, request: requests.Page) -> Listing:
-    """A page of changes, newest first."""
+def list_audit(work: Work, request: requests.ListAuditLog) -> Listing:
+    """A page of changes, newest first: of an operation, of a resource, by somebody, with a key, within a time.
+
+    An experiment is found by its id and by its key, whichever it was called by; `fromAt` is within, `toAt` not.
+    """
+    key_id = parse_id(request.api_key_id)
+    if request.api_key_id and key_id is None:
+        raise _refused("apiKeyId", "is not the id of a key", "take it from the list of keys")
     size = page_size(request.limit)
-    found = work.store.access.audit(work.project_id, before=cursor_id(request.cursor), limit=size + 1)
+    wanted = AuditFilter(
+        operation=request.operation,
+        names=_names(work, request.resource_id),
+        actor=request.actor,
+        api_key_id=key_id,
+        from_at=None if request.from_at is None else from_rfc3339(request.from_at),
+        to_at=None if request.to_at is None else from_rfc3339(request.to_at),
+    )
+    before = cursor_id(request.cursor)
+    found = work.store.access.audit(work.project_id, wanted, before=before, limit=size + 1)
     return listing(found, size, lambda item: hex_of(item.id))
+
+
+def _names(work: Work, shown: str) -> tuple[str, ...]:
+    if not shown:
+        return ()
+    experiment = work.store.experiments.find(work.project_id, shown)
+    return (shown,) if experiment is None else (show_id(experiment.id), experiment.key)
 
 
 # -- enrollment tokens

@@ -37,11 +37,12 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks; `actor` goes into `createdBy` and the audit log."""
+    """Who asks; `actor` goes into `createdBy` and the audit log, and there with the id of the API key, if any."""
 
     project_id: bytes
     actor: str
     scopes: frozenset[Scope]
+    key_id: bytes | None = None
 
     def may(self, scope: Scope) -> bool:
         """Holds the scope, or `admin`."""
@@ -169,6 +170,7 @@ class Services:
             entry = AuditEntry(
                 id=self.new_id(),
                 actor=caller.actor,
+                api_key_id=caller.key_id,
                 operation=operation,
                 resource_id=_resource_id(answer) or str(body.get("id", "")),
                 at=now,
@@ -216,6 +218,7 @@ class Services:
         entry = AuditEntry(
             id=self.new_id(),
             actor=caller.actor,
+            api_key_id=caller.key_id,
             operation=operation,
             resource_id=question.participant,
             at=self.clock.now(),

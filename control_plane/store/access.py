@@ -55,9 +55,25 @@ class AuditEntry:
 
     id: bytes
     actor: str
+    api_key_id: bytes | None
     operation: str
     resource_id: str
     at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """What of the audit log is asked for; all of it has to hold, and empty or None asks for nothing.
+
+    `names` are what one resource may be called; moments are from `from_at` on and before `to_at`.
+    """
+
+    operation: str = ""
+    names: tuple[str, ...] = ()
+    actor: str = ""
+    api_key_id: bytes | None = None
+    from_at: int | None = None
+    to_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,12 +229,13 @@ class AccessStore:
     def add_audit(self, entry: AuditEntry, *, project_id: bytes, request: Any) -> None:
         """The change is on record; `request` holds digests instead of content."""
         self._tx.run(
-            "insert into audit (id, project_id, actor, operation, resource_id, request, at)"
-            " values (?, ?, ?, ?, ?, ?, ?)",
+            "insert into audit (id, project_id, actor, api_key_id, operation, resource_id, request, at)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 entry.id,
                 project_id,
                 entry.actor,
+                entry.api_key_id,
                 entry.operation,
                 entry.resource_id,
                 json.dumps(request),
@@ -226,17 +243,42 @@ class AccessStore:
             ),
         )
 
-    def audit(self, project_id: bytes, *, before: bytes | None, limit: int) -> list[AuditEntry]:
-        """Changes in the project, newest first, from `before` down."""
+    def audit(
+        self, project_id: bytes, wanted: AuditFilter, *, before: bytes | None, limit: int
+    ) -> list[AuditEntry]:
+        """Changes in the project that are wanted, newest first, from `before` down.
+
+        A resource is one by what the answer called it, or by what the request did.
+        """
+        names = json.dumps(wanted.names)
         rows = self._tx.all(
-            "select id, actor, operation, resource_id, at from audit"
-            " where project_id = ? and (? is null or id < ?) order by id desc limit ?",
-            (project_id, before, before, limit),
+            "select id, actor, api_key_id, operation, resource_id, at from audit"
+            " where project_id = ? and (? is null or id < ?) and ? in ('', operation) and ? in ('', actor)"
+            " and (? is null or api_key_id = ?) and (? is null or at >= ?) and (? is null or at < ?)"
+            " and (? = '[]' or exists (select 1 from json_each(?) name"
+            " where name.value = resource_id or name.value = request ->> '$.id')) order by id desc limit ?",
+            (
+                project_id,
+                before,
+                before,
+                wanted.operation,
+                wanted.actor,
+                wanted.api_key_id,
+                wanted.api_key_id,
+                wanted.from_at,
+                wanted.from_at,
+                wanted.to_at,
+                wanted.to_at,
+                names,
+                names,
+                limit,
+            ),
         )
         return [
             AuditEntry(
                 id=row["id"],
                 actor=row["actor"],
+                api_key_id=row["api_key_id"],
                 operation=row["operation"],
                 resource_id=row["resource_id"],
                 at=row["at"],

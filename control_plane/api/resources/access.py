@@ -62,6 +62,7 @@ def audit(work: Work, listing: Listing) -> Json:
         return {
             "id": show_id(entry.id),
             "actor": entry.actor,
+            "apiKeyId": None if entry.api_key_id is None else show_id(entry.api_key_id),
             "operation": entry.operation,
             "resourceId": entry.resource_id,
             "at": at(entry.at),

@@ -5863,23 +5863,60 @@ class ListAuditLogRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    RESOURCE_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
+    FROM_AT_FIELD_NUMBER: _builtins.int
+    TO_AT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most so many, clamped to 1 to 100; default 25."""
     page_token: _builtins.str
     """Where the last page ended."""
+    operation: _builtins.str
+    """Only this operation, as `Service.Method`."""
+    resource_id: _builtins.str
+    """Only what was done to this resource; an experiment by id or key."""
+    actor: _builtins.str
+    """Only by this actor."""
+    api_key_id: _builtins.str
+    """Only with this API key."""
+    @_builtins.property
+    def from_at(self) -> _timestamp_pb2.Timestamp:
+        """Only from this moment on."""
+
+    @_builtins.property
+    def to_at(self) -> _timestamp_pb2.Timestamp:
+        """Only before this moment."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int | None = ...,
         page_token: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        resource_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        api_key_id: _builtins.str = ...,
+        from_at: _timestamp_pb2.Timestamp | None = ...,
+        to_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_at", b"_from_at", "_page_size", b"_page_size", "_to_at", b"_to_at", "from_at", b"from_at", "page_size", b"page_size", "to_at", b"to_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_at", b"_from_at", "_page_size", b"_page_size", "_to_at", b"_to_at", "actor", b"actor", "api_key_id", b"api_key_id", "from_at", b"from_at", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "resource_id", b"resource_id", "to_at", b"to_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__from_at: _TypeAlias = _typing.Literal["from_at"]  # noqa: Y015
+    _WhichOneofArgType__from_at: _TypeAlias = _typing.Literal["_from_at", b"_from_at"]  # noqa: Y015
     _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
     _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__to_at: _TypeAlias = _typing.Literal["to_at"]  # noqa: Y015
+    _WhichOneofArgType__to_at: _TypeAlias = _typing.Literal["_to_at", b"_to_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_at) -> _WhichOneofReturnType__from_at | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_at) -> _WhichOneofReturnType__to_at | None: ...
 
 Global___ListAuditLogRequest: _TypeAlias = ListAuditLogRequest  # noqa: Y015
 
@@ -5922,14 +5959,17 @@ class AuditEntry(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    API_KEY_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     actor: _builtins.str
     """Who."""
     operation: _builtins.str
-    """What, as `Service.Method`."""
+    """What, as `Service.Method`; `Timer.…` for what was scheduled, `Admin.…` for what `variantd admin` did."""
     resource_id: _builtins.str
     """Id of what was changed."""
+    api_key_id: _builtins.str
+    """The API key that was used; absent where there was none."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -5942,12 +5982,15 @@ class AuditEntry(_message.Message):
         operation: _builtins.str = ...,
         resource_id: _builtins.str = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        api_key_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id", "api_key_id", b"api_key_id", "at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at", b"at", "id", b"id", "operation", b"operation", "resource_id", b"resource_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id", "actor", b"actor", "api_key_id", b"api_key_id", "at", b"at", "id", b"id", "operation", b"operation", "resource_id", b"resource_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__api_key_id: _TypeAlias = _typing.Literal["api_key_id"]  # noqa: Y015
+    _WhichOneofArgType__api_key_id: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__api_key_id) -> _WhichOneofReturnType__api_key_id | None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
 

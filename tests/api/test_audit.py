@@ -1,0 +1,189 @@
+"""The audit log: one entry for each change, found again by what it was, and nothing in it that is a secret.
+
+What writes is taken from the table of operations, so that an operation is held to it as soon as it is there.
+"""
+
+import hashlib
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
+from control_plane.api.operations import OPERATIONS, Operation
+from shared.clock import SystemClock
+from shared.moment import SECOND, to_rfc3339
+from tests.support.builders import make_hello
+from tests.support.clock import FakeClock
+from tests.support.plane import Answer, Plane, running_plane
+from tests.support.stream import sharing
+from tests.support.twins import asked, by_grpc, by_rest
+
+BY_RPC = {operation.rpc: operation for operation in OPERATIONS}
+HOST_FILE = b"You are friendly, on the host.\n"
+
+
+def kept(plane: Plane) -> list[dict[str, Any]]:
+    """Every entry as it is in the database, oldest first."""
+    with closing(sqlite3.connect(plane.data / "variantd.db")) as seen:
+        seen.row_factory = sqlite3.Row
+        return [dict(row) for row in seen.execute("select * from audit order by id")]
+
+
+def contents(value: Any) -> Iterator[str]:
+    """Every content in a request."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name in ("content", "contentBase64"):
+                yield item
+            else:
+                yield from contents(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from contents(item)
+
+
+class Story:
+    """The examples over REST, with the ids of this run."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self.ids: dict[str, str] = {}
+        self.secrets: list[str] = []
+
+    async def tell(self, rpc: str, *, request_id: str = "") -> Answer:
+        """What the example comes to."""
+        operation = BY_RPC[rpc]
+        values = {
+            name: self.ids.get(value, value) if isinstance(value, str) else value
+            for name, value in EXAMPLES[rpc].items()
+        }
+        path = re.sub(r"\{(\w+)\}", lambda name: str(values[name[1]]), operation.path)
+        sent = {name: value for name, value in values.items() if name not in operation.named}
+        headers = {"Idempotency_Key": request_id} if request_id else {}
+        body = None if operation.method == "GET" else sent or None
+        answer = await self._plane.rest(operation.method, path, body, **headers)
+        assert answer.status == operation.status, (rpc, answer.body)
+        known = {"DeploymentService.CreateDeployment": DEPLOYMENT, "AccessService.CreateApiKey": API_KEY}
+        if rpc in known:
+            self.ids[known[rpc]] = answer.body["id"]
+        if isinstance(answer.body, dict):
+            self.secrets += [answer.body[name] for name in ("secret", "token") if answer.body.get(name)]
+        return answer
+
+
+async def test_every_change_leaves_one_entry_with_digests_and_no_secret(plane: Plane) -> None:
+    """Of each operation that changes or asks a host exactly one, with who and which key; of a read or a repeat none."""
+    identity = await plane.enroll(await plane.token())
+    [own] = (await plane.rest("GET", "/v1/api-keys")).body["entities"]
+    story = Story(plane)
+    story.ids[AGENT] = (await plane.rest("GET", "/v1/agents")).body["entities"][0]["id"]
+    for rpc in EXAMPLES:
+        operation = BY_RPC[rpc]
+        before = len(kept(plane))
+        async with AsyncExitStack() as hosts:
+            if operation.asks_host:
+                files = {EXAMPLES[rpc]["path"]: HOST_FILE}
+                await hosts.enter_async_context(sharing(identity, make_hello("bot-1"), files))
+            await story.tell(rpc, request_id=f"of {rpc}" if operation.changes else "")
+        added = kept(plane)[before:]
+        assert len(added) == int(operation.changes or operation.asks_host), (rpc, added)
+        for entry in added:
+            assert (entry["operation"], entry["actor"]) == (rpc, "api_key:operator")
+            assert entry["api_key_id"].hex() == own["id"].replace("-", "")
+            assert entry["resource_id"] or not operation.named, rpc
+        if operation.changes:
+            await story.tell(rpc, request_id=f"of {rpc}")
+            assert len(kept(plane)) == before + 1, rpc
+
+    log = json.dumps([entry["request"] for entry in kept(plane)], ensure_ascii=False)
+    said = [*contents(EXAMPLES), HOST_FILE.decode().strip()]
+    assert len(said) > 4
+    for text in said:
+        assert text not in log
+    for text in [*contents(EXAMPLES), HOST_FILE.decode()]:
+        assert f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" in log, text
+    assert len(story.secrets) >= 2
+    for secret in [*story.secrets, plane.key]:
+        assert secret not in log
+
+
+def test_what_the_table_says_changes_is_what_writes() -> None:
+    """What is a read whatever its method is named here, so that nothing passes for one by accident."""
+    reading = [
+        operation.rpc for operation in OPERATIONS if operation.method != "GET" and not operation.changes
+    ]
+    assert reading == ["AssignmentService.PreviewAssignments"]
+    assert [operation.rpc for operation in OPERATIONS if operation.asks_host] == ["FleetService.ReadFile"]
+
+
+async def test_what_is_refused_leaves_no_entry(plane: Plane) -> None:
+    """Neither a bad request, nor one without the scope, nor one that says `validateOnly`."""
+    made = await plane.made("/v1/api-keys", {"name": "r", "scopes": ["experiment:read"]})
+    before = kept(plane)
+    draft = {"name": "Tone", "targetFile": "a.md"}
+    assert (await plane.rest("POST", "/v1/experiments", {"name": ""})).status == 400
+    assert (await plane.rest("POST", "/v1/experiments", draft, key=made["secret"])).status == 403
+    assert (await plane.rest("POST", "/v1/experiments", {**draft, "validateOnly": True})).status == 201
+    assert (await plane.rest("DELETE", "/v1/experiments/nothing")).status == 404
+    assert kept(plane) == before
+
+
+LIST: Operation = BY_RPC["AccessService.ListAuditLog"]
+
+
+async def listed(plane: Plane, **filters: Any) -> list[str]:
+    """The operations that a filter finds, newest first, asked both ways."""
+    shown = await by_rest(plane, LIST, filters)
+    told = await by_grpc(plane, LIST, asked(LIST, filters))
+    assert shown == told
+    assert isinstance(shown, dict), shown
+    return [item["operation"].partition(".")[2] for item in shown.get("entries", [])]
+
+
+async def test_changes_are_found_by_what_they_were(tmp_path: Path) -> None:
+    """By operation, by resource under whichever name, by who, with which key, and within a time."""
+    now = SystemClock().now()  # certificates are of the present
+    clock = FakeClock(now=now - now % SECOND)
+    async with running_plane(tmp_path / "data", clock=clock) as plane:
+        start = clock.now()
+        key = await plane.made("/v1/api-keys", {"name": "ci", "scopes": ["experiment:write"]})
+        await clock.advance(10)
+        tone = {"name": "Tone", "key": "tone"}
+        made = (await plane.rest("POST", "/v1/experiments", tone, key=key["secret"])).body
+        await clock.advance(10)
+        await plane.rest("PATCH", "/v1/experiments/tone", {"description": "x"})
+        await plane.rest("PATCH", f"/v1/experiments/{made['id']}", {"description": "y"})
+        await plane.made("/v1/participants", {"id": "bot-1"})
+        changed = ["UpdateExperiment", "UpdateExperiment", "CreateExperiment"]
+
+        assert await listed(plane) == ["CreateParticipant", *changed, "CreateApiKey"]
+        assert await listed(plane, operation="FleetService.CreateParticipant") == ["CreateParticipant"]
+        assert await listed(plane, operation="FleetService") == []
+        assert await listed(plane, resourceId=made["id"]) == changed
+        assert await listed(plane, resourceId="tone") == changed
+        assert await listed(plane, resourceId="bot-1") == ["CreateParticipant"]
+        assert await listed(plane, resourceId=key["id"]) == ["CreateApiKey"]
+        assert await listed(plane, resourceId="bot") == []
+        assert await listed(plane, actor="api_key:ci") == ["CreateExperiment"]
+        assert await listed(plane, apiKeyId=key["id"]) == ["CreateExperiment"]
+        assert await listed(plane, apiKeyId=key["id"], resourceId="bot-1") == []
+        seconds = {offset: to_rfc3339(start + offset * SECOND) for offset in (0, 10, 20, 21)}
+        assert await listed(plane, fromAt=seconds[10], toAt=seconds[20]) == ["CreateExperiment"]
+        assert await listed(plane, toAt=seconds[10]) == ["CreateApiKey"]
+        assert await listed(plane, fromAt=seconds[20]) == ["CreateParticipant", *changed[:2]]
+        assert await listed(plane, fromAt=seconds[21]) == []
+
+        first = (await plane.rest("GET", "/v1/audit-log?resourceId=tone&limit=2")).body
+        cursor = first["pagination"]["nextCursor"]
+        rest = (await plane.rest("GET", f"/v1/audit-log?resourceId=tone&cursor={cursor}")).body
+        assert [item["actor"] for item in rest["entities"]] == ["api_key:ci"]
+
+        await plane.rest("DELETE", "/v1/experiments/tone")
+        assert await listed(plane, resourceId="tone", operation="ExperimentService.DeleteExperiment")
+        for query, field in (("apiKeyId=x", "apiKeyId"), ("fromAt=now", "fromAt"), ("toAt=2026", "toAt")):
+            answer = await plane.rest("GET", f"/v1/audit-log?{query}")
+            assert (answer.status, answer.body["errors"][0]["field"]) == (400, field)
