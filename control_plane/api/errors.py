@@ -95,6 +95,7 @@ REASONS = {
     "NO_HELLO": "an agent's stream has to begin with Hello",
     "NO_PHASES": "the experiment's type knows no other split",
     "PARTICIPANT_NOT_FOUND": "no participant of the project has this id",
+    "REFUSED_BY_SETTINGS": "the project's settings do not allow a file or a content; each is named with its rule",
     "RETIRED": "the host was retired",
     "SUPERSEDED": "a newer session of the same agent has taken over",
     "TOO_LARGE": "content above 1 MiB",

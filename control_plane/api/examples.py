@@ -98,6 +98,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "FleetService.UnfreezeFleet": {},
     "FleetService.BanAgent": {"id": AGENT},
     "FleetService.RetireAgent": {"id": AGENT},
+    "SettingsService.UpdateSettings": {
+        "targetAllowList": ["config/**"],
+        "defaults": {"settleSeconds": 120, "alpha": 0.05},
+        "validators": [
+            {"glob": "config/*.md", "maxBytes": 20000, "encoding": "utf-8", "forbidden": ["(?i)todo"]}
+        ],
+    },
+    "SettingsService.GetSettings": {},
     "AccessService.CreateApiKey": {"name": "pipeline", "scopes": ["experiment:read", "deployment:write"]},
     "AccessService.ListApiKeys": {"limit": 10},
     "AccessService.GetApiKey": {"id": API_KEY},

@@ -11,6 +11,7 @@ from typing import Any
 
 from control_plane.api import reads, resources
 from control_plane.domain import reported, requests
+from control_plane.domain.settings import UpdateSettings
 from control_plane.services import (
     access,
     deployments,
@@ -23,6 +24,7 @@ from control_plane.services import (
     preview,
     reporting,
     results,
+    settings,
 )
 from control_plane.services.work import Scope, Work
 
@@ -241,6 +243,10 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("FleetService.CreateEnrollmentToken", "POST /v1/enrollment-tokens", _MANAGE,
          requests.CreateEnrollmentToken, access.create_enrollment_token, resources.enrollment_token,
          status=201),
+    _row("SettingsService.GetSettings", "GET /v1/settings", _READ,
+         requests.Nothing, settings.get, resources.settings),
+    _row("SettingsService.UpdateSettings", "PATCH /v1/settings", _ADMIN,
+         UpdateSettings, settings.update, resources.settings),
     _row("AccessService.CreateApiKey", "POST /v1/api-keys", _ADMIN,
          requests.CreateApiKey, access.create_api_key, resources.api_key,
          status=201, location="/v1/api-keys/{id}"),

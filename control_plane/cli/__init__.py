@@ -21,6 +21,7 @@ from control_plane.cli import (
     phases,
     preview,
     results,
+    settings,
     show,
     watching,
 )
@@ -204,6 +205,19 @@ add(_holdouts, "get", holdouts.get)
 add(_holdouts, "create", holdouts.create, "variantctl holdouts create --name 'Left alone in 2027' --share 5")
 add(_holdouts, "update", holdouts.update, "variantctl holdouts update left-alone-in-2027 --share 10")
 add(_holdouts, "delete", holdouts.delete)
+
+_settings = _group(
+    "settings", "What experiments may touch, what contents must be, and what designs say by default."
+)
+add(_settings, "get", settings.get, "variantctl settings get -o yaml > settings.yaml")
+add(
+    _settings,
+    "update",
+    settings.update,
+    """variantctl settings update --allow 'config/**' --allow SOUL.md
+    variantctl settings update --file settings.yaml""",
+)
+add(_settings, "edit", settings.edit)
 
 _participants = _group("participants", "Participants: the workspaces that take part.")
 add(_participants, "list", fleet.list_participants)

@@ -1,29 +1,28 @@
 """`variantctl experiments create`: from a file and an edited copy of it to a draft, and on to its start.
 
-Hides the editor and its temporary file. What can be known to be wrong is asked of the control plane before
+What can be known to be wrong is asked of the control plane before
 anybody edits anything, and nothing is there before the edit is done and differs.
 """
 
 import enum
-import os
-import shlex
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from control_plane.cli import show
+from control_plane.cli.editor import edited
 from control_plane.cli.preview import planned, print_touched, touched_by
 from control_plane.cli.session import Failure, Session, request_id
 from control_plane.cli.specs import file_spec
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+_NOTHING = "nothing was created"
 
 
 class Way(enum.StrEnum):
@@ -133,7 +132,7 @@ def create(
     trial = design.request()
     trial.validate_only = True
     session.call(session.experiments.CreateExperiment, trial)
-    after = _edited(before, target) if variant is None else _read(variant)
+    after = edited(before, target, undone=_NOTHING) if variant is None else _read(variant)
     _refuse_same(before, after, edited=variant is None)
     _show_difference(session, design, before, after)
     made = session.call(session.experiments.CreateExperiment, design.request(before, after))
@@ -198,30 +197,6 @@ def _metric(metric: str | None, goal: Way, *, asking: bool) -> pb.Metric:
 
 
 # -- the edit
-
-
-def _edited(before: bytes, target: str) -> bytes:
-    """What a person made of a copy. The copy is for its owner's eyes, and is gone afterwards."""
-    command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-    suffix = PurePosixPath(target).suffix
-    with tempfile.TemporaryDirectory(prefix="variantctl-") as folder:
-        descriptor, path = tempfile.mkstemp(
-            suffix=suffix, prefix=PurePosixPath(target).stem + "-", dir=folder
-        )
-        with os.fdopen(descriptor, "wb") as copy:
-            copy.write(before)
-        try:
-            done = subprocess.run([*command, path])
-        except OSError as error:
-            raise Failure(
-                f"the editor {command[0]!r} cannot be run: {error.strerror}; set $VISUAL or $EDITOR;"
-                " nothing was created"
-            ) from None
-        if done.returncode:
-            raise Failure(f"the editor {command[0]!r} ended with {done.returncode}; nothing was created")
-        if not Path(path).exists():
-            raise Failure("the edited copy is gone; nothing was created")
-        return _read(Path(path))
 
 
 def _refuse_same(before: bytes, after: bytes, *, edited: bool) -> None:

@@ -94,6 +94,11 @@ class Session:
         """Keys and the audit log."""
         return rpc.AccessServiceStub(self._channel)
 
+    @functools.cached_property
+    def settings(self) -> "rpc.SettingsServiceStub":
+        """What experiments may touch and hold."""
+        return rpc.SettingsServiceStub(self._channel)
+
     def forget(self) -> None:
         """The next call goes to whoever `peer` is then."""
         for name in ("peer", "_channel", "experiments", "access"):

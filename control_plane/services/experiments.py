@@ -18,7 +18,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.lifecycle import Status, Verb
 from control_plane.domain.targeting import TargetingRules
-from control_plane.services import factoring, timers
+from control_plane.services import factoring, settings, timers
 from control_plane.services.seating import planned
 from control_plane.services.work import (
     Listing,
@@ -174,7 +174,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         target_file=request.target_file,
         selector=selector,
         metrics=_json(request.metrics),
-        design=_designed(work, Design(), request),
+        design=_designed(work, Design(), request, new=True),
         factors=factoring.stored(work, request.type, request.factors),
         labels=dict(request.labels),
         metadata=request.metadata,
@@ -191,6 +191,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
     for index, spec in enumerate(request.variants or factoring.generated(experiment)):
         _put_new_variant(work, experiment, spec, field=f"variants.{index}")
         experiment = replace(experiment, variants=store.variants(experiment.id))
+    settings.refuse(work, experiment)
     timers.schedule(work, experiment)
     view = view_of(work, experiment)
     return replace(view, warnings=(*warnings, *design_warnings(view)), created=True)
@@ -339,6 +340,8 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
             _put_new_variant(work, present, spec, field="factors")
     timers.schedule(work, changed)
     view = view_of(work, work.store.experiments.get(experiment.id))
+    if request.given("target_file") or request.given("factors"):
+        settings.refuse(work, view.experiment)
     return replace(view, warnings=(*warnings, *design_warnings(view)))
 
 
@@ -351,9 +354,12 @@ def _check_type(experiment: Experiment) -> None:
         factoring.refuse("targetFile", "each factor has its own", "leave it out, and set factors.targetFile")
 
 
-def _designed(work: Work, design: Design, sent: DesignFields) -> Design:
-    """The design with what was sent; a holdout goes by its id from then on. Raises NotFound for none."""
-    changed = design.changed(sent)
+def _designed(work: Work, design: Design, sent: DesignFields, *, new: bool = False) -> Design:
+    """The design with what was sent and the project's defaults for what was not.
+
+    A holdout goes by its id from then on. Raises NotFound for none.
+    """
+    changed = settings.of(work).defaults.fill(design.changed(sent), sent, new=new)
     if not sent.given("holdout_id") or changed.holdout_id is None:
         return changed
     item = work.store.holdouts.find(work.project_id, changed.holdout_id)
@@ -460,6 +466,7 @@ def add_variant(work: Work, request: requests.AddVariant) -> tuple[View, Variant
     experiment = find(work, request.id)
     experiment.after(Verb.EDIT)
     variant = _put_new_variant(work, experiment, request, field="variant")
+    settings.refuse(work, experiment, [variant])
     work.store.experiments.save(replace(experiment, updated_at=work.now))
     return view_of(work, work.store.experiments.get(experiment.id)), variant
 
@@ -498,6 +505,8 @@ def update_variant(work: Work, request: requests.UpdateVariant) -> tuple[View, V
         metadata=request.metadata if request.given("metadata") else variant.metadata,
         updated_at=work.now,
     )
+    if changed.files != variant.files:
+        settings.refuse(work, experiment, [changed])
     work.store.experiments.put_variant(changed)
     work.store.experiments.save(replace(experiment, updated_at=work.now))
     return view_of(work, work.store.experiments.get(experiment.id)), changed

@@ -19,7 +19,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.intake import algorithm_for
 from control_plane.domain.lifecycle import Status, Verb, verb_towards
-from control_plane.services import delivery, switching, timers
+from control_plane.services import delivery, settings, switching, timers
 from control_plane.services.experiments import (
     View,
     design_warnings,
@@ -50,6 +50,7 @@ def start(work: Work, request: requests.ById) -> View:
     store = work.store.experiments
     conflicts = store.conflicts(experiment.id, ids, experiment.target_files)
     faults = faults_at_start(experiment, Readiness(participants=len(ids), conflicts=conflicts))
+    faults += settings.faults(work, experiment)
     if faults:
         listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
         raise FailedPrecondition(f"the experiment is not ready: {listed}", reason="NOT_READY", faults=faults)

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from control_plane.domain.fields import parse
+from control_plane.domain.settings import Settings
 from control_plane.store.database import Row, Tx
 
 
@@ -84,6 +86,16 @@ class Incarnation:
     predecessor: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSettings:
+    """A project's settings; version 0 and no moment: nobody has said anything yet."""
+
+    settings: Settings
+    version: int
+    updated_at: int | None
+    updated_by: str | None
+
+
 class AccessStore:
     """Access, within one transaction."""
 
@@ -118,6 +130,28 @@ class AccessStore:
         """Every project by name."""
         rows = self._tx.all("select id, name, created_at from project order by name")
         return [Project(id=row["id"], name=row["name"], created_at=row["created_at"]) for row in rows]
+
+    def settings(self, project_id: bytes) -> StoredSettings:
+        """What the project's settings are, and since when."""
+        row = self._tx.one(
+            "select settings, settings_version, settings_updated_at, settings_updated_by from project where id = ?",
+            (project_id,),
+        )
+        assert row is not None
+        return StoredSettings(
+            settings=parse(Settings, json.loads(row["settings"] or "{}")),
+            version=row["settings_version"],
+            updated_at=row["settings_updated_at"],
+            updated_by=row["settings_updated_by"],
+        )
+
+    def put_settings(self, project_id: bytes, settings: Settings, *, actor: str, now: int) -> None:
+        """The project's settings are these; their version has grown by one."""
+        self._tx.run(
+            "update project set settings = ?, settings_version = settings_version + 1, settings_updated_at = ?,"
+            " settings_updated_by = ? where id = ?",
+            (settings.model_dump_json(by_alias=True), now, actor, project_id),
+        )
 
     def add_api_key(self, key: ApiKey) -> None:
         """The key is valid from now on."""

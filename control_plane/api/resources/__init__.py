@@ -4,7 +4,14 @@
 read it, and never in lists.
 """
 
-from control_plane.api.resources.access import api_key, api_keys, audit, enrollment_token, enrollment_tokens
+from control_plane.api.resources.access import (
+    api_key,
+    api_keys,
+    audit,
+    enrollment_token,
+    enrollment_tokens,
+    settings,
+)
 from control_plane.api.resources.analysis import results
 from control_plane.api.resources.delivery import deployment, deployments, outcomes, taken
 from control_plane.api.resources.designs import (
@@ -50,6 +57,7 @@ __all__ = [
     "phases",
     "preview",
     "results",
+    "settings",
     "taken",
     "variant",
     "variants",

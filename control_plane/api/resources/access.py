@@ -1,9 +1,9 @@
-"""Enrollment tokens, API keys and the audit log."""
+"""Enrollment tokens, API keys, the audit log and what a project settles."""
 
 from control_plane.api.resources.shown import Json, at, page
 from control_plane.services.access import NewKey, NewToken, token_text
 from control_plane.services.work import Listing, Work
-from control_plane.store.access import AuditEntry
+from control_plane.store.access import AuditEntry, StoredSettings
 from shared.ids import show_id
 
 
@@ -69,3 +69,13 @@ def audit(work: Work, listing: Listing) -> Json:
         }
 
     return page(listing, render)
+
+
+def settings(work: Work, stored: StoredSettings) -> Json:
+    """The project's settings."""
+    return {
+        **stored.settings.model_dump(mode="json", by_alias=True),
+        "version": stored.version,
+        "updatedAt": at(stored.updated_at),
+        "updatedBy": stored.updated_by,
+    }

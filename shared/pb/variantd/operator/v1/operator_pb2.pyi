@@ -5995,6 +5995,223 @@ class AuditEntry(_message.Message):
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
 
 @_typing.final
+class Settings(_message.Message):
+    """The settings of a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_ALLOW_LIST_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
+    VALIDATORS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_BY_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Grows by one at every change, from 0."""
+    updated_by: _builtins.str
+    """Who changed them last."""
+    @_builtins.property
+    def target_allow_list(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs of the files that experiments may be on (`*` within a folder, `**` across); none: every file."""
+
+    @_builtins.property
+    def defaults(self) -> Global___DesignDefaults:
+        """What designs say where their callers do not."""
+
+    @_builtins.property
+    def validators(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentValidator]:
+        """What contents must be."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When they last changed."""
+
+    def __init__(
+        self,
+        *,
+        target_allow_list: _abc.Iterable[_builtins.str] | None = ...,
+        defaults: Global___DesignDefaults | None = ...,
+        validators: _abc.Iterable[Global___ContentValidator] | None = ...,
+        version: _builtins.int = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_by: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_updated_at", b"_updated_at", "_updated_by", b"_updated_by", "defaults", b"defaults", "updated_at", b"updated_at", "updated_by", b"updated_by"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_updated_at", b"_updated_at", "_updated_by", b"_updated_by", "defaults", b"defaults", "target_allow_list", b"target_allow_list", "updated_at", b"updated_at", "updated_by", b"updated_by", "validators", b"validators", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__updated_at: _TypeAlias = _typing.Literal["updated_at"]  # noqa: Y015
+    _WhichOneofArgType__updated_at: _TypeAlias = _typing.Literal["_updated_at", b"_updated_at"]  # noqa: Y015
+    _WhichOneofReturnType__updated_by: _TypeAlias = _typing.Literal["updated_by"]  # noqa: Y015
+    _WhichOneofArgType__updated_by: _TypeAlias = _typing.Literal["_updated_by", b"_updated_by"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__updated_at) -> _WhichOneofReturnType__updated_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__updated_by) -> _WhichOneofReturnType__updated_by | None: ...
+
+Global___Settings: _TypeAlias = Settings  # noqa: Y015
+
+@_typing.final
+class DesignDefaults(_message.Message):
+    """What new designs of a project say where their callers do not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTLE_SECONDS_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    settle_seconds: _builtins.int
+    """`exposureCriteria.settleSeconds`, 0 to 86400."""
+    alpha: _builtins.float
+    """`analysis.alpha`, 0.001 to 0.5."""
+    def __init__(
+        self,
+        *,
+        settle_seconds: _builtins.int | None = ...,
+        alpha: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_settle_seconds", b"_settle_seconds", "alpha", b"alpha", "settle_seconds", b"settle_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_settle_seconds", b"_settle_seconds", "alpha", b"alpha", "settle_seconds", b"settle_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__settle_seconds: _TypeAlias = _typing.Literal["settle_seconds"]  # noqa: Y015
+    _WhichOneofArgType__settle_seconds: _TypeAlias = _typing.Literal["_settle_seconds", b"_settle_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__settle_seconds) -> _WhichOneofReturnType__settle_seconds | None: ...
+
+Global___DesignDefaults: _TypeAlias = DesignDefaults  # noqa: Y015
+
+@_typing.final
+class ContentValidator(_message.Message):
+    """What the content of a file must be, of every file that the glob describes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GLOB_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    REQUIRED_FIELD_NUMBER: _builtins.int
+    FORBIDDEN_FIELD_NUMBER: _builtins.int
+    glob: _builtins.str
+    """Glob of files."""
+    max_bytes: _builtins.int
+    """At most so many bytes, 1 to 1048576."""
+    encoding: _builtins.str
+    """`utf-8`: it has to be."""
+    format: _builtins.str
+    """What it has to be well-formed as: `json`, `yaml`, `toml`, or text after `front_matter` in YAML; up to 256 KiB."""
+    @_builtins.property
+    def required(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """RE2 expressions that have to be found in it, at most 20."""
+
+    @_builtins.property
+    def forbidden(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """RE2 expressions that must not be found in it, at most 20."""
+
+    def __init__(
+        self,
+        *,
+        glob: _builtins.str = ...,
+        max_bytes: _builtins.int | None = ...,
+        encoding: _builtins.str | None = ...,
+        format: _builtins.str | None = ...,
+        required: _abc.Iterable[_builtins.str] | None = ...,
+        forbidden: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_encoding", b"_encoding", "_format", b"_format", "_max_bytes", b"_max_bytes", "encoding", b"encoding", "format", b"format", "max_bytes", b"max_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_encoding", b"_encoding", "_format", b"_format", "_max_bytes", b"_max_bytes", "encoding", b"encoding", "forbidden", b"forbidden", "format", b"format", "glob", b"glob", "max_bytes", b"max_bytes", "required", b"required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__encoding: _TypeAlias = _typing.Literal["encoding"]  # noqa: Y015
+    _WhichOneofArgType__encoding: _TypeAlias = _typing.Literal["_encoding", b"_encoding"]  # noqa: Y015
+    _WhichOneofReturnType__format: _TypeAlias = _typing.Literal["format"]  # noqa: Y015
+    _WhichOneofArgType__format: _TypeAlias = _typing.Literal["_format", b"_format"]  # noqa: Y015
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__encoding) -> _WhichOneofReturnType__encoding | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__format) -> _WhichOneofReturnType__format | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+
+Global___ContentValidator: _TypeAlias = ContentValidator  # noqa: Y015
+
+@_typing.final
+class GetSettingsRequest(_message.Message):
+    """Asks for the settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSettingsRequest: _TypeAlias = GetSettingsRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSettingsRequest(_message.Message):
+    """Changes to the settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_ALLOW_LIST_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
+    VALIDATORS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    @_builtins.property
+    def target_allow_list(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs of the files that experiments may be on, at most 100."""
+
+    @_builtins.property
+    def defaults(self) -> Global___DesignDefaults:
+        """What designs say where their callers do not."""
+
+    @_builtins.property
+    def validators(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentValidator]:
+        """What contents must be, at most 50."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
+
+    def __init__(
+        self,
+        *,
+        target_allow_list: _abc.Iterable[_builtins.str] | None = ...,
+        defaults: Global___DesignDefaults | None = ...,
+        validators: _abc.Iterable[Global___ContentValidator] | None = ...,
+        request_id: _builtins.str = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_defaults", b"_defaults", "_update_mask", b"_update_mask", "defaults", b"defaults", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_defaults", b"_defaults", "_update_mask", b"_update_mask", "defaults", b"defaults", "request_id", b"request_id", "target_allow_list", b"target_allow_list", "update_mask", b"update_mask", "validators", b"validators"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__defaults: _TypeAlias = _typing.Literal["defaults"]  # noqa: Y015
+    _WhichOneofArgType__defaults: _TypeAlias = _typing.Literal["_defaults", b"_defaults"]  # noqa: Y015
+    _WhichOneofReturnType__update_mask: _TypeAlias = _typing.Literal["update_mask"]  # noqa: Y015
+    _WhichOneofArgType__update_mask: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__defaults) -> _WhichOneofReturnType__defaults | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__update_mask) -> _WhichOneofReturnType__update_mask | None: ...
+
+Global___UpdateSettingsRequest: _TypeAlias = UpdateSettingsRequest  # noqa: Y015
+
+@_typing.final
 class WatchExperimentsRequest(_message.Message):
     """Asks for experiments as they change."""
 
