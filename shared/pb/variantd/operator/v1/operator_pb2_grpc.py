@@ -2430,6 +2430,334 @@ class FleetService(object):
             _registered_method=True)
 
 
+class EventServiceStub(object):
+    """Events that servers report by themselves, without an agent.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReportServerEvents = channel.unary_unary(
+                '/variantd.operator.v1.EventService/ReportServerEvents',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsResponse.FromString,
+                _registered_method=True)
+
+
+class EventServiceServicer(object):
+    """Events that servers report by themselves, without an agent.
+    """
+
+    def ReportServerEvents(self, request, context):
+        """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EventServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReportServerEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportServerEvents,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'variantd.operator.v1.EventService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('variantd.operator.v1.EventService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class EventService(object):
+    """Events that servers report by themselves, without an agent.
+    """
+
+    @staticmethod
+    def ReportServerEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.EventService/ReportServerEvents',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class HoldoutServiceStub(object):
+    """Holdouts: a share of participants that stays out of every experiment that names it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListHoldouts = channel.unary_unary(
+                '/variantd.operator.v1.HoldoutService/ListHoldouts',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListHoldoutsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListHoldoutsResponse.FromString,
+                _registered_method=True)
+        self.GetHoldout = channel.unary_unary(
+                '/variantd.operator.v1.HoldoutService/GetHoldout',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetHoldoutRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.FromString,
+                _registered_method=True)
+        self.CreateHoldout = channel.unary_unary(
+                '/variantd.operator.v1.HoldoutService/CreateHoldout',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateHoldoutRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.FromString,
+                _registered_method=True)
+        self.UpdateHoldout = channel.unary_unary(
+                '/variantd.operator.v1.HoldoutService/UpdateHoldout',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UpdateHoldoutRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.FromString,
+                _registered_method=True)
+        self.DeleteHoldout = channel.unary_unary(
+                '/variantd.operator.v1.HoldoutService/DeleteHoldout',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteHoldoutRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+
+
+class HoldoutServiceServicer(object):
+    """Holdouts: a share of participants that stays out of every experiment that names it.
+    """
+
+    def ListHoldouts(self, request, context):
+        """Holdouts of the caller's project, by key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHoldout(self, request, context):
+        """One holdout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateHoldout(self, request, context):
+        """Makes a holdout.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateHoldout(self, request, context):
+        """Changes a holdout; its share stays while an experiment that names it is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteHoldout(self, request, context):
+        """Removes a holdout that no experiment names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_HoldoutServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListHoldouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHoldouts,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListHoldoutsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListHoldoutsResponse.SerializeToString,
+            ),
+            'GetHoldout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHoldout,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetHoldoutRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.SerializeToString,
+            ),
+            'CreateHoldout': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateHoldout,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateHoldoutRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.SerializeToString,
+            ),
+            'UpdateHoldout': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateHoldout,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UpdateHoldoutRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.SerializeToString,
+            ),
+            'DeleteHoldout': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteHoldout,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteHoldoutRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'variantd.operator.v1.HoldoutService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('variantd.operator.v1.HoldoutService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class HoldoutService(object):
+    """Holdouts: a share of participants that stays out of every experiment that names it.
+    """
+
+    @staticmethod
+    def ListHoldouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.HoldoutService/ListHoldouts',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListHoldoutsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListHoldoutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHoldout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.HoldoutService/GetHoldout',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetHoldoutRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateHoldout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.HoldoutService/CreateHoldout',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateHoldoutRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateHoldout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.HoldoutService/UpdateHoldout',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UpdateHoldoutRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Holdout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteHoldout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.HoldoutService/DeleteHoldout',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteHoldoutRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class SettingsServiceStub(object):
     """What experiments of a project may touch and hold.
     """

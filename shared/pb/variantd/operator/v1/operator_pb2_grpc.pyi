@@ -742,6 +742,116 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class EventServiceStub:
+    """Events that servers report by themselves, without an agent."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
+    ReportServerEvents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReportServerEventsRequest, _operator_pb2.ReportServerEventsResponse]
+    """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+
+@_typing.type_check_only
+class EventServiceAsyncStub(EventServiceStub):
+    """Events that servers report by themselves, without an agent."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ReportServerEvents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReportServerEventsRequest, _operator_pb2.ReportServerEventsResponse]  # type: ignore[assignment]
+    """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+
+class EventServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Events that servers report by themselves, without an agent."""
+
+    @_abc_1.abstractmethod
+    def ReportServerEvents(
+        self,
+        request: _operator_pb2.ReportServerEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ReportServerEventsResponse, _abc.Awaitable[_operator_pb2.ReportServerEventsResponse]]:
+        """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+
+def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class HoldoutServiceStub:
+    """Holdouts: a share of participants that stays out of every experiment that names it."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> HoldoutServiceAsyncStub: ...
+    ListHoldouts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListHoldoutsRequest, _operator_pb2.ListHoldoutsResponse]
+    """Holdouts of the caller's project, by key."""
+    GetHoldout: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetHoldoutRequest, _operator_pb2.Holdout]
+    """One holdout."""
+    CreateHoldout: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateHoldoutRequest, _operator_pb2.Holdout]
+    """Makes a holdout."""
+    UpdateHoldout: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UpdateHoldoutRequest, _operator_pb2.Holdout]
+    """Changes a holdout; its share stays while an experiment that names it is under way."""
+    DeleteHoldout: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DeleteHoldoutRequest, _empty_pb2.Empty]
+    """Removes a holdout that no experiment names."""
+
+@_typing.type_check_only
+class HoldoutServiceAsyncStub(HoldoutServiceStub):
+    """Holdouts: a share of participants that stays out of every experiment that names it."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListHoldouts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListHoldoutsRequest, _operator_pb2.ListHoldoutsResponse]  # type: ignore[assignment]
+    """Holdouts of the caller's project, by key."""
+    GetHoldout: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetHoldoutRequest, _operator_pb2.Holdout]  # type: ignore[assignment]
+    """One holdout."""
+    CreateHoldout: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateHoldoutRequest, _operator_pb2.Holdout]  # type: ignore[assignment]
+    """Makes a holdout."""
+    UpdateHoldout: _aio.UnaryUnaryMultiCallable[_operator_pb2.UpdateHoldoutRequest, _operator_pb2.Holdout]  # type: ignore[assignment]
+    """Changes a holdout; its share stays while an experiment that names it is under way."""
+    DeleteHoldout: _aio.UnaryUnaryMultiCallable[_operator_pb2.DeleteHoldoutRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Removes a holdout that no experiment names."""
+
+class HoldoutServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Holdouts: a share of participants that stays out of every experiment that names it."""
+
+    @_abc_1.abstractmethod
+    def ListHoldouts(
+        self,
+        request: _operator_pb2.ListHoldoutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListHoldoutsResponse, _abc.Awaitable[_operator_pb2.ListHoldoutsResponse]]:
+        """Holdouts of the caller's project, by key."""
+
+    @_abc_1.abstractmethod
+    def GetHoldout(
+        self,
+        request: _operator_pb2.GetHoldoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Holdout, _abc.Awaitable[_operator_pb2.Holdout]]:
+        """One holdout."""
+
+    @_abc_1.abstractmethod
+    def CreateHoldout(
+        self,
+        request: _operator_pb2.CreateHoldoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Holdout, _abc.Awaitable[_operator_pb2.Holdout]]:
+        """Makes a holdout."""
+
+    @_abc_1.abstractmethod
+    def UpdateHoldout(
+        self,
+        request: _operator_pb2.UpdateHoldoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Holdout, _abc.Awaitable[_operator_pb2.Holdout]]:
+        """Changes a holdout; its share stays while an experiment that names it is under way."""
+
+    @_abc_1.abstractmethod
+    def DeleteHoldout(
+        self,
+        request: _operator_pb2.DeleteHoldoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Removes a holdout that no experiment names."""
+
+def add_HoldoutServiceServicer_to_server(servicer: HoldoutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class SettingsServiceStub:
     """What experiments of a project may touch and hold."""
 
