@@ -47,6 +47,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "participantId": "bot-1",
         "variantId": "concise",
     },
+    "AssignmentService.ForceAssignment": {
+        "id": "soul-tone",
+        "participantId": "bot-1",
+        "variantId": "friendly",
+    },
     "AssignmentService.UnforceAssignment": {"id": "soul-tone", "participantId": "bot-1"},
     "ExperimentService.OpenPhase": {"id": "soul-tone", "weights": {"friendly": 20, "concise": 80}},
     "ExperimentService.ListPhases": {"id": "soul-tone"},

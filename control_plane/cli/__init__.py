@@ -163,6 +163,12 @@ add(
 add(_experiments, "phases", phases.list_phases)
 add(
     _experiments,
+    "force",
+    phases.force,
+    "variantctl experiments force soul-tone --participant bot-7 --variant concise",
+)
+add(
+    _experiments,
     "unforce",
     phases.unforce,
     "variantctl experiments unforce soul-tone --participant bot-7",

@@ -190,9 +190,17 @@ def _rules(variant: pb.Variant) -> str:
 # -- life
 
 
-def start(session: Session, *, experiment: Name) -> None:
+def start(
+    session: Session,
+    *,
+    experiment: Name,
+    normalize: Annotated[
+        bool,
+        typer.Option("--normalize", help="Make weights that do not sum to 100 do so, in their proportion."),
+    ] = False,
+) -> None:
     """Fix the assignments and put every participant's variant onto its file."""
-    request = pb.StartExperimentRequest(id=experiment, request_id=request_id())
+    request = pb.StartExperimentRequest(id=experiment, normalize=normalize, request_id=request_id())
     _moved(session, session.call(session.experiments.StartExperiment, request))
 
 

@@ -73,6 +73,24 @@ def list_phases(session: Session, *, experiment: Name) -> None:
     )
 
 
+def force(
+    session: Session,
+    *,
+    experiment: Name,
+    participant: Annotated[str, typer.Option("--participant", "-p", help="Who should hold it.")],
+    variant: Annotated[str, typer.Option("--variant", "-v", help="Key or id of the variant.")],
+) -> None:
+    """Put a participant onto a variant, whatever was drawn.
+
+    It stays in its arm for the assigned population and leaves the delivered one; `unforce` takes it back.
+    """
+    request = pb.ForceAssignmentRequest(
+        id=experiment, participant_id=participant, variant_id=variant, request_id=request_id()
+    )
+    found = session.call(session.assignments.ForceAssignment, request)
+    session.show(found, f"{participant} should hold {variant}, whatever was drawn")
+
+
 def unforce(
     session: Session,
     *,

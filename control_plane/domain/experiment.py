@@ -144,6 +144,7 @@ class Experiment:
     paused_at: int | None = None
     stopped_at: int | None = None
     completed_at: int | None = None
+    archived_at: int | None = None
 
     @property
     def alpha(self) -> float:

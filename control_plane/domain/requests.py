@@ -285,10 +285,22 @@ class OpenPhase(ById):
     seed: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
+class Start(ById):
+    """Starts an experiment; with `normalize`, weights that do not sum to 100 are made to, in their proportion."""
+
+    normalize: bool = False
+
+
 class OfAssignment(ById):
     """Names a participant's assignment in an experiment."""
 
     participant_id: ParticipantId
+
+
+class ForceAssignment(OfAssignment):
+    """Puts a participant onto a variant, whatever was drawn."""
+
+    variant_id: str
 
 
 class ReadFile(ById):

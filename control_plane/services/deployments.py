@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from control_plane.domain import requests
 from control_plane.domain.deployment import Deployment, Origin
+from control_plane.domain.experiment import Assignment
 from control_plane.domain.fleet import Presence
 from control_plane.domain.lifecycle import Verb
 from control_plane.services import delivery
@@ -51,6 +52,32 @@ def create(work: Work, request: requests.CreateDeployment) -> Deployment:
         retry=request.retry,
     )
     return _get(work, deployment_id)
+
+
+def force(work: Work, request: requests.ForceAssignment) -> Assignment:
+    """The participant should hold this variant, whatever was drawn; it stays in its arm, marked `forced`.
+
+    Forcing the variant that was drawn deploys it again and marks nothing. Raises NotFound where the participant is
+    not assigned in the present phase.
+    """
+    experiment = find(work, request.id)
+    experiment.after(Verb.DEPLOY)
+    participant = work.store.fleet.participant(work.project_id, request.participant_id)
+    phase = experiment.phase
+    assigned = work.store.experiments.assignment
+    if participant is None or phase is None or assigned(phase.id, participant.id, now=work.now) is None:
+        raise NotFound(
+            f"{request.participant_id!r} is not assigned in {experiment.key}", reason="ASSIGNMENT_NOT_FOUND"
+        )
+    create(
+        work,
+        requests.CreateDeployment(
+            id=request.id, participantId=request.participant_id, variantId=request.variant_id
+        ),
+    )
+    found = assigned(phase.id, participant.id, now=work.now)
+    assert found is not None
+    return found
 
 
 def _require_files(files: Sequence[object], key: str) -> None:

@@ -13,6 +13,7 @@ from control_plane.domain.experiment import (
     Readiness,
     Variant,
     faults_at_start,
+    normalised,
     plan,
     rules_of,
     whole_plan,
@@ -33,6 +34,17 @@ from control_plane.services.work import Work
 from control_plane.store.deployments import Slot
 from shared.errors import FailedPrecondition, Fault, Invalid
 from shared.ids import new_secret
+
+
+def begin(work: Work, request: requests.Start) -> View:
+    """The experiment is started, its weights first put right where that was asked for."""
+    if request.normalize:
+        experiment = find(work, request.id)
+        experiment.after(Verb.START)
+        weights = normalised([variant.weight for variant in experiment.variants])
+        for variant, weight in zip(experiment.variants, weights, strict=True):
+            work.store.experiments.put_variant(replace(variant, weight=weight, updated_at=work.now))
+    return start(work, request)
 
 
 def start(work: Work, request: requests.ById) -> View:
@@ -297,7 +309,9 @@ def unarchive(work: Work, request: requests.ById) -> View:
 def _put_away(work: Work, id_or_key: str, verb: Verb) -> View:
     experiment = find(work, id_or_key)
     experiment.after(verb)
-    moved = replace(experiment, archived=verb is Verb.ARCHIVE, updated_at=work.now)
+    put_away = verb is Verb.ARCHIVE
+    archived_at = work.now if put_away else None
+    moved = replace(experiment, archived=put_away, archived_at=archived_at, updated_at=work.now)
     _save(work, moved)
     return view_of(work, work.store.experiments.get(experiment.id))
 

@@ -367,6 +367,7 @@ def _experiment_values(e: Experiment) -> dict[str, Any]:
         "paused_at": e.paused_at,
         "stopped_at": e.stopped_at,
         "completed_at": e.completed_at,
+        "archived_at": e.archived_at,
     }
 
 
@@ -401,6 +402,7 @@ def _experiment(row: Row) -> Experiment:
         paused_at=row["paused_at"],
         stopped_at=row["stopped_at"],
         completed_at=row["completed_at"],
+        archived_at=row["archived_at"],
     )
 
 

@@ -1,8 +1,8 @@
 """The questions to which experiment systems have different answers, each with the answer that is given here.
 
 A question a test: what a user of another system would trip over is said, over REST, by name. Not here because the
-answer is not built: empty days and day boundaries of a time series, what a unit that met several variants counts as,
-and weights that are put right by a flag.
+answer is not built: empty days and day boundaries of a time series, and what a unit that met several variants
+counts as.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -142,6 +142,8 @@ async def test_5_weights_sum_to_100_at_the_start(plane: Plane) -> None:
     await draft(plane, variants=odd)
     refused = await plane.rest("POST", f"{AT}/start")
     assert (refused.status, "100" in str(refused.body["details"])) == (409, True)
+    started = await plane.made(f"{AT}/start", {"normalize": True})
+    assert [item["weight"] for item in started["experiment"]["variants"]] == [50, 50]
 
 
 async def test_6_two_variants_at_the_start_not_at_create(plane: Plane) -> None:
@@ -180,11 +182,12 @@ async def test_9_archived_is_not_completed(plane: Plane) -> None:
     """Two things, of which the one is taken back."""
     await running(plane)
     done = (await plane.made(f"{AT}/complete", {}))["experiment"]
-    assert (done["status"], done["archived"]) == ("completed", False)
-    await plane.made(f"{AT}/archive", None)
+    assert (done["status"], done["archived"], done["archivedAt"]) == ("completed", False, None)
+    away = (await plane.made(f"{AT}/archive", None))["experiment"]
+    assert away["archivedAt"] >= away["completedAt"] == away["intakeClosedAt"]
     assert (await plane.rest("GET", "/v1/experiments?archived=false")).body["entities"] == []
     back = (await plane.made(f"{AT}/unarchive", None))["experiment"]
-    assert (back["status"], back["archived"]) == ("completed", False)
+    assert (back["status"], back["archived"], back["archivedAt"]) == ("completed", False, None)
 
 
 async def test_10_repeating_a_verb(plane: Plane) -> None:
@@ -277,6 +280,20 @@ async def test_19_another_variant_by_hand(plane: Plane) -> None:
     assert (forced["method"], forced["variantId"]) == ("forced", before["variantId"])
     back = await plane.made(f"{AT}/assignments/p:unforce", None)
     assert (back["method"], back["variantId"]) == ("randomized", before["variantId"])
+
+
+async def test_19_a_forced_participant_by_its_assignment(plane: Plane) -> None:
+    """The same over the assignment; where there is none, there is nothing to force."""
+    started = await running(plane)
+    before = (await seats(plane))["p"]
+    other = next(v for v in started["variants"] if v["id"] != before["variantId"])
+    forced = await plane.made(f"{AT}/assignments/p:force", {"variantId": other["key"]})
+    assert (forced["method"], forced["variantId"]) == ("forced", before["variantId"])
+    newest = (await plane.rest("GET", f"{AT}/deployments?limit=1")).body["entities"][0]
+    assert (newest["origin"], newest["variantId"]) == ("forced", other["id"])
+    await plane.made("/v1/participants", {"id": "stranger"})
+    nobody = await plane.rest("POST", f"{AT}/assignments/stranger:force", {"variantId": "a"})
+    assert (nobody.status, nobody.body["reason"]) == (404, "ASSIGNMENT_NOT_FOUND")
 
 
 async def test_21_best_of_all_and_better_than_control(plane: Plane) -> None:

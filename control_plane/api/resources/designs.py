@@ -71,8 +71,15 @@ def _experiment(view: View) -> Json:
         "pausedAt": at(e.paused_at),
         "stoppedAt": at(e.stopped_at),
         "completedAt": at(e.completed_at),
+        "intakeClosedAt": at(_intake_closed_at(e)),
+        "archivedAt": at(e.archived_at),
         "metadata": e.metadata,
     }
+
+
+def _intake_closed_at(e: Experiment) -> int | None:
+    """Since when nobody further comes in: while it is paused, or from its stop or end on."""
+    return e.stopped_at or e.completed_at or e.paused_at
 
 
 def _count(view: View, variant_id: bytes) -> int:

@@ -1178,6 +1178,11 @@ class AssignmentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.FromString,
                 _registered_method=True)
+        self.ForceAssignment = channel.unary_unary(
+                '/variantd.operator.v1.AssignmentService/ForceAssignment',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ForceAssignmentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Assignment.FromString,
+                _registered_method=True)
         self.UnforceAssignment = channel.unary_unary(
                 '/variantd.operator.v1.AssignmentService/UnforceAssignment',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnforceAssignmentRequest.SerializeToString,
@@ -1203,6 +1208,13 @@ class AssignmentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForceAssignment(self, request, context):
+        """Puts a participant onto a variant, whatever was drawn; it stays in its arm, marked forced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UnforceAssignment(self, request, context):
         """Gives a participant its assigned variant back, after another one was deployed by hand.
         """
@@ -1222,6 +1234,11 @@ def add_AssignmentServiceServicer_to_server(servicer, server):
                     servicer.PreviewAssignments,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.SerializeToString,
+            ),
+            'ForceAssignment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForceAssignment,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ForceAssignmentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Assignment.SerializeToString,
             ),
             'UnforceAssignment': grpc.unary_unary_rpc_method_handler(
                     servicer.UnforceAssignment,
@@ -1284,6 +1301,33 @@ class AssignmentService(object):
             '/variantd.operator.v1.AssignmentService/PreviewAssignments',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.PreviewAssignmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForceAssignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.AssignmentService/ForceAssignment',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ForceAssignmentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Assignment.FromString,
             options,
             channel_credentials,
             insecure,

@@ -365,6 +365,8 @@ class AssignmentServiceStub:
     """Assignments of an experiment's present phase; in draft, the planned ones."""
     PreviewAssignments: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PreviewAssignmentsRequest, _operator_pb2.PreviewAssignmentsResponse]
     """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
+    ForceAssignment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ForceAssignmentRequest, _operator_pb2.Assignment]
+    """Puts a participant onto a variant, whatever was drawn; it stays in its arm, marked forced."""
     UnforceAssignment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UnforceAssignmentRequest, _operator_pb2.Assignment]
     """Gives a participant its assigned variant back, after another one was deployed by hand."""
 
@@ -377,6 +379,8 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     """Assignments of an experiment's present phase; in draft, the planned ones."""
     PreviewAssignments: _aio.UnaryUnaryMultiCallable[_operator_pb2.PreviewAssignmentsRequest, _operator_pb2.PreviewAssignmentsResponse]  # type: ignore[assignment]
     """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
+    ForceAssignment: _aio.UnaryUnaryMultiCallable[_operator_pb2.ForceAssignmentRequest, _operator_pb2.Assignment]  # type: ignore[assignment]
+    """Puts a participant onto a variant, whatever was drawn; it stays in its arm, marked forced."""
     UnforceAssignment: _aio.UnaryUnaryMultiCallable[_operator_pb2.UnforceAssignmentRequest, _operator_pb2.Assignment]  # type: ignore[assignment]
     """Gives a participant its assigned variant back, after another one was deployed by hand."""
 
@@ -398,6 +402,14 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.PreviewAssignmentsResponse, _abc.Awaitable[_operator_pb2.PreviewAssignmentsResponse]]:
         """What a start of this draft would assign now, with whom and what stands in its way; changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ForceAssignment(
+        self,
+        request: _operator_pb2.ForceAssignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Assignment, _abc.Awaitable[_operator_pb2.Assignment]]:
+        """Puts a participant onto a variant, whatever was drawn; it stays in its arm, marked forced."""
 
     @_abc_1.abstractmethod
     def UnforceAssignment(
