@@ -113,13 +113,22 @@ def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     create.add_argument(
         "--scope", action="append", required=True, metavar="SCOPE", help="what it may do; several times"
     )
+    create.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="limits it to what carries this; several times",
+    )
     create.add_argument("--expires-at", metavar="MOMENT", help="such as 2027-01-31T00:00:00Z; default: never")
     create.add_argument(
         "--out", type=Path, metavar="FILE", help="write the secret there (0600) and print it nowhere"
     )
     create.set_defaults(run=_create_key)
     found = _admin_verb(
-        key_verbs, "list", "Shows a project's keys: id, name, first characters, scopes, whether valid."
+        key_verbs,
+        "list",
+        "Shows a project's keys: id, name, first characters, scopes, whether valid, labels.",
     )
     found.add_argument("--project", metavar="NAME", default="default", help="default: default")
     found.set_defaults(run=_list_keys)
@@ -207,7 +216,8 @@ def _list_projects(arguments: argparse.Namespace) -> int:
 def _create_key(arguments: argparse.Namespace) -> int:
     from control_plane import admin
 
-    values = {"name": arguments.name, "scopes": arguments.scope}
+    labels = dict(text.partition("=")[::2] for text in arguments.label)
+    values = {"name": arguments.name, "scopes": arguments.scope, "labels": labels}
     if arguments.expires_at is not None:
         values["expiresAt"] = arguments.expires_at
     return _administer(

@@ -155,11 +155,12 @@ async def print_projects(admin: Administration) -> None:
 
 
 async def print_keys(admin: Administration, project: str) -> None:
-    """Every key, a line each: id, name, first characters, scopes, and how it stands."""
+    """Every key, a line each: id, name, first characters, scopes, how it stands, and what it is limited to."""
     for key in await admin.keys(project):
         ended = f"revoked {key['revokedAt']}" if key["revokedAt"] else ""
         expires = f"expires {key['expiresAt']}" if key["expiresAt"] else "valid"
-        _print(key["id"], key["name"], key["prefix"], " ".join(key["scopes"]), ended or expires)
+        limits = " ".join(f"{name}={value}" for name, value in key["labels"].items())
+        _print(key["id"], key["name"], key["prefix"], " ".join(key["scopes"]), ended or expires, limits)
 
 
 async def print_new_key(

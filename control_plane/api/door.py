@@ -14,7 +14,7 @@ from control_plane.services.access import authenticate
 from control_plane.services.work import Caller, Services, check_request_id
 from control_plane.store.store import Store
 from shared import logs
-from shared.errors import Code, Error, Unauthenticated, Unavailable
+from shared.errors import Code, Error, PermissionDenied, Unauthenticated, Unavailable
 from shared.ids import show_id
 
 _log = logs.get(__name__)
@@ -70,6 +70,11 @@ class Door:
     async def _run(
         self, operation: Operation, caller: Caller, values: Mapping[str, Any], request_id: str
     ) -> Any:
+        if caller.labels and not operation.labelled:
+            raise PermissionDenied(
+                "this concerns a whole project; it needs a key that is not limited to labels",
+                reason="LIMITED_KEY",
+            )
         request = requests.parse(operation.request, values)
         if operation.asks_host:
             return await self.services.consult(

@@ -28,6 +28,11 @@ from control_plane.services import (
 )
 from control_plane.services.work import Scope, Work
 
+_LABELLED = re.compile(
+    r"\w+ /v1/(experiments|participants|agents)(/\{id\}.*)?|\w+ /v1/deployments/\{id\}.*"
+    r"|POST /v1/events:batch|GET /v1/fleet"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
@@ -53,6 +58,14 @@ class Operation:
     def changes(self) -> bool:
         """Whether it may change anything: all but GET, and what only `reads` whatever its method."""
         return self.method != "GET" and not self.reads
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a key limited to labels may ask it: it names, lists or makes what carries labels.
+
+        Anything else concerns a whole project and is refused to such a key.
+        """
+        return _LABELLED.fullmatch(f"{self.method} {self.path}") is not None
 
     @property
     def named(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from control_plane.cli.connection import (
     read_key,
     save_profile,
 )
+from control_plane.cli.fleet import labels_of
 from control_plane.cli.session import Session, Timeout, duration, request_id, wait_until
 from shared.clock import SystemClock
 from shared.moment import SECOND, from_rfc3339
@@ -189,13 +190,14 @@ def list_keys(session: Session, *, limit: Limit = 100) -> None:
         return
     show.print_table(
         session.out,
-        ("key", "name", "begins", "may", "expires", "revoked", "last used"),
+        ("key", "name", "begins", "may", "limited to", "expires", "revoked", "last used"),
         (
             (
                 item.id,
                 item.name,
                 item.prefix,
                 " ".join(item.scopes),
+                show.labels(item.labels),
                 *(show.moment(item, name) for name in ("expires_at", "revoked_at", "last_used_at")),
             )
             for item in found
@@ -209,6 +211,12 @@ def create_key(
     *,
     name: Annotated[str, typer.Option("--name", help="What it is for; in the audit log.")],
     scopes: Annotated[list[str], typer.Option("--scope", help="What it may do; several times.")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", "-l", metavar="NAME=VALUE", help="Limits it to what carries this; several times."
+        ),
+    ] = None,
     expires_in: Annotated[
         float | None,
         typer.Option("--expires-in", metavar="DURATION", parser=duration, help="Such as 12h or 90d."),
@@ -216,7 +224,9 @@ def create_key(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the key alone.")] = False,
 ) -> None:
     """Make an API key; it is shown this once."""
-    request = pb.CreateApiKeyRequest(name=name, scopes=scopes, request_id=request_id())
+    request = pb.CreateApiKeyRequest(
+        name=name, scopes=scopes, labels=labels_of(label), request_id=request_id()
+    )
     if expires_in is not None:
         request.expires_at.FromMicroseconds(SystemClock().now() + round(expires_in * SECOND))
     made = session.call(session.access.CreateApiKey, request)

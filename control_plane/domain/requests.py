@@ -414,6 +414,7 @@ class CreateApiKey(Request):
 
     name: KeyName
     scopes: tuple[str, ...] = ()
+    labels: Labels = Field(default_factory=dict)
     expires_at: Moment | None = None
 
 

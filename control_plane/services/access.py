@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from control_plane.domain import requests
@@ -73,6 +73,7 @@ def make_key(
     new_id: NewId,
     now: int,
     expires_at: int | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> NewKey:
     """The key exists; its secret is in the answer and nowhere else."""
     secret = KEY_PREFIX + base64.urlsafe_b64encode(new_secret()).rstrip(b"=").decode()
@@ -83,6 +84,7 @@ def make_key(
         prefix=secret[:10],
         secret_hash=hash_secret(secret.encode()),
         scopes=scopes,
+        labels=dict(labels or {}),
         created_at=now,
         expires_at=expires_at,
     )
@@ -116,6 +118,7 @@ def create_api_key(work: Work, request: requests.CreateApiKey) -> NewKey:
         new_id=work.new_id,
         now=work.now,
         expires_at=expires_at,
+        labels=request.labels,
     )
 
 
@@ -188,6 +191,7 @@ def authenticate(store: Store, secret: str, *, now: int) -> Holder:
         actor=f"api_key:{key.name}",
         scopes=frozenset(Scope(scope) for scope in key.scopes),
         key_id=key.id,
+        labels=key.labels,
     )
     unnoted = key.last_used_at is None or now - key.last_used_at >= USE_NOTED_EVERY
     return Holder(caller=caller, key_id=key.id, unnoted=unnoted)

@@ -25,7 +25,7 @@ def create(work: Work, request: requests.CreateDeployment) -> Deployment:
     variant = find_variant(experiment, request.variant_id)
     experiment.after(Verb.DEPLOY)
     participant = work.store.fleet.participant(work.project_id, request.participant_id)
-    if participant is None:
+    if participant is None or not work.caller.sees(participant.labels):
         raise NotFound(
             f"there is no participant {request.participant_id!r}; `variantctl agents list` shows who is served",
             reason="PARTICIPANT_NOT_FOUND",
@@ -97,9 +97,13 @@ def get(work: Work, request: requests.ById) -> Deployment:
 
 def _get(work: Work, deployment_id: bytes) -> Deployment:
     deployment = work.store.deployments.get(work.project_id, deployment_id, now=work.now)
-    if deployment is None:
+    if deployment is None or not _seen(work, deployment.experiment_id):
         raise NotFound("there is no such deployment", reason="DEPLOYMENT_NOT_FOUND")
     return deployment
+
+
+def _seen(work: Work, experiment_id: bytes) -> bool:
+    return not work.caller.labels or work.caller.sees(work.store.experiments.get(experiment_id).labels)
 
 
 def list_page(work: Work, request: requests.PageOf) -> Listing:
@@ -116,7 +120,11 @@ def list_current(work: Work, request: requests.Page) -> Listing:
     """A page of the newest deployment of every slot of the project, the newest first."""
     size = page_size(request.limit)
     found = work.store.deployments.current(
-        work.project_id, before=cursor_id(request.cursor), limit=size + 1, now=work.now
+        work.project_id,
+        labels=work.caller.labels,
+        before=cursor_id(request.cursor),
+        limit=size + 1,
+        now=work.now,
     )
     return listing(found, size, lambda item: hex_of(item.id))
 

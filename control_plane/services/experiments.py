@@ -18,7 +18,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.lifecycle import Status, Verb
 from control_plane.domain.targeting import TargetingRules
-from control_plane.services import factoring, settings, timers
+from control_plane.services import factoring, limits, settings, timers
 from control_plane.services.seating import planned
 from control_plane.services.work import (
     Listing,
@@ -45,10 +45,15 @@ class View:
 
 
 def find(work: Work, id_or_key: str) -> Experiment:
-    """The caller's experiment with this id or key. Raises NotFound."""
+    """The caller's experiment with this id or key. Raises NotFound.
+
+    To a key limited to labels also PermissionDenied, where it changes what reaches further.
+    """
     experiment = work.store.experiments.find(work.project_id, id_or_key)
-    if experiment is None:
+    if experiment is None or not work.caller.sees(experiment.labels):
         raise NotFound(f"there is no experiment {id_or_key!r}", reason="EXPERIMENT_NOT_FOUND")
+    if work.changes:
+        limits.require_confined(work, experiment)
     return experiment
 
 
@@ -85,13 +90,16 @@ def get(work: Work, request: requests.ById) -> View:
 def list_page(work: Work, request: requests.ListExperiments) -> Listing:
     """A page of experiments, newest first."""
     size = page_size(request.limit)
+    labels = limits.narrowed(work, request.labels)
+    if labels is None:
+        return Listing(items=[], next_cursor="")
     found = work.store.experiments.page(
         work.project_id,
         status=request.status,
         kind=request.type,
         search=request.search,
         archived=request.archived,
-        labels=request.labels,
+        labels=labels,
         before=cursor_id(request.cursor),
         limit=size + 1,
     )
@@ -156,6 +164,7 @@ def design_warnings(view: View) -> tuple[tuple[str, str], ...]:
 
 def create(work: Work, request: requests.CreateExperiment) -> View:
     """The draft exists, with its variants; participants nobody has seen exist too, with a warning."""
+    limits.require_labels(work, request.labels)
     store = work.store.experiments
     taken = store.keys(work.project_id)
     if request.key in taken:
@@ -202,6 +211,7 @@ def _json(model: requests.Request) -> dict[str, Any]:
 
 
 def _ensure_participants(work: Work, selector: Selector) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    limits.require_choice(work, selector)
     unseen = []
     for public_id in selector.ids:
         if work.store.fleet.participant(work.project_id, public_id) is None:
@@ -326,6 +336,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     if request.given("factors"):
         factors = factoring.stored(work, experiment.type, request.factors or ())
         changed = replace(changed, factors=factors)
+    limits.require_labels(work, changed.labels)
     _check_type(changed)
     warnings: list[tuple[str, str]] = []
     if request.given("participants") or request.given("participant_ids"):

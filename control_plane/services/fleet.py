@@ -6,6 +6,7 @@ from typing import Any
 
 from control_plane.domain import requests
 from control_plane.domain.fleet import LEASE_SECONDS, Agent, Participant, ParticipantFile
+from control_plane.services import limits
 from control_plane.services.work import (
     Listing,
     Question,
@@ -19,7 +20,7 @@ from control_plane.services.work import (
 from control_plane.store.fleet import Wanted
 from control_plane.store.store import Store
 from shared.errors import FailedPrecondition, NotFound, PermissionDenied
-from shared.ids import NewId, parse_id
+from shared.ids import NewId, parse_id, show_id
 from shared.model import Hello
 from shared.moment import SECOND
 
@@ -46,9 +47,12 @@ def get_participant(work: Work, request: requests.ById) -> ParticipantView:
 def list_participants(work: Work, request: requests.ListHosts) -> Listing:
     """A page of participants by public id."""
     size = page_size(request.limit)
+    labels = limits.narrowed(work, request.labels)
+    if labels is None:
+        return Listing(items=[], next_cursor="")
     found = work.store.fleet.participants(
         work.project_id,
-        Wanted(labels=request.labels, presence=request.presence, now=work.now),
+        Wanted(labels=labels, presence=request.presence, now=work.now),
         after=cursor_text(request.cursor),
         limit=size + 1,
     )
@@ -58,6 +62,7 @@ def list_participants(work: Work, request: requests.ListHosts) -> Listing:
 
 def create_participant(work: Work, request: requests.CreateParticipant) -> ParticipantView:
     """The participant exists, before any agent declares it."""
+    limits.require_labels(work, request.labels)
     work.store.fleet.add_participant(
         work.new_id(),
         project_id=work.project_id,
@@ -73,6 +78,8 @@ def update_participant(work: Work, request: requests.UpdateParticipant) -> Parti
     participant = _find(work, request.id)
     if request.given("labels"):
         work.store.fleet.set_labels(participant.id, dict(request.labels or {}), now=work.now)
+        changed = work.store.fleet.participant(work.project_id, request.id)
+        limits.require_labels(work, changed.labels if changed else {})
     return get_participant(work, requests.ById(id=request.id))
 
 
@@ -95,6 +102,10 @@ def move_participant(work: Work, request: requests.MoveParticipant) -> Participa
     """
     participant = _find(work, request.id)
     agent = get_agent(work, requests.ById(id=request.agent_id))
+    if participant.agent_uid is not None:
+        get_agent(
+            work, requests.ById(id=show_id(participant.agent_uid))
+        )  # what it leaves is to be within as well
     gone = agent.banned_at is not None or agent.retired_at is not None
     if gone or not agent.may_serve(participant.public_id):
         raise FailedPrecondition(
@@ -155,7 +166,7 @@ def unfreeze(work: Work, request: requests.Nothing) -> int | None:
 
 def _find(work: Work, public_id: str) -> Participant:
     participant = work.store.fleet.participant(work.project_id, public_id)
-    if participant is None:
+    if participant is None or not work.caller.sees(participant.labels):
         raise NotFound(f"there is no participant {public_id!r}", reason="PARTICIPANT_NOT_FOUND")
     return participant
 
@@ -167,7 +178,7 @@ def get_agent(work: Work, request: requests.ById) -> Agent:
     """One agent."""
     uid = parse_id(request.id)
     agent = work.store.fleet.agent(uid) if uid else None
-    if agent is None or agent.project_id != work.project_id:
+    if agent is None or agent.project_id != work.project_id or not work.caller.sees(agent.labels):
         raise NotFound(f"there is no agent {request.id!r}", reason="AGENT_NOT_FOUND")
     return agent
 
@@ -175,9 +186,12 @@ def get_agent(work: Work, request: requests.ById) -> Agent:
 def list_agents(work: Work, request: requests.ListHosts) -> Listing:
     """A page of agents, newest first."""
     size = page_size(request.limit)
+    labels = limits.narrowed(work, request.labels)
+    if labels is None:
+        return Listing(items=[], next_cursor="")
     found = work.store.fleet.agents(
         work.project_id,
-        Wanted(labels=request.labels, presence=request.presence, now=work.now),
+        Wanted(labels=labels, presence=request.presence, now=work.now),
         before=cursor_id(request.cursor),
         limit=size + 1,
     )
@@ -187,6 +201,7 @@ def list_agents(work: Work, request: requests.ListHosts) -> Listing:
 def ban_agent(work: Work, request: requests.ById) -> Agent:
     """The agent has no identity any more; its live session is cut once it is woken."""
     agent = get_agent(work, request)
+    limits.require_served_within(work, agent)
     work.store.fleet.ban(agent.uid, now=work.now)
     work.woken.add(agent.uid)
     return get_agent(work, request)
@@ -207,6 +222,7 @@ def retire_agent(work: Work, request: requests.ById) -> Agent:
     changes nothing; there is no way back but to enroll again, as another agent.
     """
     agent = get_agent(work, request)
+    limits.require_served_within(work, agent)
     if agent.retired_at is None:
         served = work.store.fleet.retire(agent.uid, now=work.now)
         work.store.deployments.withdraw(served, _RETIRED, now=work.now)

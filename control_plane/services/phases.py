@@ -277,7 +277,7 @@ def unforce(work: Work, request: requests.OfAssignment) -> Assignment:
     participant = work.store.fleet.participant(work.project_id, request.participant_id)
     phase = experiment.phase
     found = None
-    if participant is not None and phase is not None:
+    if participant is not None and phase is not None and work.caller.sees(participant.labels):
         found = work.store.experiments.assignment(phase.id, participant.id, now=work.now)
     if participant is None or found is None or phase is None:
         raise NotFound(

@@ -13,6 +13,7 @@ from control_plane.domain.experiment import Assignment, Decision, Experiment, de
 from control_plane.domain.fleet import Participant, Presence
 from control_plane.domain.lifecycle import Verb
 from control_plane.services.experiments import design_warnings, find, view_of
+from control_plane.services.limits import require_confined
 from control_plane.services.seating import applicants, meant
 from control_plane.services.work import Work
 
@@ -42,6 +43,7 @@ class Preview:
 def preview(work: Work, request: requests.ById) -> Preview:
     """What a start would assign now; changes nothing. Raises FailedPrecondition where it is not a draft."""
     experiment = find(work, request.id)
+    require_confined(work, experiment)
     experiment.after(Verb.START)
     view = view_of(work, experiment)
     counted = Counter(

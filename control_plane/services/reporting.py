@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control_plane.domain.reported import ReportEvents
-from control_plane.services import events
+from control_plane.services import events, limits
 from control_plane.services.work import Work
 from shared.errors import Fault, Invalid
 from shared.model import Record
@@ -31,11 +31,12 @@ def report(work: Work, request: ReportEvents) -> list[Taken]:
     named = store.participants_named(
         work.project_id, sorted({item.participant_id for item in request.events})
     )
+    unseen = limits.unseen(work, sorted({item.participant_id for item in request.events}))
     made = [item.event(now=work.now) for item in request.events]
     faults = [
         Fault(field=f"events.{n}.participantId", message=f"there is no participant {item.participant!r}")
         for n, item in enumerate(made)
-        if item.participant not in named
+        if item.participant not in named or item.participant in unseen
     ] + [
         Fault(
             field=f"events.{n}.occurredAt",

@@ -43,7 +43,7 @@ class Results:
 def get(work: Work, request: requests.GetResults) -> Results:
     """Results of the present phase, from tallies only. Raises Invalid where it is unclear which conversion."""
     experiment = work.store.experiments.find(work.project_id, request.id)
-    if experiment is None:
+    if experiment is None or not work.caller.sees(experiment.labels):
         raise NotFound(f"there is no experiment {request.id!r}", reason="EXPERIMENT_NOT_FOUND")
     metric = _metric(work, experiment, request.event_name)
     phase = experiment.phase

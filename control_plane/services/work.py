@@ -37,16 +37,24 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks; `actor` goes into `createdBy` and the audit log, and there with the id of the API key, if any."""
+    """Who asks; `actor` goes into `createdBy` and the audit log, and there with the id of the API key, if any.
+
+    With `labels` it sees and changes only what carries all of them (`services.limits`).
+    """
 
     project_id: bytes
     actor: str
     scopes: frozenset[Scope]
     key_id: bytes | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def may(self, scope: Scope) -> bool:
         """Holds the scope, or `admin`."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def sees(self, labels: Mapping[str, str]) -> bool:
+        """What has these labels carries all those that the caller is limited to."""
+        return all(labels.get(name) == value for name, value in self.labels.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +67,14 @@ class Joining:
 
 @dataclass(slots=True, kw_only=True)
 class Work:
-    """One transaction of one caller at one moment."""
+    """One transaction of one caller at one moment; `changes` where it may change anything."""
 
     store: Store
     caller: Caller
     now: int
     new_id: NewId
     joining: Joining
+    changes: bool = False
     woken: set[bytes] = field(default_factory=set)
 
     @property
@@ -74,8 +83,18 @@ class Work:
         return self.caller.project_id
 
     def touch(self, participant_ids: Iterable[bytes]) -> None:
-        """The participants' agents learn of changed slots once this is committed."""
-        self.woken |= self.store.fleet.touch(sorted(set(participant_ids)))
+        """The participants' agents learn of changed slots once this is committed.
+
+        Raises PermissionDenied where the caller is limited to labels that one of them does not carry.
+        """
+        ids = sorted(set(participant_ids))
+        outside = self.store.fleet.outside(ids, self.caller.labels) if self.caller.labels else []
+        if outside:
+            raise PermissionDenied(
+                f"this reaches {outside[0]}, beyond the labels this key is limited to",
+                reason="OUTSIDE_LABELS",
+            )
+        self.woken |= self.store.fleet.touch(ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +175,11 @@ class Services:
         require(caller, scope)
         now = self.clock.now()
         fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
+        if request_id and caller.labels:  # what another key was answered may be outside of this one's labels
+            request_id = f"{caller.key_id.hex() if caller.key_id else caller.actor} {request_id}"
 
         def work(tx: Tx) -> tuple[Any, set[bytes]]:
-            item = self._work(tx, caller, now)
+            item = self._work(tx, caller, now, changes=True)
             access = item.store.access
             if request_id:
                 given = access.answer(caller.project_id, operation, request_id)
@@ -234,8 +255,15 @@ class Services:
 
         return await self.database.write(work)
 
-    def _work(self, tx: Tx, caller: Caller, now: int) -> Work:
-        return Work(store=Store(tx), caller=caller, now=now, new_id=self.new_id, joining=self.joining)
+    def _work(self, tx: Tx, caller: Caller, now: int, *, changes: bool = False) -> Work:
+        return Work(
+            store=Store(tx),
+            caller=caller,
+            now=now,
+            new_id=self.new_id,
+            joining=self.joining,
+            changes=changes,
+        )
 
 
 class _Undone(Exception):

@@ -19,6 +19,7 @@ class ApiKey:
     prefix: str
     secret_hash: bytes
     scopes: tuple[str, ...]
+    labels: dict[str, str]
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
@@ -156,8 +157,8 @@ class AccessStore:
     def add_api_key(self, key: ApiKey) -> None:
         """The key is valid from now on."""
         self._tx.run(
-            "insert into api_key (id, project_id, name, prefix, secret_hash, scopes, created_at, expires_at)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?)",
+            "insert into api_key (id, project_id, name, prefix, secret_hash, scopes, labels, created_at,"
+            " expires_at) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 key.id,
                 key.project_id,
@@ -165,6 +166,7 @@ class AccessStore:
                 key.prefix,
                 key.secret_hash,
                 json.dumps(key.scopes),
+                json.dumps(key.labels),
                 key.created_at,
                 key.expires_at,
             ),
@@ -329,6 +331,7 @@ def _key(row: Row) -> ApiKey:
         prefix=row["prefix"],
         secret_hash=row["secret_hash"],
         scopes=tuple(json.loads(row["scopes"])),
+        labels=json.loads(row["labels"]),
         created_at=row["created_at"],
         expires_at=row["expires_at"],
         revoked_at=row["revoked_at"],

@@ -1,12 +1,12 @@
 """Slots with their desired rows, deployments, and the outcomes hosts report."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from control_plane.domain.deployment import Deployment, DeploymentFile, Origin, State, state_after
-from control_plane.store.database import Row, Tx
+from control_plane.store.database import Row, Tx, carries
 from shared.model import Digest, Offer, OfferAction, OfferedFile, Outcome, Reason, show_digest
 
 _DEPLOYMENT = (
@@ -352,12 +352,15 @@ class DeploymentStore:
         )
         return [self._deployment(row, now) for row in rows]
 
-    def current(self, project_id: bytes, *, before: bytes | None, limit: int, now: int) -> list[Deployment]:
-        """What the slots of the project are at, newest first, from `before` down."""
+    def current(
+        self, project_id: bytes, *, labels: Mapping[str, str], before: bytes | None, limit: int, now: int
+    ) -> list[Deployment]:
+        """What the slots of experiments with these labels are at, newest first, from `before` down."""
         rows = self._tx.all(
-            f"{_DEPLOYMENT} join slot s on s.deployment_id = d.id where d.project_id = ?"
-            " and (? is null or d.id < ?) order by d.id desc limit ?",
-            (project_id, before, before, limit),
+            f"{_DEPLOYMENT} join slot s on s.deployment_id = d.id join experiment e on e.id = d.experiment_id"
+            f" where d.project_id = ? and (? is null or d.id < ?) and {carries('e.labels')}"
+            " order by d.id desc limit ?",
+            (project_id, before, before, json.dumps(dict(labels)), limit),
         )
         return [self._deployment(row, now) for row in rows]
 

@@ -266,6 +266,19 @@ class FleetStore:
         )
         return [_participant(row) for row in rows]
 
+    def outside(self, participant_ids: Sequence[bytes], labels: Mapping[str, str]) -> list[str]:
+        """Public ids of those of the live participants that do not carry all of these labels; hosts' own count not."""
+        outside = []
+        for participant_id in participant_ids:
+            row = self._tx.one(
+                f"select public_id from ({_PARTICIPANT} where p.id = ? and p.deleted_at is null)"  # noqa: S608
+                f" where not {carries('labels', 'agent_labels')}",
+                (participant_id, json.dumps(dict(labels))),
+            )
+            if row is not None:
+                outside.append(row["public_id"])
+        return outside
+
     def bind(self, participant_id: bytes, uid: bytes, state: ParticipantState, *, now: int) -> None:
         """The agent serves the participant, as its configuration says."""
         labels = {f"host.{name}": value for name, value in state.labels.items()}

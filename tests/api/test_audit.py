@@ -5,25 +5,22 @@ What writes is taken from the table of operations, so that an operation is held 
 
 import hashlib
 import json
-import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
+from control_plane.api.examples import EXAMPLES
 from control_plane.api.operations import OPERATIONS, Operation
 from shared.clock import SystemClock
 from shared.moment import SECOND, to_rfc3339
-from tests.support.builders import make_hello
 from tests.support.clock import FakeClock
-from tests.support.plane import Answer, Plane, running_plane
-from tests.support.stream import sharing
+from tests.support.plane import Plane, running_plane
+from tests.support.story import HOST_FILE, Story
 from tests.support.twins import asked, by_grpc, by_rest
 
 BY_RPC = {operation.rpc: operation for operation in OPERATIONS}
-HOST_FILE = b"You are friendly, on the host.\n"
 
 
 def kept(plane: Plane) -> list[dict[str, Any]]:
@@ -46,49 +43,16 @@ def contents(value: Any) -> Iterator[str]:
             yield from contents(item)
 
 
-class Story:
-    """The examples over REST, with the ids of this run."""
-
-    def __init__(self, plane: Plane) -> None:
-        self._plane = plane
-        self.ids: dict[str, str] = {}
-        self.secrets: list[str] = []
-
-    async def tell(self, rpc: str, *, request_id: str = "") -> Answer:
-        """What the example comes to."""
-        operation = BY_RPC[rpc]
-        values = {
-            name: self.ids.get(value, value) if isinstance(value, str) else value
-            for name, value in EXAMPLES[rpc].items()
-        }
-        path = re.sub(r"\{(\w+)\}", lambda name: str(values[name[1]]), operation.path)
-        sent = {name: value for name, value in values.items() if name not in operation.named}
-        headers = {"Idempotency_Key": request_id} if request_id else {}
-        body = None if operation.method == "GET" else sent or None
-        answer = await self._plane.rest(operation.method, path, body, **headers)
-        assert answer.status == operation.status, (rpc, answer.body)
-        known = {"DeploymentService.CreateDeployment": DEPLOYMENT, "AccessService.CreateApiKey": API_KEY}
-        if rpc in known:
-            self.ids[known[rpc]] = answer.body["id"]
-        if isinstance(answer.body, dict):
-            self.secrets += [answer.body[name] for name in ("secret", "token") if answer.body.get(name)]
-        return answer
-
-
 async def test_every_change_leaves_one_entry_with_digests_and_no_secret(plane: Plane) -> None:
     """Of each operation that changes or asks a host exactly one, with who and which key; of a read or a repeat none."""
-    identity = await plane.enroll(await plane.token())
+    story = Story(plane, await plane.enroll(await plane.token()))
+    await story.begin()
     [own] = (await plane.rest("GET", "/v1/api-keys")).body["entities"]
-    story = Story(plane)
-    story.ids[AGENT] = (await plane.rest("GET", "/v1/agents")).body["entities"][0]["id"]
     for rpc in EXAMPLES:
         operation = BY_RPC[rpc]
         before = len(kept(plane))
-        async with AsyncExitStack() as hosts:
-            if operation.asks_host:
-                files = {EXAMPLES[rpc]["path"]: HOST_FILE}
-                await hosts.enter_async_context(sharing(identity, make_hello("bot-1"), files))
-            await story.tell(rpc, request_id=f"of {rpc}" if operation.changes else "")
+        answer = await story.tell(rpc, request_id=f"of {rpc}" if operation.changes else "")
+        assert answer.status == operation.status, (rpc, answer.body)
         added = kept(plane)[before:]
         assert len(added) == int(operation.changes or operation.asks_host), (rpc, added)
         for entry in added:

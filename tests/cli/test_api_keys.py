@@ -16,7 +16,9 @@ async def test_a_key_on_the_command_line(ctl: Run) -> None:
     assert shown.json["entities"][0]["name"] == "pipeline"
     assert secret not in shown.out
     assert "pipeline" in (await ctl("api-keys", "list")).out
-    quiet = await ctl("api-keys", "create", "--name", "x", "--scope", "fleet:read", "--quiet")
+    wanted = ("--name", "x", "--scope", "fleet:read", "--label", "team=x")
+    quiet = await ctl("api-keys", "create", *wanted, "--quiet")
+    assert "team=x" in (await ctl("api-keys", "list")).out
     assert quiet.out.startswith("sk_")
     assert len(quiet.out.split()) == 1
     assert "lets nobody in" in (await ctl("api-keys", "revoke", key)).out

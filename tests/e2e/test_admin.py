@@ -40,16 +40,20 @@ async def test_the_way_back_when_no_key_is_left(plane: Plane) -> None:
 
 async def test_a_key_on_the_directory_is_made_listed_and_taken_away(plane: Plane) -> None:
     """Its secret is the whole of standard output, this once; revoked, it is refused at the next request."""
-    wanted = ("--scope", "fleet:read", "--expires-at", "2999-01-01T00:00:00Z")
+    wanted = ("--scope", "fleet:read", "--label", "team=x", "--expires-at", "2999-01-01T00:00:00Z")
     _, printed, _ = await admin(plane, "key", "create", "--name", "ci\x1b[2J", *wanted)
     secret = printed.strip()
     assert (await plane.rest("GET", "/v1/agents", key=secret)).status == 200
     assert (await plane.rest("GET", "/v1/experiments", key=secret)).status == 403
 
+    shown = (await plane.rest("GET", "/v1/api-keys")).body["entities"][0]
+    assert shown["labels"] == {"team": "x"}
+
     _, listed, _ = await admin(plane, "key", "list")
     newest, oldest = (line.split("\t") for line in listed.splitlines())
     assert newest[1:4] == ["ci�[2J", secret[:10], "fleet:read"]
     assert newest[4].startswith("expires 2999-01-01")
+    assert newest[5] == "team=x"
     assert (oldest[1], oldest[4]) == ("operator", "valid")
     assert secret not in listed
 

@@ -48,6 +48,7 @@ def _api_key(new: NewKey) -> Json:
         "name": new.key.name,
         "prefix": new.key.prefix,
         "scopes": list(new.key.scopes),
+        "labels": new.key.labels,
         "createdAt": at(new.key.created_at),
         "expiresAt": at(new.key.expires_at),
         "revokedAt": at(new.key.revoked_at),
