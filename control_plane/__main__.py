@@ -115,6 +115,7 @@ def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     create.add_argument(
         "--label",
+        type=_label,
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -136,6 +137,13 @@ def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     revoke.add_argument("--project", metavar="NAME", default="default", help="default: default")
     revoke.add_argument("key", metavar="KEY", help="its id, as `list` shows it")
     revoke.set_defaults(run=_revoke_key)
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 _ADMIN = (
@@ -216,8 +224,7 @@ def _list_projects(arguments: argparse.Namespace) -> int:
 def _create_key(arguments: argparse.Namespace) -> int:
     from control_plane import admin
 
-    labels = dict(text.partition("=")[::2] for text in arguments.label)
-    values = {"name": arguments.name, "scopes": arguments.scope, "labels": labels}
+    values = {"name": arguments.name, "scopes": arguments.scope, "labels": dict(arguments.label)}
     if arguments.expires_at is not None:
         values["expiresAt"] = arguments.expires_at
     return _administer(

@@ -49,7 +49,7 @@ class Story:
     async def tell(
         self, rpc: str, *, connected: bool = True, request_id: str = "", key: str | None = None, **more: Any
     ) -> Answer:
-        """What the example comes to, with what `more` says otherwise; where a host is asked, it answers if `connected`."""
+        """What the example comes to, with what `more` says otherwise; a host that is asked answers if `connected`."""
         operation = BY_RPC[rpc]
         headers = {"Idempotency_Key": request_id} if request_id else {}
         async with AsyncExitStack() as hosts:
