@@ -22,7 +22,7 @@ from control_plane.store.access import Project
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
 from shared.clock import Clock
-from shared.errors import Invalid, NotFound, Unavailable
+from shared.errors import FailedPrecondition, Invalid, NotFound, Unavailable
 from shared.ids import NewId, show_id
 from shared.moment import to_rfc3339
 
@@ -136,13 +136,25 @@ def run(path: Path, clock: Clock, new_id: NewId, verb: Callable[[Administration]
         raise Invalid(f"{data.database} cannot be written; run this as the user who serves from {path}")
 
     async def within() -> None:
-        database = SqliteDatabase.open(data.database)
+        database = _open(data)
         try:
             await verb(Administration(database, clock=clock, new_id=new_id))
         finally:
             await database.close()
 
     asyncio.run(within())
+
+
+def _open(data: DataDir) -> SqliteDatabase:
+    """The database; migrated only while no server runs over it, whose schema would change beneath it."""
+    try:
+        held = data.lock()
+    except FailedPrecondition:
+        return SqliteDatabase.open(data.database, may_change=False)
+    try:
+        return SqliteDatabase.open(data.database)
+    finally:
+        os.close(held)
 
 
 # -- what the command line prints

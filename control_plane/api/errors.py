@@ -61,6 +61,7 @@ REASONS = {
     "CLAIM_CONFLICT": "another experiment holds the file; it is named",
     "CONTENT_NOT_FOUND": "no slot of the agent needs this content",
     "DATABASE_NEWER": "a newer variantd wrote this database; run that one",
+    "DATABASE_OLDER": "the server that runs over the database is of an older version",
     "DATABASE_UNAVAILABLE": "the database does not answer now",
     "DEADLINE": "the peer was too slow",
     "DEPLOYMENT_NOT_FOUND": "no deployment of the project has this id",

@@ -54,6 +54,7 @@ def find(work: Work, id_or_key: str) -> Experiment:
         raise NotFound(f"there is no experiment {id_or_key!r}", reason="EXPERIMENT_NOT_FOUND")
     if work.changes:
         limits.require_confined(work, experiment)
+    work.about = show_id(experiment.id)
     return experiment
 
 

@@ -67,7 +67,10 @@ class Joining:
 
 @dataclass(slots=True, kw_only=True)
 class Work:
-    """One transaction of one caller at one moment; `changes` where it may change anything."""
+    """One transaction of one caller at one moment; `changes` where it may change anything.
+
+    `about` is the id of the experiment it is about, for the audit log where the answer names nothing.
+    """
 
     store: Store
     caller: Caller
@@ -75,6 +78,7 @@ class Work:
     new_id: NewId
     joining: Joining
     changes: bool = False
+    about: str = ""
     woken: set[bytes] = field(default_factory=set)
 
     @property
@@ -193,7 +197,7 @@ class Services:
                 actor=caller.actor,
                 api_key_id=caller.key_id,
                 operation=operation,
-                resource_id=_resource_id(answer) or str(body.get("id", "")),
+                resource_id=_resource_id(answer) or item.about or str(body.get("id", "")),
                 at=now,
             )
             access.add_audit(entry, project_id=caller.project_id, request=_on_record(request, body))

@@ -50,11 +50,12 @@ class Database(Protocol):
         """Everything committed is on disk and every thread has ended."""
 
 
-def migrate(tx: Tx) -> list[str]:
+def migrate(tx: Tx, *, may_change: bool = True) -> list[str]:
     """The schema is the newest; returns the names of the migrations applied now.
 
     Each migration runs once; one that was applied and has changed since is an error, because nobody
-    could say what the schema is. Raises FailedPrecondition for a database of a newer version.
+    could say what the schema is. Raises FailedPrecondition for a database of a newer version and, unless it
+    `may_change`, for one of an older version.
     """
     tx.run("create table if not exists migration (name text primary key, checksum text not null)")
     applied = {row["name"]: row["checksum"] for row in tx.all("select name, checksum from migration")}
@@ -65,6 +66,11 @@ def migrate(tx: Tx) -> list[str]:
             if applied[name] != checksum:
                 raise RuntimeError(f"migration {name} is not the one this database was made with")
             continue
+        if not may_change:
+            raise FailedPrecondition(
+                "the server that runs over this database is of an older version; restart it first",
+                reason="DATABASE_OLDER",
+            )
         for statement in _statements(text):
             tx.run(statement)
         tx.run("insert into migration (name, checksum) values (?, ?)", (name, checksum))

@@ -65,13 +65,13 @@ class SqliteDatabase:
         self._connection = _connect(path)
 
     @classmethod
-    def open(cls, path: Path) -> "SqliteDatabase":
-        """The database in `path`, made and migrated where necessary, ready for work."""
+    def open(cls, path: Path, *, may_change: bool = True) -> "SqliteDatabase":
+        """The database in `path`, ready for work: made and migrated where necessary, if the schema `may_change`."""
         database = cls(path)
         connection = database._connection
         connection.execute("begin immediate")
         try:
-            migrate(SqliteTx(connection))
+            migrate(SqliteTx(connection), may_change=may_change)
             connection.execute("commit")
         except BaseException:
             connection.execute("rollback")

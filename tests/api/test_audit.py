@@ -147,7 +147,7 @@ async def test_changes_are_found_by_what_they_were(tmp_path: Path) -> None:
         assert [item["actor"] for item in rest["entities"]] == ["api_key:ci"]
 
         await plane.rest("DELETE", "/v1/experiments/tone")
-        assert await listed(plane, resourceId="tone", operation="ExperimentService.DeleteExperiment")
+        assert await listed(plane, resourceId=made["id"]) == ["DeleteExperiment", *changed]
         for query, field in (("apiKeyId=x", "apiKeyId"), ("fromAt=now", "fromAt"), ("toAt=2026", "toAt")):
             answer = await plane.rest("GET", f"/v1/audit-log?{query}")
             assert (answer.status, answer.body["errors"][0]["field"]) == (400, field)

@@ -1,5 +1,7 @@
 """`variantd admin`: projects and keys without a key, on the data directory of a server that runs."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,16 @@ async def test_a_directory_that_is_none(tmp_path: Path) -> None:
     assert (code, out, told.count("\n")) == (1, "", 1)
     assert "is not a data directory" in told
     assert not [*tmp_path.iterdir()]
+
+
+async def test_the_schema_does_not_change_beneath_a_server(plane: Plane) -> None:
+    """Over the database of a server of an older version nothing is done, and it is said what to do first."""
+    with closing(sqlite3.connect(plane.data / "variantd.db")) as database, database:
+        database.execute("delete from migration where name = (select max(name) from migration)")
+    code, out, told = await admin(plane, "project", "create", "lab", ok=False)
+    assert (code, out, "restart it first" in told) == (1, "", True)
+    with closing(sqlite3.connect(plane.data / "variantd.db")) as database:
+        assert database.execute("select name from project").fetchall() == [("default",)]
 
 
 async def test_it_needs_no_server(tmp_path: Path) -> None:
