@@ -206,6 +206,7 @@ def _defaults() -> dict[str, Any]:
     return _fields_of(
         pb.Experiment(
             type="ab",
+            traffic_allocation=100,
             exposure_criteria=pb.ExposureCriteria(settle_seconds=60),
             analysis=pb.Analysis(alpha=0.05),
         )
@@ -221,6 +222,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
         "metadata": manifest.metadata,
         "targetFile": manifest.target_file,
         "factors": [specs.factor(factor) for factor in manifest.factors],
+        **manifest.intake,
         "switchback": show.to_json(blocks) if (blocks := specs.switchback(manifest)) else None,
         "participants": {"ids": sorted(manifest.participant_ids), "labels": manifest.participant_labels},
         "metrics": {
@@ -249,6 +251,7 @@ def _fields_of(present: pb.Experiment) -> dict[str, Any]:
         "targetFile": shown["targetFile"],
         "factors": [specs.factor_of(factor) for factor in present.factors],
         "switchback": shown["switchback"],
+        **specs.intake_of(present),
         "participants": {"ids": sorted(selector.ids), "labels": dict(selector.labels)},
         "metrics": shown["metrics"] or show.to_json(pb.Metrics()),
         "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
@@ -349,11 +352,8 @@ def create(
     """
     request = _create(manifest)
     request.validate_only = validate_only
-    if like is not None:
-        request.traffic_allocation = like.traffic_allocation
-        request.targeting_rules.CopyFrom(like.targeting_rules)
-        request.allow_host_labels = like.allow_host_labels
-        request.strata.extend(like.strata)
+    if like is not None and like.holdout_id:
+        request.holdout_id = like.holdout_id
     answer = session.call(session.experiments.CreateExperiment, request)
     _warn(session, answer)
     return answer
@@ -383,7 +383,7 @@ def _warn(session: Session, experiment: pb.Experiment) -> None:
 
 
 def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
-    return pb.CreateExperimentRequest(
+    request = pb.CreateExperimentRequest(
         name=manifest.name,
         key=manifest.key or None,
         description=manifest.description,
@@ -414,11 +414,12 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
         metadata=_struct(manifest.metadata) if manifest.metadata else None,
         request_id=request_id(),
     )
+    return ParseDict(manifest.intake, request)
 
 
 def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.UpdateExperimentRequest:
     alpha, settle = pb.Analysis(alpha=manifest.alpha), manifest.settle_seconds
-    return pb.UpdateExperimentRequest(
+    request = pb.UpdateExperimentRequest(
         id=present.id,
         name=manifest.name if "name" in fields else None,
         description=manifest.description if "description" in fields else None,
@@ -436,6 +437,7 @@ def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.
         update_mask=_mask(fields),
         request_id=request_id(),
     )
+    return ParseDict({name: value for name, value in manifest.intake.items() if name in fields}, request)
 
 
 def _mask(fields: set[str]) -> FieldMask:

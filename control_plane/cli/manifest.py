@@ -6,7 +6,6 @@ applied in part.
 """
 
 import copy
-import difflib
 import json
 import re
 import sys
@@ -14,127 +13,18 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ValidationError
 
+from control_plane.cli import document as shape
 from control_plane.cli.connection import Failure
 from control_plane.cli.contents import read_content
 from shared.errors import Fault
+from shared.moment import from_rfc3339, to_rfc3339
 
 KEY = re.compile(r"[a-z][a-z0-9-]{0,63}")
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", alias_generator=to_camel, allow_inf_nan=False)
-
-
-class _Metric(_Part):
-    event_name: Annotated[str, Field(min_length=1, max_length=128)]
-    goal: Literal["increase", "decrease"] = "increase"
-
-
-class _Metrics(_Part):
-    primary: _Metric | None = None
-    secondary: list[_Metric] = []
-    guardrail: list[_Metric] = []
-
-
-class _Selector(_Part):
-    ids: list[str] = []
-    labels: dict[str, str] = {}
-
-
-class _File(_Part):
-    path: Annotated[str, Field(min_length=1)]
-    content: str | None = None
-    content_file: str | None = None
-    content_base64: str | None = None
-
-
-class _Rule(_Part):
-    key: Annotated[str, Field(min_length=1)]
-    operator: Literal["equals", "not_equals", "contains", "exists", "not_exists", "regex"]
-    value: str | None = None
-
-
-class _Rules(_Part):
-    labels: list[_Rule] = []
-
-
-class _Variant(_Part):
-    key: str | None = None
-    name: Annotated[str, Field(min_length=1, max_length=200)]
-    description: Annotated[str, Field(max_length=3000)] = ""
-    is_control: bool = False
-    weight: Annotated[int, Field(ge=0, le=100)] = 0
-    content: str | None = None
-    content_file: str | None = None
-    files: list[_File] = []
-    targeting_rules: _Rules = _Rules()
-    levels: dict[str, str] = {}
-    config: dict[str, Any] = {}
-    metadata: dict[str, Any] = {}
-
-
-class _Level(_Part):
-    key: str
-    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    content: str | None = None
-    content_file: str | None = None
-    content_base64: str | None = None
-
-
-class _Factor(_Part):
-    key: str
-    target_file: Annotated[str, Field(min_length=1)]
-    levels: list[_Level]
-
-
-class _Switchback(_Part):
-    block_duration: str
-    blocks: Annotated[int, Field(ge=2, le=1000)]
-    washout: str = "PT0S"
-
-
-class _Exposure(_Part):
-    settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
-
-
-class _Analysis(_Part):
-    alpha: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
-
-
-class _Document(_Part):
-    api_version: Literal["variantd/v1"]
-    kind: Literal["Experiment"]
-    key: str
-    name: Annotated[str, Field(min_length=1, max_length=400)]
-    description: Annotated[str, Field(max_length=3000)] = ""
-    type: Literal["ab", "multivariate", "personalization", "switchback"] = "ab"
-    labels: dict[str, str] = {}
-    metadata: dict[str, Any] = {}
-    target_file: Annotated[str, Field(min_length=1)] | None = None
-    participants: _Selector = _Selector()
-    metrics: _Metrics = _Metrics()
-    exposure_criteria: _Exposure = _Exposure()
-    analysis: _Analysis = _Analysis()
-    switchback: _Switchback | None = None
-    factors: list[_Factor] = []
-    variants: list[_Variant] = []
-
-
-NOT_YET = frozenset(
-    (
-        *("rollout", "schedule", "targetingRules", "trafficAllocation"),
-        *("allowHostLabels", "holdoutId", "requires", "multipleVariants", "decision", "horizonDays"),
-        *("tuning", "variance", "prior", "power", "minimumDetectableEffect", "clusterBy", "margin"),
-        *("excludedVariantIds", "excludedParticipantIds", "kind", "role", "window", "denominatorEventName"),
-    )
-)
-"""Words of an experiment that this release does not act on; accepting them would be a promise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +85,10 @@ class VariantManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """An experiment as it should be; what the file leaves out has its default."""
+    """An experiment as it should be; what the file leaves out has its default.
+
+    `intake` is who of the participants takes part and when it begins and ends, as the resource shows it.
+    """
 
     key: str
     name: str
@@ -211,6 +104,7 @@ class Manifest:
     guardrail: tuple[Metric, ...]
     settle_seconds: int
     alpha: float
+    intake: dict[str, Any]
     switchback: dict[str, Any] | None = None
     factors: tuple[FactorManifest, ...] = ()
     variants: tuple[VariantManifest, ...] = field(default=())
@@ -259,7 +153,7 @@ def parse(text: str, *, base: Path, source: str) -> Manifest:
     return _manifest(document, factors, variants)
 
 
-def _document(table: dict[str, Any]) -> tuple[_Document | None, list[Fault]]:
+def _document(table: dict[str, Any]) -> tuple[shape.Document | None, list[Fault]]:
     """The document and what is wrong with its fields.
 
     Each faulty field is taken out or replaced and the rest is looked at again, so that one typo does not hide
@@ -268,10 +162,10 @@ def _document(table: dict[str, Any]) -> tuple[_Document | None, list[Fault]]:
     faults: list[Fault] = []
     for _ in range(3):
         try:
-            return _Document.model_validate(table), faults
+            return shape.Document.model_validate(table), faults
         except ValidationError as error:
             errors = error.errors(include_url=False, include_context=False)
-        found = [_fault(item["loc"], item["type"], item["msg"], item.get("input")) for item in errors]
+        found = [shape.fault_of(item["loc"], item["type"], item["msg"], item.get("input")) for item in errors]
         told = {fault.field for fault in faults}
         faults += [fault for fault in found if fault.field not in told]
         table = _repaired(table, [item["loc"] for item in errors])
@@ -298,7 +192,7 @@ def _repaired(table: dict[str, Any], places: Sequence[tuple[int | str, ...]]) ->
     return repaired
 
 
-def _factor(item: _Factor, index: int, base: Path, faults: list[Fault]) -> FactorManifest:
+def _factor(item: shape.Factor, index: int, base: Path, faults: list[Fault]) -> FactorManifest:
     levels = []
     for number, level in enumerate(item.levels):
         place = f"factors[{index}].levels[{number}]"
@@ -313,7 +207,7 @@ def _factor(item: _Factor, index: int, base: Path, faults: list[Fault]) -> Facto
 
 
 def _manifest(
-    document: _Document, factors: Sequence[FactorManifest], variants: Sequence[VariantManifest]
+    document: shape.Document, factors: Sequence[FactorManifest], variants: Sequence[VariantManifest]
 ) -> Manifest:
     metrics = document.metrics
     return Manifest(
@@ -331,13 +225,23 @@ def _manifest(
         guardrail=tuple(_metric(item) for item in metrics.guardrail),
         settle_seconds=document.exposure_criteria.settle_seconds,
         alpha=document.analysis.alpha,
+        intake=_intake(document),
         switchback=document.switchback.model_dump() if document.switchback else None,
         factors=tuple(factors),
         variants=tuple(variants),
     )
 
 
-def _metric(item: _Metric) -> Metric:
+def _intake(document: shape.Document) -> dict[str, Any]:
+    names = {"traffic_allocation", "targeting_rules", "allow_host_labels", "strata"}
+    schedule = document.schedule
+    moments = (schedule.start_at, schedule.end_at) if schedule else (None, None)
+    shown = [None if moment is None else to_rfc3339(from_rfc3339(moment)) for moment in moments]
+    times = {"startAt": shown[0], "endAt": shown[1]} if any(shown) else None
+    return {**document.model_dump(by_alias=True, include=names), "schedule": times}
+
+
+def _metric(item: shape.Metric) -> Metric:
     return Metric(event_name=item.event_name, goal=item.goal)
 
 
@@ -377,69 +281,7 @@ def _yaml(text: str, source: str) -> dict[str, Any]:
 # -- faults
 
 
-def _field(path: Sequence[object]) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-_MESSAGES = {
-    "missing": "is missing",
-    "string_type": "is not a text; put it in quotes",
-    "int_type": "is not a whole number",
-    "float_type": "is not a number",
-    "bool_type": "is neither true nor false",
-    "list_type": "is not a list",
-    "dict_type": "is not a mapping",
-    "model_type": "is not a mapping",
-    "model_attributes_type": "is not a mapping",
-}
-
-
-def _fault(path: Sequence[object], kind: str, message: str, value: object) -> Fault:
-    where, last = _field(path), str(path[-1])
-    if kind == "extra_forbidden":
-        if last in NOT_YET:
-            return Fault(
-                field=where, message="this control plane does not have it yet", remedy="leave it out"
-            )
-        close = difflib.get_close_matches(last, sorted(_known(path[:-1])), n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(_known(path[:-1])))}"
-        return Fault(field=where, message="is not a known field", remedy=remedy)
-    if where == "participants":
-        return Fault(field=where, message="is neither a list of ids nor {labels: …}")
-    if kind == "literal_error":
-        return Fault(field=where, message=f"is {value!r}: {message[0].lower()}{message[1:]}")
-    return Fault(field=where, message=_MESSAGES.get(kind, message[:1].lower() + message[1:]))
-
-
-def _known(path: Sequence[object]) -> set[str]:
-    """The fields there are at a place in the manifest."""
-    model: Any = _Document
-    steps = {
-        "metrics": _Metrics,
-        "participants": _Selector,
-        "exposureCriteria": _Exposure,
-        "analysis": _Analysis,
-    }
-    steps |= {
-        "variants": _Variant,
-        "files": _File,
-        "targetingRules": _Rules,
-        "factors": _Factor,
-        "switchback": _Switchback,
-        "levels": _Level,
-        "primary": _Metric,
-        "secondary": _Metric,
-        "guardrail": _Metric,
-    }
-    for part in path:
-        model = steps.get(str(part), model)
-    return {item.alias for item in model.model_fields.values()}
-
-
-def _semantic_faults(document: _Document) -> Iterator[Fault]:
+def _semantic_faults(document: shape.Document) -> Iterator[Fault]:
     if not KEY.fullmatch(document.key):
         yield Fault(
             field="key",
@@ -452,6 +294,7 @@ def _semantic_faults(document: _Document) -> Iterator[Fault]:
     for name, times in Counter(chosen.ids).items():
         if times > 1:
             yield Fault(field="participants", message=f"{name} is there {times} times")
+    yield from _moments(document.schedule)
     yield from _free_form("metadata", document.metadata)
     for index, item in enumerate(document.variants):
         yield from _free_form(f"variants[{index}].metadata", item.metadata)
@@ -464,6 +307,16 @@ def _semantic_faults(document: _Document) -> Iterator[Fault]:
                 message=f"another variant is called {label!r} too",
                 remedy="give each its own key",
             )
+
+
+def _moments(schedule: shape.Schedule | None) -> Iterator[Fault]:
+    for name, text in (("startAt", schedule.start_at), ("endAt", schedule.end_at)) if schedule else ():
+        try:
+            if text is not None:
+                from_rfc3339(text)
+        except (ValueError, OverflowError):
+            remedy = "write it as '2027-01-31T12:00:00Z'"
+            yield Fault(field=f"schedule.{name}", message=f"{text!r} is no moment", remedy=remedy)
 
 
 def _free_form(where: str, value: dict[str, Any]) -> Iterator[Fault]:
@@ -480,7 +333,7 @@ def _free_form(where: str, value: dict[str, Any]) -> Iterator[Fault]:
 
 
 def _variant(
-    item: _Variant, index: int, document: _Document, base: Path, faults: list[Fault]
+    item: shape.Variant, index: int, document: shape.Document, base: Path, faults: list[Fault]
 ) -> VariantManifest:
     where = f"variants[{index}]"
     if item.key is not None and not KEY.fullmatch(item.key):
@@ -503,7 +356,7 @@ def _variant(
 
 
 def _files(
-    item: _Variant, where: str, target: str | None, base: Path, faults: list[Fault]
+    item: shape.Variant, where: str, target: str | None, base: Path, faults: list[Fault]
 ) -> dict[str, bytes]:
     if sum((item.content is not None, item.content_file is not None, bool(item.files))) != 1:
         faults.append(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from control_plane.cli import show
 from control_plane.cli.manifest import FactorManifest, LevelManifest, Manifest, VariantManifest
 from shared.model import digest, show_digest
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
@@ -66,3 +67,16 @@ def file_spec(path: str, body: bytes) -> pb.FileSpec:
 def switchback(manifest: Manifest) -> pb.Switchback | None:
     """The blocks of a manifest, to be sent; None where there are none."""
     return pb.Switchback(**manifest.switchback) if manifest.switchback else None
+
+
+def intake_of(present: pb.Experiment) -> dict[str, Any]:
+    """Who of the participants takes part and when it begins and ends, as a manifest has it."""
+    shown = show.to_json(present)
+    schedule = shown["schedule"]
+    return {
+        "trafficAllocation": present.traffic_allocation,
+        "targetingRules": {"labels": [show.to_json(rule) for rule in present.targeting_rules.labels]},
+        "allowHostLabels": present.allow_host_labels,
+        "strata": list(present.strata),
+        "schedule": schedule if schedule and any(schedule.values()) else None,
+    }

@@ -184,7 +184,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         target_file=request.target_file,
         selector=selector,
         metrics=_json(request.metrics),
-        design=_designed(work, Design(), request, new=True),
+        **_designed(work, Design(), request, new=True),
         factors=factoring.stored(work, request.type, request.factors),
         labels=dict(request.labels),
         metadata=request.metadata,
@@ -331,7 +331,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
         labels=dict(request.labels or {}) if request.given("labels") else experiment.labels,
         metadata=request.metadata if request.given("metadata") else experiment.metadata,
         metrics=_json(request.metrics or MetricsSpec()) if request.given("metrics") else experiment.metrics,
-        design=_designed(work, experiment.design, request),
+        **_designed(work, experiment.design, request),
         updated_at=work.now,
     )
     if request.given("factors"):
@@ -366,18 +366,19 @@ def _check_type(experiment: Experiment) -> None:
         factoring.refuse("targetFile", "each factor has its own", "leave it out, and set factors.targetFile")
 
 
-def _designed(work: Work, design: Design, sent: DesignFields, *, new: bool = False) -> Design:
-    """The design with what was sent and the project's defaults for what was not.
+def _designed(work: Work, design: Design, sent: DesignFields, *, new: bool = False) -> dict[str, Any]:
+    """The design with what was sent and the project's defaults for what was not, and the rule of its holdout.
 
     A holdout goes by its id from then on. Raises NotFound for none.
     """
     changed = settings.of(work).defaults.fill(design.changed(sent), sent, new=new)
-    if not sent.given("holdout_id") or changed.holdout_id is None:
-        return changed
+    if changed.holdout_id is None:
+        return {"design": changed, "holdout": None}
     item = work.store.holdouts.find(work.project_id, changed.holdout_id)
     if item is None:
         raise NotFound(f"there is no holdout {changed.holdout_id!r}", reason="HOLDOUT_NOT_FOUND")
-    return changed.model_copy(update={"holdout_id": show_id(item.id)})
+    named = changed.model_copy(update={"holdout_id": show_id(item.id)})
+    return {"design": named, "holdout": item.rule}
 
 
 def _check_schedule(work: Work, experiment: Experiment, wanted: Schedule) -> None:

@@ -116,9 +116,6 @@ rollout: {waves: [10%]}
     "part",
     [
         "rollout: {waves: [10%]}",
-        "schedule: {startAt: '2026-01-01T00:00:00Z'}",
-        "targetingRules: {labels: []}",
-        "trafficAllocation: 50",
         "holdoutId: x",
         "exposureCriteria: {requires: loaded}",
         "analysis: {power: 0.9}",

@@ -74,14 +74,14 @@ async def test_a_started_experiment_has_no_preview(running: Run, manifest: Path)
 async def test_a_changed_draft_is_tried_with_what_no_manifest_says(
     plane: Plane, ctl: Run, manifest: Path
 ) -> None:
-    """Targeting rules of the draft count in the dry run of its change, and the draft stays as it is."""
+    """A holdout of the draft counts in the dry run of its change, and the draft stays as it is."""
     assert (await ctl("apply", "-f", str(manifest))).code == 0
-    rules = {"labels": [{"key": "tier", "operator": "equals", "value": "gold"}]}
-    patched = await plane.rest("PATCH", "/v1/experiments/soul-tone", {"targetingRules": rules})
+    await plane.made("/v1/holdouts", {"name": "All", "key": "all", "share": 100})
+    patched = await plane.rest("PATCH", "/v1/experiments/soul-tone", {"holdoutId": "all"})
     assert patched.status == 200, patched.body
-    await plane.rest("PATCH", "/v1/participants/bot-2", {"labels": {"tier": "gold"}})
     (manifest.parent / "concise.md").write_text("be very concise\n")
+    before = (await plane.rest("GET", "/v1/experiments/soul-tone")).body
     said = await ctl("apply", "-f", str(manifest), "--dry-run")
     assert said.code == 0, said.err
-    assert "on 1 participant: " in said.out
-    assert "  no agent yet: bot-2\n" in said.out
+    assert "on 0 participants" in said.out, said.out
+    assert (await plane.rest("GET", "/v1/experiments/soul-tone")).body == before

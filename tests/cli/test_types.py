@@ -141,3 +141,59 @@ async def test_a_switchback(plane: Plane, ctl: Run, tmp_path: Path) -> None:
     assert "UNTIL" in table.splitlines()[0]
     assert "cycle:6" in table
     assert "(SWITCHBACK_NOT_COMPUTED)" in (await ctl("results", "two-hosts")).out
+
+
+CHOSEN = """\
+apiVersion: variantd/v1
+kind: Experiment
+key: chosen
+name: Chosen
+targetFile: soul.md
+participants: {labels: {role: support}}
+variants:
+- {name: A, isControl: true, weight: 50, content: a}
+- {name: B, weight: 50, content: b}
+"""
+WHO = """\
+trafficAllocation: 50
+targetingRules: {labels: [{key: tier, operator: not_equals, value: gold}]}
+allowHostLabels: true
+strata: [tier, region]
+schedule: {startAt: '2031-01-01T00:00:00Z', endAt: '2031-02-01T00:00:00+01:00'}
+"""
+
+
+async def test_who_takes_part_and_when(plane: Plane, ctl: Run, tmp_path: Path) -> None:
+    """Allocation, rules, strata and schedule go there and back; what a manifest leaves out has its default again."""
+    manifest = tmp_path / "experiment.yaml"
+    manifest.write_text(CHOSEN + WHO)
+    words = ("apply", "-f", str(manifest), "--json")
+    made = (await ctl(*words)).json
+    assert made["action"] == "create"
+    again = (await ctl(*words)).json
+    assert (again["action"], again["changes"]) == ("none", [])
+    shown = (await plane.rest("GET", "/v1/experiments/chosen")).body
+    assert (shown["trafficAllocation"], shown["allowHostLabels"], shown["strata"]) == (
+        50,
+        True,
+        ["tier", "region"],
+    )
+    assert shown["targetingRules"]["labels"] == [{"key": "tier", "operator": "not_equals", "value": "gold"}]
+    assert shown["schedule"] == {"startAt": "2031-01-01T00:00:00.000Z", "endAt": "2031-01-31T23:00:00.000Z"}
+    manifest.write_text(CHOSEN)
+    plain = (await ctl(*words)).json
+    assert {item["field"] for item in plain["changes"]} == {
+        *("trafficAllocation", "targetingRules", "allowHostLabels", "strata", "schedule")
+    }
+    back = (await plane.rest("GET", "/v1/experiments/chosen")).body
+    assert (back["trafficAllocation"], back["allowHostLabels"], back["strata"]) == (100, False, [])
+    assert back["targetingRules"] == {"labels": []}
+    assert (await ctl(*words)).json["action"] == "none"
+
+
+async def test_a_schedule_that_is_none_is_told(ctl: Run, tmp_path: Path) -> None:
+    """By its field, before anything is asked of the control plane."""
+    manifest = tmp_path / "experiment.yaml"
+    manifest.write_text(CHOSEN + "schedule: {startAt: soon}\n")
+    refused = await ctl("apply", "-f", str(manifest))
+    assert (refused.code, "schedule.startAt" in refused.err) == (1, True)

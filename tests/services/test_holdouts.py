@@ -8,7 +8,7 @@ from control_plane.domain import requests
 from control_plane.domain.intake import Method
 from control_plane.services import experiments, holdouts, lifecycle, phases
 from shared.errors import AlreadyExists, FailedPrecondition, NotFound
-from tests.support.builders import World
+from tests.support.builders import World, make_variant
 
 NAMES = tuple(f"bot-{n:02}" for n in range(40))
 
@@ -33,8 +33,13 @@ async def test_the_same_participants_stay_out_of_every_experiment(world: World) 
     """In the plan, after the start and in another experiment; without claim, slot or deployment."""
     await world.agent(*NAMES)
     await held(world)
-    draft = await world.experiment(*NAMES, holdoutId="quiet")
+    values = {"name": "Test", "targetFile": "soul.md", "participantIds": list(NAMES), "holdoutId": "quiet"}
+    variants = [make_variant("a", control=True), make_variant("b")]
+    request = requests.parse(requests.CreateExperiment, {**values, "variants": variants})
+    view = await world.do(experiments.create, request)
+    draft = view.experiment
     planned = await out(world)
+    assert {item.participant for item in view.assignments if item.method is Method.HOLDOUT} == planned
     assert 4 <= len(planned) <= 20
     await world.start(draft)
     assert await out(world) == planned
