@@ -170,7 +170,12 @@ def operations() -> str:
         ("Call", "gRPC", "Scope", "Success"),
         [
             *(
-                (f"`{o.method} {o.path}`", f"`{o.rpc}`", f"`{o.scope.value}`", str(o.status))
+                (
+                    f"`{o.method} {o.path}`" + (f", `{o.alias}`" if o.alias else ""),
+                    f"`{o.rpc}`",
+                    f"`{o.scope.value}`",
+                    str(o.status),
+                )
                 for o in OPERATIONS
             ),
             *(

@@ -41,6 +41,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "AssignmentService.PreviewAssignments": {"id": "soul-tone"},
     "ExperimentService.StartExperiment": {"id": "soul-tone"},
     "ExperimentService.ListFindings": {"id": "soul-tone"},
+    "ExperimentService.CheckInstrumentation": {"id": "soul-tone"},
+    "ExperimentService.ListEligibleTargets": {"search": "soul", "limit": 25},
+    "ExperimentService.GetVelocity": {},
     "AssignmentService.ListAssignments": {"id": "soul-tone"},
     "DeploymentService.CreateDeployment": {
         "id": "soul-tone",

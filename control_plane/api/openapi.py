@@ -147,7 +147,7 @@ def _operation(operation: Operation, schemas: Json) -> Json:
         "tags": [_tag(operation)],
         "summary": re.sub(r"(?<!^)(?=[A-Z])", " ", method).lower().capitalize(),
         "description": f"{(operation.use_case.__doc__ or '').strip()}\n\nScope: `{operation.scope.value}`. "
-        f"gRPC: `{operation.rpc}`.",
+        f"gRPC: `{operation.rpc}`." + (f" Also at `{operation.alias}`." if operation.alias else ""),
         "parameters": [
             {
                 "name": name,

@@ -25,6 +25,7 @@ from control_plane.services import (
     reporting,
     results,
     settings,
+    survey,
 )
 from control_plane.services.work import Scope, Work
 
@@ -40,6 +41,7 @@ class Operation:
 
     `status` is the HTTP status of success; with 201, `location` is the path of what was made. With `asks_host`
     the use case answers a Question, and what is rendered is the Reading that a connected host answers it with.
+    REST has it under `alias` as well, where there is one.
     """
 
     rpc: str
@@ -53,6 +55,7 @@ class Operation:
     location: str = ""
     reads: bool = False
     asks_host: bool = False
+    alias: str = ""
 
     @property
     def changes(self) -> bool:
@@ -114,6 +117,7 @@ def _row(
     location: str = "",
     reads: bool = False,
     asks_host: bool = False,
+    alias: str = "",
 ) -> Operation:
     method, path = route.split()
     return Operation(
@@ -128,6 +132,7 @@ def _row(
         location=location,
         reads=reads,
         asks_host=asks_host,
+        alias=alias,
     )
 
 
@@ -174,7 +179,14 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("ExperimentService.ListPhases", "GET /v1/experiments/{id}/phases", _READ,
          requests.ById, phases.list_phases, resources.phases),
     _row("ExperimentService.ListFindings", "GET /v1/experiments/{id}/findings", _READ,
-         requests.ById, findings.get, resources.findings),
+         requests.ById, findings.get, resources.findings,
+         alias="/v1/experiments/{id}/health"),
+    _row("ExperimentService.CheckInstrumentation", "GET /v1/experiments/{id}/requires-instrumentation", _READ,
+         requests.ById, survey.check_instrumentation, resources.instrumentation),
+    _row("ExperimentService.ListEligibleTargets", "GET /v1/experiments/eligible-targets", _READ,
+         requests.ListEligibleTargets, survey.list_eligible_targets, resources.eligible_targets),
+    _row("ExperimentService.GetVelocity", "GET /v1/experiments/stats", _READ,
+         requests.Nothing, survey.get_velocity, resources.velocity),
     _row("ExperimentService.ListVariants", "GET /v1/experiments/{id}/variants", _READ,
          requests.ById, experiments.list_variants, resources.variants),
     _row("ExperimentService.AddVariant", "POST /v1/experiments/{id}/variants", _WRITE,

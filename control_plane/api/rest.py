@@ -31,10 +31,11 @@ def application(
     """The HTTP application. `ready` answers why the process is not ready, or None."""
     app = web.Application(middlewares=[errors.middleware], client_max_size=MAX_BODY_BYTES)
     for operation in operations:
-        # No id holds a colon, so that what is asked of `{id}:verb` is never taken for an id.
-        path = re.sub(r"\{(\w+)\}", r"{\1:[^/:]+}", operation.path)
-        path = re.sub(r"\{path:.*\}$", "{path:.+}", path)  # of a file: its slashes are its own
-        app.router.add_route(operation.method, path, _handler(door, operation))
+        for known_as in filter(None, (operation.path, operation.alias)):
+            # No id holds a colon, so that what is asked of `{id}:verb` is never taken for an id.
+            path = re.sub(r"\{(\w+)\}", r"{\1:[^/:]+}", known_as)
+            path = re.sub(r"\{path:.*\}$", "{path:.+}", path)  # of a file: its slashes are its own
+            app.router.add_route(operation.method, path, _handler(door, operation))
 
     app.router.add_get(WATCH_PATH, watchers.serve)
     _add_documents(app, operations)

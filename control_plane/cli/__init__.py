@@ -23,6 +23,7 @@ from control_plane.cli import (
     results,
     settings,
     show,
+    survey,
     watching,
 )
 from control_plane.cli.session import Exit, Failure, Session, add, tell, with_globals
@@ -175,6 +176,14 @@ add(
 )
 add(_experiments, "wait", deploying.wait_for, "variantctl experiments wait soul-tone --timeout 2m")
 add(_experiments, "findings", findings.findings, "variantctl experiments findings soul-tone")
+add(_experiments, "targets", survey.targets, "variantctl experiments targets --search soul")
+add(
+    _experiments,
+    "instrumentation",
+    survey.instrumentation,
+    "variantctl experiments instrumentation soul-tone",
+)
+add(_experiments, "stats", survey.stats, "variantctl experiments stats")
 add(_experiments, "assignments", experiments.show_assignments)
 add(_experiments, "deployments", deploying.show_deployments)
 add(_experiments, "delete", experiments.delete)

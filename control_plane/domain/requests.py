@@ -211,6 +211,12 @@ class ListExperiments(_Labelled):
     archived: bool = False
 
 
+class ListEligibleTargets(Page):
+    """Asks for target files that can be tested, with this in their path."""
+
+    search: str = ""
+
+
 class ListHosts(_Labelled):
     """Asks for participants or agents; every condition has to hold."""
 

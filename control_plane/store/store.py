@@ -8,6 +8,7 @@ from control_plane.store.experiments import ExperimentStore
 from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
 from control_plane.store.holdouts import HoldoutStore
+from control_plane.store.survey import SurveyStore
 from control_plane.store.timers import TimerStore
 
 
@@ -22,4 +23,5 @@ class Store:
         self.events = EventStore(tx)
         self.timers = TimerStore(tx)
         self.findings = FindingStore(tx)
+        self.survey = SurveyStore(tx)
         self.holdouts = HoldoutStore(tx)

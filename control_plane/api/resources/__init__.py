@@ -30,6 +30,7 @@ from control_plane.api.resources.designs import (
 )
 from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
 from control_plane.api.resources.plans import holdout, holdouts
+from control_plane.api.resources.survey import eligible_targets, instrumentation, velocity
 
 __all__ = [
     "agent",
@@ -40,6 +41,7 @@ __all__ = [
     "audit",
     "deployment",
     "deployments",
+    "eligible_targets",
     "enrollment_token",
     "enrollment_tokens",
     "experiment",
@@ -47,6 +49,7 @@ __all__ = [
     "findings",
     "holdout",
     "holdouts",
+    "instrumentation",
     "lifecycle",
     "one_assignment",
     "one_variant",
@@ -61,5 +64,6 @@ __all__ = [
     "taken",
     "variant",
     "variants",
+    "velocity",
     "whole_fleet",
 ]

@@ -131,6 +131,21 @@ class ExperimentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListFindingsRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FindingReport.FromString,
                 _registered_method=True)
+        self.CheckInstrumentation = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/CheckInstrumentation',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckInstrumentationRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Instrumentation.FromString,
+                _registered_method=True)
+        self.ListEligibleTargets = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/ListEligibleTargets',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEligibleTargetsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEligibleTargetsResponse.FromString,
+                _registered_method=True)
+        self.GetVelocity = channel.unary_unary(
+                '/variantd.operator.v1.ExperimentService/GetVelocity',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetVelocityRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Velocity.FromString,
+                _registered_method=True)
         self.ListVariants = channel.unary_unary(
                 '/variantd.operator.v1.ExperimentService/ListVariants',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListVariantsRequest.SerializeToString,
@@ -300,6 +315,27 @@ class ExperimentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckInstrumentation(self, request, context):
+        """Whether applications report what an experiment needs: exposures, and each metric's conversion.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEligibleTargets(self, request, context):
+        """Target files that can be tested: declared by hosts, allowed by the settings, not held everywhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVelocity(self, request, context):
+        """Experiments launched and completed in the last 30 days against the 30 before, and running now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListVariants(self, request, context):
         """Variants of an experiment, in their order.
         """
@@ -439,6 +475,21 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.ListFindings,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListFindingsRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FindingReport.SerializeToString,
+            ),
+            'CheckInstrumentation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckInstrumentation,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckInstrumentationRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Instrumentation.SerializeToString,
+            ),
+            'ListEligibleTargets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEligibleTargets,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEligibleTargetsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEligibleTargetsResponse.SerializeToString,
+            ),
+            'GetVelocity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVelocity,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetVelocityRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Velocity.SerializeToString,
             ),
             'ListVariants': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVariants,
@@ -985,6 +1036,87 @@ class ExperimentService(object):
             '/variantd.operator.v1.ExperimentService/ListFindings',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListFindingsRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.FindingReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckInstrumentation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/CheckInstrumentation',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckInstrumentationRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Instrumentation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEligibleTargets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/ListEligibleTargets',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEligibleTargetsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEligibleTargetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVelocity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ExperimentService/GetVelocity',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetVelocityRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Velocity.FromString,
             options,
             channel_credentials,
             insecure,

@@ -80,6 +80,12 @@ class ExperimentServiceStub:
     """Phases of the present run, in order."""
     ListFindings: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListFindingsRequest, _operator_pb2.FindingReport]
     """What an operator should know about an experiment, what matters most first."""
+    CheckInstrumentation: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CheckInstrumentationRequest, _operator_pb2.Instrumentation]
+    """Whether applications report what an experiment needs: exposures, and each metric's conversion."""
+    ListEligibleTargets: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListEligibleTargetsRequest, _operator_pb2.ListEligibleTargetsResponse]
+    """Target files that can be tested: declared by hosts, allowed by the settings, not held everywhere."""
+    GetVelocity: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetVelocityRequest, _operator_pb2.Velocity]
+    """Experiments launched and completed in the last 30 days against the 30 before, and running now."""
     ListVariants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]
     """Variants of an experiment, in their order."""
     GetVariant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetVariantRequest, _operator_pb2.Variant]
@@ -136,6 +142,12 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     """Phases of the present run, in order."""
     ListFindings: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListFindingsRequest, _operator_pb2.FindingReport]  # type: ignore[assignment]
     """What an operator should know about an experiment, what matters most first."""
+    CheckInstrumentation: _aio.UnaryUnaryMultiCallable[_operator_pb2.CheckInstrumentationRequest, _operator_pb2.Instrumentation]  # type: ignore[assignment]
+    """Whether applications report what an experiment needs: exposures, and each metric's conversion."""
+    ListEligibleTargets: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListEligibleTargetsRequest, _operator_pb2.ListEligibleTargetsResponse]  # type: ignore[assignment]
+    """Target files that can be tested: declared by hosts, allowed by the settings, not held everywhere."""
+    GetVelocity: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetVelocityRequest, _operator_pb2.Velocity]  # type: ignore[assignment]
+    """Experiments launched and completed in the last 30 days against the 30 before, and running now."""
     ListVariants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListVariantsRequest, _operator_pb2.ListVariantsResponse]  # type: ignore[assignment]
     """Variants of an experiment, in their order."""
     GetVariant: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetVariantRequest, _operator_pb2.Variant]  # type: ignore[assignment]
@@ -303,6 +315,30 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.FindingReport, _abc.Awaitable[_operator_pb2.FindingReport]]:
         """What an operator should know about an experiment, what matters most first."""
+
+    @_abc_1.abstractmethod
+    def CheckInstrumentation(
+        self,
+        request: _operator_pb2.CheckInstrumentationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Instrumentation, _abc.Awaitable[_operator_pb2.Instrumentation]]:
+        """Whether applications report what an experiment needs: exposures, and each metric's conversion."""
+
+    @_abc_1.abstractmethod
+    def ListEligibleTargets(
+        self,
+        request: _operator_pb2.ListEligibleTargetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListEligibleTargetsResponse, _abc.Awaitable[_operator_pb2.ListEligibleTargetsResponse]]:
+        """Target files that can be tested: declared by hosts, allowed by the settings, not held everywhere."""
+
+    @_abc_1.abstractmethod
+    def GetVelocity(
+        self,
+        request: _operator_pb2.GetVelocityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Velocity, _abc.Awaitable[_operator_pb2.Velocity]]:
+        """Experiments launched and completed in the last 30 days against the 30 before, and running now."""
 
     @_abc_1.abstractmethod
     def ListVariants(
