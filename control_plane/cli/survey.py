@@ -54,7 +54,9 @@ def instrumentation(session: Session, *, experiment: Name) -> None:
         empty="it needs nothing",
     )
     if found.requires_instrumentation:
-        show.say(session.out, "something it needs was never reported; `variant-agent report` on a host does it")
+        show.say(
+            session.out, "something it needs was never reported; `variant-agent report` on a host does it"
+        )
 
 
 def _signals(found: pb.Instrumentation) -> Iterator[tuple[str, str, pb.Signal]]:
