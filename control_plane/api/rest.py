@@ -31,11 +31,8 @@ def application(
     """The HTTP application. `ready` answers why the process is not ready, or None."""
     app = web.Application(middlewares=[errors.middleware], client_max_size=MAX_BODY_BYTES)
     for operation in operations:
-        for known_as in filter(None, (operation.path, operation.alias)):
-            # No id holds a colon, so that what is asked of `{id}:verb` is never taken for an id.
-            path = re.sub(r"\{(\w+)\}", r"{\1:[^/:]+}", known_as)
-            path = re.sub(r"\{path:.*\}$", "{path:.+}", path)  # of a file: its slashes are its own
-            app.router.add_route(operation.method, path, _handler(door, operation))
+        for path in filter(None, (operation.path, operation.alias)):
+            app.router.add_route(operation.method, _route(path, operations), _handler(door, operation))
 
     app.router.add_get(WATCH_PATH, watchers.serve)
     _add_documents(app, operations)
@@ -57,6 +54,18 @@ def application(
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     return app
+
+
+def _route(path: str, operations: Sequence[Operation]) -> str:
+    """The path as the router takes it."""
+    # No id holds a colon, so that what is asked of `{id}:verb` is never taken for an id; nor is one of the words
+    # that stand in its place in a route of their own, whatever the method.
+    place, _, last = path.rpartition("/")
+    words = [word for before, _, word in (o.path.rpartition("/") for o in operations) if before == place]
+    literal = "|".join(re.escape(word) for word in words if re.fullmatch(r"[\w-]+", word))
+    ids = rf"(?!(?:{literal})$)[^/:]+" if literal and last == "{id}" else "[^/:]+"
+    takes = {"path": ".+"}  # of a file: its slashes are its own
+    return re.sub(r"\{(\w+)\}", lambda name: f"{{{name[1]}:{takes.get(name[1], ids)}}}", path)
 
 
 def _add_documents(app: web.Application, operations: Sequence[Operation]) -> None:

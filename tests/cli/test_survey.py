@@ -53,3 +53,5 @@ async def test_words_of_routes_are_no_keys(plane: Plane) -> None:
         named = await plane.rest("POST", "/v1/experiments", {"name": word.replace("-", " ")})
         assert named.body["key"] != word
         assert (await plane.rest("GET", f"/v1/experiments/{word}")).status == 200
+        other = await plane.rest("DELETE", f"/v1/experiments/{word}")
+        assert (other.status, other.headers["Allow"]) == (405, "GET")
