@@ -17,6 +17,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from control_plane.api.admission import Rates
 from control_plane.api.door import Door
 from control_plane.api.operations import OPERATIONS
 from control_plane.api.rest import application
@@ -106,7 +107,8 @@ async def _serve(
             addresses=_reached_at(settings, settings.operator, operator_port), ca_certificate=authority.der
         ),
     )
-    door = Door(services, registry)
+    rates = Rates(rate=settings.rate_limit, burst=settings.rate_burst)
+    door = Door(services, registry, rates=rates)
     watchers = Watchers(door, changes)
     agents_at = _reached_at(settings, settings.agents, agents_port)
     healths = [
@@ -120,9 +122,16 @@ async def _serve(
         await database.read(lambda tx: tx.one("select 1"))
         return None
 
-    async with _http(
-        application(door, OPERATIONS, ready=ready, registry=registry, watchers=watchers), settings
-    ) as http:
+    app = application(
+        door,
+        OPERATIONS,
+        ready=ready,
+        registry=registry,
+        watchers=watchers,
+        max_body=settings.http_max_body,
+        origins=frozenset(settings.cors_origins),
+    )
+    async with _http(app, settings) as http:
         await agents.start()
         await operator.start()
         addresses = {

@@ -22,6 +22,11 @@ from shared.errors import Fault, Invalid
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,62}\.)*[a-z0-9_-]{0,62}[a-z0-9_]", re.IGNORECASE | re.ASCII)
 
 
+_ORIGIN = re.compile(
+    r"(https://(?!.*:443$)|http://(?!.*:80$))([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
+)
+
+
 class HttpTls(BaseModel):
     """The certificate of the HTTP listener."""
 
@@ -51,6 +56,24 @@ class Settings(BaseSettings):
     )
     http_tls: HttpTls | None = Field(None, description="Certificate of the HTTP listener; none: plain.")
     insecure: bool = Field(default=False, description="Allow plain HTTP on an address that is not loopback.")
+    http_max_body: int = Field(
+        64 * 1_048_576, ge=1_024, description="Longest body of a REST request, in bytes; longer ones get 413."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins, such as https://console.example.org, whose pages may call REST from a browser;"
+        " none unless named here, and each exactly.",
+    )
+    rate_limit: float = Field(
+        0.0,
+        ge=0.0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Requests a second that each API key may send, REST and gRPC together; 0: as many as it likes.",
+    )
+    rate_burst: int = Field(
+        100, ge=1, description="Requests that a key may send at once before `rate_limit` holds it back."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     @field_validator("http", "operator", "agents")
@@ -61,7 +84,7 @@ class Settings(BaseSettings):
             raise ValueError("write it as HOST:PORT, with port 0 for any free one")
         return value
 
-    @field_validator("advertise", mode="before")
+    @field_validator("advertise", "cors_origins", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         """A text is names with commas between them: options and the environment know no lists."""
@@ -77,6 +100,17 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{name!r} is no name or address that hosts can connect to;"
                     " write it without port and scheme, such as variantd.example.org or 192.0.2.7"
+                )
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; write it as a browser sends it, in small letters, without a path and"
+                    " without the scheme's own port, such as https://console.example.org"
                 )
         return value
 

@@ -6,6 +6,8 @@ never reach a logger: callers pass digests, ids and counts.
 
 import logging
 import sys
+from contextlib import AbstractContextManager
+from typing import Any
 
 import structlog
 
@@ -41,6 +43,11 @@ def configure(*, level: str = "info", json: bool | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def about(**fields: Any) -> AbstractContextManager[Any]:
+    """Every record within has these fields, also those of modules that know nothing of them."""
+    return structlog.contextvars.bound_contextvars(**fields)
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

@@ -8,10 +8,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from control_plane.api.admission import Rates
 from control_plane.api.operations import Operation
 from control_plane.domain import requests
-from control_plane.services.access import authenticate
-from control_plane.services.work import Caller, Services, check_request_id
+from control_plane.services.access import Holder, authenticate
+from control_plane.services.work import Caller, Condition, Services, check_request_id
 from control_plane.store.store import Store
 from shared import logs
 from shared.errors import Code, Error, PermissionDenied, Unauthenticated, Unavailable
@@ -23,8 +24,11 @@ _log = logs.get(__name__)
 class Door:
     """The way in; counts who comes and how it ends."""
 
-    def __init__(self, services: Services, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, services: Services, registry: CollectorRegistry, *, rates: Rates | None = None
+    ) -> None:
         self.services = services
+        self._rates = rates or Rates(rate=0, burst=1)
         self._ended = Counter(
             "variantd_operations",
             "operators' operations, by how they ended: ok or an error code",
@@ -35,8 +39,20 @@ class Door:
             "variantd_operation_seconds", "how long they took", ["operation"], registry=registry
         )
 
+    async def admitted(self, authorization: str) -> Caller:
+        """Who sends a request with this `Authorization`; it counts against the key's rate.
+
+        Raises Unauthenticated, and ResourceExhausted where the key has sent too many.
+        """
+        holder = await self._holder(authorization)
+        self._rates.admit(holder.key_id, self.services.clock.monotonic())
+        return holder.caller
+
     async def caller(self, authorization: str) -> Caller:
-        """Who sends this `Authorization`. Raises Unauthenticated."""
+        """Who sends this `Authorization`, however often it is asked. Raises Unauthenticated."""
+        return (await self._holder(authorization)).caller
+
+    async def _holder(self, authorization: str) -> Holder:
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise Unauthenticated(reason="NO_API_KEY")
@@ -48,16 +64,22 @@ class Door:
                 await services.database.write(lambda tx: Store(tx).access.use_api_key(holder.key_id, now=now))
             except Unavailable:  # a full disk must not keep anybody from reading
                 _log.warning("api_key.use_not_noted", key=show_id(holder.key_id))
-        return holder.caller
+        return holder
 
     async def run(
-        self, operation: Operation, caller: Caller, values: Mapping[str, Any], *, request_id: str = ""
+        self,
+        operation: Operation,
+        caller: Caller,
+        values: Mapping[str, Any],
+        *,
+        request_id: str = "",
+        condition: Condition | None = None,
     ) -> Any:
-        """The JSON-shaped answer of an operation to JSON-shaped values."""
+        """The JSON-shaped answer of an operation to JSON-shaped values; a change only under its `condition`."""
         code = "ok"
         try:
             with self._seconds.labels(operation.rpc).time():
-                return await self._run(operation, caller, values, request_id)
+                return await self._run(operation, caller, values, request_id, condition)
         except Error as error:
             code = error.code.value
             raise
@@ -68,7 +90,12 @@ class Door:
             self._ended.labels(operation.rpc, code).inc()
 
     async def _run(
-        self, operation: Operation, caller: Caller, values: Mapping[str, Any], request_id: str
+        self,
+        operation: Operation,
+        caller: Caller,
+        values: Mapping[str, Any],
+        request_id: str,
+        condition: Condition | None,
     ) -> Any:
         if caller.labels and not operation.labelled:
             raise PermissionDenied(
@@ -98,4 +125,5 @@ class Door:
             operation=operation.rpc,
             request_id=check_request_id(request_id),
             body=values,
+            condition=condition,
         )

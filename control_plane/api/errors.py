@@ -13,6 +13,7 @@ from urllib.parse import quote
 import grpc
 from aiohttp import web
 
+from control_plane.api import request_ids
 from shared import logs
 from shared.errors import Code, Error
 from shared.ids import new_id, show_id
@@ -58,6 +59,7 @@ REASONS = {
     "BANNED": "the agent was banned, or is not known here; enroll it again",
     "BATCH_TOO_LARGE": "an agent sent more records at once than it was told",
     "BLOCKS_OVER": "the last block of the switchback has ended",
+    "BODY_TOO_LARGE": "the body is longer than `http_max_body`",
     "CLAIM_CONFLICT": "another experiment holds the file; it is named",
     "CONTENT_NOT_FOUND": "no slot of the agent needs this content",
     "DATABASE_NEWER": "a newer variantd wrote this database; run that one",
@@ -99,15 +101,21 @@ REASONS = {
     "OUTSIDE_LABELS": "this reaches beyond the labels that the key is limited to",
     "PARTICIPANT_NOT_FOUND": "no participant of the project has this id",
     "REFUSED_BY_SETTINGS": "the project's settings do not allow a file or a content; each is named with its rule",
+    "RATE_LIMITED": "the API key sent more requests than `rate_limit`; `retryAfterSeconds` says when to go on",
     "RETIRED": "the host was retired",
+    "STALE": "the resource is not the one that If-Match names; `etag` is the present one's",
     "SUPERSEDED": "a newer session of the same agent has taken over",
     "TOO_LARGE": "content above 1 MiB",
     "TOO_MANY_MESSAGES": "an agent put more messages into a poll than it was told",
     "TOO_MANY_READS": "so many files of this host are being read that another one has to wait",
+    "UNSUPPORTED_MEDIA_TYPE": "the body is not sent as application/json",
     "VARIANT_NOT_FOUND": "the experiment has no variant of this id or key",
     "WRONG_STATE": "the verb does not fit the experiment's state; `state` and `allowedVerbs` say what does",
 }
 """What each `reason` of an error says; an error of a kind has the kind's own name where it needs no other."""
+
+EXACT = {"BODY_TOO_LARGE": 413, "STALE": 412, "UNSUPPORTED_MEDIA_TYPE": 415}
+"""Reasons for which HTTP has a status of their own."""
 
 
 def explain(error: BaseException, operation: str, *, peer: str | None = None) -> Error:
@@ -127,7 +135,7 @@ def explain(error: BaseException, operation: str, *, peer: str | None = None) ->
 def problem(error: Error, *, status: int | None = None) -> web.Response:
     """The failure as problem+json; `status` where it is more exact than the table's."""
     row = TABLE[error.code]
-    status = status or row.http
+    status = status or EXACT.get(error.reason, row.http)
     faults = [
         {"field": fault.field, "message": fault.message, "remedy": fault.remedy} for fault in error.faults
     ]
@@ -141,8 +149,11 @@ def problem(error: Error, *, status: int | None = None) -> web.Response:
         "error": error.message,
         "details": error.details or faults,
         **error.details,
+        "requestId": request_ids.current(),
     }
-    headers = {"Retry-After": "1"} if error.code.retryable else {}
+    headers = {}
+    if error.code.retryable:
+        headers["Retry-After"] = str(error.details.get("retryAfterSeconds", 1))
     if error.code is Code.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
     return web.json_response(body, status=status, content_type="application/problem+json", headers=headers)
@@ -155,6 +166,10 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Error) -> No
     of very many faults the first are told.
     """
     trailing: list[tuple[str, str | bytes]] = [("reason", error.reason)]
+    if request_ids.current():
+        trailing.append((request_ids.METADATA, request_ids.current()))
+    if "retryAfterSeconds" in error.details:
+        trailing.append(("retry-after", str(error.details["retryAfterSeconds"])))
     faults: list[dict[str, str]] = []
     for fault in error.faults:
         one = {"field": fault.field, "message": fault.message, "remedy": fault.remedy}

@@ -5,13 +5,14 @@ Requests are described by the very models that check them; answers by the messag
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from control_plane.api import conditions
 from control_plane.api.codec import answer_kind, is_map, prefix
-from control_plane.api.errors import TABLE
+from control_plane.api.errors import EXACT, REASONS, TABLE
 from control_plane.api.examples import EXAMPLES
 from control_plane.api.operations import WATCH_PATH, WATCHES, Operation
 from shared import VERSION
@@ -39,12 +40,20 @@ _PROBLEM: Json = {
         },
         "error": {"type": "string"},
         "details": {},
+        "requestId": {"type": "string"},
     },
 }
 _PAGINATION: Json = {
     "type": "object",
-    "required": ["nextCursor", "hasMore"],
-    "properties": {"nextCursor": {"type": ["string", "null"]}, "hasMore": {"type": "boolean"}},
+    "required": ["nextCursor", "hasMore", "limit"],
+    "properties": {
+        "nextCursor": {"type": ["string", "null"]},
+        "hasMore": {"type": "boolean"},
+        "limit": {
+            "type": ["integer", "null"],
+            "description": "How many a page holds at most, after clamping; null where everything is in one.",
+        },
+    },
 }
 
 
@@ -64,6 +73,8 @@ def document(operations: Sequence[Operation]) -> Json:
             "title": "variantd",
             "version": VERSION,
             "summary": "Controlled experiments on files.",
+            "description": "Every `GET` answers `HEAD` too. Every answer carries `X-Request-Id`: the request's own,"
+            " or one made for it.",
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in [*dict.fromkeys(map(_tag, operations)), "Watch"]],
@@ -128,7 +139,7 @@ def _watch(schemas: Json) -> Json:
                     "text/event-stream": {"schema": {"type": "string"}, "x-event": {"anyOf": events}}
                 },
             },
-            **_refusals(),
+            **_refusals(changes=False),
         },
     }
 
@@ -158,22 +169,28 @@ def _operation(operation: Operation, schemas: Json) -> Json:
             }
             for name in named
         ],
-        "responses": {str(operation.status): _success(operation, schemas), **_refusals()},
+        "responses": {
+            str(operation.status): _success(operation, schemas),
+            **_refusals(changes=operation.method != "GET"),
+        },
     }
     rest = {name: schema for name, schema in model["properties"].items() if name not in named}
     sent = {name: value for name, value in example.items() if name not in named}
     if operation.method == "GET":
         described["parameters"] += [_query(name, schema, sent.get(name)) for name, schema in rest.items()]
+        if conditions.is_single(operation):
+            said = "Tags that the caller has; 304 where the resource still has one of them."
+            described["parameters"].append(_header("If-None-Match", said))
+            described["responses"]["304"] = {"description": "It is as the caller has it; there is no body."}
         return described
     if operation.changes:
-        described["parameters"].append(
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "schema": {"type": "string", "maxLength": 128},
-                "description": "The same key answers the same.",
-            }
-        )
+        key = _header("Idempotency-Key", "The same key answers the same.")
+        key["schema"]["maxLength"] = 128
+        described["parameters"].append(key)
+        about = conditions.subject(operation)
+        if about is not None:
+            said = f"The change is made only while `GET {about.path}` has one of these tags; else 412."
+            described["parameters"].append(_header("If-Match", said))
     if rest:
         body = {
             **model,
@@ -185,6 +202,10 @@ def _operation(operation: Operation, schemas: Json) -> Json:
             "content": {"application/json": {"schema": body, "example": sent}},
         }
     return described
+
+
+def _header(name: str, description: str) -> Json:
+    return {"name": name, "in": "header", "schema": {"type": "string"}, "description": description}
 
 
 def _query(name: str, schema: Json, example: Any) -> Json:
@@ -224,14 +245,23 @@ def _success(operation: Operation, schemas: Json) -> Json:
             },
         }
     answer: Json = {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+    headers = {
+        "X-Request-Id": {"schema": {"type": "string"}, "description": "What the log calls the request."}
+    }
     if operation.location:
-        answer["headers"] = {"Location": {"schema": {"type": "string"}, "description": "Where it is."}}
-    return answer
+        headers["Location"] = {"schema": {"type": "string"}, "description": "Where it is."}
+    if conditions.is_single(operation):
+        headers["ETag"] = {"schema": {"type": "string"}, "description": "The tag of what is shown; strong."}
+    return {**answer, "headers": headers}
 
 
-def _refusals() -> Json:
-    statuses = sorted({row.http for row in TABLE.values()})
-    titles: Mapping[int, str] = {row.http: row.title for row in reversed(TABLE.values())}
+def _refusals(*, changes: bool) -> Json:
+    titles: dict[int, str] = {row.http: row.title for row in reversed(TABLE.values())}
+    if changes:
+        titles |= {
+            status: REASONS[reason][:1].upper() + REASONS[reason][1:] for reason, status in EXACT.items()
+        }
+    statuses = sorted(titles)
     return {
         str(status): {
             "description": titles[status] + ".",

@@ -10,14 +10,12 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from control_plane.api import errors, openapi
+from control_plane.api import conditions, errors, exchange, openapi
 from control_plane.api.door import Door
 from control_plane.api.operations import WATCH_PATH, Operation
 from control_plane.api.watch import Watchers
 from control_plane.domain.fields import Request
 from shared.errors import Fault, Invalid, NotFound
-
-MAX_BODY_BYTES = 64 * 1_048_576  # 200 variants of files do not come near; a flood does
 
 
 def application(
@@ -27,12 +25,20 @@ def application(
     ready: Callable[[], Awaitable[str | None]],
     registry: CollectorRegistry,
     watchers: Watchers,
+    max_body: int,
+    origins: frozenset[str],
 ) -> web.Application:
-    """The HTTP application. `ready` answers why the process is not ready, or None."""
-    app = web.Application(middlewares=[errors.middleware], client_max_size=MAX_BODY_BYTES)
+    """The HTTP application. `ready` answers why the process is not ready, or None.
+
+    A body of more than `max_body` bytes is refused unread; pages of `origins` may call from a browser.
+    """
+    app = web.Application(middlewares=[errors.middleware], client_max_size=max_body)
+    exchange.enclose(app, origins=origins)
     for operation in operations:
+        methods = ("GET", "HEAD") if operation.method == "GET" else (operation.method,)
         for path in filter(None, (operation.path, operation.alias)):
-            app.router.add_route(operation.method, _route(path, operations), _handler(door, operation))
+            for method in methods:
+                app.router.add_route(method, _route(path, operations), _handler(door, operation))
 
     app.router.add_get(WATCH_PATH, watchers.serve)
     _add_documents(app, operations)
@@ -112,13 +118,21 @@ def _redoc() -> Path | None:
 
 def _handler(door: Door, operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
-        caller = await door.caller(request.headers.get("Authorization", ""))
+        caller = await door.admitted(request.headers.get("Authorization", ""))
         values = await _values(request, operation)
         key = request.headers.get("Idempotency-Key", "")
-        answer = await door.run(operation, caller, values, request_id=key)
+        condition = None
+        if operation.changes and "If-Match" in request.headers:
+            if_match = ",".join(request.headers.getall("If-Match"))
+            condition = conditions.Condition(operation, values, if_match)
+        answer = await door.run(operation, caller, values, request_id=key, condition=condition)
         if operation.status == 204:
             return web.Response(status=204)
         headers = {}
+        if conditions.is_single(operation):
+            headers["ETag"] = conditions.tag_of(answer)
+        elif condition is not None and condition.tag and operation.status == 200:
+            headers["ETag"] = condition.tag
         if operation.location:
             headers["Location"] = re.sub(r"\{(\w+)\}", lambda name: str(answer[name[1]]), operation.location)
         return web.json_response(answer, status=operation.status, headers=headers)
@@ -160,12 +174,20 @@ def _query(request: web.Request, model: type[Request]) -> dict[str, Any]:
 
 
 async def _body(request: web.Request) -> dict[str, Any]:
-    raw = await request.read()
+    if (request.content_length or 0) > request.client_max_size:
+        raise _too_large(request)
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge:  # chunked, or compressed: known only while it is read
+        raise _too_large(request) from None
+    except web.RequestPayloadError:
+        raise Invalid("the body is not as its Content-Encoding says", reason="NOT_JSON") from None
     if not raw.strip():
         return {}
     if request.content_type != "application/json":
         raise Invalid(
-            f"the body is {request.content_type}; send Content-Type: application/json", reason="NOT_JSON"
+            f"the body is {request.content_type}; send Content-Type: application/json",
+            reason="UNSUPPORTED_MEDIA_TYPE",
         )
     try:
         values = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_distinct)
@@ -174,6 +196,13 @@ async def _body(request: web.Request) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Invalid("the body is not a JSON object", reason="NOT_JSON")
     return values
+
+
+def _too_large(request: web.Request) -> Invalid:
+    return Invalid(
+        f"the body is longer than {request.client_max_size} bytes, which http_max_body allows",
+        reason="BODY_TOO_LARGE",
+    )
 
 
 def _refuse_constant(name: str) -> None:

@@ -8,8 +8,9 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message_factory import GetMessageClass
 
-from control_plane.api import errors
+from control_plane.api import conditions, errors, request_ids
 from control_plane.api import watch as watching
+from control_plane.api.admission import Bucket
 from control_plane.api.codec import request_values, to_message
 from control_plane.api.door import Door
 from control_plane.api.operations import WATCHES, Operation, Watch
@@ -57,37 +58,54 @@ def add_operator_services(
 
 def _handler(door: Door, operation: Operation, answer_class: Any) -> Callable[[Any, Context], Awaitable[Any]]:
     async def handle(message: Any, context: Context) -> Any:
-        try:
-            metadata = dict(context.invocation_metadata() or ())
-            caller = await door.caller(str(metadata.get("authorization", "")))
-            values = request_values(message, operation.named)
-            request_id = values.pop("requestId", "")
-            answer = await door.run(operation, caller, values, request_id=request_id)
-        except Exception as failure:
-            await errors.abort(context, errors.explain(failure, operation.rpc, peer=context.peer()))
+        metadata = dict(context.invocation_metadata() or ())
+        with request_ids.under(metadata.get(request_ids.METADATA)) as name:
+            try:
+                caller = await door.admitted(str(metadata.get("authorization", "")))
+                values = request_values(message, operation.named)
+                request_id = values.pop("requestId", "")
+                condition = _condition(operation, values, str(metadata.get("if-match", "")))
+                answer = await door.run(operation, caller, values, request_id=request_id, condition=condition)
+            except Exception as failure:
+                await errors.abort(context, errors.explain(failure, operation.rpc, peer=context.peer()))
+        trailing = [(request_ids.METADATA, name)]
+        if conditions.is_single(operation):
+            trailing.append(("etag", conditions.tag_of(answer)))
+        elif condition is not None and condition.tag:
+            trailing.append(("etag", condition.tag))
+        context.set_trailing_metadata(tuple(trailing))
         return answer_message(answer, answer_class)
 
     return handle
+
+
+def _condition(operation: Operation, values: dict[str, Any], if_match: str) -> conditions.Condition | None:
+    if not if_match or not operation.changes:
+        return None
+    return conditions.Condition(operation, values, if_match)
 
 
 def _stream(watchers: Watchers, watch: Watch, kind: Any) -> Callable[[Any, Context], Awaitable[None]]:
     answer_class: Any = GetMessageClass(kind)
 
     async def handle(message: Any, context: Context) -> None:
-        events = watchers.follow([watch], dict(context.invocation_metadata() or ()).get("authorization", ""))  # type: ignore[arg-type]
-        try:
-            request_values(message)
-            async for event in events:
-                if event is None:
-                    continue  # HTTP/2 has its own keep-alive
-                async with asyncio.timeout(watching.WRITE_SECONDS):
-                    await context.write(to_message(event[1], answer_class))
-        except TimeoutError:
-            await errors.abort(context, slow())
-        except Exception as failure:
-            await errors.abort(context, errors.explain(failure, watch.rpc, peer=context.peer()))
-        finally:
-            await events.aclose()  # type: ignore[attr-defined]  # it is a generator
+        metadata = dict(context.invocation_metadata() or ())
+        with request_ids.under(metadata.get(request_ids.METADATA)) as name:
+            context.set_trailing_metadata(((request_ids.METADATA, name),))
+            events = watchers.follow([watch], str(metadata.get("authorization", "")))
+            try:
+                request_values(message)
+                async for event in events:
+                    if event is None:
+                        continue  # HTTP/2 has its own keep-alive
+                    async with asyncio.timeout(watching.WRITE_SECONDS):
+                        await context.write(to_message(event[1], answer_class))
+            except TimeoutError:
+                await errors.abort(context, slow())
+            except Exception as failure:
+                await errors.abort(context, errors.explain(failure, watch.rpc, peer=context.peer()))
+            finally:
+                await events.aclose()  # type: ignore[attr-defined]  # it is a generator
 
     return handle
 
@@ -176,21 +194,3 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
     def _admit(self) -> None:
         if not self._bucket.take(self._door.services.clock.monotonic()):
             raise ResourceExhausted("too many hosts enroll at once; try again in a second")
-
-
-class Bucket:
-    """A token bucket: `rate` a second, at most `burst` at once."""
-
-    def __init__(self, *, rate: float, burst: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._level, self._at = burst, float("-inf")
-
-    def take(self, moment: float) -> bool:
-        """Whether there was one to take at `moment` (monotonic seconds)."""
-        elapsed = moment - self._at if self._at != float("-inf") else 0.0
-        self._level = min(self._burst, self._level + elapsed * self._rate)
-        self._at = moment
-        if self._level < 1.0:
-            return False
-        self._level -= 1.0
-        return True

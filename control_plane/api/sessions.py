@@ -14,8 +14,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from control_plane.api.admission import Bucket
 from control_plane.api.reads import Reads
-from control_plane.api.rpc import Bucket
 from control_plane.services import events, fleet
 from control_plane.services.work import Services
 from control_plane.store.access import Incarnation

@@ -69,7 +69,9 @@ class Watchers:
         known: dict[tuple[str, str, str], bytes] = {}
         try:
             with self._changes.listen() as hint:
-                await self._may(watches, authorization)
+                may = await self.door.admitted(authorization)
+                for watch in watches:
+                    require(may, watch.scope)
                 for watch in watches:
                     yield watch.name, {"type": "reset"}
                 async for event in self._look(watches, authorization, known, word="present"):
@@ -140,6 +142,8 @@ class Watchers:
         """`GET /v1/watch`: refused like every request until it has begun, afterwards by an `error` event."""
         authorization = request.headers.get("Authorization", "")
         watches = await self._asked(request, authorization)
+        if request.method == "HEAD":
+            return web.Response(content_type="text/event-stream")
         events = self.follow(watches, authorization)
         first = await anext(events)
         response = web.StreamResponse(

@@ -93,7 +93,7 @@ def list_page(work: Work, request: requests.ListExperiments) -> Listing:
     size = page_size(request.limit)
     labels = limits.narrowed(work, request.labels)
     if labels is None:
-        return Listing(items=[], next_cursor="")
+        return Listing(items=[], next_cursor="", limit=size)
     found = work.store.experiments.page(
         work.project_id,
         status=request.status,

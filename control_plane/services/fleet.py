@@ -49,7 +49,7 @@ def list_participants(work: Work, request: requests.ListHosts) -> Listing:
     size = page_size(request.limit)
     labels = limits.narrowed(work, request.labels)
     if labels is None:
-        return Listing(items=[], next_cursor="")
+        return Listing(items=[], next_cursor="", limit=size)
     found = work.store.fleet.participants(
         work.project_id,
         Wanted(labels=labels, presence=request.presence, now=work.now),
@@ -188,7 +188,7 @@ def list_agents(work: Work, request: requests.ListHosts) -> Listing:
     size = page_size(request.limit)
     labels = limits.narrowed(work, request.labels)
     if labels is None:
-        return Listing(items=[], next_cursor="")
+        return Listing(items=[], next_cursor="", limit=size)
     found = work.store.fleet.agents(
         work.project_id,
         Wanted(labels=labels, presence=request.presence, now=work.now),

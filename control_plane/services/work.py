@@ -129,6 +129,16 @@ class Reading:
     content: bytes | None
 
 
+class Condition(Protocol):
+    """What has to hold for a change to be made, looked at in the transaction that makes it."""
+
+    def before(self, work: Work) -> None:
+        """Raises where it does not hold; then nothing is changed."""
+
+    def after(self, work: Work) -> None:
+        """The change is made and not yet committed."""
+
+
 UseCase = Callable[[Work, Any], T]
 Render = Callable[[Work, T], Any]
 
@@ -168,13 +178,15 @@ class Services:
         operation: str,
         request_id: str,
         body: Mapping[str, Any],
+        condition: Condition | None = None,
     ) -> Any:
         """The rendered answer of a use case, durable; repeated with the same `request_id`, the same answer.
 
         A request that says `validate_only` is carried out and undone: its answer is what would have been, and
         nothing is kept of it, neither in the audit log nor for its request id.
-        Raises Conflict where the request id was used for another request. `body` is what is fingerprinted
-        and, with content replaced by digests, audited.
+        Raises Conflict where the request id was used for another request, and what the `condition` raises: it is
+        looked at after the request id, so that a repeated request still gets its answer. `body` is what is
+        fingerprinted and, with content replaced by digests, audited.
         """
         require(caller, scope)
         now = self.clock.now()
@@ -189,9 +201,13 @@ class Services:
                 given = access.answer(caller.project_id, operation, request_id)
                 if given is not None:
                     return _repeat(given, fingerprint), set()
+            if condition is not None:
+                condition.before(item)
             answer = render(item, use_case(item, request))
             if getattr(request, "validate_only", False):
                 raise _Undone(answer)
+            if condition is not None:
+                condition.after(item)
             entry = AuditEntry(
                 id=self.new_id(),
                 actor=caller.actor,
@@ -340,10 +356,11 @@ def _without_content(body: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """A page of resources and where the next one starts (empty: this was the last)."""
+    """A page of resources, where the next one starts (empty: this was the last), and how many it may hold."""
 
     items: list[Any]
     next_cursor: str
+    limit: int | None = None
 
 
 def page_size(limit: int | None) -> int:
@@ -354,7 +371,7 @@ def page_size(limit: int | None) -> int:
 def listing(items: list[Any], size: int, cursor_of: Callable[[Any], str]) -> Listing:
     """A page of `size` out of up to `size` + 1 items found."""
     more = len(items) > size
-    return Listing(items=items[:size], next_cursor=cursor_of(items[size - 1]) if more else "")
+    return Listing(items=items[:size], next_cursor=cursor_of(items[size - 1]) if more else "", limit=size)
 
 
 def cursor_id(cursor: str) -> bytes | None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from control_plane.api.admission import Bucket
 from control_plane.api.operations import OPERATIONS, Operation
-from control_plane.api.rpc import Bucket
 from tests.support.plane import Plane
 
 LEAVES: list[Any] = [

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class Answer:
 
     status: int
     body: Any
-    headers: dict[str, str]
+    headers: Mapping[str, str]
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Plane:
         async with self.http.request(method, url, headers=named, **options) as response:
             text = await response.text()
             parsed = json.loads(text) if text and "json" in response.content_type else text
-            return Answer(response.status, parsed, dict(response.headers))
+            return Answer(response.status, parsed, response.headers)
 
     async def made(self, path: str, body: Any) -> Any:
         """The resource that POST made."""
@@ -122,11 +122,12 @@ class Identity:
 
 @asynccontextmanager
 async def running_plane(
-    data: Path, *, clock: Clock | None = None, ids: NewId = new_id
+    data: Path, *, clock: Clock | None = None, ids: NewId = new_id, **more: Any
 ) -> AsyncIterator[Plane]:
-    """A control plane over `data`, up; stopped and drained at the end."""
+    """A control plane over `data`, up, with `more` settings; stopped and drained at the end."""
     stop = asyncio.Event()
-    settings = Settings(data_dir=data, http="127.0.0.1:0", operator="127.0.0.1:0", agents="127.0.0.1:0")
+    free = "127.0.0.1:0"
+    settings = Settings(data_dir=data, http=free, operator=free, agents=free, **more)
     server = asyncio.create_task(app.run(settings, clock or SystemClock(), ids, stop))
 
     def ready() -> bool:

@@ -180,7 +180,7 @@ def queried(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _from_problem(status: int, body: Any) -> Refusal:
     code = Code(body["type"].removeprefix("urn:variantd:problem:"))
     assert TABLE[code].http == status == body["status"], body
-    told = {"type", "title", "status", "detail", "reason", "errors", "error", "details"}
+    told = {"type", "title", "status", "detail", "reason", "errors", "error", "details", "requestId"}
     return Refusal(
         code=code.value,
         reason=body["reason"],

@@ -112,7 +112,7 @@ def opened_phase(work: Work, opened: tuple[View, Phase]) -> Json:
 def phases(work: Work, found: tuple[Experiment, list[Phase]]) -> Json:
     """The phases of the present run, in one page."""
     shown = [_phase(found[0], item) for item in found[1]]
-    return {"entities": shown, "pagination": {"nextCursor": None, "hasMore": False}}
+    return {"entities": shown, "pagination": {"nextCursor": None, "hasMore": False, "limit": None}}
 
 
 def variant(work: Work, view: View, item: Variant) -> Json:
@@ -136,7 +136,7 @@ def one_variant(work: Work, found: tuple[View, Variant]) -> Json:
 def variants(work: Work, view: View) -> Json:
     """Every variant of an experiment, in one page."""
     shown = [variant(work, view, item) for item in view.experiment.variants]
-    return {"entities": shown, "pagination": {"nextCursor": None, "hasMore": False}}
+    return {"entities": shown, "pagination": {"nextCursor": None, "hasMore": False, "limit": None}}
 
 
 def _variant(view: View, item: Variant) -> Json:

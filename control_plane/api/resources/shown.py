@@ -24,5 +24,9 @@ def page(listing: Listing, render: Callable[[Any], Json]) -> Json:
     """A page as REST shows it."""
     return {
         "entities": [render(item) for item in listing.items],
-        "pagination": {"nextCursor": listing.next_cursor or None, "hasMore": bool(listing.next_cursor)},
+        "pagination": {
+            "nextCursor": listing.next_cursor or None,
+            "hasMore": bool(listing.next_cursor),
+            "limit": listing.limit,
+        },
     }

@@ -1,0 +1,58 @@
+"""How much is let in: token buckets, and one for each API key."""
+
+import math
+
+from shared.errors import ResourceExhausted
+
+
+class Bucket:
+    """A token bucket: `rate` a second, at most `burst` at once."""
+
+    def __init__(self, *, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._level, self._at = burst, float("-inf")
+
+    def take(self, moment: float) -> bool:
+        """Whether there was one to take at `moment` (monotonic seconds)."""
+        elapsed = moment - self._at if self._at != float("-inf") else 0.0
+        self._level = min(self._burst, self._level + elapsed * self._rate)
+        self._at = moment
+        if self._level < 1.0:
+            return False
+        self._level -= 1.0
+        return True
+
+    @property
+    def seconds_left(self) -> float:
+        """How long after the last `take` there is one again."""
+        return max(0.0, 1.0 - self._level) / self._rate
+
+
+class Rates:
+    """What each API key may ask for, on both transports together; `rate` 0 lets everything in.
+
+    Keeps a bucket for every key that was used since the process began. That is some hundred bytes a key, and
+    stops being cheap where keys are made by the million.
+    """
+
+    def __init__(self, *, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, burst
+        self._buckets: dict[bytes, Bucket] = {}
+
+    def admit(self, key_id: bytes, moment: float) -> None:
+        """One request of the key is let in at `moment` (monotonic seconds).
+
+        Raises ResourceExhausted RATE_LIMITED, with the whole seconds after which there is one again.
+        """
+        if not self._rate:
+            return
+        bucket = self._buckets.get(key_id)
+        if bucket is None:
+            bucket = self._buckets[key_id] = Bucket(rate=self._rate, burst=self._burst)
+        if not bucket.take(moment):
+            wait = max(1, math.ceil(bucket.seconds_left))
+            raise ResourceExhausted(
+                f"this API key may send {self._rate:g} requests a second; try again in {wait} s",
+                reason="RATE_LIMITED",
+                details={"retryAfterSeconds": wait},
+            )
