@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from control_plane.api.admission import Rates
 from control_plane.api.door import Door
+from control_plane.api.oidc import Tokens
 from control_plane.api.operations import OPERATIONS
 from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
@@ -87,6 +88,10 @@ async def _serve(
     new_id: NewId,
     stop: asyncio.Event,
 ) -> None:
+    tokens = None
+    if settings.oidc is not None:
+        tokens = Tokens(settings.oidc, keep=data.jwks, clock=clock)
+        await tokens.start()
     first = await database.write(lambda tx: _first_start(tx, data, clock, new_id))
     certificates = _Certificates(authority, _names(settings), clock)
     operator, agents = (grpc.aio.server(options=_SERVER_OPTIONS) for _ in range(2))
@@ -108,7 +113,7 @@ async def _serve(
         ),
     )
     rates = Rates(rate=settings.rate_limit, burst=settings.rate_burst)
-    door = Door(services, registry, rates=rates)
+    door = Door(services, registry, rates=rates, tokens=tokens)
     watchers = Watchers(door, changes)
     agents_at = _reached_at(settings, settings.agents, agents_port)
     healths = [
@@ -149,6 +154,8 @@ async def _serve(
             await servicer.enter_graceful_shutdown()
         changes.end()
         await sessions.drain()
+        if tokens is not None:
+            await tokens.stop()
         await asyncio.gather(agents.stop(STOP_GRACE_SECONDS), operator.stop(STOP_GRACE_SECONDS))
 
 

@@ -6,9 +6,10 @@ Nested settings are joined by two underscores in the environment, such as VARIAN
 import re
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -36,6 +37,52 @@ class HttpTls(BaseModel):
     key: Path = Field(description="PEM file with its key.")
 
 
+class Oidc(BaseModel):
+    """Whose bearer tokens let operators in, beside API keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    issuer: str = Field(min_length=1, description="What a token's `iss` has to be, exactly.")
+    audience: str = Field(min_length=1, description="What a token's `aud` has to be, or to list.")
+    jwks_url: str | None = Field(
+        None,
+        description="Where the issuer publishes its keys: https, or http on loopback. This or `jwks_file`.",
+    )
+    jwks_file: Path | None = Field(None, description="A file with the keys (JWKS) instead.")
+    algorithms: tuple[Literal["ES256", "RS256"], ...] = Field(
+        ("ES256", "RS256"), min_length=1, description="What tokens may be signed with: ES256, RS256."
+    )
+    project_claim: str = Field(
+        "project", min_length=1, description="The claim with the name or id of the token's project."
+    )
+    scope_claim: str = Field(
+        "scope",
+        min_length=1,
+        description="The claim with the scopes, a list or a text with spaces; unknown ones are ignored.",
+    )
+    leeway_seconds: int = Field(
+        30, ge=0, le=300, description="By how much the issuer's clock may be off, in seconds."
+    )
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _trusted(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        parts = urlsplit(value)
+        if not parts.hostname or parts.scheme not in ("https", "http"):
+            raise ValueError("write it as https://HOST/PATH")
+        if parts.scheme == "http" and not _loopback(parts.hostname):
+            raise ValueError("keys fetched over plain http are anybody's; use https")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.jwks_url is None) == (self.jwks_file is None):
+            raise ValueError("set one of jwks_url and jwks_file")
+        return self
+
+
 class Settings(BaseSettings):
     """Every setting with its default and what it means."""
 
@@ -55,6 +102,9 @@ class Settings(BaseSettings):
         " certificates, tokens and what enrollment returns. Needed where a listener is on every address.",
     )
     http_tls: HttpTls | None = Field(None, description="Certificate of the HTTP listener; none: plain.")
+    oidc: Oidc | None = Field(
+        None, description="Bearer tokens of an identity provider, beside API keys; needs the extra `oidc`."
+    )
     insecure: bool = Field(default=False, description="Allow plain HTTP on an address that is not loopback.")
     http_max_body: int = Field(
         64 * 1_048_576, ge=1_024, description="Longest body of a REST request, in bytes; longer ones get 413."

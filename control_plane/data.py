@@ -47,6 +47,11 @@ class DataDir:
         return self.path / "operator.api-key"
 
     @property
+    def jwks(self) -> Path:
+        """The identity provider's last good keys (public ones), for a start while it is away."""
+        return self.path / "oidc-jwks.json"
+
+    @property
     def addresses(self) -> Path:
         """Where the running server listens."""
         return self.path / "addresses.json"

@@ -52,7 +52,7 @@ class Rates:
         if not bucket.take(moment):
             wait = max(1, math.ceil(bucket.seconds_left))
             raise ResourceExhausted(
-                f"this API key may send {self._rate:g} requests a second; try again in {wait} s",
+                f"this caller may send {self._rate:g} requests a second; try again in {wait} s",
                 reason="RATE_LIMITED",
                 details={"retryAfterSeconds": wait},
             )

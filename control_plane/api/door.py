@@ -9,9 +9,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from control_plane.api.admission import Rates
+from control_plane.api.oidc import Tokens
 from control_plane.api.operations import Operation
 from control_plane.domain import requests
-from control_plane.services.access import Holder, authenticate
+from control_plane.services.access import KEY_PREFIX, Holder, authenticate
 from control_plane.services.work import Caller, Condition, Services, check_request_id
 from control_plane.store.store import Store
 from shared import logs
@@ -25,10 +26,15 @@ class Door:
     """The way in; counts who comes and how it ends."""
 
     def __init__(
-        self, services: Services, registry: CollectorRegistry, *, rates: Rates | None = None
+        self,
+        services: Services,
+        registry: CollectorRegistry,
+        *,
+        rates: Rates | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self.services = services
-        self._rates = rates or Rates(rate=0, burst=1)
+        self._rates, self._tokens = rates or Rates(rate=0, burst=1), tokens
         self._ended = Counter(
             "variantd_operations",
             "operators' operations, by how they ended: ok or an error code",
@@ -56,9 +62,13 @@ class Door:
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not secret:
             raise Unauthenticated(reason="NO_API_KEY")
-        services = self.services
+        services, secret = self.services, secret.strip()
+        if self._tokens is not None and not secret.startswith(KEY_PREFIX):
+            caller = await self._tokens.caller(secret, services.database)
+            # A rate is each subject's own, however many tokens it gets.
+            return Holder(caller=caller, key_id=caller.project_id + caller.actor.encode(), unnoted=False)
         now = services.clock.now()
-        holder = await services.database.read(lambda tx: authenticate(Store(tx), secret.strip(), now=now))
+        holder = await services.database.read(lambda tx: authenticate(Store(tx), secret, now=now))
         if holder.unnoted:
             try:
                 await services.database.write(lambda tx: Store(tx).access.use_api_key(holder.key_id, now=now))
