@@ -97,6 +97,8 @@ REASONS = {
     "NO_API_KEY": "the request carries no key",
     "NO_CONTENT": "the variant has nothing to deploy",
     "NO_DOCS": "the documentation page is not installed here",
+    "METRIC_IN_USE": "drafts name the saved metric; they are listed",
+    "METRIC_NOT_FOUND": "no saved metric of the project has this id or key",
     "NO_HELLO": "an agent's stream has to begin with Hello",
     "NO_PHASES": "the experiment's type knows no other split",
     "OUTSIDE_LABELS": "this reaches beyond the labels that the key is limited to",

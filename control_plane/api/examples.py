@@ -18,6 +18,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "HoldoutService.GetHoldout": {"id": "left-alone"},
     "HoldoutService.UpdateHoldout": {"id": "left-alone", "share": 10},
     "HoldoutService.DeleteHoldout": {"id": "left-alone"},
+    "MetricService.CreateMetric": {
+        "name": "Resolved",
+        "key": "resolved-rate",
+        "eventName": "resolved",
+        "kind": "proportion",
+        "goal": "increase",
+        "minimumDetectableEffect": 0.1,
+    },
+    "MetricService.ListMetrics": {},
+    "MetricService.GetMetric": {"id": "resolved-rate"},
+    "MetricService.UpdateMetric": {"id": "resolved-rate", "window": "P7D"},
+    "MetricService.DeleteMetric": {"id": "resolved-rate"},
     "FleetService.CreateParticipant": {"id": "bot-1", "labels": {"role": "support"}},
     "ExperimentService.CreateExperiment": {
         "name": "Personality A/B test",

@@ -11,6 +11,7 @@ from typing import Any
 
 from control_plane.api import reads, resources
 from control_plane.domain import reported, requests
+from control_plane.domain.metrics import CreateMetric, UpdateMetric
 from control_plane.domain.settings import UpdateSettings
 from control_plane.services import (
     access,
@@ -20,6 +21,7 @@ from control_plane.services import (
     fleet,
     holdouts,
     lifecycle,
+    metrics,
     phases,
     preview,
     reporting,
@@ -223,6 +225,18 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.GetResults, results.get, resources.results),
     _row("EventService.ReportServerEvents", "POST /v1/events:batch", Scope.EVENT_WRITE,
          reported.ReportEvents, reporting.report, resources.taken),
+    _row("MetricService.ListMetrics", "GET /v1/metrics", _READ,
+         requests.Page, metrics.list_page, resources.saved_metrics),
+    _row("MetricService.CreateMetric", "POST /v1/metrics", _WRITE,
+         CreateMetric, metrics.create, resources.saved_metric,
+         status=201, location="/v1/metrics/{id}"),
+    _row("MetricService.GetMetric", "GET /v1/metrics/{id}", _READ,
+         requests.ById, metrics.get, resources.saved_metric),
+    _row("MetricService.UpdateMetric", "PATCH /v1/metrics/{id}", _WRITE,
+         UpdateMetric, metrics.update, resources.saved_metric),
+    _row("MetricService.DeleteMetric", "DELETE /v1/metrics/{id}", _WRITE,
+         requests.ById, metrics.delete, _nothing,
+         status=204),
     _row("HoldoutService.ListHoldouts", "GET /v1/holdouts", _READ,
          requests.Page, holdouts.list_page, resources.holdouts),
     _row("HoldoutService.CreateHoldout", "POST /v1/holdouts", _WRITE,

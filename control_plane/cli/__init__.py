@@ -18,6 +18,7 @@ from control_plane.cli import (
     findings,
     fleet,
     holdouts,
+    metrics,
     phases,
     preview,
     results,
@@ -220,6 +221,18 @@ add(_holdouts, "get", holdouts.get)
 add(_holdouts, "create", holdouts.create, "variantctl holdouts create --name 'Left alone in 2027' --share 5")
 add(_holdouts, "update", holdouts.update, "variantctl holdouts update left-alone-in-2027 --share 10")
 add(_holdouts, "delete", holdouts.delete)
+
+_metrics = _group("metrics", "Saved metrics: what several experiments measure, said once.")
+add(_metrics, "list", metrics.list_metrics)
+add(_metrics, "get", metrics.get)
+add(
+    _metrics,
+    "create",
+    metrics.create,
+    "variantctl metrics create --name Resolved --key resolved-rate --event resolved --minimum-effect 0.1",
+)
+add(_metrics, "update", metrics.update, "variantctl metrics update resolved-rate --window P7D")
+add(_metrics, "delete", metrics.delete)
 
 _settings = _group(
     "settings", "What experiments may touch, what contents must be, and what designs say by default."

@@ -235,13 +235,23 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _metric(metric: Metric) -> dict[str, str]:
-    return {"eventName": metric.event_name, "goal": metric.goal}
+def _metric(metric: Metric) -> dict[str, Any]:
+    return metric.fields
+
+
+def _metric_of(present: pb.Metric) -> dict[str, Any]:
+    """A metric there is, as a manifest says it: a saved one by its key."""
+    if present.HasField("id"):
+        return {"key": present.key}
+    kept = ("eventName", "kind", "goal", "denominatorEventName", "window", "margin")
+    shown = show.to_json(present)
+    fields = {name: shown[name] for name in (*kept, "minimumDetectableEffect")}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _fields_of(present: pb.Experiment) -> dict[str, Any]:
     shown = show.to_json(present)
-    selector = present.participants
+    selector, measured = present.participants, present.metrics
     return {
         "name": present.name,
         "description": present.description,
@@ -253,7 +263,11 @@ def _fields_of(present: pb.Experiment) -> dict[str, Any]:
         "switchback": shown["switchback"],
         **specs.intake_of(present),
         "participants": {"ids": sorted(selector.ids), "labels": dict(selector.labels)},
-        "metrics": shown["metrics"] or show.to_json(pb.Metrics()),
+        "metrics": {
+            "primary": _metric_of(measured.primary) if measured.HasField("primary") else None,
+            "secondary": [_metric_of(item) for item in measured.secondary],
+            "guardrail": [_metric_of(item) for item in measured.guardrail],
+        },
         "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
         "analysis": {"alpha": present.analysis.alpha},
     }
@@ -500,8 +514,10 @@ def _metrics(manifest: Manifest) -> pb.Metrics:
 
 
 def _goal(metric: Metric) -> pb.Metric:
-    goal = pb.GOAL_DECREASE if metric.goal == "decrease" else pb.GOAL_INCREASE
-    return pb.Metric(event_name=metric.event_name, goal=goal)
+    fields = {re.sub("[A-Z]", lambda at: "_" + at[0].lower(), k): v for k, v in metric.fields.items()}
+    if "goal" in fields:
+        fields["goal"] = pb.GOAL_DECREASE if fields["goal"] == "decrease" else pb.GOAL_INCREASE
+    return pb.Metric(**fields)
 
 
 def _struct(values: dict[str, Any]) -> Struct:

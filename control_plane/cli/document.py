@@ -19,8 +19,14 @@ class Part(BaseModel):
 class Metric(Part):
     """A metric."""
 
-    event_name: Annotated[str, Field(min_length=1, max_length=128)]
+    key: str | None = None
+    event_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    kind: Literal["proportion", "mean", "count", "ratio"] = "proportion"
     goal: Literal["increase", "decrease"] = "increase"
+    denominator_event_name: str | None = None
+    window: str | None = None
+    margin: float | None = None
+    minimum_detectable_effect: float | None = None
 
 
 class Metrics(Part):
@@ -152,8 +158,8 @@ class Document(Part):
 NOT_YET = frozenset(
     (
         *("rollout", "holdoutId", "requires", "multipleVariants", "decision", "horizonDays"),
-        *("tuning", "variance", "prior", "power", "minimumDetectableEffect", "clusterBy", "margin"),
-        *("excludedVariantIds", "excludedParticipantIds", "kind", "role", "window", "denominatorEventName"),
+        *("tuning", "variance", "prior", "power", "clusterBy"),
+        *("excludedVariantIds", "excludedParticipantIds", "role"),
     )
 )
 """Words of an experiment that this release does not act on; accepting them would be a promise."""

@@ -29,10 +29,9 @@ KEY = re.compile(r"[a-z][a-z0-9-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A conversion's name and which way it should move."""
+    """A saved metric by its key, or a definition; in the words of the API."""
 
-    event_name: str
-    goal: str
+    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +241,10 @@ def _intake(document: shape.Document) -> dict[str, Any]:
 
 
 def _metric(item: shape.Metric) -> Metric:
-    return Metric(event_name=item.event_name, goal=item.goal)
+    if item.event_name is None:
+        return Metric(fields={"key": item.key})
+    fields = item.model_dump(by_alias=True, exclude_none=True, exclude={"key"})
+    return Metric(fields=fields)
 
 
 # -- YAML
@@ -295,6 +297,7 @@ def _semantic_faults(document: shape.Document) -> Iterator[Fault]:
         if times > 1:
             yield Fault(field="participants", message=f"{name} is there {times} times")
     yield from _moments(document.schedule)
+    yield from _metric_faults(document.metrics)
     yield from _free_form("metadata", document.metadata)
     for index, item in enumerate(document.variants):
         yield from _free_form(f"variants[{index}].metadata", item.metadata)
@@ -317,6 +320,18 @@ def _moments(schedule: shape.Schedule | None) -> Iterator[Fault]:
         except (ValueError, OverflowError):
             remedy = "write it as '2027-01-31T12:00:00Z'"
             yield Fault(field=f"schedule.{name}", message=f"{text!r} is no moment", remedy=remedy)
+
+
+def _metric_faults(metrics: shape.Metrics) -> Iterator[Fault]:
+    every = [("primary", metrics.primary)]
+    every += [(f"secondary[{at}]", item) for at, item in enumerate(metrics.secondary)]
+    every += [(f"guardrail[{at}]", item) for at, item in enumerate(metrics.guardrail)]
+    for where, item in every:
+        if item is None:
+            continue
+        if item.event_name is None and item.model_fields_set != {"key"}:
+            message = "needs eventName, or the key of a saved metric and nothing else"
+            yield Fault(field=f"metrics.{where}", message=message)
 
 
 def _free_form(where: str, value: dict[str, Any]) -> Iterator[Fault]:

@@ -95,6 +95,11 @@ class Session:
         return rpc.AccessServiceStub(self._channel)
 
     @functools.cached_property
+    def metrics(self) -> "rpc.MetricServiceStub":
+        """Saved metrics."""
+        return rpc.MetricServiceStub(self._channel)
+
+    @functools.cached_property
     def settings(self) -> "rpc.SettingsServiceStub":
         """What experiments may touch and hold."""
         return rpc.SettingsServiceStub(self._channel)

@@ -5,7 +5,7 @@ years later.
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -35,21 +35,6 @@ class Type(StrEnum):
     def weighted(self) -> bool:
         """Whether variants get participants in proportion to their weights."""
         return self in (Type.AB, Type.MULTIVARIATE)
-
-
-class MetricSpec(Request):
-    """A metric: a conversion's name and which way it should move."""
-
-    event_name: Annotated[str, Field(min_length=1, max_length=128)]
-    goal: Literal["increase", "decrease"] = "increase"
-
-
-class MetricsSpec(Request):
-    """The metrics of an experiment."""
-
-    primary: MetricSpec | None = None
-    secondary: tuple[MetricSpec, ...] = ()
-    guardrail: tuple[MetricSpec, ...] = ()
 
 
 class Selector(Request):

@@ -3,6 +3,8 @@
 Pure: functions take what they need and return new values or the list of everything that is wrong.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -145,11 +147,32 @@ class Experiment:
     stopped_at: int | None = None
     completed_at: int | None = None
     archived_at: int | None = None
+    analysis_fingerprint: str | None = None
 
     @property
     def alpha(self) -> float:
         """The one level of every interval, p-value and flag."""
         return self.design.analysis.alpha
+
+    @property
+    def replannable(self) -> bool:
+        """Whether metrics may change though it has started."""
+        return self.status in (Status.RUNNING, Status.PAUSED) and not self.archived
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of metrics, analysis and the phase that the start opened, as canonical JSON."""
+        plan = {
+            "metrics": self.metrics,
+            "analysis": self.design.analysis.model_dump(mode="json", by_alias=True),
+            "phase": {"run": self.run, "number": 1, "seed": self.seed.hex()},
+        }
+        text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def plan_changed(self) -> bool:
+        """Whether it would be analysed otherwise than was said at the start."""
+        return self.analysis_fingerprint is not None and self.analysis_fingerprint != self.fingerprint()
 
     def after(self, verb: Verb) -> Status:
         """The status that follows the verb. Raises FailedPrecondition where it does not fit."""
@@ -189,6 +212,7 @@ UNTOLD: Mapping[str, Any] = {
     "paused_at": None,
     "stopped_at": None,
     "completed_at": None,
+    "analysis_fingerprint": None,
 }
 """What a draft has not lived through yet: fields of Experiment, as they are before a start."""
 

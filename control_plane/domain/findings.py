@@ -74,6 +74,8 @@ class Facts:
     open_slots: int = 0
     """Slots that should hold a variant."""
     seed: bytes = b""
+    plan_changed: bool = False
+    """Its metrics are others than at the start."""
     alternating: bool = False
     """Everybody has every variant in turn, so there are no arms of participants to set against each other."""
     by_arm: Mapping[str, list[Seated]] = field(init=False)
@@ -104,6 +106,17 @@ def _no_metric(facts: Facts) -> Iterator[Finding]:
             message="there is no primary metric, so nothing says what a better variant is",
             evidence={},
             advice="set metrics.primary to the conversion that decides",
+        )
+
+
+def _plan_changed(facts: Facts) -> Iterator[Finding]:
+    if facts.plan_changed:
+        yield Finding(
+            code="PLAN_CHANGED",
+            severity=Severity.WARNING,
+            message="the metrics were changed after the start, when numbers could already be seen",
+            evidence={},
+            advice="report the change beside the results; the audit log has who changed what, and when",
         )
 
 
@@ -311,6 +324,7 @@ _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _not_delivered,
     _crossed,
     _no_metric,
+    _plan_changed,
     _zero_exposures,
     _forced,
     _retired,
@@ -327,6 +341,7 @@ CODES: Mapping[str, str] = {
     "NOT_DELIVERED": "hosts refused, rolled back or gave up their variant",
     "SEVERAL_EXPOSURES": "over 1 % of participants held the content of several variants in the phase",
     "NO_PRIMARY_METRIC": "nothing says what a better variant is",
+    "PLAN_CHANGED": "metrics were changed after the start",
     "ZERO_EXPOSURES": "nothing was reported in the first hour",
     "FORCED_PARTICIPANTS": "participants hold another variant than the assigned, by hand",
     "RETIRED_HOSTS": "hosts of participants are retired",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from control_plane.domain.design import DesignFields, MetricsSpec, Selector, Type
+from control_plane.domain.design import DesignFields, Selector, Type
 from control_plane.domain.fields import RESERVED_KEYS as RESERVED_KEYS
 from control_plane.domain.fields import (
     Json,
@@ -27,6 +27,7 @@ from control_plane.domain.fields import (
 from control_plane.domain.fields import Request as Request
 from control_plane.domain.fields import parse as parse
 from control_plane.domain.fleet import Presence
+from control_plane.domain.metrics import MetricsSpec
 from control_plane.domain.targeting import TargetingRules
 from shared.moment import SECOND
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain import requests
-from control_plane.domain.design import Design, DesignFields, MetricsSpec, Schedule, Selector, Type
+from control_plane.domain.design import Design, DesignFields, Schedule, Selector, Type
 from control_plane.domain.experiment import (
     UNTOLD,
     Assignment,
@@ -17,8 +17,9 @@ from control_plane.domain.experiment import (
     name_of_copy,
 )
 from control_plane.domain.lifecycle import Status, Verb
+from control_plane.domain.metrics import MetricsSpec
 from control_plane.domain.targeting import TargetingRules
-from control_plane.services import factoring, limits, settings, timers
+from control_plane.services import factoring, limits, metrics, settings, timers
 from control_plane.services.seating import planned
 from control_plane.services.work import (
     Listing,
@@ -40,6 +41,7 @@ class View:
 
     experiment: Experiment
     assignments: tuple[Assignment, ...]
+    metrics: dict[str, Any]
     warnings: tuple[tuple[str, str], ...] = ()
     created: bool = False
 
@@ -146,11 +148,13 @@ def view_of(work: Work, experiment: Experiment) -> View:
 
     Of a switchback those of the current block, in draft of the first.
     """
+    measured = metrics.by_value(work, experiment.metrics)
     if experiment.phase is None:
-        return View(experiment=experiment, assignments=planned(work, experiment))
+        return View(experiment=experiment, assignments=planned(work, experiment), metrics=measured)
     return View(
         experiment=experiment,
         assignments=tuple(work.store.experiments.present(experiment.phase.id, now=work.now)),
+        metrics=measured,
     )
 
 
@@ -183,7 +187,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
         archived=False,
         target_file=request.target_file,
         selector=selector,
-        metrics=_json(request.metrics),
+        metrics=metrics.stored(work, request.metrics, draft=True),
         **_designed(work, Design(), request, new=True),
         factors=factoring.stored(work, request.type, request.factors),
         labels=dict(request.labels),
@@ -317,9 +321,13 @@ _STRUCTURE = {
 
 
 def update(work: Work, request: requests.UpdateExperiment) -> View:
-    """The experiment is as asked; structure changes only in draft."""
+    """The experiment is as asked; structure changes only in draft, metrics as long as it is under way.
+
+    That metrics changed after the start stays visible: results and findings say so.
+    """
     experiment = find(work, request.id)
-    if any(request.given(name) for name in _STRUCTURE):
+    locked = _STRUCTURE - {"metrics"} if experiment.replannable else _STRUCTURE
+    if any(request.given(name) for name in locked):
         experiment.after(Verb.EDIT)
     if request.given("schedule"):
         _check_schedule(work, experiment, request.schedule or Schedule())
@@ -330,7 +338,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
         target_file=request.target_file if request.given("target_file") else experiment.target_file,
         labels=dict(request.labels or {}) if request.given("labels") else experiment.labels,
         metadata=request.metadata if request.given("metadata") else experiment.metadata,
-        metrics=_json(request.metrics or MetricsSpec()) if request.given("metrics") else experiment.metrics,
+        metrics=_measured(work, experiment, request),
         **_designed(work, experiment.design, request),
         updated_at=work.now,
     )
@@ -355,6 +363,13 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     if request.given("target_file") or request.given("factors"):
         settings.refuse(work, view.experiment)
     return replace(view, warnings=(*warnings, *design_warnings(view)))
+
+
+def _measured(work: Work, experiment: Experiment, request: requests.UpdateExperiment) -> dict[str, Any]:
+    if not request.given("metrics"):
+        return experiment.metrics
+    draft = experiment.status is Status.DRAFT
+    return metrics.stored(work, request.metrics or MetricsSpec(), draft=draft)
 
 
 def _check_type(experiment: Experiment) -> None:

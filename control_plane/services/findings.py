@@ -34,6 +34,7 @@ def get(work: Work, request: requests.ById) -> Report:
         compared=experiment.type is not Type.PERSONALIZATION,
         alternating=experiment.type is Type.SWITCHBACK,
         has_primary=bool(experiment.metrics.get("primary")),
+        plan_changed=experiment.plan_changed,
         running_seconds=(work.now - since) / SECOND,
         seated=[_seated(row, keys) for row in rows],
         schedule_failures=[

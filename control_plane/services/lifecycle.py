@@ -20,7 +20,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.intake import algorithm_for
 from control_plane.domain.lifecycle import Status, Verb, verb_towards
-from control_plane.services import delivery, settings, switching, timers
+from control_plane.services import delivery, metrics, settings, switching, timers
 from control_plane.services.experiments import (
     View,
     design_warnings,
@@ -80,7 +80,15 @@ def start(work: Work, request: requests.ById) -> View:
         closed_at=None,
     )
     store.add_phase(experiment.id, experiment.run, phase)
-    started = replace(experiment, status=status, phase=phase, started_at=work.now, updated_at=work.now)
+    started = replace(
+        experiment,
+        status=status,
+        phase=phase,
+        metrics=metrics.by_value(work, experiment.metrics),
+        started_at=work.now,
+        updated_at=work.now,
+    )
+    started = replace(started, analysis_fingerprint=started.fingerprint())
     seat_all(work, started, planned, participants, origin=Origin.START)
     _save(work, started)
     view = view_of(work, store.get(experiment.id))

@@ -8,6 +8,7 @@ from control_plane.domain.design import Type
 from control_plane.domain.experiment import Experiment, Variant
 from control_plane.domain.statistics.proportions import ArmSums, Undefined
 from control_plane.domain.statistics.summary import ArmSummary, Summary, counts_only, summarise
+from control_plane.services import metrics
 from control_plane.services.work import Work
 from control_plane.store.events import ParticipantSums
 from shared.errors import Fault, Invalid, NotFound
@@ -30,8 +31,7 @@ class Results:
     """
 
     experiment: Experiment
-    event_name: str
-    goal: str
+    metric: dict[str, Any]
     population: str
     computed_at: int
     arms: tuple[tuple[Variant, ArmSummary], ...]
@@ -46,19 +46,19 @@ def get(work: Work, request: requests.GetResults) -> Results:
     if experiment is None or not work.caller.sees(experiment.labels):
         raise NotFound(f"there is no experiment {request.id!r}", reason="EXPERIMENT_NOT_FOUND")
     metric = _metric(work, experiment, request.event_name)
+    event_name = metric["eventName"]
     phase = experiment.phase
-    sums = work.store.events.sums(phase.id, metric[0], population=request.population) if phase else []
+    sums = work.store.events.sums(phase.id, event_name, population=request.population) if phase else []
     arms = [_arm(variant, sums) for variant in experiment.variants]
     uncompared = _COUNTS_ONLY.get(experiment.type)
     summary = (
         counts_only(arms, alpha=experiment.alpha, reason=uncompared)
         if uncompared
-        else _compared(experiment, arms, metric[1])
+        else _compared(experiment, arms, metric["goal"])
     )
     return Results(
         experiment=experiment,
-        event_name=metric[0],
-        goal=metric[1],
+        metric=metric,
         population=request.population,
         computed_at=work.now,
         arms=tuple(zip(experiment.variants, summary.arms, strict=True)),
@@ -87,16 +87,16 @@ def _arm(variant: Variant, sums: list[ParticipantSums]) -> ArmSums:
     )
 
 
-def _metric(work: Work, experiment: Experiment, event_name: str) -> tuple[str, str]:
-    """(conversion's name, goal): as asked, else the primary metric, else the only one ever reported."""
-    declared = [experiment.metrics.get("primary"), *experiment.metrics.get("secondary", [])]
-    declared += experiment.metrics.get("guardrail", [])
-    goals = {metric["eventName"]: metric["goal"] for metric in declared if metric}
+def _metric(work: Work, experiment: Experiment, event_name: str) -> dict[str, Any]:
+    """The metric as declared: of the event that is asked for, else the primary, else the only one ever reported."""
+    measured = metrics.by_value(work, experiment.metrics)
+    primary = measured.get("primary")
+    declared = [*([primary] if primary else []), *measured["secondary"], *measured["guardrail"]]
     if event_name:
-        return event_name, goals.get(event_name, "increase")
-    if experiment.metrics.get("primary"):
-        primary = experiment.metrics["primary"]
-        return primary["eventName"], primary["goal"]
+        of_event = [item for item in declared if item["eventName"] == event_name]
+        return of_event[0] if of_event else {"eventName": event_name, "goal": "increase"}
+    if primary:
+        return dict(primary)
     seen = work.store.events.event_names(experiment.phase.id) if experiment.phase else []
     if len(seen) > 1:
         fault = Fault(
@@ -105,7 +105,7 @@ def _metric(work: Work, experiment: Experiment, event_name: str) -> tuple[str, s
             remedy="name one, or set metrics.primary",
         )
         raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
-    return (seen[0] if seen else "conversion"), "increase"
+    return {"eventName": seen[0] if seen else "conversion", "goal": "increase"}
 
 
 def summarise_phase(work: Work, experiment: Experiment) -> list[dict[str, Any]]:

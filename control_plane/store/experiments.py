@@ -368,6 +368,7 @@ def _experiment_values(e: Experiment) -> dict[str, Any]:
         "stopped_at": e.stopped_at,
         "completed_at": e.completed_at,
         "archived_at": e.archived_at,
+        "analysis_fingerprint": e.analysis_fingerprint,
     }
 
 
@@ -403,6 +404,7 @@ def _experiment(row: Row) -> Experiment:
         stopped_at=row["stopped_at"],
         completed_at=row["completed_at"],
         archived_at=row["archived_at"],
+        analysis_fingerprint=row["analysis_fingerprint"],
     )
 
 

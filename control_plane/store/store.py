@@ -9,6 +9,7 @@ from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
 from control_plane.store.holdouts import HoldoutStore
 from control_plane.store.survey import SurveyStore
+from control_plane.store.metrics import MetricStore
 from control_plane.store.timers import TimerStore
 
 
@@ -25,3 +26,4 @@ class Store:
         self.findings = FindingStore(tx)
         self.survey = SurveyStore(tx)
         self.holdouts = HoldoutStore(tx)
+        self.metrics = MetricStore(tx)

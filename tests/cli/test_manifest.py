@@ -119,7 +119,7 @@ rollout: {waves: [10%]}
         "holdoutId: x",
         "exposureCriteria: {requires: loaded}",
         "analysis: {power: 0.9}",
-        "metrics: {primary: {eventName: e, kind: mean}}",
+        "metrics: {primary: {eventName: e, role: primary}}",
     ],
 )
 def test_what_the_control_plane_cannot_do_yet_is_refused_as_such(part: str) -> None:

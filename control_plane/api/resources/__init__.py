@@ -31,6 +31,7 @@ from control_plane.api.resources.designs import (
 from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
 from control_plane.api.resources.plans import holdout, holdouts
 from control_plane.api.resources.survey import eligible_targets, instrumentation, velocity
+from control_plane.api.resources.plans import holdout, holdouts, saved_metric, saved_metrics
 
 __all__ = [
     "agent",
@@ -60,6 +61,8 @@ __all__ = [
     "phases",
     "preview",
     "results",
+    "saved_metric",
+    "saved_metrics",
     "settings",
     "taken",
     "variant",

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from control_plane.api.resources.plans import metric
 from control_plane.api.resources.shown import Json, at, ident
 from control_plane.domain.experiment import Variant
 from control_plane.domain.statistics.summary import ArmSummary
@@ -20,8 +21,10 @@ def results(work: Work, found: Results) -> Json:
         "status": e.status.value,
         "phaseId": ident(e.phase.id if e.phase else None),
         "computedAt": at(found.computed_at),
-        "metric": {"eventName": found.event_name, "goal": found.goal},
+        "metric": metric(found.metric),
         "alpha": e.alpha,
+        "analysisFingerprint": e.analysis_fingerprint,
+        "planChanged": e.plan_changed,
         "population": found.population,
         "method": None if found.uncompared else {"variance": "jackknife", "interval": "welch"},
         "variants": [_arm(item, arm) for item, arm in found.arms],

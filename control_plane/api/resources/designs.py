@@ -1,6 +1,7 @@
 """Experiments as they are designed: variants, phases, assignments, a preview, findings."""
 
 from control_plane.api import contents
+from control_plane.api.resources.plans import metrics
 from control_plane.api.resources.shown import Json, at, ident, page
 from control_plane.domain.experiment import Assignment, Experiment, Phase, Variant
 from control_plane.services.experiments import View
@@ -53,7 +54,9 @@ def _experiment(view: View) -> Json:
         "targetFiles": e.target_files,
         "factors": [contents.factor(item) for item in e.factors],
         "participants": e.selector,
-        "metrics": e.metrics,
+        "metrics": metrics(view.metrics),
+        "analysisFingerprint": e.analysis_fingerprint,
+        "planChanged": e.plan_changed,
         **e.design.model_dump(mode="json", by_alias=True),
         "trafficAllocation": e.phase.traffic_allocation if e.phase else e.design.traffic_allocation,
         "run": e.run,

@@ -158,21 +158,100 @@ class Metric(_message.Message):
 
     EVENT_NAME_FIELD_NUMBER: _builtins.int
     GOAL_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    DENOMINATOR_EVENT_NAME_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
+    FUNNEL_ID_FIELD_NUMBER: _builtins.int
     event_name: _builtins.str
     """Name of the conversion counted, 1 to 128 characters."""
     goal: Global___Goal.ValueType
     """Which way it should move."""
+    id: _builtins.str
+    """Id of the saved metric it is; a draft may name one by id or key instead of saying anything else."""
+    key: _builtins.str
+    """Its key."""
+    name: _builtins.str
+    """What people call it."""
+    kind: _builtins.str
+    """What is measured: `proportion` (default), `mean`, `count` or `ratio`."""
+    role: _builtins.str
+    """Where it stands: `primary`, `secondary` or `guardrail`."""
+    denominator_event_name: _builtins.str
+    """What a ratio divides by."""
+    window: _builtins.str
+    """For how long after an impression a conversion counts, ISO 8601."""
+    margin: _builtins.float
+    """By how much a guardrail may get worse, relative, above 0."""
+    minimum_detectable_effect: _builtins.float
+    """The smallest relative change worth finding, above 0."""
+    funnel_id: _builtins.str
+    """Kept, unused."""
     def __init__(
         self,
         *,
         event_name: _builtins.str = ...,
         goal: Global___Goal.ValueType = ...,
+        id: _builtins.str | None = ...,
+        key: _builtins.str | None = ...,
+        name: _builtins.str | None = ...,
+        kind: _builtins.str | None = ...,
+        role: _builtins.str | None = ...,
+        denominator_event_name: _builtins.str | None = ...,
+        window: _builtins.str | None = ...,
+        margin: _builtins.float | None = ...,
+        minimum_detectable_effect: _builtins.float | None = ...,
+        funnel_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "funnel_id", b"funnel_id", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_name", b"event_name", "goal", b"goal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
+    _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__funnel_id: _TypeAlias = _typing.Literal["funnel_id"]  # noqa: Y015
+    _WhichOneofArgType__funnel_id: _TypeAlias = _typing.Literal["_funnel_id", b"_funnel_id"]  # noqa: Y015
+    _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
+    _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
+    _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
+    _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__denominator_event_name) -> _WhichOneofReturnType__denominator_event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__funnel_id) -> _WhichOneofReturnType__funnel_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
 
 Global___Metric: _TypeAlias = Metric  # noqa: Y015
 
@@ -390,8 +469,6 @@ class Experiment(_message.Message):
     PAUSED_AT_FIELD_NUMBER: _builtins.int
     STOPPED_AT_FIELD_NUMBER: _builtins.int
     COMPLETED_AT_FIELD_NUMBER: _builtins.int
-    INTAKE_CLOSED_AT_FIELD_NUMBER: _builtins.int
-    ARCHIVED_AT_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
@@ -402,6 +479,8 @@ class Experiment(_message.Message):
     FACTORS_FIELD_NUMBER: _builtins.int
     SWITCHBACK_FIELD_NUMBER: _builtins.int
     HOLDOUT_ID_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PLAN_CHANGED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     number: _builtins.int
@@ -440,6 +519,10 @@ class Experiment(_message.Message):
     """Whether rules and strata see what hosts say of themselves (`host.*`)."""
     holdout_id: _builtins.str
     """The holdout whose participants stay out."""
+    analysis_fingerprint: _builtins.str
+    """SHA-256 of metrics, analysis and phase as they were at the start, in hex; absent in draft."""
+    plan_changed: _builtins.bool
+    """Whether the metrics are others than at the start."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the experiment itself."""
@@ -499,14 +582,6 @@ class Experiment(_message.Message):
     @_builtins.property
     def completed_at(self) -> _timestamp_pb2.Timestamp:
         """When it was completed."""
-
-    @_builtins.property
-    def intake_closed_at(self) -> _timestamp_pb2.Timestamp:
-        """Since when nobody further comes in: while it is paused, or from its stop or end on."""
-
-    @_builtins.property
-    def archived_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was put away."""
 
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
@@ -575,8 +650,6 @@ class Experiment(_message.Message):
         paused_at: _timestamp_pb2.Timestamp | None = ...,
         stopped_at: _timestamp_pb2.Timestamp | None = ...,
         completed_at: _timestamp_pb2.Timestamp | None = ...,
-        intake_closed_at: _timestamp_pb2.Timestamp | None = ...,
-        archived_at: _timestamp_pb2.Timestamp | None = ...,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
         warnings: _abc.Iterable[Global___Warning] | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
@@ -587,13 +660,15 @@ class Experiment(_message.Message):
         factors: _abc.Iterable[Global___Factor] | None = ...,
         switchback: Global___Switchback | None = ...,
         holdout_id: _builtins.str | None = ...,
+        analysis_fingerprint: _builtins.str | None = ...,
+        plan_changed: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_archived_at", b"_archived_at", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_intake_closed_at", b"_intake_closed_at", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "archived_at", b"archived_at", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "intake_closed_at", b"intake_closed_at", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_archived_at", b"_archived_at", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_intake_closed_at", b"_intake_closed_at", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "archived", b"archived", "archived_at", b"archived_at", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "intake_closed_at", b"intake_closed_at", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "plan_changed", b"plan_changed", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__archived_at: _TypeAlias = _typing.Literal["archived_at"]  # noqa: Y015
-    _WhichOneofArgType__archived_at: _TypeAlias = _typing.Literal["_archived_at", b"_archived_at"]  # noqa: Y015
+    _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
+    _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
     _WhichOneofReturnType__conclusion: _TypeAlias = _typing.Literal["conclusion"]  # noqa: Y015
@@ -604,8 +679,6 @@ class Experiment(_message.Message):
     _WhichOneofArgType__current_phase: _TypeAlias = _typing.Literal["_current_phase", b"_current_phase"]  # noqa: Y015
     _WhichOneofReturnType__holdout_id: _TypeAlias = _typing.Literal["holdout_id"]  # noqa: Y015
     _WhichOneofArgType__holdout_id: _TypeAlias = _typing.Literal["_holdout_id", b"_holdout_id"]  # noqa: Y015
-    _WhichOneofReturnType__intake_closed_at: _TypeAlias = _typing.Literal["intake_closed_at"]  # noqa: Y015
-    _WhichOneofArgType__intake_closed_at: _TypeAlias = _typing.Literal["_intake_closed_at", b"_intake_closed_at"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
     _WhichOneofReturnType__paused_at: _TypeAlias = _typing.Literal["paused_at"]  # noqa: Y015
@@ -621,7 +694,7 @@ class Experiment(_message.Message):
     _WhichOneofReturnType__winner_variant_id: _TypeAlias = _typing.Literal["winner_variant_id"]  # noqa: Y015
     _WhichOneofArgType__winner_variant_id: _TypeAlias = _typing.Literal["_winner_variant_id", b"_winner_variant_id"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__archived_at) -> _WhichOneofReturnType__archived_at | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__analysis_fingerprint) -> _WhichOneofReturnType__analysis_fingerprint | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_at) -> _WhichOneofReturnType__completed_at | None: ...
     @_typing.overload
@@ -632,8 +705,6 @@ class Experiment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__current_phase) -> _WhichOneofReturnType__current_phase | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__holdout_id) -> _WhichOneofReturnType__holdout_id | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__intake_closed_at) -> _WhichOneofReturnType__intake_closed_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
     @_typing.overload
@@ -1446,399 +1517,6 @@ class Finding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Finding: _TypeAlias = Finding  # noqa: Y015
-
-@_typing.final
-class ForceAssignmentRequest(_message.Message):
-    """Names a participant and the variant it should hold."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ID_FIELD_NUMBER: _builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
-    VARIANT_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
-    """Id or key of the experiment."""
-    participant_id: _builtins.str
-    """Public id of the participant."""
-    variant_id: _builtins.str
-    """Id or key of the variant."""
-    request_id: _builtins.str
-    """Makes the call idempotent."""
-    def __init__(
-        self,
-        *,
-        id: _builtins.str = ...,
-        participant_id: _builtins.str = ...,
-        variant_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "participant_id", b"participant_id", "request_id", b"request_id", "variant_id", b"variant_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ForceAssignmentRequest: _TypeAlias = ForceAssignmentRequest  # noqa: Y015
-
-@_typing.final
-class CheckInstrumentationRequest(_message.Message):
-    """Names an experiment to look at what is reported of it."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ID_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
-    """Id or key."""
-    def __init__(
-        self,
-        *,
-        id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CheckInstrumentationRequest: _TypeAlias = CheckInstrumentationRequest  # noqa: Y015
-
-@_typing.final
-class Instrumentation(_message.Message):
-    """What an experiment needs, and what of it was reported, before or since its start."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
-    KEY_FIELD_NUMBER: _builtins.int
-    REQUIRES_INSTRUMENTATION_FIELD_NUMBER: _builtins.int
-    PARTICIPANT_COUNT_FIELD_NUMBER: _builtins.int
-    EXPOSURE_FIELD_NUMBER: _builtins.int
-    METRICS_FIELD_NUMBER: _builtins.int
-    TARGETS_FIELD_NUMBER: _builtins.int
-    experiment_id: _builtins.str
-    """The experiment's id."""
-    key: _builtins.str
-    """The experiment's key."""
-    requires_instrumentation: _builtins.bool
-    """Something that it needs has never been reported."""
-    participant_count: _builtins.int
-    """How many take part, or in draft would."""
-    @_builtins.property
-    def exposure(self) -> Global___Signal:
-        """Exposures of its files."""
-
-    @_builtins.property
-    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricSignal]:
-        """Its metrics' conversions."""
-
-    @_builtins.property
-    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetSignal]:
-        """Exposures by file; one that was reported without a target counts for each."""
-
-    def __init__(
-        self,
-        *,
-        experiment_id: _builtins.str = ...,
-        key: _builtins.str = ...,
-        requires_instrumentation: _builtins.bool = ...,
-        participant_count: _builtins.int = ...,
-        exposure: Global___Signal | None = ...,
-        metrics: _abc.Iterable[Global___MetricSignal] | None = ...,
-        targets: _abc.Iterable[Global___TargetSignal] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["exposure", b"exposure"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_id", b"experiment_id", "exposure", b"exposure", "key", b"key", "metrics", b"metrics", "participant_count", b"participant_count", "requires_instrumentation", b"requires_instrumentation", "targets", b"targets"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Instrumentation: _TypeAlias = Instrumentation  # noqa: Y015
-
-@_typing.final
-class Signal(_message.Message):
-    """Whether and when something was reported."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REPORTED_FIELD_NUMBER: _builtins.int
-    REPORTING_COUNT_FIELD_NUMBER: _builtins.int
-    LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
-    reported: _builtins.bool
-    """It was, at least once."""
-    reporting_count: _builtins.int
-    """By how many of those that take part."""
-    @_builtins.property
-    def last_seen_at(self) -> _timestamp_pb2.Timestamp:
-        """When last."""
-
-    def __init__(
-        self,
-        *,
-        reported: _builtins.bool = ...,
-        reporting_count: _builtins.int = ...,
-        last_seen_at: _timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at", "last_seen_at", b"last_seen_at"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at", "last_seen_at", b"last_seen_at", "reported", b"reported", "reporting_count", b"reporting_count"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__last_seen_at: _TypeAlias = _typing.Literal["last_seen_at"]  # noqa: Y015
-    _WhichOneofArgType__last_seen_at: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_seen_at) -> _WhichOneofReturnType__last_seen_at | None: ...
-
-Global___Signal: _TypeAlias = Signal  # noqa: Y015
-
-@_typing.final
-class MetricSignal(_message.Message):
-    """The conversion of a metric."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EVENT_NAME_FIELD_NUMBER: _builtins.int
-    ROLE_FIELD_NUMBER: _builtins.int
-    SIGNAL_FIELD_NUMBER: _builtins.int
-    event_name: _builtins.str
-    """Its name."""
-    role: _builtins.str
-    """What the metric is for: `primary`, `secondary` or `guardrail`."""
-    @_builtins.property
-    def signal(self) -> Global___Signal:
-        """What was reported."""
-
-    def __init__(
-        self,
-        *,
-        event_name: _builtins.str = ...,
-        role: _builtins.str = ...,
-        signal: Global___Signal | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_name", b"event_name", "role", b"role", "signal", b"signal"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___MetricSignal: _TypeAlias = MetricSignal  # noqa: Y015
-
-@_typing.final
-class TargetSignal(_message.Message):
-    """Exposures of a target file."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TARGET_FIELD_NUMBER: _builtins.int
-    SIGNAL_FIELD_NUMBER: _builtins.int
-    target: _builtins.str
-    """The file."""
-    @_builtins.property
-    def signal(self) -> Global___Signal:
-        """What was reported."""
-
-    def __init__(
-        self,
-        *,
-        target: _builtins.str = ...,
-        signal: Global___Signal | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal", "target", b"target"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___TargetSignal: _TypeAlias = TargetSignal  # noqa: Y015
-
-@_typing.final
-class ListEligibleTargetsRequest(_message.Message):
-    """Asks for target files that can be tested."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SEARCH_FIELD_NUMBER: _builtins.int
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    search: _builtins.str
-    """Part of the path."""
-    page_size: _builtins.int
-    """At most so many, clamped to 1 to 100; default 25."""
-    page_token: _builtins.str
-    """Where the last page ended."""
-    def __init__(
-        self,
-        *,
-        search: _builtins.str = ...,
-        page_size: _builtins.int | None = ...,
-        page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token", "search", b"search"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
-    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
-
-Global___ListEligibleTargetsRequest: _TypeAlias = ListEligibleTargetsRequest  # noqa: Y015
-
-@_typing.final
-class ListEligibleTargetsResponse(_message.Message):
-    """Target files that can be tested."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ELIGIBLE_TARGETS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    """Where the next page starts; empty: this was the last."""
-    @_builtins.property
-    def eligible_targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___EligibleTarget]:
-        """By path."""
-
-    def __init__(
-        self,
-        *,
-        eligible_targets: _abc.Iterable[Global___EligibleTarget] | None = ...,
-        next_page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eligible_targets", b"eligible_targets", "next_page_token", b"next_page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListEligibleTargetsResponse: _TypeAlias = ListEligibleTargetsResponse  # noqa: Y015
-
-@_typing.final
-class EligibleTarget(_message.Message):
-    """A file, or a glob of files, that can be tested."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TARGET_FIELD_NUMBER: _builtins.int
-    GLOB_FIELD_NUMBER: _builtins.int
-    PARTICIPANT_COUNT_FIELD_NUMBER: _builtins.int
-    AVAILABLE_COUNT_FIELD_NUMBER: _builtins.int
-    HELD_BY_FIELD_NUMBER: _builtins.int
-    target: _builtins.str
-    """The path or glob, relative to a participant's root."""
-    glob: _builtins.bool
-    """It is a glob: a host allows whatever it describes."""
-    participant_count: _builtins.int
-    """How many participants' hosts allow it."""
-    available_count: _builtins.int
-    """Of how many of them no experiment holds it; a glob is held by none."""
-    @_builtins.property
-    def held_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Keys of the experiments that hold it somewhere."""
-
-    def __init__(
-        self,
-        *,
-        target: _builtins.str = ...,
-        glob: _builtins.bool = ...,
-        participant_count: _builtins.int = ...,
-        available_count: _builtins.int = ...,
-        held_by: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_count", b"available_count", "glob", b"glob", "held_by", b"held_by", "participant_count", b"participant_count", "target", b"target"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EligibleTarget: _TypeAlias = EligibleTarget  # noqa: Y015
-
-@_typing.final
-class GetVelocityRequest(_message.Message):
-    """Asks for the pace of the project."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetVelocityRequest: _TypeAlias = GetVelocityRequest  # noqa: Y015
-
-@_typing.final
-class Velocity(_message.Message):
-    """The pace of a project; archived experiments are not counted."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    AS_OF_FIELD_NUMBER: _builtins.int
-    WINDOW_DAYS_FIELD_NUMBER: _builtins.int
-    LAUNCHED_FIELD_NUMBER: _builtins.int
-    COMPLETED_FIELD_NUMBER: _builtins.int
-    RUNNING_FIELD_NUMBER: _builtins.int
-    window_days: _builtins.int
-    """How long a window is, days."""
-    running: _builtins.int
-    """Experiments that run now."""
-    @_builtins.property
-    def as_of(self) -> _timestamp_pb2.Timestamp:
-        """The end of the last window."""
-
-    @_builtins.property
-    def launched(self) -> Global___Pace:
-        """Experiments started."""
-
-    @_builtins.property
-    def completed(self) -> Global___Pace:
-        """Experiments completed."""
-
-    def __init__(
-        self,
-        *,
-        as_of: _timestamp_pb2.Timestamp | None = ...,
-        window_days: _builtins.int = ...,
-        launched: Global___Pace | None = ...,
-        completed: Global___Pace | None = ...,
-        running: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "completed", b"completed", "launched", b"launched"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "completed", b"completed", "launched", b"launched", "running", b"running", "window_days", b"window_days"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Velocity: _TypeAlias = Velocity  # noqa: Y015
-
-@_typing.final
-class Pace(_message.Message):
-    """A count in the last window and in the one before it."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CURRENT_FIELD_NUMBER: _builtins.int
-    PREVIOUS_FIELD_NUMBER: _builtins.int
-    PERCENT_CHANGE_FIELD_NUMBER: _builtins.int
-    current: _builtins.int
-    """In the last window."""
-    previous: _builtins.int
-    """In the one before."""
-    percent_change: _builtins.float
-    """Growth, per cent to one decimal; from nothing to nothing 0, from nothing to something 100."""
-    def __init__(
-        self,
-        *,
-        current: _builtins.int = ...,
-        previous: _builtins.int = ...,
-        percent_change: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "percent_change", b"percent_change", "previous", b"previous"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Pace: _TypeAlias = Pace  # noqa: Y015
 
 @_typing.final
 class UnforceAssignmentRequest(_message.Message):
@@ -2738,23 +2416,19 @@ class StartExperimentRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    NORMALIZE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     request_id: _builtins.str
     """Makes the call idempotent."""
-    normalize: _builtins.bool
-    """Make weights that do not sum to 100 do so, in their proportion."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         request_id: _builtins.str = ...,
-        normalize: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "normalize", b"normalize", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -4349,6 +4023,8 @@ class Results(_message.Message):
     VARIANTS_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    ANALYSIS_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PLAN_CHANGED_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """The experiment's id."""
     key: _builtins.str
@@ -4361,6 +4037,10 @@ class Results(_message.Message):
     """Level of every interval and p-value."""
     population: _builtins.str
     """`assigned` or `delivered`."""
+    analysis_fingerprint: _builtins.str
+    """SHA-256 of metrics, analysis and phase as they were at the start, in hex; absent in draft."""
+    plan_changed: _builtins.bool
+    """Whether the metrics are others than at the start."""
     @_builtins.property
     def computed_at(self) -> _timestamp_pb2.Timestamp:
         """When they were computed."""
@@ -4400,13 +4080,20 @@ class Results(_message.Message):
         variants: _abc.Iterable[Global___VariantResult] | None = ...,
         rejected: _abc.Iterable[Global___RejectedCount] | None = ...,
         lost: Global___LostCount | None = ...,
+        analysis_fingerprint: _builtins.str | None = ...,
+        plan_changed: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id", "computed_at", b"computed_at", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_phase_id", b"_phase_id", "analysis_fingerprint", b"analysis_fingerprint", "computed_at", b"computed_at", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id", "alpha", b"alpha", "computed_at", b"computed_at", "experiment_id", b"experiment_id", "key", b"key", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id", "population", b"population", "rejected", b"rejected", "status", b"status", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_phase_id", b"_phase_id", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "computed_at", b"computed_at", "experiment_id", b"experiment_id", "key", b"key", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id", "plan_changed", b"plan_changed", "population", b"population", "rejected", b"rejected", "status", b"status", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
+    _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
     _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
     _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__analysis_fingerprint) -> _WhichOneofReturnType__analysis_fingerprint | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
 
 Global___Results: _TypeAlias = Results  # noqa: Y015
@@ -6017,26 +5704,6 @@ class ApiKey(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
@@ -6046,7 +5713,6 @@ class ApiKey(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REVOKED_AT_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     name: _builtins.str
@@ -6075,10 +5741,6 @@ class ApiKey(_message.Message):
     def last_used_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last used, to the minute."""
 
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What it is limited to: it sees and changes only what carries all of these."""
-
     def __init__(
         self,
         *,
@@ -6091,11 +5753,10 @@ class ApiKey(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         revoked_at: _timestamp_pb2.Timestamp | None = ...,
         last_used_at: _timestamp_pb2.Timestamp | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_last_used_at", b"_last_used_at", "_revoked_at", b"_revoked_at", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "revoked_at", b"revoked_at", "secret", b"secret"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_last_used_at", b"_last_used_at", "_revoked_at", b"_revoked_at", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "id", b"id", "labels", b"labels", "last_used_at", b"last_used_at", "name", b"name", "prefix", b"prefix", "revoked_at", b"revoked_at", "scopes", b"scopes", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_last_used_at", b"_last_used_at", "_revoked_at", b"_revoked_at", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "id", b"id", "last_used_at", b"last_used_at", "name", b"name", "prefix", b"prefix", "revoked_at", b"revoked_at", "scopes", b"scopes", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
@@ -6122,31 +5783,10 @@ class CreateApiKeyRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     NAME_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, 1 to 128 characters."""
     request_id: _builtins.str
@@ -6159,10 +5799,6 @@ class CreateApiKeyRequest(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it ends by itself, ahead of now; absent: never."""
 
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Limits it to what carries all of these labels; none: no limit."""
-
     def __init__(
         self,
         *,
@@ -6170,11 +5806,10 @@ class CreateApiKeyRequest(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "labels", b"labels", "name", b"name", "request_id", b"request_id", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "name", b"name", "request_id", b"request_id", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
@@ -6857,6 +6492,429 @@ class WatchFleetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__removed_id) -> _WhichOneofReturnType__removed_id | None: ...
 
 Global___WatchFleetResponse: _TypeAlias = WatchFleetResponse  # noqa: Y015
+
+@_typing.final
+class SavedMetric(_message.Message):
+    """A saved metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    DENOMINATOR_EVENT_NAME_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
+    FUNNEL_ID_FIELD_NUMBER: _builtins.int
+    EXPERIMENTS_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id."""
+    key: _builtins.str
+    """Key within the project."""
+    name: _builtins.str
+    """What people call it."""
+    event_name: _builtins.str
+    """Name of the conversion counted."""
+    goal: Global___Goal.ValueType
+    """Which way it should move."""
+    kind: _builtins.str
+    """What is measured: `proportion` (default), `mean`, `count` or `ratio`."""
+    role: _builtins.str
+    """Where it stands: `primary`, `secondary` or `guardrail`."""
+    denominator_event_name: _builtins.str
+    """What a ratio divides by."""
+    window: _builtins.str
+    """For how long after an impression a conversion counts, ISO 8601."""
+    margin: _builtins.float
+    """By how much a guardrail may get worse, relative, above 0."""
+    minimum_detectable_effect: _builtins.float
+    """The smallest relative change worth finding, above 0."""
+    funnel_id: _builtins.str
+    """Kept, unused."""
+    @_builtins.property
+    def experiments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of the drafts that name it."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was saved."""
+
+    @_builtins.property
+    def updated_at(self) -> _timestamp_pb2.Timestamp:
+        """When it last changed."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        name: _builtins.str = ...,
+        event_name: _builtins.str = ...,
+        goal: Global___Goal.ValueType = ...,
+        kind: _builtins.str | None = ...,
+        role: _builtins.str | None = ...,
+        denominator_event_name: _builtins.str | None = ...,
+        window: _builtins.str | None = ...,
+        margin: _builtins.float | None = ...,
+        minimum_detectable_effect: _builtins.float | None = ...,
+        funnel_id: _builtins.str | None = ...,
+        experiments: _abc.Iterable[_builtins.str] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        updated_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_role", b"_role", "_window", b"_window", "created_at", b"created_at", "denominator_event_name", b"denominator_event_name", "funnel_id", b"funnel_id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "role", b"role", "updated_at", b"updated_at", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_role", b"_role", "_window", b"_window", "created_at", b"created_at", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "experiments", b"experiments", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "updated_at", b"updated_at", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
+    _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__funnel_id: _TypeAlias = _typing.Literal["funnel_id"]  # noqa: Y015
+    _WhichOneofArgType__funnel_id: _TypeAlias = _typing.Literal["_funnel_id", b"_funnel_id"]  # noqa: Y015
+    _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
+    _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
+    _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__denominator_event_name) -> _WhichOneofReturnType__denominator_event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__funnel_id) -> _WhichOneofReturnType__funnel_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
+
+Global___SavedMetric: _TypeAlias = SavedMetric  # noqa: Y015
+
+@_typing.final
+class ListMetricsRequest(_message.Message):
+    """Asks for saved metrics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most so many, clamped to 1 to 100; default 25."""
+    page_token: _builtins.str
+    """Where the last page ended."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+
+Global___ListMetricsRequest: _TypeAlias = ListMetricsRequest  # noqa: Y015
+
+@_typing.final
+class ListMetricsResponse(_message.Message):
+    """A page of saved metrics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRICS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty: this was the last."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___SavedMetric]:
+        """By key."""
+
+    def __init__(
+        self,
+        *,
+        metrics: _abc.Iterable[Global___SavedMetric] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMetricsResponse: _TypeAlias = ListMetricsResponse  # noqa: Y015
+
+@_typing.final
+class GetMetricRequest(_message.Message):
+    """Names a saved metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetricRequest: _TypeAlias = GetMetricRequest  # noqa: Y015
+
+@_typing.final
+class CreateMetricRequest(_message.Message):
+    """A new saved metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    DENOMINATOR_EVENT_NAME_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
+    FUNNEL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What people call it."""
+    key: _builtins.str
+    """Key; default: made from the name."""
+    event_name: _builtins.str
+    """Name of the conversion counted."""
+    goal: Global___Goal.ValueType
+    """Which way it should move; default: increase."""
+    kind: _builtins.str
+    """What is measured: `proportion` (default), `mean`, `count` or `ratio`."""
+    role: _builtins.str
+    """Where it stands: `primary`, `secondary` or `guardrail`."""
+    denominator_event_name: _builtins.str
+    """What a ratio divides by."""
+    window: _builtins.str
+    """For how long after an impression a conversion counts, ISO 8601."""
+    margin: _builtins.float
+    """By how much a guardrail may get worse, relative, above 0."""
+    minimum_detectable_effect: _builtins.float
+    """The smallest relative change worth finding, above 0."""
+    funnel_id: _builtins.str
+    """Kept, unused."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        key: _builtins.str | None = ...,
+        event_name: _builtins.str = ...,
+        goal: Global___Goal.ValueType = ...,
+        kind: _builtins.str | None = ...,
+        role: _builtins.str | None = ...,
+        denominator_event_name: _builtins.str | None = ...,
+        window: _builtins.str | None = ...,
+        margin: _builtins.float | None = ...,
+        minimum_detectable_effect: _builtins.float | None = ...,
+        funnel_id: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "funnel_id", b"funnel_id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "role", b"role", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "request_id", b"request_id", "role", b"role", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
+    _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__funnel_id: _TypeAlias = _typing.Literal["funnel_id"]  # noqa: Y015
+    _WhichOneofArgType__funnel_id: _TypeAlias = _typing.Literal["_funnel_id", b"_funnel_id"]  # noqa: Y015
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
+    _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
+    _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__denominator_event_name) -> _WhichOneofReturnType__denominator_event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__funnel_id) -> _WhichOneofReturnType__funnel_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
+
+Global___CreateMetricRequest: _TypeAlias = CreateMetricRequest  # noqa: Y015
+
+@_typing.final
+class UpdateMetricRequest(_message.Message):
+    """Changes to a saved metric; what is absent stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    DENOMINATOR_EVENT_NAME_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
+    FUNNEL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    name: _builtins.str
+    """What people call it."""
+    event_name: _builtins.str
+    """Name of the conversion counted."""
+    goal: Global___Goal.ValueType
+    """Which way it should move."""
+    kind: _builtins.str
+    """What is measured: `proportion` (default), `mean`, `count` or `ratio`."""
+    role: _builtins.str
+    """Where it stands: `primary`, `secondary` or `guardrail`."""
+    denominator_event_name: _builtins.str
+    """What a ratio divides by."""
+    window: _builtins.str
+    """For how long after an impression a conversion counts, ISO 8601."""
+    margin: _builtins.float
+    """By how much a guardrail may get worse, relative, above 0."""
+    minimum_detectable_effect: _builtins.float
+    """The smallest relative change worth finding, above 0."""
+    funnel_id: _builtins.str
+    """Kept, unused."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        event_name: _builtins.str | None = ...,
+        goal: Global___Goal.ValueType = ...,
+        kind: _builtins.str | None = ...,
+        role: _builtins.str | None = ...,
+        denominator_event_name: _builtins.str | None = ...,
+        window: _builtins.str | None = ...,
+        margin: _builtins.float | None = ...,
+        minimum_detectable_effect: _builtins.float | None = ...,
+        funnel_id: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_update_mask", b"_update_mask", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "update_mask", b"update_mask", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_update_mask", b"_update_mask", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "request_id", b"request_id", "role", b"role", "update_mask", b"update_mask", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
+    _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__event_name: _TypeAlias = _typing.Literal["event_name"]  # noqa: Y015
+    _WhichOneofArgType__event_name: _TypeAlias = _typing.Literal["_event_name", b"_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__funnel_id: _TypeAlias = _typing.Literal["funnel_id"]  # noqa: Y015
+    _WhichOneofArgType__funnel_id: _TypeAlias = _typing.Literal["_funnel_id", b"_funnel_id"]  # noqa: Y015
+    _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
+    _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
+    _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
+    _WhichOneofReturnType__update_mask: _TypeAlias = _typing.Literal["update_mask"]  # noqa: Y015
+    _WhichOneofArgType__update_mask: _TypeAlias = _typing.Literal["_update_mask", b"_update_mask"]  # noqa: Y015
+    _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
+    _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__denominator_event_name) -> _WhichOneofReturnType__denominator_event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__event_name) -> _WhichOneofReturnType__event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__funnel_id) -> _WhichOneofReturnType__funnel_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__update_mask) -> _WhichOneofReturnType__update_mask | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
+
+Global___UpdateMetricRequest: _TypeAlias = UpdateMetricRequest  # noqa: Y015
+
+@_typing.final
+class DeleteMetricRequest(_message.Message):
+    """Names a saved metric to remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMetricRequest: _TypeAlias = DeleteMetricRequest  # noqa: Y015
 
 @_typing.final
 class Holdout(_message.Message):

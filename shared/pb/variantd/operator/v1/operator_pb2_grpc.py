@@ -2682,6 +2682,258 @@ class EventService(object):
             _registered_method=True)
 
 
+class MetricServiceStub(object):
+    """Saved metrics, for drafts to name.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListMetrics = channel.unary_unary(
+                '/variantd.operator.v1.MetricService/ListMetrics',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListMetricsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListMetricsResponse.FromString,
+                _registered_method=True)
+        self.GetMetric = channel.unary_unary(
+                '/variantd.operator.v1.MetricService/GetMetric',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetMetricRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.FromString,
+                _registered_method=True)
+        self.CreateMetric = channel.unary_unary(
+                '/variantd.operator.v1.MetricService/CreateMetric',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateMetricRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.FromString,
+                _registered_method=True)
+        self.UpdateMetric = channel.unary_unary(
+                '/variantd.operator.v1.MetricService/UpdateMetric',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UpdateMetricRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.FromString,
+                _registered_method=True)
+        self.DeleteMetric = channel.unary_unary(
+                '/variantd.operator.v1.MetricService/DeleteMetric',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteMetricRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+
+
+class MetricServiceServicer(object):
+    """Saved metrics, for drafts to name.
+    """
+
+    def ListMetrics(self, request, context):
+        """Saved metrics of the caller's project, by key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMetric(self, request, context):
+        """One saved metric.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateMetric(self, request, context):
+        """Saves a metric.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateMetric(self, request, context):
+        """Changes a saved metric, also in drafts that name it; whatever has started keeps its copy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMetric(self, request, context):
+        """Removes a saved metric that no draft names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_MetricServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMetrics,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListMetricsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListMetricsResponse.SerializeToString,
+            ),
+            'GetMetric': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetric,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetMetricRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.SerializeToString,
+            ),
+            'CreateMetric': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateMetric,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateMetricRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.SerializeToString,
+            ),
+            'UpdateMetric': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateMetric,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UpdateMetricRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.SerializeToString,
+            ),
+            'DeleteMetric': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMetric,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteMetricRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'variantd.operator.v1.MetricService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('variantd.operator.v1.MetricService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class MetricService(object):
+    """Saved metrics, for drafts to name.
+    """
+
+    @staticmethod
+    def ListMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.MetricService/ListMetrics',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListMetricsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetric(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.MetricService/GetMetric',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetMetricRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateMetric(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.MetricService/CreateMetric',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CreateMetricRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateMetric(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.MetricService/UpdateMetric',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UpdateMetricRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SavedMetric.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMetric(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.MetricService/DeleteMetric',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.DeleteMetricRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class HoldoutServiceStub(object):
     """Holdouts: a share of participants that stays out of every experiment that names it.
     """

@@ -821,6 +821,85 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class MetricServiceStub:
+    """Saved metrics, for drafts to name."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> MetricServiceAsyncStub: ...
+    ListMetrics: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListMetricsRequest, _operator_pb2.ListMetricsResponse]
+    """Saved metrics of the caller's project, by key."""
+    GetMetric: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetMetricRequest, _operator_pb2.SavedMetric]
+    """One saved metric."""
+    CreateMetric: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateMetricRequest, _operator_pb2.SavedMetric]
+    """Saves a metric."""
+    UpdateMetric: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UpdateMetricRequest, _operator_pb2.SavedMetric]
+    """Changes a saved metric, also in drafts that name it; whatever has started keeps its copy."""
+    DeleteMetric: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DeleteMetricRequest, _empty_pb2.Empty]
+    """Removes a saved metric that no draft names."""
+
+@_typing.type_check_only
+class MetricServiceAsyncStub(MetricServiceStub):
+    """Saved metrics, for drafts to name."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListMetrics: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListMetricsRequest, _operator_pb2.ListMetricsResponse]  # type: ignore[assignment]
+    """Saved metrics of the caller's project, by key."""
+    GetMetric: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetMetricRequest, _operator_pb2.SavedMetric]  # type: ignore[assignment]
+    """One saved metric."""
+    CreateMetric: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateMetricRequest, _operator_pb2.SavedMetric]  # type: ignore[assignment]
+    """Saves a metric."""
+    UpdateMetric: _aio.UnaryUnaryMultiCallable[_operator_pb2.UpdateMetricRequest, _operator_pb2.SavedMetric]  # type: ignore[assignment]
+    """Changes a saved metric, also in drafts that name it; whatever has started keeps its copy."""
+    DeleteMetric: _aio.UnaryUnaryMultiCallable[_operator_pb2.DeleteMetricRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Removes a saved metric that no draft names."""
+
+class MetricServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Saved metrics, for drafts to name."""
+
+    @_abc_1.abstractmethod
+    def ListMetrics(
+        self,
+        request: _operator_pb2.ListMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListMetricsResponse, _abc.Awaitable[_operator_pb2.ListMetricsResponse]]:
+        """Saved metrics of the caller's project, by key."""
+
+    @_abc_1.abstractmethod
+    def GetMetric(
+        self,
+        request: _operator_pb2.GetMetricRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.SavedMetric, _abc.Awaitable[_operator_pb2.SavedMetric]]:
+        """One saved metric."""
+
+    @_abc_1.abstractmethod
+    def CreateMetric(
+        self,
+        request: _operator_pb2.CreateMetricRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.SavedMetric, _abc.Awaitable[_operator_pb2.SavedMetric]]:
+        """Saves a metric."""
+
+    @_abc_1.abstractmethod
+    def UpdateMetric(
+        self,
+        request: _operator_pb2.UpdateMetricRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.SavedMetric, _abc.Awaitable[_operator_pb2.SavedMetric]]:
+        """Changes a saved metric, also in drafts that name it; whatever has started keeps its copy."""
+
+    @_abc_1.abstractmethod
+    def DeleteMetric(
+        self,
+        request: _operator_pb2.DeleteMetricRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Removes a saved metric that no draft names."""
+
+def add_MetricServiceServicer_to_server(servicer: MetricServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class HoldoutServiceStub:
     """Holdouts: a share of participants that stays out of every experiment that names it."""
 

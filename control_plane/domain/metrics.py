@@ -1,0 +1,127 @@
+"""Metrics: what is measured and which way it should move, written in an experiment or saved for several.
+
+A draft may name a saved metric, and follows its edits; at the start every metric is copied by value, so that
+no later edit changes what a running experiment measures.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from control_plane.domain.fields import Duration, Key, Request
+
+Kind = Literal["proportion", "mean", "count", "ratio"]
+Goal = Literal["increase", "decrease"]
+Role = Literal["primary", "secondary", "guardrail"]
+EventName = Annotated[str, Field(min_length=1, max_length=128)]
+MetricName = Annotated[str, Field(min_length=1, max_length=200)]
+Share = Annotated[float, Field(gt=0, le=10)]
+"""A relative change: 0.1 is 10 %."""
+
+
+class Definition(Request):
+    """What is measured, whole."""
+
+    event_name: EventName
+    kind: Kind = "proportion"
+    goal: Goal = "increase"
+    role: Role | None = None
+    denominator_event_name: EventName | None = None
+    window: Duration | None = None
+    margin: Share | None = None
+    minimum_detectable_effect: Share | None = None
+    funnel_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+
+    @model_validator(mode="after")
+    def _denominator(self) -> Self:
+        if self.kind == "ratio" and self.denominator_event_name is None:
+            raise ValueError("a ratio needs denominatorEventName")
+        if self.kind != "ratio" and self.denominator_event_name is not None:
+            raise ValueError("only a ratio has a denominatorEventName")
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """The definition as JSON, every field of it."""
+        own = set(Definition.model_fields)
+        return self.model_dump(mode="json", by_alias=True, include=own)
+
+
+class MetricSpec(Request):
+    """A metric of an experiment: a definition, or the id or key of a saved one."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    key: Key | None = None
+    name: MetricName | None = None
+    event_name: EventName | None = None
+    kind: Kind | None = None
+    goal: Goal | None = None
+    role: Role | None = None
+    denominator_event_name: EventName | None = None
+    window: Duration | None = None
+    margin: Share | None = None
+    minimum_detectable_effect: Share | None = None
+    funnel_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.event_name is None and self.id is None and self.key is None:
+            raise ValueError("a metric needs eventName, or the id or key of a saved metric")
+        if self.event_name is not None:
+            self.definition()
+        return self
+
+    def said(self) -> dict[str, Any]:
+        """What was sent of a definition, as JSON; neither what it is called nor its place."""
+        own = set(Definition.model_fields) - {"role"}
+        return self.model_dump(mode="json", by_alias=True, include=own, exclude_none=True)
+
+    def definition(self) -> Definition:
+        """The definition that was sent; `eventName` has to be there."""
+        sent = self.said()
+        rest = {name: value for name, value in sent.items() if name != "eventName"}
+        if self.event_name is None:
+            raise ValueError("a metric by value needs eventName")
+        kind: Kind = self.kind or "proportion"
+        if kind == "ratio" and "denominatorEventName" not in rest:
+            raise ValueError("a ratio needs denominatorEventName")
+        if kind != "ratio" and "denominatorEventName" in rest:
+            raise ValueError("only a ratio has a denominatorEventName")
+        return Definition.model_validate({"eventName": self.event_name, **rest})
+
+
+class MetricsSpec(Request):
+    """The metrics of an experiment."""
+
+    primary: MetricSpec | None = None
+    secondary: Annotated[tuple[MetricSpec, ...], Field(max_length=50)] = ()
+    guardrail: Annotated[tuple[MetricSpec, ...], Field(max_length=50)] = ()
+
+
+class CreateMetric(Definition):
+    """A new saved metric."""
+
+    name: MetricName
+    key: Key | None = None
+
+
+class UpdateMetric(Request):
+    """Changes to a saved metric; what was not sent stays, null is none or the default again."""
+
+    id: str
+    name: MetricName = ""  # never looked at: a name cannot be taken away
+    event_name: EventName = ""  # nor can the event
+    kind: Kind | None = None
+    goal: Goal | None = None
+    role: Role | None = None
+    denominator_event_name: EventName | None = None
+    window: Duration | None = None
+    margin: Share | None = None
+    minimum_detectable_effect: Share | None = None
+    funnel_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+
+    def onto(self, present: dict[str, Any]) -> dict[str, Any]:
+        """The definition with what was sent, not yet checked as a whole."""
+        own = set(Definition.model_fields) & self.model_fields_set
+        sent = self.model_dump(mode="json", by_alias=True, include=own)
+        merged = {**present, **sent}
+        return {name: value for name, value in merged.items() if value is not None}
