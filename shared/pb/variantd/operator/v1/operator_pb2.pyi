@@ -469,6 +469,8 @@ class Experiment(_message.Message):
     PAUSED_AT_FIELD_NUMBER: _builtins.int
     STOPPED_AT_FIELD_NUMBER: _builtins.int
     COMPLETED_AT_FIELD_NUMBER: _builtins.int
+    INTAKE_CLOSED_AT_FIELD_NUMBER: _builtins.int
+    ARCHIVED_AT_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
@@ -584,6 +586,14 @@ class Experiment(_message.Message):
         """When it was completed."""
 
     @_builtins.property
+    def intake_closed_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when nobody further comes in: while it is paused, or from its stop or end on."""
+
+    @_builtins.property
+    def archived_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was put away."""
+
+    @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """Only in the answer to create: the assignments as planned."""
 
@@ -650,6 +660,8 @@ class Experiment(_message.Message):
         paused_at: _timestamp_pb2.Timestamp | None = ...,
         stopped_at: _timestamp_pb2.Timestamp | None = ...,
         completed_at: _timestamp_pb2.Timestamp | None = ...,
+        intake_closed_at: _timestamp_pb2.Timestamp | None = ...,
+        archived_at: _timestamp_pb2.Timestamp | None = ...,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
         warnings: _abc.Iterable[Global___Warning] | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
@@ -663,12 +675,14 @@ class Experiment(_message.Message):
         analysis_fingerprint: _builtins.str | None = ...,
         plan_changed: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_archived_at", b"_archived_at", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_intake_closed_at", b"_intake_closed_at", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "archived_at", b"archived_at", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "intake_closed_at", b"intake_closed_at", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "archived", b"archived", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "plan_changed", b"plan_changed", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_archived_at", b"_archived_at", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_intake_closed_at", b"_intake_closed_at", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "archived", b"archived", "archived_at", b"archived_at", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "intake_closed_at", b"intake_closed_at", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "plan_changed", b"plan_changed", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
     _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
+    _WhichOneofReturnType__archived_at: _TypeAlias = _typing.Literal["archived_at"]  # noqa: Y015
+    _WhichOneofArgType__archived_at: _TypeAlias = _typing.Literal["_archived_at", b"_archived_at"]  # noqa: Y015
     _WhichOneofReturnType__completed_at: _TypeAlias = _typing.Literal["completed_at"]  # noqa: Y015
     _WhichOneofArgType__completed_at: _TypeAlias = _typing.Literal["_completed_at", b"_completed_at"]  # noqa: Y015
     _WhichOneofReturnType__conclusion: _TypeAlias = _typing.Literal["conclusion"]  # noqa: Y015
@@ -679,6 +693,8 @@ class Experiment(_message.Message):
     _WhichOneofArgType__current_phase: _TypeAlias = _typing.Literal["_current_phase", b"_current_phase"]  # noqa: Y015
     _WhichOneofReturnType__holdout_id: _TypeAlias = _typing.Literal["holdout_id"]  # noqa: Y015
     _WhichOneofArgType__holdout_id: _TypeAlias = _typing.Literal["_holdout_id", b"_holdout_id"]  # noqa: Y015
+    _WhichOneofReturnType__intake_closed_at: _TypeAlias = _typing.Literal["intake_closed_at"]  # noqa: Y015
+    _WhichOneofArgType__intake_closed_at: _TypeAlias = _typing.Literal["_intake_closed_at", b"_intake_closed_at"]  # noqa: Y015
     _WhichOneofReturnType__metadata: _TypeAlias = _typing.Literal["metadata"]  # noqa: Y015
     _WhichOneofArgType__metadata: _TypeAlias = _typing.Literal["_metadata", b"_metadata"]  # noqa: Y015
     _WhichOneofReturnType__paused_at: _TypeAlias = _typing.Literal["paused_at"]  # noqa: Y015
@@ -696,6 +712,8 @@ class Experiment(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__analysis_fingerprint) -> _WhichOneofReturnType__analysis_fingerprint | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__archived_at) -> _WhichOneofReturnType__archived_at | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_at) -> _WhichOneofReturnType__completed_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__conclusion) -> _WhichOneofReturnType__conclusion | None: ...
@@ -705,6 +723,8 @@ class Experiment(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__current_phase) -> _WhichOneofReturnType__current_phase | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__holdout_id) -> _WhichOneofReturnType__holdout_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__intake_closed_at) -> _WhichOneofReturnType__intake_closed_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata) -> _WhichOneofReturnType__metadata | None: ...
     @_typing.overload
@@ -1517,6 +1537,40 @@ class Finding(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
+@_typing.final
+class ForceAssignmentRequest(_message.Message):
+    """Names a participant and the variant it should hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    participant_id: _builtins.str
+    """Public id of the participant."""
+    variant_id: _builtins.str
+    """Id or key of the variant."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        participant_id: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "participant_id", b"participant_id", "request_id", b"request_id", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForceAssignmentRequest: _TypeAlias = ForceAssignmentRequest  # noqa: Y015
 
 @_typing.final
 class UnforceAssignmentRequest(_message.Message):
@@ -2416,19 +2470,23 @@ class StartExperimentRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NORMALIZE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     request_id: _builtins.str
     """Makes the call idempotent."""
+    normalize: _builtins.bool
+    """Make weights that do not sum to 100 do so, in their proportion."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        normalize: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "normalize", b"normalize", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -5704,6 +5762,26 @@ class ApiKey(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
@@ -5713,6 +5791,7 @@ class ApiKey(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     REVOKED_AT_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     name: _builtins.str
@@ -5741,6 +5820,10 @@ class ApiKey(_message.Message):
     def last_used_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last used, to the minute."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What it is limited to: it sees and changes only what carries all of these."""
+
     def __init__(
         self,
         *,
@@ -5753,10 +5836,11 @@ class ApiKey(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         revoked_at: _timestamp_pb2.Timestamp | None = ...,
         last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_last_used_at", b"_last_used_at", "_revoked_at", b"_revoked_at", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "last_used_at", b"last_used_at", "revoked_at", b"revoked_at", "secret", b"secret"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_last_used_at", b"_last_used_at", "_revoked_at", b"_revoked_at", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "id", b"id", "last_used_at", b"last_used_at", "name", b"name", "prefix", b"prefix", "revoked_at", b"revoked_at", "scopes", b"scopes", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_last_used_at", b"_last_used_at", "_revoked_at", b"_revoked_at", "_secret", b"_secret", "created_at", b"created_at", "expires_at", b"expires_at", "id", b"id", "labels", b"labels", "last_used_at", b"last_used_at", "name", b"name", "prefix", b"prefix", "revoked_at", b"revoked_at", "scopes", b"scopes", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
@@ -5783,10 +5867,31 @@ class CreateApiKeyRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, 1 to 128 characters."""
     request_id: _builtins.str
@@ -5799,6 +5904,10 @@ class CreateApiKeyRequest(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it ends by itself, ahead of now; absent: never."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Limits it to what carries all of these labels; none: no limit."""
+
     def __init__(
         self,
         *,
@@ -5806,10 +5915,11 @@ class CreateApiKeyRequest(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "name", b"name", "request_id", b"request_id", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "labels", b"labels", "name", b"name", "request_id", b"request_id", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
