@@ -116,7 +116,7 @@ async def test_a_plan_that_changed_after_the_start_is_told(world: World) -> None
     """The fingerprint of the start stays; experiment, results and findings say that it is not the plan any more."""
     first = {"eventName": "resolved"}
     draft = await world.experiment("p", metrics={"primary": first})
-    assert draft.experiment.analysis_fingerprint is None
+    assert draft.analysis_fingerprint is None
     await world.start(draft)
     frozen = (await world.do(experiments.get, requests.ById(id="test"))).experiment
     assert len(frozen.analysis_fingerprint or "") == 64
