@@ -8,8 +8,8 @@ from control_plane.store.experiments import ExperimentStore
 from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
 from control_plane.store.holdouts import HoldoutStore
-from control_plane.store.survey import SurveyStore
 from control_plane.store.metrics import MetricStore
+from control_plane.store.survey import SurveyStore
 from control_plane.store.timers import TimerStore
 
 

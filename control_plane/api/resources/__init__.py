@@ -29,9 +29,8 @@ from control_plane.api.resources.designs import (
     variants,
 )
 from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
-from control_plane.api.resources.plans import holdout, holdouts
-from control_plane.api.resources.survey import eligible_targets, instrumentation, velocity
 from control_plane.api.resources.plans import holdout, holdouts, saved_metric, saved_metrics
+from control_plane.api.resources.survey import eligible_targets, instrumentation, velocity
 
 __all__ = [
     "agent",

@@ -1573,6 +1573,365 @@ class ForceAssignmentRequest(_message.Message):
 Global___ForceAssignmentRequest: _TypeAlias = ForceAssignmentRequest  # noqa: Y015
 
 @_typing.final
+class CheckInstrumentationRequest(_message.Message):
+    """Names an experiment to look at what is reported of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckInstrumentationRequest: _TypeAlias = CheckInstrumentationRequest  # noqa: Y015
+
+@_typing.final
+class Instrumentation(_message.Message):
+    """What an experiment needs, and what of it was reported, before or since its start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    REQUIRES_INSTRUMENTATION_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_COUNT_FIELD_NUMBER: _builtins.int
+    EXPOSURE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
+    """The experiment's id."""
+    key: _builtins.str
+    """The experiment's key."""
+    requires_instrumentation: _builtins.bool
+    """Something that it needs has never been reported."""
+    participant_count: _builtins.int
+    """How many take part, or in draft would."""
+    @_builtins.property
+    def exposure(self) -> Global___Signal:
+        """Exposures of its files."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricSignal]:
+        """Its metrics' conversions."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetSignal]:
+        """Exposures by file; one that was reported without a target counts for each."""
+
+    def __init__(
+        self,
+        *,
+        experiment_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        requires_instrumentation: _builtins.bool = ...,
+        participant_count: _builtins.int = ...,
+        exposure: Global___Signal | None = ...,
+        metrics: _abc.Iterable[Global___MetricSignal] | None = ...,
+        targets: _abc.Iterable[Global___TargetSignal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exposure", b"exposure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_id", b"experiment_id", "exposure", b"exposure", "key", b"key", "metrics", b"metrics", "participant_count", b"participant_count", "requires_instrumentation", b"requires_instrumentation", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Instrumentation: _TypeAlias = Instrumentation  # noqa: Y015
+
+@_typing.final
+class Signal(_message.Message):
+    """Whether and when something was reported."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTED_FIELD_NUMBER: _builtins.int
+    REPORTING_COUNT_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
+    reported: _builtins.bool
+    """It was, at least once."""
+    reporting_count: _builtins.int
+    """By how many of those that take part."""
+    @_builtins.property
+    def last_seen_at(self) -> _timestamp_pb2.Timestamp:
+        """When last."""
+
+    def __init__(
+        self,
+        *,
+        reported: _builtins.bool = ...,
+        reporting_count: _builtins.int = ...,
+        last_seen_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at", "last_seen_at", b"last_seen_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at", "last_seen_at", b"last_seen_at", "reported", b"reported", "reporting_count", b"reporting_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_seen_at: _TypeAlias = _typing.Literal["last_seen_at"]  # noqa: Y015
+    _WhichOneofArgType__last_seen_at: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_seen_at) -> _WhichOneofReturnType__last_seen_at | None: ...
+
+Global___Signal: _TypeAlias = Signal  # noqa: Y015
+
+@_typing.final
+class MetricSignal(_message.Message):
+    """The conversion of a metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    event_name: _builtins.str
+    """Its name."""
+    role: _builtins.str
+    """What the metric is for: `primary`, `secondary` or `guardrail`."""
+    @_builtins.property
+    def signal(self) -> Global___Signal:
+        """What was reported."""
+
+    def __init__(
+        self,
+        *,
+        event_name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        signal: Global___Signal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_name", b"event_name", "role", b"role", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricSignal: _TypeAlias = MetricSignal  # noqa: Y015
+
+@_typing.final
+class TargetSignal(_message.Message):
+    """Exposures of a target file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """The file."""
+    @_builtins.property
+    def signal(self) -> Global___Signal:
+        """What was reported."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        signal: Global___Signal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TargetSignal: _TypeAlias = TargetSignal  # noqa: Y015
+
+@_typing.final
+class ListEligibleTargetsRequest(_message.Message):
+    """Asks for target files that can be tested."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    search: _builtins.str
+    """Part of the path."""
+    page_size: _builtins.int
+    """At most so many, clamped to 1 to 100; default 25."""
+    page_token: _builtins.str
+    """Where the last page ended."""
+    def __init__(
+        self,
+        *,
+        search: _builtins.str = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "page_size", b"page_size", "page_token", b"page_token", "search", b"search"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+
+Global___ListEligibleTargetsRequest: _TypeAlias = ListEligibleTargetsRequest  # noqa: Y015
+
+@_typing.final
+class ListEligibleTargetsResponse(_message.Message):
+    """Target files that can be tested."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ELIGIBLE_TARGETS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty: this was the last."""
+    @_builtins.property
+    def eligible_targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___EligibleTarget]:
+        """By path."""
+
+    def __init__(
+        self,
+        *,
+        eligible_targets: _abc.Iterable[Global___EligibleTarget] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eligible_targets", b"eligible_targets", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEligibleTargetsResponse: _TypeAlias = ListEligibleTargetsResponse  # noqa: Y015
+
+@_typing.final
+class EligibleTarget(_message.Message):
+    """A file, or a glob of files, that can be tested."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    GLOB_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_COUNT_FIELD_NUMBER: _builtins.int
+    AVAILABLE_COUNT_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """The path or glob, relative to a participant's root."""
+    glob: _builtins.bool
+    """It is a glob: a host allows whatever it describes."""
+    participant_count: _builtins.int
+    """How many participants' hosts allow it."""
+    available_count: _builtins.int
+    """Of how many of them no experiment holds it; a glob is held by none."""
+    @_builtins.property
+    def held_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of the experiments that hold it somewhere."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        glob: _builtins.bool = ...,
+        participant_count: _builtins.int = ...,
+        available_count: _builtins.int = ...,
+        held_by: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_count", b"available_count", "glob", b"glob", "held_by", b"held_by", "participant_count", b"participant_count", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EligibleTarget: _TypeAlias = EligibleTarget  # noqa: Y015
+
+@_typing.final
+class GetVelocityRequest(_message.Message):
+    """Asks for the pace of the project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVelocityRequest: _TypeAlias = GetVelocityRequest  # noqa: Y015
+
+@_typing.final
+class Velocity(_message.Message):
+    """The pace of a project; archived experiments are not counted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AS_OF_FIELD_NUMBER: _builtins.int
+    WINDOW_DAYS_FIELD_NUMBER: _builtins.int
+    LAUNCHED_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    window_days: _builtins.int
+    """How long a window is, days."""
+    running: _builtins.int
+    """Experiments that run now."""
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The end of the last window."""
+
+    @_builtins.property
+    def launched(self) -> Global___Pace:
+        """Experiments started."""
+
+    @_builtins.property
+    def completed(self) -> Global___Pace:
+        """Experiments completed."""
+
+    def __init__(
+        self,
+        *,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        window_days: _builtins.int = ...,
+        launched: Global___Pace | None = ...,
+        completed: Global___Pace | None = ...,
+        running: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "completed", b"completed", "launched", b"launched"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "completed", b"completed", "launched", b"launched", "running", b"running", "window_days", b"window_days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Velocity: _TypeAlias = Velocity  # noqa: Y015
+
+@_typing.final
+class Pace(_message.Message):
+    """A count in the last window and in the one before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    PERCENT_CHANGE_FIELD_NUMBER: _builtins.int
+    current: _builtins.int
+    """In the last window."""
+    previous: _builtins.int
+    """In the one before."""
+    percent_change: _builtins.float
+    """Growth, per cent to one decimal; from nothing to nothing 0, from nothing to something 100."""
+    def __init__(
+        self,
+        *,
+        current: _builtins.int = ...,
+        previous: _builtins.int = ...,
+        percent_change: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "percent_change", b"percent_change", "previous", b"previous"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pace: _TypeAlias = Pace  # noqa: Y015
+
+@_typing.final
 class UnforceAssignmentRequest(_message.Message):
     """Names the assignment of a participant."""
 
