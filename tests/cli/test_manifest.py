@@ -41,8 +41,9 @@ def test_the_documented_shape_is_read_whole(manifest: Path) -> None:
     )
     assert found.participant_ids == ("bot-1", "bot-2")
     assert found.primary is not None
-    assert (found.primary.event_name, found.primary.goal) == ("resolved", "increase")
-    assert [(item.event_name, item.goal) for item in found.guardrail] == [("escalated", "decrease")]
+    assert found.primary.fields == {"eventName": "resolved", "kind": "proportion", "goal": "increase"}
+    assert [item.fields["eventName"] for item in found.guardrail] == ["escalated"]
+    assert [item.fields["goal"] for item in found.guardrail] == ["decrease"]
     assert found.settle_seconds == 0
     assert [(item.name, item.is_control, item.weight) for item in found.variants] == [
         ("Friendly", True, 50),
@@ -72,6 +73,21 @@ def test_content_is_exact_bytes(tmp_path: Path) -> None:
     assert bodies[2] == {"a.md": b"\xff\x00", "b.md": b"\xff\x00\r\n"}
 
 
+def test_a_metric_is_a_definition_or_the_key_of_a_saved_one(tmp_path: Path) -> None:
+    """Every field of a definition is read; a key stands alone."""
+    metrics = (
+        "metrics: {primary: {key: resolved-rate}, secondary: [{eventName: e, kind: mean, margin: 0.1}]}\n"
+    )
+    found = good(HEAD + metrics, tmp_path)
+    assert found.primary is not None
+    assert found.primary.fields == {"key": "resolved-rate"}
+    assert found.secondary[0].fields["margin"] == 0.1
+    wrong = faults(
+        HEAD + "metrics: {primary: {key: resolved-rate, goal: decrease}, guardrail: [{margin: 0.1}]}\n"
+    )
+    assert set(wrong) == {"metrics.primary", "metrics.guardrail[0]"}
+
+
 def test_every_fault_is_told_at_once() -> None:
     """A typo does not hide the faults behind it, nor one part of the manifest another's."""
     text = """\
@@ -81,7 +97,7 @@ key: Soul Tone
 nme: N
 type: switch
 participants: {labels: {tier: 1}}
-metrics: {primary: {eventName: resolved, goal: up, window: P1D}}
+metrics: {primary: {eventName: resolved, goal: up, role: primary}}
 analysis: {alpha: 2}
 metadata: {due: 2026-01-01}
 variants:
@@ -98,7 +114,7 @@ rollout: {waves: [10%]}
         "type",
         "participants.labels.tier",
         "metrics.primary.goal",
-        "metrics.primary.window",
+        "metrics.primary.role",
         "analysis.alpha",
         "metadata",
         "variants[0].weight",
