@@ -33,7 +33,12 @@ async def test_apply_creates_once(plane: Plane, ctl: Run, manifest: Path) -> Non
     assert [item["content"] for item in shown["variants"]] == ["be friendly\n", "be concise\n"]
     assert [item["isControl"] for item in shown["variants"]] == [True, False]
     assert shown["participants"]["ids"] == ["bot-1", "bot-2"]
-    assert shown["metrics"]["guardrail"] == [{"eventName": "escalated", "goal": "decrease"}]
+    (guardrail,) = shown["metrics"]["guardrail"]
+    assert (guardrail["eventName"], guardrail["goal"], guardrail["role"]) == (
+        "escalated",
+        "decrease",
+        "guardrail",
+    )
     assert shown["exposureCriteria"]["settleSeconds"] == 0
     second = await applied(ctl, manifest)
     assert (second["action"], second["changes"]) == ("none", [])

@@ -195,7 +195,7 @@ class Metric(_message.Message):
     def __init__(
         self,
         *,
-        event_name: _builtins.str = ...,
+        event_name: _builtins.str | None = ...,
         goal: Global___Goal.ValueType = ...,
         id: _builtins.str | None = ...,
         key: _builtins.str | None = ...,
@@ -208,12 +208,14 @@ class Metric(_message.Message):
         minimum_detectable_effect: _builtins.float | None = ...,
         funnel_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "funnel_id", b"funnel_id", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
     _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__event_name: _TypeAlias = _typing.Literal["event_name"]  # noqa: Y015
+    _WhichOneofArgType__event_name: _TypeAlias = _typing.Literal["_event_name", b"_event_name"]  # noqa: Y015
     _WhichOneofReturnType__funnel_id: _TypeAlias = _typing.Literal["funnel_id"]  # noqa: Y015
     _WhichOneofArgType__funnel_id: _TypeAlias = _typing.Literal["_funnel_id", b"_funnel_id"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
@@ -234,6 +236,8 @@ class Metric(_message.Message):
     _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__denominator_event_name) -> _WhichOneofReturnType__denominator_event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__event_name) -> _WhichOneofReturnType__event_name | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__funnel_id) -> _WhichOneofReturnType__funnel_id | None: ...
     @_typing.overload
