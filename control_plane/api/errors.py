@@ -104,7 +104,7 @@ REASONS = {
     "OUTSIDE_LABELS": "this reaches beyond the labels that the key is limited to",
     "PARTICIPANT_NOT_FOUND": "no participant of the project has this id",
     "REFUSED_BY_SETTINGS": "the project's settings do not allow a file or a content; each is named with its rule",
-    "RATE_LIMITED": "the API key, or the subject of the token, sent more requests than `rate_limit`; `retryAfterSeconds` says when to go on",
+    "RATE_LIMITED": "the key, or the subject of the token, asks more than `rate_limit`; see `retryAfterSeconds`",
     "RETIRED": "the host was retired",
     "STALE": "the resource is not the one that If-Match names; `etag` is the present one's",
     "SUPERSEDED": "a newer session of the same agent has taken over",
