@@ -84,13 +84,17 @@ def _draw_in_place(session: Session, ask: Callable[[], Frame], pause: float) -> 
             rows = [*rows[: height - 1], Text(f"… {len(rows) - height + 1} more rows"[:width])]
         return rows if session.out.encoding.startswith("utf") else [_ascii(row) for row in rows]
 
-    def draw() -> None:
+    def draw() -> tuple[int, int]:
+        # Before it is drawn: a size that changes meanwhile is another one than this, and seen.
+        size = session.out.size
         live.update(Group(*picture()), refresh=True)
+        return size
 
     try:
         with (
             _told_to_end_is_interrupted(),
             _typing_is_not_shown(),
+            asyncio.Runner() as runner,
             Live(
                 console=session.out,
                 screen=True,
@@ -99,27 +103,33 @@ def _draw_in_place(session: Session, ask: Callable[[], Frame], pause: float) -> 
                 redirect_stderr=False,
             ) as live,
         ):
+            runner.get_loop()  # now: nothing may interrupt a loop that is half made
             while frame is None or not frame.over:
                 try:
                     frame, away = ask(), False
                 except Unreachable:
                     away = True  # the last frame stays
-                draw()
+                size = draw()
                 if frame is None or not frame.over:
-                    _rest(session, pause, draw)
+                    _rest(session, runner, pause, size, draw)
     finally:
         for row in picture():
             session.out.print(row, no_wrap=True, crop=True)
 
 
-def _rest(session: Session, pause: float, draw: Callable[[], None]) -> None:
-    """`pause` has passed; a terminal of another size was drawn again at once."""
-    end, size = session.clock.monotonic() + pause, session.out.size
+def _rest(
+    session: Session,
+    runner: asyncio.Runner,
+    pause: float,
+    size: tuple[int, int],
+    draw: Callable[[], tuple[int, int]],
+) -> None:
+    """`pause` has passed; a terminal of another size than was drawn for was drawn again at once."""
+    end = session.clock.monotonic() + pause
     while (left := end - session.clock.monotonic()) > 0:
-        asyncio.run(session.clock.sleep(min(_BLINK, left)))
+        runner.run(session.clock.sleep(min(_BLINK, left)))
         if session.out.size != size:
-            size = session.out.size
-            draw()
+            size = draw()
 
 
 @contextmanager
