@@ -72,7 +72,8 @@ async def test_an_edited_copy_becomes_the_other_variant(
         (True, 50, "Be friendly.\nTake your time.\n"),
         (False, 50, "Be concise.\nTake your time.\n"),
     ]
-    assert made["metrics"]["primary"] == {"eventName": "resolved", "goal": "increase"}
+    primary = made["metrics"]["primary"]
+    assert (primary["eventName"], primary["goal"], primary["kind"]) == ("resolved", "increase", "proportion")
     assert made["participants"]["ids"] == ["bot-1", "bot-2"]
     copy, folder = seen.read_text().splitlines()
     mode, path = copy.split(" ", 1)
