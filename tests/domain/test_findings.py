@@ -57,6 +57,7 @@ SILENT = {"impressions": 0, "delivered": 0}
 
 CASES: dict[str, tuple[Facts, Facts]] = {
     "SCHEDULE_FAILED": (facts(people(), schedule_failures=[("start", "nobody takes part")]), facts(people())),
+    "PLAN_CHANGED": (facts(people(), plan_changed=True), facts(people())),
     "REWRITTEN_BY_ANOTHER_TOOL": (
         facts(change(people(), "a", 1, contested=True)),
         facts(people()),

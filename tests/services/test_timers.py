@@ -70,7 +70,7 @@ async def test_an_experiment_starts_and_stops_by_itself(world: World) -> None:
         assert (await status(world), woken) == ("draft", set())
         await world.clock.advance(2)
         await moves_to(world, "running")
-        assert woken == {uid}
+        await eventually(lambda: woken == {uid}, what="its agent is woken")
         await world.clock.advance(2 * HOUR)
         await moves_to(world, "stopped")
     audit = await world.rows("select actor, operation from audit order by id")
