@@ -114,14 +114,18 @@ async def test_a_terminal_that_changes_its_size_is_drawn_for_the_new_one(plane: 
     async with on_a_terminal(
         str(BIN / "variantctl"), "watch", "--interval", "1h", width=120, height=40
     ) as terminal:
-        await terminal.until(complete, what="the view is drawn")
+        # Whole, each time: the rest of a picture that comes after the change runs over the new edge.
+        screen = await terminal.until(lambda screen: complete(screen) and screen.whole, what="the view is drawn")
         for width, height in ((60, 16), (30, 6), (100, 30)):
-            before = terminal.read().drawn
+            before = screen.drawn
             terminal.resize(width, height)
-            screen = await terminal.until(lambda screen: screen.drawn > before, what="drawn again")  # noqa: B023
+            screen = await terminal.until(
+                lambda screen: screen.drawn > before and screen.whole,  # noqa: B023
+                what="drawn again",
+            )
             assert (screen.wrapped, screen.scrolled) == (0, 0), screen.text
             assert "1 started" in screen.text
-        await terminal.until(complete, what="the whole view is there again")
+        assert complete(screen), screen.text
         terminal.process.send_signal(signal.SIGTERM)
         assert await terminal.ended() == 0
         assert not terminal.screen.alternate

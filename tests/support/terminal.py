@@ -48,6 +48,11 @@ class Screen:
         """What is on the screen."""
         return "\n".join("".join(row).rstrip() for row in self.rows)
 
+    @property
+    def whole(self) -> bool:
+        """A picture that fills the screen was written to its last cell: nothing of it is still on the way."""
+        return (self._x, self._y) == (self.width, self.height - 1)
+
     def resize(self, width: int, height: int) -> None:
         """What is outside is gone; a program that does not draw again leaves what is inside as it was."""
         self.width, self.height = width, height
