@@ -12,6 +12,7 @@ from typing import Any
 from control_plane.api import reads, resources
 from control_plane.domain import reported, requests
 from control_plane.domain.metrics import CreateMetric, UpdateMetric
+from control_plane.domain.series import GetTimeSeries
 from control_plane.domain.settings import UpdateSettings
 from control_plane.services import (
     access,
@@ -26,6 +27,7 @@ from control_plane.services import (
     preview,
     reporting,
     results,
+    series,
     settings,
     survey,
 )
@@ -223,6 +225,8 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.PageOf, deployments.list_outcomes, resources.outcomes),
     _row("ResultsService.GetResults", "GET /v1/experiments/{id}/results", _READ,
          requests.GetResults, results.get, resources.results),
+    _row("ResultsService.GetTimeSeries", "GET /v1/experiments/{id}/results-time-series", _READ,
+         GetTimeSeries, series.get, resources.time_series),
     _row("EventService.ReportServerEvents", "POST /v1/events:batch", Scope.EVENT_WRITE,
          reported.ReportEvents, reporting.report, resources.taken),
     _row("MetricService.ListMetrics", "GET /v1/metrics", _READ,

@@ -92,6 +92,7 @@ add(
     results.results,
     """variantctl results soul-tone
     variantctl results soul-tone --watch
+    variantctl results soul-tone --by-day --from 2026-01-01 --to 2026-01-31
     variantctl results soul-tone --population delivered --event resolved --json""",
 )
 add(

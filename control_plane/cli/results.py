@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from control_plane.cli import show
+from control_plane.cli import series, show
 from control_plane.cli.live import Fact, Frame, Interval, Shape, follow
 from control_plane.cli.session import Session
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
@@ -55,11 +55,34 @@ def results(
     ] = Population.ASSIGNED,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing them as they change.")] = False,
     interval: Interval = "2s",
+    by_day: Annotated[
+        bool, typer.Option("--by-day", help="What is counted on each UTC day instead.")
+    ] = False,
+    start: Annotated[
+        str, typer.Option("--from", metavar="DATE", help="With --by-day: the first day, as 2026-01-31.")
+    ] = "",
+    end: Annotated[str, typer.Option("--to", metavar="DATE", help="With --by-day: the last day.")] = "",
 ) -> None:
     """What the numbers say: rates, the difference from control, who is probably best.
 
     Intervals and p-values treat the participant as the unit, however many impressions it has.
     """
+    if by_day:
+        if watch:
+            raise typer.BadParameter("--by-day and --watch do not go together")
+        series.by_day(
+            session,
+            pb.GetTimeSeriesRequest(
+                id=experiment,
+                event_name=event,
+                population=population.value,
+                start_date=start,
+                end_date=end,
+            ),
+        )
+        return
+    if start or end:
+        raise typer.BadParameter("--from and --to are for --by-day")
     if watch:
         follow(session, lambda: _frame(session, experiment, event, population), interval=interval)
         return

@@ -9,6 +9,7 @@ from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
 from control_plane.store.holdouts import HoldoutStore
 from control_plane.store.metrics import MetricStore
+from control_plane.store.series import SeriesStore
 from control_plane.store.survey import SurveyStore
 from control_plane.store.timers import TimerStore
 
@@ -27,3 +28,4 @@ class Store:
         self.survey = SurveyStore(tx)
         self.holdouts = HoldoutStore(tx)
         self.metrics = MetricStore(tx)
+        self.series = SeriesStore(tx)

@@ -1,18 +1,19 @@
 """The questions to which experiment systems have different answers, each with the answer that is given here.
 
 A question a test: what a user of another system would trip over is said, over REST, by name. Not here because the
-answer is not built: empty days and day boundaries of a time series, and what a unit that met several variants
-counts as.
+answer is not built: what a unit that met several variants counts as.
 """
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.model import Reason, ReasonCode, Result
 from tests.support.builders import make_hello
-from tests.support.plane import Plane
+from tests.support.clock import FakeClock
+from tests.support.plane import Plane, running_plane
 from tests.support.stream import make_outcome, session
 from tests.support.waiting import eventually
 
@@ -230,6 +231,41 @@ async def test_13_out_of_range_values(plane: Plane, limit: str, size: int) -> No
     page = await plane.rest("GET", "/v1/experiments" + (f"?limit={limit}" if limit else ""))
     assert len(page.body["entities"]) == size
     assert (await plane.rest("GET", "/v1/experiments?cursor=made-up")).status == 400
+
+
+async def days(plane: Plane, query: str = "") -> Any:
+    """Impressions by date."""
+    body = (await plane.rest("GET", f"{AT}/results-time-series{query}")).body
+    return {item["date"]: sum(arm["impressions"] for arm in item["variants"]) for item in body["days"]}
+
+
+async def test_14_empty_days(tmp_path: Path) -> None:
+    """Left out, unless they are asked for."""
+    clock = FakeClock()
+    async with running_plane(tmp_path / "data", clock=clock) as plane:
+        await running(plane, exposureCriteria={"settleSeconds": 0})
+        clock.jump(86_400)
+        await reported(plane, {"kind": "impression", "participantId": "p"})
+        clock.jump(86_400)
+        assert await days(plane) == {"2027-01-16": 1}
+        filled = await days(plane, "?fillGaps=true")
+        assert filled == {"2027-01-15": 0, "2027-01-16": 1, "2027-01-17": 0}
+
+
+async def test_15_day_boundary(tmp_path: Path) -> None:
+    """Midnight UTC of when it happened, wherever it was reported from and whenever it arrived."""
+    clock = FakeClock()
+    async with running_plane(tmp_path / "data", clock=clock) as plane:
+        await running(plane, exposureCriteria={"settleSeconds": 0})
+        clock.jump(3 * 86_400)
+        met = {"kind": "impression", "participantId": "p"}
+        await reported(
+            plane,
+            {**met, "occurredAt": "2027-01-15T23:59:59.999Z"},
+            {**met, "occurredAt": "2027-01-16T00:00:00Z"},
+            {**met, "occurredAt": "2027-01-16T23:30:00-05:00"},
+        )
+        assert await days(plane) == {"2027-01-15": 1, "2027-01-16": 1, "2027-01-17": 1}
 
 
 async def test_16_impressions_and_participants_are_both_told(plane: Plane) -> None:

@@ -72,3 +72,30 @@ def test_a_difference_is_one_sentence(item: pb.VariantResult, line: str | None) 
     """As much of it as is known, and none where it is not."""
     control = pb.VariantResult(key="a", name="A", is_control=True)
     assert list(differences(pb.Results(alpha=0.1, variants=[control, item]))) == ([line] if line else [])
+
+
+async def test_results_by_day(plane: Plane, running: Run) -> None:
+    """A row per day and variant, what it comes to so far beside it; JSON as REST has it; the window is told."""
+    await plane.made(
+        "/v1/events:batch",
+        {
+            "events": [
+                {"kind": "impression", "participantId": "bot-1", "eventId": "1"},
+                {"kind": "impression", "participantId": "bot-1", "eventId": "2"},
+                {"kind": "conversion", "eventName": "resolved", "participantId": "bot-1", "eventId": "3"},
+            ]
+        },
+    )
+    said = await running("results", "soul-tone", "--by-day")
+    assert said.code == 0, said.err
+    assert "soul-tone; resolved; assigned; 20" in said.out
+    assert next(line for line in said.out.splitlines() if "50.0 %" in line).split()[-7:] == [
+        "2", "1", "50.0", "%", "1", "50.0", "%"
+    ]  # fmt: skip
+    told = await running("results", "soul-tone", "--by-day", "--json")
+    assert told.json == (await plane.rest("GET", "/v1/experiments/soul-tone/results-time-series")).body
+    none = await running("results", "soul-tone", "--by-day", "--to", "2020-01-01")
+    assert "no day was measured" in none.out
+    for wrong in (["--from", "2020-01-01"], ["--by-day", "--watch"]):
+        assert (await running("results", "soul-tone", *wrong)).code == 2
+    assert "startDate" in (await running("results", "soul-tone", "--by-day", "--from", "yesterday")).err

@@ -115,7 +115,9 @@ async def test_a_terminal_that_changes_its_size_is_drawn_for_the_new_one(plane: 
         str(BIN / "variantctl"), "watch", "--interval", "1h", width=120, height=40
     ) as terminal:
         # Whole, each time: the rest of a picture that comes after the change runs over the new edge.
-        screen = await terminal.until(lambda screen: complete(screen) and screen.whole, what="the view is drawn")
+        screen = await terminal.until(
+            lambda screen: complete(screen) and screen.whole, what="the view is drawn"
+        )
         for width, height in ((60, 16), (30, 6), (100, 30)):
             before = screen.drawn
             terminal.resize(width, height)

@@ -30,6 +30,7 @@ from control_plane.api.resources.designs import (
 )
 from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
 from control_plane.api.resources.plans import holdout, holdouts, saved_metric, saved_metrics
+from control_plane.api.resources.series import time_series
 from control_plane.api.resources.survey import eligible_targets, instrumentation, velocity
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "saved_metrics",
     "settings",
     "taken",
+    "time_series",
     "variant",
     "variants",
     "velocity",

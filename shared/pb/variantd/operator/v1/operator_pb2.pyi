@@ -6967,6 +6967,229 @@ class WatchFleetResponse(_message.Message):
 Global___WatchFleetResponse: _TypeAlias = WatchFleetResponse  # noqa: Y015
 
 @_typing.final
+class GetTimeSeriesRequest(_message.Message):
+    """Asks for results day by day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    POPULATION_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    END_DATE_FIELD_NUMBER: _builtins.int
+    FILL_GAPS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    event_name: _builtins.str
+    """The conversion counted; default: the primary metric's."""
+    metric: _builtins.str
+    """Instead of the conversion: a metric's id or key."""
+    population: _builtins.str
+    """`assigned` (default) or `delivered`."""
+    start_date: _builtins.str
+    """First UTC day, as 2026-01-31; default: the day the phase began."""
+    end_date: _builtins.str
+    """Last UTC day, included; default: the day the phase ended, or today."""
+    fill_gaps: _builtins.bool
+    """Whether days without impressions are there too."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        event_name: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        population: _builtins.str = ...,
+        start_date: _builtins.str = ...,
+        end_date: _builtins.str = ...,
+        fill_gaps: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_date", b"end_date", "event_name", b"event_name", "fill_gaps", b"fill_gaps", "id", b"id", "metric", b"metric", "population", b"population", "start_date", b"start_date"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTimeSeriesRequest: _TypeAlias = GetTimeSeriesRequest  # noqa: Y015
+
+@_typing.final
+class TimeSeries(_message.Message):
+    """What is counted day by day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    PHASE_ID_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    POPULATION_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    END_DATE_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
+    """The experiment's id."""
+    key: _builtins.str
+    """The experiment's key."""
+    phase_id: _builtins.str
+    """The phase the numbers are of; absent in draft."""
+    event_name: _builtins.str
+    """The conversion counted."""
+    population: _builtins.str
+    """`assigned` or `delivered`."""
+    start_date: _builtins.str
+    """The first day in force; absent where no day that is asked for was measured."""
+    end_date: _builtins.str
+    """The last day in force, included; absent likewise."""
+    @_builtins.property
+    def days(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeSeriesDay]:
+        """The days, the oldest first."""
+
+    def __init__(
+        self,
+        *,
+        experiment_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        phase_id: _builtins.str | None = ...,
+        event_name: _builtins.str = ...,
+        population: _builtins.str = ...,
+        start_date: _builtins.str | None = ...,
+        end_date: _builtins.str | None = ...,
+        days: _abc.Iterable[Global___TimeSeriesDay] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_date", b"_end_date", "_phase_id", b"_phase_id", "_start_date", b"_start_date", "end_date", b"end_date", "phase_id", b"phase_id", "start_date", b"start_date"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_date", b"_end_date", "_phase_id", b"_phase_id", "_start_date", b"_start_date", "days", b"days", "end_date", b"end_date", "event_name", b"event_name", "experiment_id", b"experiment_id", "key", b"key", "phase_id", b"phase_id", "population", b"population", "start_date", b"start_date"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end_date: _TypeAlias = _typing.Literal["end_date"]  # noqa: Y015
+    _WhichOneofArgType__end_date: _TypeAlias = _typing.Literal["_end_date", b"_end_date"]  # noqa: Y015
+    _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
+    _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
+    _WhichOneofReturnType__start_date: _TypeAlias = _typing.Literal["start_date"]  # noqa: Y015
+    _WhichOneofArgType__start_date: _TypeAlias = _typing.Literal["_start_date", b"_start_date"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_date) -> _WhichOneofReturnType__end_date | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_date) -> _WhichOneofReturnType__start_date | None: ...
+
+Global___TimeSeries: _TypeAlias = TimeSeries  # noqa: Y015
+
+@_typing.final
+class TimeSeriesDay(_message.Message):
+    """One UTC calendar day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    date: _builtins.str
+    """Which, as 2026-01-31."""
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeSeriesVariant]:
+        """Each variant."""
+
+    def __init__(
+        self,
+        *,
+        date: _builtins.str = ...,
+        variants: _abc.Iterable[Global___TimeSeriesVariant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["date", b"date", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeSeriesDay: _TypeAlias = TimeSeriesDay  # noqa: Y015
+
+@_typing.final
+class TimeSeriesVariant(_message.Message):
+    """A variant on one day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSION_RATE_FIELD_NUMBER: _builtins.int
+    NEW_PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    CUMULATIVE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The variant's id."""
+    key: _builtins.str
+    """Its key."""
+    impressions: _builtins.int
+    """Impressions of the day."""
+    conversions: _builtins.int
+    """Conversions of the day."""
+    conversion_rate: _builtins.float
+    """Conversions per impression of the day; absent without an impression."""
+    new_participants: _builtins.int
+    """Participants whose first impression in the phase is of this day."""
+    @_builtins.property
+    def cumulative(self) -> Global___CumulativeCounts:
+        """Since the phase began, this day included."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        impressions: _builtins.int = ...,
+        conversions: _builtins.int = ...,
+        conversion_rate: _builtins.float | None = ...,
+        new_participants: _builtins.int = ...,
+        cumulative: Global___CumulativeCounts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate", "conversion_rate", b"conversion_rate", "cumulative", b"cumulative"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "cumulative", b"cumulative", "id", b"id", "impressions", b"impressions", "key", b"key", "new_participants", b"new_participants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__conversion_rate: _TypeAlias = _typing.Literal["conversion_rate"]  # noqa: Y015
+    _WhichOneofArgType__conversion_rate: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conversion_rate) -> _WhichOneofReturnType__conversion_rate | None: ...
+
+Global___TimeSeriesVariant: _TypeAlias = TimeSeriesVariant  # noqa: Y015
+
+@_typing.final
+class CumulativeCounts(_message.Message):
+    """What is counted of a variant since the phase began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSION_RATE_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    impressions: _builtins.int
+    """Impressions."""
+    conversions: _builtins.int
+    """Conversions."""
+    conversion_rate: _builtins.float
+    """Conversions per impression; absent without an impression."""
+    participants: _builtins.int
+    """Participants with at least one impression."""
+    def __init__(
+        self,
+        *,
+        impressions: _builtins.int = ...,
+        conversions: _builtins.int = ...,
+        conversion_rate: _builtins.float | None = ...,
+        participants: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate", "conversion_rate", b"conversion_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "impressions", b"impressions", "participants", b"participants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__conversion_rate: _TypeAlias = _typing.Literal["conversion_rate"]  # noqa: Y015
+    _WhichOneofArgType__conversion_rate: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conversion_rate) -> _WhichOneofReturnType__conversion_rate | None: ...
+
+Global___CumulativeCounts: _TypeAlias = CumulativeCounts  # noqa: Y015
+
+@_typing.final
 class SavedMetric(_message.Message):
     """A saved metric."""
 

@@ -545,6 +545,8 @@ class ResultsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ResultsServiceAsyncStub: ...
     GetResults: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetResultsRequest, _operator_pb2.Results]
     """Results of an experiment's present phase, from tallies."""
+    GetTimeSeries: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetTimeSeriesRequest, _operator_pb2.TimeSeries]
+    """Results of an experiment's present phase day by day, from tallies."""
 
 @_typing.type_check_only
 class ResultsServiceAsyncStub(ResultsServiceStub):
@@ -553,6 +555,8 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetResults: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetResultsRequest, _operator_pb2.Results]  # type: ignore[assignment]
     """Results of an experiment's present phase, from tallies."""
+    GetTimeSeries: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetTimeSeriesRequest, _operator_pb2.TimeSeries]  # type: ignore[assignment]
+    """Results of an experiment's present phase day by day, from tallies."""
 
 class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the numbers say."""
@@ -564,6 +568,14 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Results, _abc.Awaitable[_operator_pb2.Results]]:
         """Results of an experiment's present phase, from tallies."""
+
+    @_abc_1.abstractmethod
+    def GetTimeSeries(
+        self,
+        request: _operator_pb2.GetTimeSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.TimeSeries, _abc.Awaitable[_operator_pb2.TimeSeries]]:
+        """Results of an experiment's present phase day by day, from tallies."""
 
 def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -1,0 +1,143 @@
+"""The days of an experiment: which of them are asked for, and what is counted on each and up to it.
+
+Days are UTC calendar days of the moments events happened at, as numbers since 1970-01-01; callers write them as
+dates.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, WithJsonSchema
+
+from control_plane.domain.requests import ById
+from shared.errors import Fault, Invalid
+
+MAX_DAYS = 366
+_EPOCH = date(1970, 1, 1)
+
+
+def _date(value: str) -> str:
+    if value:
+        day_of(value)
+    return value
+
+
+def day_of(text: str) -> int:
+    """The day of a date such as 2026-01-31. Raises ValueError."""
+    try:
+        found = date.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.isoformat() != text:
+        raise ValueError(f"{text!r} is not a date such as 2026-01-31")
+    return (found - _EPOCH).days
+
+
+def date_of(day: int) -> str:
+    """The date of a day."""
+    return (_EPOCH + timedelta(days=day)).isoformat()
+
+
+Date = Annotated[
+    str,
+    AfterValidator(_date),
+    WithJsonSchema({"type": "string", "anyOf": [{"format": "date"}, {"maxLength": 0}]}),
+]
+"""A UTC calendar day; empty: not said."""
+
+
+class GetTimeSeries(ById):
+    """Asks for the days of an experiment, both ends included; `metric` is one by its id or key."""
+
+    event_name: str = ""
+    metric: str = ""
+    population: Literal["assigned", "delivered"] = "assigned"
+    start_date: Date = ""
+    end_date: Date = ""
+    fill_gaps: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Days, both ends included."""
+
+    first: int
+    last: int
+
+    def __contains__(self, day: int) -> bool:
+        return self.first <= day <= self.last
+
+
+def window(measured: Window, start: str, end: str) -> Window | None:
+    """The measured days within those asked for (empty: no bound); None where there is none.
+
+    Never more than 366: a bound that was not said gives way. Raises Invalid where those said are further apart,
+    or the wrong way round.
+    """
+    first = day_of(start) if start else None
+    last = day_of(end) if end else None
+    if first is not None and last is not None:
+        if first > last:
+            raise _refusal("is after endDate", "startDate is the earlier of the two")
+        if last - first >= MAX_DAYS:
+            raise _refusal(f"is {last - first + 1} days from endDate", f"ask for at most {MAX_DAYS} days")
+    low = measured.first if first is None else max(first, measured.first)
+    high = measured.last if last is None else min(last, measured.last)
+    if first is None:
+        low = max(low, high - MAX_DAYS + 1)
+    high = min(high, low + MAX_DAYS - 1)
+    return Window(first=low, last=high) if low <= high else None
+
+
+def _refusal(message: str, remedy: str) -> Invalid:
+    fault = Fault(field="startDate", message=message, remedy=remedy)
+    return Invalid(f"{fault.field}: {message}", reason="INVALID_FIELDS", faults=[fault])
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What is counted of a variant; `participants` are those whose first impression it holds."""
+
+    impressions: int = 0
+    conversions: int = 0
+    participants: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.impressions + other.impressions,
+            self.conversions + other.conversions,
+            self.participants + other.participants,
+        )
+
+    @property
+    def rate(self) -> float | None:
+        """Conversions per impression; None without an impression."""
+        return self.conversions / self.impressions if self.impressions else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnDay:
+    """A day: of each variant what is counted on it, and since the phase began up to its end."""
+
+    day: int
+    counts: Mapping[bytes, Counts]
+    so_far: Mapping[bytes, Counts]
+
+
+def days(
+    counted: Mapping[int, Mapping[bytes, Counts]], variants: tuple[bytes, ...], within: Window
+) -> Iterator[OnDay]:
+    """Every day of the window, the oldest first, out of what is `counted` by day and variant."""
+    so_far = dict.fromkeys(variants, Counts())
+    for day in sorted(day for day in counted if day < within.first):
+        so_far = _added(so_far, counted[day])
+    for day in range(within.first, within.last + 1):
+        own = {variant: counted.get(day, {}).get(variant, Counts()) for variant in variants}
+        so_far = _added(so_far, own)
+        yield OnDay(day=day, counts=own, so_far=so_far)
+
+
+def _added(so_far: Mapping[bytes, Counts], more: Mapping[bytes, Counts]) -> dict[bytes, Counts]:
+    return {variant: counts + more.get(variant, Counts()) for variant, counts in so_far.items()}

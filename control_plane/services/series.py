@@ -1,0 +1,100 @@
+"""Use cases of the daily series: tallies by day, of an experiment's present phase. Raw events are never read."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from control_plane.domain.experiment import Experiment
+from control_plane.domain.series import GetTimeSeries, OnDay, Window, days, window
+from control_plane.services import metrics
+from control_plane.services.experiments import find
+from control_plane.services.work import Work
+from shared.errors import Fault, Invalid
+from shared.moment import utc_day
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """The days of an experiment, the oldest first; `within` is None where no day asked for was measured."""
+
+    experiment: Experiment
+    event_name: str
+    population: str
+    within: Window | None
+    days: tuple[OnDay, ...]
+
+
+def get(work: Work, request: GetTimeSeries) -> Series:
+    """The present phase day by day: what is counted on each UTC day of `startDate` to `endDate`, and up to it.
+
+    The days are clamped to those since the phase began, up to its end or today, at most 366; the answer's dates are
+    those in force. Days without impressions are left out unless `fillGaps`. Raises Invalid where it is unclear which
+    conversion, and where more than 366 days are asked for.
+    """
+    experiment = find(work, request.id)
+    event_name = chosen(work, experiment, metric=request.metric, event_name=request.event_name)["eventName"]
+    within = None
+    if experiment.phase is not None:
+        within = window(measured(work, experiment), request.start_date, request.end_date)
+    found: tuple[OnDay, ...] = ()
+    if within is not None:
+        found = tuple(
+            item
+            for item in daily(work, experiment, event_name, population=request.population, within=within)
+            if request.fill_gaps or any(counts.impressions for counts in item.counts.values())
+        )
+    return Series(
+        experiment=experiment,
+        event_name=event_name,
+        population=request.population,
+        within=within,
+        days=found,
+    )
+
+
+def measured(work: Work, experiment: Experiment) -> Window:
+    """The days since the present phase began, up to its end or today."""
+    phase = experiment.phase
+    assert phase is not None, "a draft has no days"
+    end = work.now if phase.closed_at is None else min(phase.closed_at, work.now)
+    first = utc_day(phase.opened_at)
+    return Window(first=first, last=max(first, utc_day(end)))  # a clock that is set back takes no day away
+
+
+def daily(
+    work: Work, experiment: Experiment, event_name: str, *, population: str, within: Window
+) -> tuple[OnDay, ...]:
+    """Every day of the window, from tallies."""
+    phase = experiment.phase
+    assert phase is not None, "a draft has no days"
+    counted = work.store.series.by_day(phase.id, event_name, population=population)
+    return tuple(days(counted, tuple(variant.id for variant in experiment.variants), within))
+
+
+def chosen(work: Work, experiment: Experiment, *, metric: str, event_name: str) -> dict[str, Any]:
+    """The metric that is asked for: by its id or key, or by its event; else the primary, else what was reported.
+
+    Raises NotFound for a metric there is not, and Invalid where both are named or it is unclear which.
+    """
+    if metric and event_name:
+        raise _refusal("metric", "stands beside eventName", "name the metric or the event, not both")
+    own = metrics.by_value(work, experiment.metrics)
+    primary = own.get("primary")
+    declared = [*([primary] if primary else []), *own["secondary"], *own["guardrail"]]
+    if metric:
+        named = [item for item in declared if metric in (item.get("id"), item.get("key"))]
+        return dict(named[0] if named else metrics.find(work, metric).definition)
+    if event_name:
+        of_event = [item for item in declared if item["eventName"] == event_name]
+        return dict(of_event[0]) if of_event else {"eventName": event_name, "goal": "increase"}
+    if primary:
+        return dict(primary)
+    seen = work.store.events.event_names(experiment.phase.id) if experiment.phase else []
+    if len(seen) > 1:
+        message = f"several conversions were reported: {', '.join(seen)}"
+        raise _refusal("eventName", message, "name one, or set metrics.primary")
+    return {"eventName": seen[0] if seen else "conversion", "goal": "increase"}
+
+
+def _refusal(field: str, message: str, remedy: str) -> Invalid:
+    fault = Fault(field=field, message=message, remedy=remedy)
+    return Invalid(f"{field}: {message}", reason="INVALID_FIELDS", faults=[fault])
