@@ -15,6 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
+from control_plane.cli import document as shape
 from control_plane.cli import show, specs
 from control_plane.cli.manifest import Manifest, Metric, VariantManifest, load
 from control_plane.cli.preview import Touched, planned, print_touched, touched_by
@@ -208,7 +209,7 @@ def _defaults() -> dict[str, Any]:
             type="ab",
             traffic_allocation=100,
             exposure_criteria=pb.ExposureCriteria(settle_seconds=60),
-            analysis=pb.Analysis(alpha=0.05),
+            analysis=ParseDict(shape.Analysis().model_dump(by_alias=True), pb.Analysis()),
         )
     )
 
@@ -231,7 +232,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
             "guardrail": [_metric(item) for item in manifest.guardrail],
         },
         "exposureCriteria": {"settleSeconds": manifest.settle_seconds},
-        "analysis": {"alpha": manifest.alpha},
+        "analysis": manifest.analysis,
     }
 
 
@@ -269,7 +270,7 @@ def _fields_of(present: pb.Experiment) -> dict[str, Any]:
             "guardrail": [_metric_of(item) for item in measured.guardrail],
         },
         "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
-        "analysis": {"alpha": present.analysis.alpha},
+        "analysis": specs.analysis_of(present),
     }
 
 
@@ -378,9 +379,9 @@ def carry_out(session: Session, plan: Plan) -> pb.Experiment:
     assert plan.present is not None
     experiment_id = plan.present.id
     own = {change.name for change in plan.changes if change.variant is None}
-    if own:
-        request = _update(plan.manifest, plan.present, own)
-        _warn(session, session.call(session.experiments.UpdateExperiment, request))
+    at_last = own & {"analysis"}  # it may exclude variants that are to be added
+    if own - at_last:
+        _change_own(session, plan, own - at_last)
         if "factors" in own:  # variants may have come and gone with them
             plan = make_plan(plan.manifest, session.experiment(experiment_id))
     # Removals first: a key that is used again must be free.
@@ -388,7 +389,15 @@ def carry_out(session: Session, plan: Plan) -> pb.Experiment:
         fields = {change.name.partition("[")[0] for change in plan.changes if change.variant is pair}
         if fields:
             _change_variant(session, experiment_id, pair, fields)
+    if at_last:
+        _change_own(session, plan, at_last)
     return session.experiment(experiment_id)
+
+
+def _change_own(session: Session, plan: Plan, fields: set[str]) -> None:
+    assert plan.present is not None
+    request = _update(plan.manifest, plan.present, fields)
+    _warn(session, session.call(session.experiments.UpdateExperiment, request))
 
 
 def _warn(session: Session, experiment: pb.Experiment) -> None:
@@ -423,7 +432,7 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
         participants=_selector(manifest),
         metrics=_metrics(manifest),
         exposure_criteria=pb.ExposureCriteria(settle_seconds=manifest.settle_seconds),
-        analysis=pb.Analysis(alpha=manifest.alpha),
+        analysis=specs.analysis(manifest),
         labels=manifest.labels,
         metadata=_struct(manifest.metadata) if manifest.metadata else None,
         request_id=request_id(),
@@ -432,7 +441,7 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
 
 
 def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.UpdateExperimentRequest:
-    alpha, settle = pb.Analysis(alpha=manifest.alpha), manifest.settle_seconds
+    settle = manifest.settle_seconds
     request = pb.UpdateExperimentRequest(
         id=present.id,
         name=manifest.name if "name" in fields else None,
@@ -445,7 +454,7 @@ def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.
         exposure_criteria=pb.ExposureCriteria(settle_seconds=settle)
         if "exposureCriteria" in fields
         else None,
-        analysis=alpha if "analysis" in fields else None,
+        analysis=specs.analysis(manifest) if "analysis" in fields else None,
         labels=manifest.labels if "labels" in fields else None,
         metadata=_struct(manifest.metadata) if "metadata" in fields and manifest.metadata else None,
         update_mask=_mask(fields),

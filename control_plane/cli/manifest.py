@@ -86,7 +86,8 @@ class VariantManifest:
 class Manifest:
     """An experiment as it should be; what the file leaves out has its default.
 
-    `intake` is who of the participants takes part and when it begins and ends, as the resource shows it.
+    `intake` is who of the participants takes part and when it begins and ends, `analysis` how it is decided,
+    both as the resource shows them; excluded variants go by their keys.
     """
 
     key: str
@@ -102,7 +103,7 @@ class Manifest:
     secondary: tuple[Metric, ...]
     guardrail: tuple[Metric, ...]
     settle_seconds: int
-    alpha: float
+    analysis: dict[str, Any]
     intake: dict[str, Any]
     switchback: dict[str, Any] | None = None
     factors: tuple[FactorManifest, ...] = ()
@@ -223,12 +224,17 @@ def _manifest(
         secondary=tuple(_metric(item) for item in metrics.secondary),
         guardrail=tuple(_metric(item) for item in metrics.guardrail),
         settle_seconds=document.exposure_criteria.settle_seconds,
-        alpha=document.analysis.alpha,
+        analysis=_analysis(document.analysis),
         intake=_intake(document),
         switchback=document.switchback.model_dump() if document.switchback else None,
         factors=tuple(factors),
         variants=tuple(variants),
     )
+
+
+def _analysis(analysis: shape.Analysis) -> dict[str, Any]:
+    shown = analysis.model_dump(by_alias=True)
+    return shown | {name: sorted(shown[name]) for name in ("excludedVariantIds", "excludedParticipantIds")}
 
 
 def _intake(document: shape.Document) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from google.protobuf.json_format import ParseDict
+
 from control_plane.cli import show
 from control_plane.cli.manifest import FactorManifest, LevelManifest, Manifest, VariantManifest
 from shared.model import digest, show_digest
@@ -67,6 +69,20 @@ def file_spec(path: str, body: bytes) -> pb.FileSpec:
 def switchback(manifest: Manifest) -> pb.Switchback | None:
     """The blocks of a manifest, to be sent; None where there are none."""
     return pb.Switchback(**manifest.switchback) if manifest.switchback else None
+
+
+def analysis(manifest: Manifest) -> pb.Analysis:
+    """How a manifest is decided, to be sent."""
+    return ParseDict(manifest.analysis, pb.Analysis())
+
+
+def analysis_of(present: pb.Experiment) -> dict[str, Any]:
+    """How an experiment is decided, as a manifest has it."""
+    keys = {variant.id: variant.key for variant in present.variants}
+    shown = show.to_json(present.analysis)
+    variants = sorted(keys[item] for item in shown["excludedVariantIds"])
+    participants = sorted(shown["excludedParticipantIds"])
+    return shown | {"excludedVariantIds": variants, "excludedParticipantIds": participants}
 
 
 def intake_of(present: pb.Experiment) -> dict[str, Any]:

@@ -5,7 +5,7 @@ years later.
 """
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -56,10 +56,46 @@ class Exposure(Request):
     settle_seconds: Annotated[int, Field(ge=0, le=86_400), BeforeValidator(whole)] = 60
 
 
+class Prior(Request):
+    """What rates are believed to be before anything is measured: Beta(a, b)."""
+
+    a: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+    b: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+
+
+def _once(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value):
+        raise ValueError("a variant is listed twice")
+    return value
+
+
 class AnalysisSpec(Request):
-    """How results are computed."""
+    """How results are computed, and who is left out of them.
+
+    `decision` absent: the path test for a closed list of participants that it can deal with, else the sequence.
+    `excluded_variant_ids` are ids or keys as callers write them, and keys once they are in a design
+    (`services.excluding`): a key lasts as long as its variant, and a copy of the experiment has the same.
+    """
 
     alpha: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
+    decision: Literal["path_test", "sequence"] | None = None
+    horizon_days: Annotated[int, Field(ge=1, le=366), BeforeValidator(whole)] = 14
+    tuning: Annotated[float, Field(gt=0, le=1e12)] | None = None
+    variance: Literal["jackknife", "delta"] = "jackknife"
+    prior: Prior = Prior()
+    power: Annotated[float, Field(ge=0.5, le=0.999)] = 0.8
+    minimum_detectable_effect: Annotated[float, Field(gt=0, le=10)] = 0.1
+    excluded_variant_ids: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
+        Field(max_length=100, json_schema_extra={"uniqueItems": True}),
+        AfterValidator(_once),
+    ] = ()
+    excluded_participant_ids: ParticipantIds = ()
+
+    def said(self) -> dict[str, Any]:
+        """What differs from the defaults, and the level: the same whatever fields later versions know besides."""
+        kept = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return {"alpha": self.alpha, **kept}
 
 
 def _apart(value: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from control_plane.domain import switchback as switching
 from control_plane.domain.assignment import Arm, Placement, smallest_reachable_p
 from control_plane.domain.design import Design, Type
 from control_plane.domain.factors import Factor
-from control_plane.domain.intake import Applicant, Holdout, Method, Rules, Seat, seats
+from control_plane.domain.intake import MAX_BALANCED, Applicant, Holdout, Method, Rules, Seat, seats
 from control_plane.domain.lifecycle import Status, Verb, after
 from control_plane.domain.switchback import Calendar
 from control_plane.domain.targeting import TargetingRules
@@ -155,6 +155,24 @@ class Experiment:
         return self.design.analysis.alpha
 
     @property
+    def decided_by(self) -> str:
+        """`path_test` or `sequence`: as the design says, else the path test for a closed list it can deal with."""
+        closed = 0 < len(self.selector.get("ids", ())) <= MAX_BALANCED
+        return self.design.analysis.decision or ("path_test" if closed else "sequence")
+
+    @property
+    def arms(self) -> tuple[Variant, ...]:
+        """The variants that participants get and results compare: all but the excluded ones."""
+        left_out = set(self.design.analysis.excluded_variant_ids)
+        return tuple(variant for variant in self.variants if variant.key not in left_out)
+
+    @property
+    def weights(self) -> dict[bytes, int]:
+        """Every variant's weight, per cent; 0 for one that is excluded."""
+        arms = {variant.id for variant in self.arms}
+        return {item.id: item.weight if item.id in arms else 0 for item in self.variants}
+
+    @property
     def replannable(self) -> bool:
         """Whether metrics may change though it has started."""
         return self.status in (Status.RUNNING, Status.PAUSED) and not self.archived
@@ -163,7 +181,7 @@ class Experiment:
         """SHA-256, in hex, of metrics, analysis and the phase that the start opened, as canonical JSON."""
         plan = {
             "metrics": self.metrics,
-            "analysis": self.design.analysis.model_dump(mode="json", by_alias=True),
+            "analysis": self.design.analysis.said(),
             "phase": {"run": self.run, "number": 1, "seed": self.seed.hex()},
         }
         text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -236,11 +254,11 @@ class Readiness:
 
 def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]:
     """Everything that keeps the experiment from starting, by field."""
-    faults = [*_variant_faults(experiment), *_file_faults(experiment)]
+    faults = [*_variant_faults(experiment), *_exclusion_faults(experiment), *_file_faults(experiment)]
     if experiment.type is Type.SWITCHBACK:
         faults += switching.faults(
             experiment.design.switchback,
-            variants=len(experiment.variants),
+            variants=len(experiment.arms),
             participants=readiness.participants,
         )
     if not readiness.participants:
@@ -263,11 +281,13 @@ def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]
 
 
 def _variant_faults(experiment: Experiment) -> Iterable[Fault]:
-    variants, personal = experiment.variants, experiment.type is Type.PERSONALIZATION
+    variants, personal = experiment.arms, experiment.type is Type.PERSONALIZATION
     needed = 1 if personal else 2
     if len(variants) < needed:
-        message = f"has {len(variants)}, needs at least {needed}"
-        yield Fault(field="variants", message=message, remedy="add a variant")
+        besides = len(experiment.variants) - len(variants)
+        message = f"has {len(variants)}" + (f" besides {besides} excluded" if besides else "")
+        remedy = "add a variant" + (", or exclude fewer" if besides else "")
+        yield Fault(field="variants", message=f"{message}, needs at least {needed}", remedy=remedy)
     if personal:
         if experiment.design.traffic_allocation != 100:
             yield Fault(
@@ -276,7 +296,7 @@ def _variant_faults(experiment: Experiment) -> Iterable[Fault]:
                 remedy="set it to 100, and say in targetingRules who takes part",
             )
         return
-    controls = [variant.key for variant in variants if variant.is_control]
+    controls = [variant.key for variant in experiment.variants if variant.is_control]
     if len(controls) != 1:
         found = f"{len(controls)} ({', '.join(controls)})" if controls else "none"
         yield Fault(
@@ -290,6 +310,24 @@ def _variant_faults(experiment: Experiment) -> Iterable[Fault]:
             field="variants.weight",
             message=f"weights sum to {total}, not to 100",
             remedy="change the weights so that they sum to 100",
+        )
+
+
+def _exclusion_faults(experiment: Experiment) -> Iterable[Fault]:
+    analysis, control = experiment.design.analysis, experiment.control
+    if control is not None and control not in experiment.arms:
+        yield Fault(
+            field="analysis.excludedVariantIds",
+            message=f"{control.key} is the control, which the others are compared with",
+            remedy="take it out of the list, or set isControl on another variant",
+        )
+    asked = experiment.selector.get("ids", ())
+    unknown = [name for name in analysis.excluded_participant_ids if name not in asked] if asked else []
+    if unknown:
+        yield Fault(
+            field="analysis.excludedParticipantIds",
+            message=f"{', '.join(unknown)} would not take part anyway: not among the participants",
+            remedy="write ids as participants has them, or leave them out",
         )
 
 
@@ -313,16 +351,14 @@ def _file_faults(experiment: Experiment) -> Iterable[Fault]:
 
 def rules_of(experiment: Experiment, *, seed: bytes) -> Rules:
     """What decides who gets which variant, with weights normalised to 100."""
-    weights = normalised([variant.weight for variant in experiment.variants])
+    arms = experiment.arms
+    weights = normalised([variant.weight for variant in arms])
     return Rules(
-        arms=[
-            Arm(key=variant.key, weight=weight)
-            for variant, weight in zip(experiment.variants, weights, strict=True)
-        ],
+        arms=[Arm(key=arm.key, weight=weight) for arm, weight in zip(arms, weights, strict=True)],
         seed=seed,
         allocation=experiment.design.traffic_allocation,
         holdout=experiment.holdout,
-        targeted={variant.key: variant.targeting_rules.labels for variant in experiment.variants}
+        targeted={arm.key: arm.targeting_rules.labels for arm in arms}
         if experiment.type is Type.PERSONALIZATION
         else None,
         time_blocks=experiment.design.switchback.blocks
@@ -364,7 +400,7 @@ def whole_plan(experiment: Experiment, applicants: Sequence[Applicant]) -> tuple
     """The seats a start would give now, in every block; empty where it could give none."""
     if experiment.type is Type.SWITCHBACK and experiment.design.switchback is None:
         return ()
-    if not experiment.variants or not applicants:
+    if not experiment.arms or not applicants:
         return ()
     return seats(applicants, rules_of(experiment, seed=experiment.seed))
 
@@ -406,8 +442,13 @@ def decision(experiment: Experiment, assignments: Sequence[Assignment]) -> Decis
     arm a p below what the recorded blocks allow, nor the sign-flip test of a switchback below what its cycles do.
     """
     control = experiment.control
-    others = [variant for variant in experiment.variants if variant is not control]
-    if control is None or not others or not assignments or experiment.type is Type.PERSONALIZATION:
+    others = [variant for variant in experiment.arms if variant is not control]
+    if (
+        control not in experiment.arms
+        or not others
+        or not assignments
+        or experiment.type is Type.PERSONALIZATION
+    ):
         return None
     needed = experiment.alpha / len(others)
     if experiment.type is Type.SWITCHBACK:
@@ -415,7 +456,7 @@ def decision(experiment: Experiment, assignments: Sequence[Assignment]) -> Decis
         count = sum(1 for item in assignments if item.variant_id is not None)
         if settings is None or not count:
             return None
-        cycles = settings.blocks // len(experiment.variants)
+        cycles = settings.blocks // len(experiment.arms)
         reachable = switching.smallest_reachable_p(count, cycles)
         return Decision(participants=count, reachable=reachable, needed=needed, cycles=cycles)
     keys = {variant.id: variant.key for variant in experiment.variants}

@@ -19,7 +19,7 @@ from control_plane.domain.experiment import (
 from control_plane.domain.lifecycle import Status, Verb
 from control_plane.domain.metrics import MetricsSpec
 from control_plane.domain.targeting import TargetingRules
-from control_plane.services import factoring, limits, metrics, settings, timers
+from control_plane.services import excluding, factoring, limits, metrics, settings, timers
 from control_plane.services.seating import planned
 from control_plane.services.work import (
     Listing,
@@ -205,6 +205,7 @@ def create(work: Work, request: requests.CreateExperiment) -> View:
     for index, spec in enumerate(request.variants or factoring.generated(experiment)):
         _put_new_variant(work, experiment, spec, field=f"variants.{index}")
         experiment = replace(experiment, variants=store.variants(experiment.id))
+    excluding.named(experiment)
     settings.refuse(work, experiment)
     timers.schedule(work, experiment)
     view = view_of(work, experiment)
@@ -346,6 +347,7 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
         factors = factoring.stored(work, experiment.type, request.factors or ())
         changed = replace(changed, factors=factors)
     limits.require_labels(work, changed.labels)
+    changed = excluding.named(changed)
     _check_type(changed)
     warnings: list[tuple[str, str]] = []
     if request.given("participants") or request.given("participant_ids"):
@@ -546,4 +548,5 @@ def delete_variant(work: Work, request: requests.OfVariant) -> None:
     variant = find_variant(experiment, request.variant_id)
     experiment.after(Verb.EDIT)
     work.store.experiments.delete_variant(variant.id)
-    work.store.experiments.save(replace(experiment, updated_at=work.now))
+    left = excluding.without(experiment, variant.key)
+    work.store.experiments.save(replace(left, updated_at=work.now))

@@ -41,8 +41,8 @@ def begin(work: Work, request: requests.Start) -> View:
     if request.normalize:
         experiment = find(work, request.id)
         experiment.after(Verb.START)
-        weights = normalised([variant.weight for variant in experiment.variants])
-        for variant, weight in zip(experiment.variants, weights, strict=True):
+        weights = normalised([variant.weight for variant in experiment.arms])
+        for variant, weight in zip(experiment.arms, weights, strict=True):
             work.store.experiments.put_variant(replace(variant, weight=weight, updated_at=work.now))
     return start(work, request)
 
@@ -74,7 +74,7 @@ def start(work: Work, request: requests.ById) -> View:
         number=1,
         algorithm=algorithm_for(len(applying), rules_of(experiment, seed=experiment.seed)),
         seed=experiment.seed,
-        weights={variant.id: variant.weight for variant in experiment.variants},
+        weights=experiment.weights,
         traffic_allocation=experiment.design.traffic_allocation,
         opened_at=work.now,
         closed_at=None,

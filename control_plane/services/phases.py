@@ -60,7 +60,7 @@ def open_phase(work: Work, request: requests.OpenPhase) -> tuple[View, Phase]:
     allocation = (
         former.traffic_allocation if request.traffic_allocation is None else request.traffic_allocation
     )
-    weights = {variant.id: variant.weight for variant in variants}
+    weights = replace(experiment, variants=variants).weights
     if (weights, allocation, seed) == (dict(former.weights), former.traffic_allocation, former.seed):
         raise Invalid(
             "nothing would change; send weights, trafficAllocation or seed that differ from the present phase",
@@ -95,8 +95,16 @@ def _with_weights(experiment: Experiment, wanted: Mapping[str, int] | None) -> t
     if wanted is None:
         return experiment.variants
     named = {find_variant(experiment, name).id: weight for name, weight in wanted.items()}
-    missing = [variant.key for variant in experiment.variants if variant.id not in named]
-    faults = []
+    missing = [variant.key for variant in experiment.arms if variant.id not in named]
+    faults = [
+        Fault(
+            field=f"weights.{variant.key}",
+            message="is of a variant that analysis.excludedVariantIds leaves out",
+            remedy="leave it out here too",
+        )
+        for variant in experiment.variants
+        if variant not in experiment.arms and named.get(variant.id)
+    ]
     if missing:
         faults.append(
             Fault(
@@ -116,7 +124,9 @@ def _with_weights(experiment: Experiment, wanted: Mapping[str, int] | None) -> t
     if faults:
         listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
         raise Invalid(listed, reason="INVALID_FIELDS", faults=faults)
-    return tuple(replace(variant, weight=named[variant.id]) for variant in experiment.variants)
+    return tuple(
+        replace(variant, weight=named.get(variant.id, variant.weight)) for variant in experiment.variants
+    )
 
 
 def _seats(experiment: Experiment, present: list[Assignment]) -> list[Seat]:
@@ -220,7 +230,7 @@ def newcomers(work: Work, request: requests.ById) -> list[Participant]:
     if experiment.status is not Status.RUNNING or phase is None or not experiment.selector.get("labels"):
         return []
     calendar = experiment.calendar
-    if calendar is not None and calendar.next_cycle(work.now, len(experiment.variants)) is None:
+    if calendar is not None and calendar.next_cycle(work.now, len(experiment.arms)) is None:
         return []  # nobody could be measured in every variant any more
     known = work.store.experiments.participant_ids(phase.id)
     found = [item for item in selected(work, experiment.selector) if item.public_id not in known]
@@ -251,7 +261,7 @@ def admit(work: Work, request: requests.ById) -> list[str]:
     applying = applicants(experiment, found)
     seated = []
     calendar = experiment.calendar
-    first = calendar.next_cycle(work.now, len(experiment.variants)) if calendar else None
+    first = calendar.next_cycle(work.now, len(experiment.arms)) if calendar else None
     for applicant in applying:
         if first is not None:
             seated += late_turns(applicant, rules, first=first)

@@ -74,7 +74,9 @@ def _findings(work: Work, experiment: Experiment, assignments: tuple[Assignment,
         )
     for participant in everyone:
         found = _of(work, participant, targeted=participant.public_id in targeted)
-        if found is None and participant.public_id not in seated and experiment.variants:
+        if participant.public_id in experiment.design.analysis.excluded_participant_ids:
+            found = ("EXCLUDED", "info", "analysis.excludedParticipantIds names it")
+        if found is None and participant.public_id not in seated and experiment.arms:
             personal = experiment.type is Type.PERSONALIZATION
             why = "no variant's rules fit it" if personal else "outside the traffic allocation"
             found = ("NO_VARIANT", "warning", f"is on record without a variant: {why}")

@@ -49,7 +49,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
     event_name = metric["eventName"]
     phase = experiment.phase
     sums = work.store.events.sums(phase.id, event_name, population=request.population) if phase else []
-    arms = [_arm(variant, sums) for variant in experiment.variants]
+    arms = [_arm(variant, sums) for variant in experiment.arms]
     uncompared = _COUNTS_ONLY.get(experiment.type)
     summary = (
         counts_only(arms, alpha=experiment.alpha, reason=uncompared)
@@ -61,7 +61,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
         metric=metric,
         population=request.population,
         computed_at=work.now,
-        arms=tuple(zip(experiment.variants, summary.arms, strict=True)),
+        arms=tuple(zip(experiment.arms, summary.arms, strict=True)),
         not_counted=work.store.events.not_counted(phase.id, population=request.population) if phase else {},
         lost=work.store.events.lost(experiment.id),
         uncompared=uncompared,

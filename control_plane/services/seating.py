@@ -61,13 +61,16 @@ def meant(work: Work, selector: dict[str, Any]) -> list[Participant]:
 
 
 def applicants(experiment: Experiment, participants: Iterable[Participant]) -> list[Applicant]:
-    """The participants whom the targeting rules mean, each in its stratum.
+    """The participants whom the targeting rules mean and the design does not exclude, each in its stratum.
 
     Without labels to stratify by, that is its agent: what is common to a host is common to its participants.
     """
     design = experiment.design
+    left_out = set(design.analysis.excluded_participant_ids)
     found = []
     for participant in participants:
+        if participant.public_id in left_out:
+            continue
         labels = visible(
             participant.labels, participant.host_labels, allow_host_labels=design.allow_host_labels
         )

@@ -71,7 +71,7 @@ def go_on(work: Work, experiment: Experiment) -> None:
 def _remaining(experiment: Experiment, item: Assignment, *, first: int, now: int) -> Iterator[Assignment]:
     assert experiment.calendar is not None
     assert experiment.phase is not None
-    ids = {variant.key: variant.id for variant in experiment.variants}
+    ids = {variant.key: variant.id for variant in experiment.arms}
     seed, blocks = experiment.phase.seed, experiment.calendar.blocks
     for turn in turns(item.participant, list(ids), seed=seed, blocks=blocks, first=first):
         begins, ends = experiment.calendar.span(turn.time_block)

@@ -93,10 +93,12 @@ labels: {team: a}
 metadata: {ticket: 7}
 targetFile: SOUL.md
 participants: {labels: {role: support}}
-analysis: {alpha: 0.1}
+analysis: {alpha: 0.1, decision: sequence, tuning: 500, prior: {a: 2}, excludedVariantIds: [odd, even]}
 variants:
   - {name: Terse, key: concise, weight: 60, isControl: true, contentFile: concise.md, config: {x: [1]}}
   - {name: Rude, weight: 40, content: be rude}
+  - {name: Odd, weight: 0, content: be odd}
+  - {name: Even, weight: 0, content: be even}
 """
     )
     after = (await applied(ctl, manifest))["experiment"]
@@ -105,10 +107,13 @@ variants:
     assert (after["targetFile"], after["targetFiles"]) == ("SOUL.md", ["SOUL.md"])
     assert after["participants"] == {"ids": [], "labels": {"role": "support"}}
     assert after["metrics"] == {"primary": None, "secondary": [], "guardrail": []}
-    assert after["analysis"] == {"alpha": 0.1}
-    assert after["exposureCriteria"] == {"settleSeconds": 60}
     shown = {item["key"]: item for item in after["variants"]}
-    assert set(shown) == {"concise", "rude"}
+    analysis = after["analysis"]
+    assert (analysis["alpha"], analysis["decision"], analysis["tuning"]) == (0.1, "sequence", 500)
+    assert (analysis["prior"], analysis["horizonDays"]) == ({"a": 2, "b": 1}, 14)
+    assert set(analysis["excludedVariantIds"]) == {shown["odd"]["id"], shown["even"]["id"]}
+    assert after["exposureCriteria"] == {"settleSeconds": 60}
+    assert set(shown) == {"concise", "rude", "odd", "even"}
     assert (shown["concise"]["name"], shown["concise"]["weight"]) == ("Terse", 60)
     assert (shown["concise"]["isControl"], shown["concise"]["config"]) == (True, {"x": [1]})
     assert shown["concise"]["id"] == before["variants"][1]["id"]

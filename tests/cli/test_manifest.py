@@ -134,7 +134,7 @@ rollout: {waves: [10%]}
         "rollout: {waves: [10%]}",
         "holdoutId: x",
         "exposureCriteria: {requires: loaded}",
-        "analysis: {power: 0.9}",
+        "analysis: {clusterBy: host}",
         "metrics: {primary: {eventName: e, role: primary}}",
     ],
 )

@@ -58,6 +58,7 @@ def _experiment(view: View) -> Json:
         "analysisFingerprint": e.analysis_fingerprint,
         "planChanged": e.plan_changed,
         **e.design.model_dump(mode="json", by_alias=True),
+        "analysis": _analysis(e),
         "trafficAllocation": e.phase.traffic_allocation if e.phase else e.design.traffic_allocation,
         "run": e.run,
         "currentPhase": _phase(e, e.phase) if e.phase else None,
@@ -77,6 +78,15 @@ def _experiment(view: View) -> Json:
         "intakeClosedAt": at(_intake_closed_at(e)),
         "archivedAt": at(e.archived_at),
         "metadata": e.metadata,
+    }
+
+
+def _analysis(e: Experiment) -> Json:
+    arms = {variant.id for variant in e.arms}
+    excluded = [show_id(variant.id) for variant in e.variants if variant.id not in arms]
+    return {
+        **e.design.analysis.model_dump(mode="json", by_alias=True),
+        "excludedVariantIds": excluded,
     }
 
 

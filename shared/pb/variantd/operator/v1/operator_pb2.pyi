@@ -323,27 +323,133 @@ Global___ExposureCriteria: _TypeAlias = ExposureCriteria  # noqa: Y015
 
 @_typing.final
 class Analysis(_message.Message):
-    """How results are computed."""
+    """How results are computed, and who is left out of them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALPHA_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    HORIZON_DAYS_FIELD_NUMBER: _builtins.int
+    TUNING_FIELD_NUMBER: _builtins.int
+    VARIANCE_FIELD_NUMBER: _builtins.int
+    PRIOR_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
+    EXCLUDED_VARIANT_IDS_FIELD_NUMBER: _builtins.int
+    EXCLUDED_PARTICIPANT_IDS_FIELD_NUMBER: _builtins.int
     alpha: _builtins.float
     """Level of every interval and p-value, 0.001 to 0.5; default 0.05."""
+    decision: _builtins.str
+    """What decides: `path_test` or `sequence`. Absent: the path test for a closed list of up to 1,000
+    participants, else the sequence.
+    """
+    horizon_days: _builtins.int
+    """After so many days the path test has spent its level, 1 to 366; default 14."""
+    tuning: _builtins.float
+    """Sample size for which the sequence is tightest, above 0; absent: from power and smallest effect."""
+    variance: _builtins.str
+    """How a rate's variance is computed: `jackknife` (default) or `delta`."""
+    power: _builtins.float
+    """Chance to find the smallest effect that is planned for, 0.5 to 0.999; default 0.8."""
+    minimum_detectable_effect: _builtins.float
+    """The smallest effect worth finding, relative to control's rate, above 0 to 10; default 0.1."""
+    @_builtins.property
+    def prior(self) -> Global___Prior:
+        """What rates are believed to be before anything is measured; default Beta(1, 1)."""
+
+    @_builtins.property
+    def excluded_variant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Variants that get nobody and are in no result; ids, or keys as they are sent."""
+
+    @_builtins.property
+    def excluded_participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Participants that are not assigned, though they are asked for."""
+
     def __init__(
         self,
         *,
         alpha: _builtins.float | None = ...,
+        decision: _builtins.str | None = ...,
+        horizon_days: _builtins.int | None = ...,
+        tuning: _builtins.float | None = ...,
+        variance: _builtins.str | None = ...,
+        prior: Global___Prior | None = ...,
+        power: _builtins.float | None = ...,
+        minimum_detectable_effect: _builtins.float | None = ...,
+        excluded_variant_ids: _abc.Iterable[_builtins.str] | None = ...,
+        excluded_participant_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "alpha", b"alpha"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_decision", b"_decision", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_tuning", b"_tuning", "_variance", b"_variance", "alpha", b"alpha", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "alpha", b"alpha"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_decision", b"_decision", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_tuning", b"_tuning", "_variance", b"_variance", "alpha", b"alpha", "decision", b"decision", "excluded_participant_ids", b"excluded_participant_ids", "excluded_variant_ids", b"excluded_variant_ids", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__decision: _TypeAlias = _typing.Literal["decision"]  # noqa: Y015
+    _WhichOneofArgType__decision: _TypeAlias = _typing.Literal["_decision", b"_decision"]  # noqa: Y015
+    _WhichOneofReturnType__horizon_days: _TypeAlias = _typing.Literal["horizon_days"]  # noqa: Y015
+    _WhichOneofArgType__horizon_days: _TypeAlias = _typing.Literal["_horizon_days", b"_horizon_days"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofReturnType__power: _TypeAlias = _typing.Literal["power"]  # noqa: Y015
+    _WhichOneofArgType__power: _TypeAlias = _typing.Literal["_power", b"_power"]  # noqa: Y015
+    _WhichOneofReturnType__prior: _TypeAlias = _typing.Literal["prior"]  # noqa: Y015
+    _WhichOneofArgType__prior: _TypeAlias = _typing.Literal["_prior", b"_prior"]  # noqa: Y015
+    _WhichOneofReturnType__tuning: _TypeAlias = _typing.Literal["tuning"]  # noqa: Y015
+    _WhichOneofArgType__tuning: _TypeAlias = _typing.Literal["_tuning", b"_tuning"]  # noqa: Y015
+    _WhichOneofReturnType__variance: _TypeAlias = _typing.Literal["variance"]  # noqa: Y015
+    _WhichOneofArgType__variance: _TypeAlias = _typing.Literal["_variance", b"_variance"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decision) -> _WhichOneofReturnType__decision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__horizon_days) -> _WhichOneofReturnType__horizon_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power) -> _WhichOneofReturnType__power | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prior) -> _WhichOneofReturnType__prior | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tuning) -> _WhichOneofReturnType__tuning | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variance) -> _WhichOneofReturnType__variance | None: ...
 
 Global___Analysis: _TypeAlias = Analysis  # noqa: Y015
+
+@_typing.final
+class Prior(_message.Message):
+    """A Beta distribution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    A_FIELD_NUMBER: _builtins.int
+    B_FIELD_NUMBER: _builtins.int
+    a: _builtins.float
+    """Conversions believed in beforehand, above 0."""
+    b: _builtins.float
+    """Exposures without conversion believed in beforehand, above 0."""
+    def __init__(
+        self,
+        *,
+        a: _builtins.float | None = ...,
+        b: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_a", b"_a", "_b", b"_b", "a", b"a", "b", b"b"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_a", b"_a", "_b", b"_b", "a", b"a", "b", b"b"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__a: _TypeAlias = _typing.Literal["a"]  # noqa: Y015
+    _WhichOneofArgType__a: _TypeAlias = _typing.Literal["_a", b"_a"]  # noqa: Y015
+    _WhichOneofReturnType__b: _TypeAlias = _typing.Literal["b"]  # noqa: Y015
+    _WhichOneofArgType__b: _TypeAlias = _typing.Literal["_b", b"_b"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__a) -> _WhichOneofReturnType__a | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__b) -> _WhichOneofReturnType__b | None: ...
+
+Global___Prior: _TypeAlias = Prior  # noqa: Y015
 
 @_typing.final
 class ParticipantSelector(_message.Message):
