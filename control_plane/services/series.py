@@ -67,7 +67,7 @@ def daily(
     phase = experiment.phase
     assert phase is not None, "a draft has no days"
     counted = work.store.series.by_day(phase.id, event_name, population=population)
-    return tuple(days(counted, tuple(variant.id for variant in experiment.variants), within))
+    return tuple(days(counted, tuple(variant.id for variant in experiment.arms), within))
 
 
 def chosen(work: Work, experiment: Experiment, *, metric: str, event_name: str) -> dict[str, Any]:
