@@ -246,3 +246,14 @@ def test_days_before_the_window_are_in_what_it_comes_to() -> None:
         (3, Counts(6, 1, 2), Counts(10, 3, 3)),
     ]
     assert {item.so_far[b"b"].rate for item in found} == {None}
+
+
+async def test_an_excluded_variant_is_in_no_day(plane: Plane, clock: FakeClock) -> None:
+    """As it is in no result."""
+    third = {"name": "C", "content": "c", "weight": 0}
+    await running(plane, variants=[*VARIANTS, third], analysis={"excludedVariantIds": ["c"]})
+    await Ledger(plane, clock).report(("p1", ""))
+    (day,) = (await series(plane))["days"]
+    assert [arm["key"] for arm in day["variants"]] == ["a", "b"]
+    told = (await plane.rest("GET", f"{AT}/results")).body
+    assert [arm["key"] for arm in told["variants"]] == ["a", "b"]

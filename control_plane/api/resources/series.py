@@ -20,7 +20,7 @@ def time_series(work: Work, found: Series) -> Json:
         "startDate": date_of(within.first) if within else None,
         "endDate": date_of(within.last) if within else None,
         "days": [
-            {"date": date_of(item.day), "variants": [_variant(variant, item) for variant in e.variants]}
+            {"date": date_of(item.day), "variants": [_variant(variant, item) for variant in e.arms]}
             for item in found.days
         ],
     }
