@@ -88,6 +88,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "ResultsService.GetResults": {"id": "soul-tone", "eventName": "resolved", "population": "delivered"},
     "ResultsService.GetTimeSeries": {"id": "soul-tone", "eventName": "resolved", "startDate": "2026-01-01"},
+    "ResultsService.CheckTallies": {"id": "soul-tone"},
     "ExperimentService.PauseExperiment": {"id": "soul-tone"},
     "ExperimentService.ResumeExperiment": {"id": "soul-tone"},
     "ExperimentService.TransitionExperiment": {"id": "soul-tone", "status": "paused"},

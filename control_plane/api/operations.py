@@ -17,6 +17,7 @@ from control_plane.domain.settings import UpdateSettings
 from control_plane.services import (
     access,
     deployments,
+    doctor,
     experiments,
     findings,
     fleet,
@@ -227,6 +228,9 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.GetResults, results.get, resources.results),
     _row("ResultsService.GetTimeSeries", "GET /v1/experiments/{id}/results-time-series", _READ,
          GetTimeSeries, series.get, resources.time_series),
+    _row("ResultsService.CheckTallies", "POST /v1/experiments/{id}/tallies:check", _READ,
+         requests.ById, doctor.check_tallies, resources.tally_check,
+         reads=True),
     _row("EventService.ReportServerEvents", "POST /v1/events:batch", Scope.EVENT_WRITE,
          reported.ReportEvents, reporting.report, resources.taken),
     _row("MetricService.ListMetrics", "GET /v1/metrics", _READ,

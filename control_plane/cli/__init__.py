@@ -14,6 +14,7 @@ from control_plane.cli import (
     apply,
     create,
     deploying,
+    doctor,
     experiments,
     findings,
     fleet,
@@ -234,6 +235,15 @@ add(
 )
 add(_metrics, "update", metrics.update, "variantctl metrics update resolved-rate --window P7D")
 add(_metrics, "delete", metrics.delete)
+
+_doctor = _group("doctor", "Looking for what should never be.")
+add(
+    _doctor,
+    "tallies",
+    doctor.tallies,
+    """variantctl doctor tallies soul-tone
+    variantctl doctor tallies --json""",
+)
 
 _settings = _group(
     "settings", "What experiments may touch, what contents must be, and what designs say by default."

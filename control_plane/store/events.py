@@ -232,7 +232,7 @@ class EventStore:
             " where e.participant_id = ? and e.occurred_at >= ? and (? is null or e.occurred_at < ?)",
             (participant_id, low, high, high),
         )
-        return [_attributed(row) for row in rows]
+        return [attributed(row) for row in rows]
 
     def attributed_of(self, key: UnitKey) -> list[Attributed]:
         """Every attributed event of a unit."""
@@ -241,7 +241,7 @@ class EventStore:
             " where t.phase_id = ? and t.participant_id = ? and t.block = ? and t.subject = ?",
             (key.phase_id, key.participant_id, key.block, key.subject),
         )
-        return [_attributed(row) for row in rows]
+        return [attributed(row) for row in rows]
 
     def put_attributed(self, participant_id: bytes, items: Iterable[Attributed]) -> None:
         """The events stand in their phases as given, new or judged again."""
@@ -410,7 +410,8 @@ class EventStore:
         return (row["n"] or 0) if row else 0
 
 
-def _attributed(row: Row) -> Attributed:
+def attributed(row: Row) -> Attributed:
+    """An attributed event of its row, with path and digest of the event's own."""
     return Attributed(
         phase_id=row["phase_id"],
         variant_id=row["variant_id"],

@@ -3,6 +3,7 @@
 from control_plane.store.access import AccessStore
 from control_plane.store.database import Tx
 from control_plane.store.deployments import DeploymentStore
+from control_plane.store.doctor import DoctorStore
 from control_plane.store.events import EventStore
 from control_plane.store.experiments import ExperimentStore
 from control_plane.store.findings import FindingStore
@@ -29,3 +30,4 @@ class Store:
         self.holdouts = HoldoutStore(tx)
         self.metrics = MetricStore(tx)
         self.series = SeriesStore(tx)
+        self.doctor = DoctorStore(tx)

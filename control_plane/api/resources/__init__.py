@@ -28,6 +28,7 @@ from control_plane.api.resources.designs import (
     variant,
     variants,
 )
+from control_plane.api.resources.doctor import tally_check
 from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
 from control_plane.api.resources.plans import holdout, holdouts, saved_metric, saved_metrics
 from control_plane.api.resources.series import time_series
@@ -65,6 +66,7 @@ __all__ = [
     "saved_metrics",
     "settings",
     "taken",
+    "tally_check",
     "time_series",
     "variant",
     "variants",

@@ -7296,6 +7296,173 @@ class CumulativeCounts(_message.Message):
 Global___CumulativeCounts: _TypeAlias = CumulativeCounts  # noqa: Y015
 
 @_typing.final
+class CheckTalliesRequest(_message.Message):
+    """Asks for a check of sums."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckTalliesRequest: _TypeAlias = CheckTalliesRequest  # noqa: Y015
+
+@_typing.final
+class TallyCheck(_message.Message):
+    """What was added up again, and what came out otherwise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    PHASE_COUNT_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_COUNT_FIELD_NUMBER: _builtins.int
+    EVENT_COUNT_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_COUNT_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
+    """The experiment's id."""
+    key: _builtins.str
+    """The experiment's key."""
+    phase_count: _builtins.int
+    """Phases, of every run."""
+    participant_count: _builtins.int
+    """Participants, once for each phase."""
+    event_count: _builtins.int
+    """Attributed events."""
+    difference_count: _builtins.int
+    """Numbers that are kept otherwise than the events say."""
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TallyDifference]:
+        """The first 1,000 of them."""
+
+    def __init__(
+        self,
+        *,
+        experiment_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        phase_count: _builtins.int = ...,
+        participant_count: _builtins.int = ...,
+        event_count: _builtins.int = ...,
+        difference_count: _builtins.int = ...,
+        differences: _abc.Iterable[Global___TallyDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_count", b"difference_count", "differences", b"differences", "event_count", b"event_count", "experiment_id", b"experiment_id", "key", b"key", "participant_count", b"participant_count", "phase_count", b"phase_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TallyCheck: _TypeAlias = TallyCheck  # noqa: Y015
+
+@_typing.final
+class TallyDifference(_message.Message):
+    """One number that is kept otherwise than the events say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    PHASE_ID_FIELD_NUMBER: _builtins.int
+    POPULATION_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    RECOMPUTED_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    TIME_BLOCK_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    DATE_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    """`tally`, `unit` or `standing`."""
+    phase_id: _builtins.str
+    """The phase."""
+    population: _builtins.str
+    """`assigned` or `delivered`."""
+    field: _builtins.str
+    """Which number: `count`, `units` or `value` (millionths) of a tally, `first` of a unit, `count` of a standing."""
+    stored: _builtins.str
+    """What is kept; a moment of a unit, absent where there is none."""
+    recomputed: _builtins.str
+    """What the events say; absent likewise."""
+    variant_id: _builtins.str
+    """The variant, of a tally."""
+    participant_id: _builtins.str
+    """The participant, of a tally or a unit."""
+    time_block: _builtins.int
+    """Block of a switchback; 0: none."""
+    subject: _builtins.str
+    """The unit's subject, if it has one and the caller may read contents."""
+    event_name: _builtins.str
+    """The conversion; empty: impressions."""
+    date: _builtins.str
+    """The UTC day, of a tally."""
+    standing: _builtins.str
+    """Of a standing, which."""
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        phase_id: _builtins.str = ...,
+        population: _builtins.str = ...,
+        field: _builtins.str = ...,
+        stored: _builtins.str | None = ...,
+        recomputed: _builtins.str | None = ...,
+        variant_id: _builtins.str | None = ...,
+        participant_id: _builtins.str | None = ...,
+        time_block: _builtins.int = ...,
+        subject: _builtins.str | None = ...,
+        event_name: _builtins.str = ...,
+        date: _builtins.str | None = ...,
+        standing: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_date", b"_date", "_participant_id", b"_participant_id", "_recomputed", b"_recomputed", "_standing", b"_standing", "_stored", b"_stored", "_subject", b"_subject", "_variant_id", b"_variant_id", "date", b"date", "participant_id", b"participant_id", "recomputed", b"recomputed", "standing", b"standing", "stored", b"stored", "subject", b"subject", "variant_id", b"variant_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_date", b"_date", "_participant_id", b"_participant_id", "_recomputed", b"_recomputed", "_standing", b"_standing", "_stored", b"_stored", "_subject", b"_subject", "_variant_id", b"_variant_id", "date", b"date", "event_name", b"event_name", "field", b"field", "participant_id", b"participant_id", "phase_id", b"phase_id", "population", b"population", "recomputed", b"recomputed", "standing", b"standing", "stored", b"stored", "subject", b"subject", "table", b"table", "time_block", b"time_block", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__date: _TypeAlias = _typing.Literal["date"]  # noqa: Y015
+    _WhichOneofArgType__date: _TypeAlias = _typing.Literal["_date", b"_date"]  # noqa: Y015
+    _WhichOneofReturnType__participant_id: _TypeAlias = _typing.Literal["participant_id"]  # noqa: Y015
+    _WhichOneofArgType__participant_id: _TypeAlias = _typing.Literal["_participant_id", b"_participant_id"]  # noqa: Y015
+    _WhichOneofReturnType__recomputed: _TypeAlias = _typing.Literal["recomputed"]  # noqa: Y015
+    _WhichOneofArgType__recomputed: _TypeAlias = _typing.Literal["_recomputed", b"_recomputed"]  # noqa: Y015
+    _WhichOneofReturnType__standing: _TypeAlias = _typing.Literal["standing"]  # noqa: Y015
+    _WhichOneofArgType__standing: _TypeAlias = _typing.Literal["_standing", b"_standing"]  # noqa: Y015
+    _WhichOneofReturnType__stored: _TypeAlias = _typing.Literal["stored"]  # noqa: Y015
+    _WhichOneofArgType__stored: _TypeAlias = _typing.Literal["_stored", b"_stored"]  # noqa: Y015
+    _WhichOneofReturnType__subject: _TypeAlias = _typing.Literal["subject"]  # noqa: Y015
+    _WhichOneofArgType__subject: _TypeAlias = _typing.Literal["_subject", b"_subject"]  # noqa: Y015
+    _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
+    _WhichOneofArgType__variant_id: _TypeAlias = _typing.Literal["_variant_id", b"_variant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__date) -> _WhichOneofReturnType__date | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__participant_id) -> _WhichOneofReturnType__participant_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recomputed) -> _WhichOneofReturnType__recomputed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__standing) -> _WhichOneofReturnType__standing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stored) -> _WhichOneofReturnType__stored | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subject) -> _WhichOneofReturnType__subject | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variant_id) -> _WhichOneofReturnType__variant_id | None: ...
+
+Global___TallyDifference: _TypeAlias = TallyDifference  # noqa: Y015
+
+@_typing.final
 class SavedMetric(_message.Message):
     """A saved metric."""
 

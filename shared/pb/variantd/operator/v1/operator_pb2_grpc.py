@@ -1770,6 +1770,11 @@ class ResultsServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetTimeSeriesRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TimeSeries.FromString,
                 _registered_method=True)
+        self.CheckTallies = channel.unary_unary(
+                '/variantd.operator.v1.ResultsService/CheckTallies',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckTalliesRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TallyCheck.FromString,
+                _registered_method=True)
 
 
 class ResultsServiceServicer(object):
@@ -1790,6 +1795,13 @@ class ResultsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckTallies(self, request, context):
+        """Adds up again, from the events that are kept, whatever results read, and tells every difference.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1802,6 +1814,11 @@ def add_ResultsServiceServicer_to_server(servicer, server):
                     servicer.GetTimeSeries,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetTimeSeriesRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TimeSeries.SerializeToString,
+            ),
+            'CheckTallies': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckTallies,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckTalliesRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TallyCheck.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1859,6 +1876,33 @@ class ResultsService(object):
             '/variantd.operator.v1.ResultsService/GetTimeSeries',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetTimeSeriesRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TimeSeries.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckTallies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ResultsService/CheckTallies',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckTalliesRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TallyCheck.FromString,
             options,
             channel_credentials,
             insecure,

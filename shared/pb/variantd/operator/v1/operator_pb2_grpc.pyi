@@ -547,6 +547,8 @@ class ResultsServiceStub:
     """Results of an experiment's present phase, from tallies."""
     GetTimeSeries: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetTimeSeriesRequest, _operator_pb2.TimeSeries]
     """Results of an experiment's present phase day by day, from tallies."""
+    CheckTallies: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CheckTalliesRequest, _operator_pb2.TallyCheck]
+    """Adds up again, from the events that are kept, whatever results read, and tells every difference."""
 
 @_typing.type_check_only
 class ResultsServiceAsyncStub(ResultsServiceStub):
@@ -557,6 +559,8 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     """Results of an experiment's present phase, from tallies."""
     GetTimeSeries: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetTimeSeriesRequest, _operator_pb2.TimeSeries]  # type: ignore[assignment]
     """Results of an experiment's present phase day by day, from tallies."""
+    CheckTallies: _aio.UnaryUnaryMultiCallable[_operator_pb2.CheckTalliesRequest, _operator_pb2.TallyCheck]  # type: ignore[assignment]
+    """Adds up again, from the events that are kept, whatever results read, and tells every difference."""
 
 class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the numbers say."""
@@ -576,6 +580,14 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.TimeSeries, _abc.Awaitable[_operator_pb2.TimeSeries]]:
         """Results of an experiment's present phase day by day, from tallies."""
+
+    @_abc_1.abstractmethod
+    def CheckTallies(
+        self,
+        request: _operator_pb2.CheckTalliesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.TallyCheck, _abc.Awaitable[_operator_pb2.TallyCheck]]:
+        """Adds up again, from the events that are kept, whatever results read, and tells every difference."""
 
 def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
