@@ -134,6 +134,7 @@ class Analysis(Part):
     prior: Prior = Prior()
     power: Annotated[float, Field(ge=0.5, le=0.999)] = 0.8
     minimum_detectable_effect: Annotated[float, Field(gt=0, le=10)] = 0.1
+    cluster_by: Annotated[str, Field(pattern=r"^(participant|host|label:.{1,128})$")] = "participant"
     excluded_variant_ids: list[str] = []
     excluded_participant_ids: list[str] = []
 
@@ -171,7 +172,7 @@ class Document(Part):
     variants: list[Variant] = []
 
 
-NOT_YET = frozenset((*("rollout", "holdoutId", "requires", "multipleVariants", "clusterBy", "role"),))
+NOT_YET = frozenset((*("rollout", "holdoutId", "requires", "multipleVariants", "role"),))
 """Words of an experiment that this release does not act on; accepting them would be a promise."""
 
 

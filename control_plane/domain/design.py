@@ -75,6 +75,7 @@ class AnalysisSpec(Request):
     `decision` absent: the path test for a closed list of participants that it can deal with, else the sequence.
     `excluded_variant_ids` are ids or keys as callers write them, and keys once they are in a design
     (`services.excluding`): a key lasts as long as its variant, and a copy of the experiment has the same.
+    `cluster_by` is what is drawn, and compared: each participant, each host, or each value of a label.
     """
 
     alpha: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
@@ -85,6 +86,7 @@ class AnalysisSpec(Request):
     prior: Prior = Prior()
     power: Annotated[float, Field(ge=0.5, le=0.999)] = 0.8
     minimum_detectable_effect: Annotated[float, Field(gt=0, le=10)] = 0.1
+    cluster_by: Annotated[str, Field(pattern=r"^(participant|host|label:.{1,128})$")] = "participant"
     excluded_variant_ids: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
         Field(max_length=100, json_schema_extra={"uniqueItems": True}),

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from control_plane.domain import factors as combining
 from control_plane.domain import switchback as switching
 from control_plane.domain.assignment import Arm, Placement, smallest_reachable_p
 from control_plane.domain.design import Design, Type
@@ -19,7 +18,7 @@ from control_plane.domain.intake import MAX_BALANCED, Applicant, Holdout, Method
 from control_plane.domain.lifecycle import Status, Verb, after
 from control_plane.domain.switchback import Calendar
 from control_plane.domain.targeting import TargetingRules
-from shared.errors import FailedPrecondition, Fault
+from shared.errors import FailedPrecondition
 from shared.model import Digest
 
 
@@ -81,6 +80,7 @@ class Assignment:
 
     `time_block` counts the blocks of a switchback from 1, 0: there are none.
     `retired`: the participant's host is gone for good, and no other agent has declared it since.
+    `cluster`: what it was drawn together with; empty: it was drawn by itself.
     """
 
     id: bytes | None
@@ -98,6 +98,12 @@ class Assignment:
     forced_by: str | None = None
     retired: bool = False
     time_block: int = 0
+    cluster: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What was drawn, and is compared: the participant, or its cluster."""
+        return self.cluster or self.participant
 
     @property
     def planned(self) -> bool:
@@ -244,111 +250,6 @@ class Conflict:
     holder: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readiness:
-    """What a start needs to know besides the experiment."""
-
-    participants: int
-    conflicts: Sequence[Conflict] = field(default_factory=tuple)
-
-
-def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]:
-    """Everything that keeps the experiment from starting, by field."""
-    faults = [*_variant_faults(experiment), *_exclusion_faults(experiment), *_file_faults(experiment)]
-    if experiment.type is Type.SWITCHBACK:
-        faults += switching.faults(
-            experiment.design.switchback,
-            variants=len(experiment.arms),
-            participants=readiness.participants,
-        )
-    if not readiness.participants:
-        faults.append(
-            Fault(
-                field="participants",
-                message="nobody takes part",
-                remedy="set participantIds, or labels that some participant carries",
-            )
-        )
-    faults += [
-        Fault(
-            field="targetFile",
-            message=f"{conflict.path} of {conflict.participant} is held by experiment {conflict.holder}",
-            remedy=f"complete {conflict.holder}, or leave {conflict.participant} out",
-        )
-        for conflict in readiness.conflicts
-    ]
-    return faults
-
-
-def _variant_faults(experiment: Experiment) -> Iterable[Fault]:
-    variants, personal = experiment.arms, experiment.type is Type.PERSONALIZATION
-    needed = 1 if personal else 2
-    if len(variants) < needed:
-        besides = len(experiment.variants) - len(variants)
-        message = f"has {len(variants)}" + (f" besides {besides} excluded" if besides else "")
-        remedy = "add a variant" + (", or exclude fewer" if besides else "")
-        yield Fault(field="variants", message=f"{message}, needs at least {needed}", remedy=remedy)
-    if personal:
-        if experiment.design.traffic_allocation != 100:
-            yield Fault(
-                field="trafficAllocation",
-                message="a share of the participants would be chosen at random; here rules choose",
-                remedy="set it to 100, and say in targetingRules who takes part",
-            )
-        return
-    controls = [variant.key for variant in experiment.variants if variant.is_control]
-    if len(controls) != 1:
-        found = f"{len(controls)} ({', '.join(controls)})" if controls else "none"
-        yield Fault(
-            field="variants.isControl",
-            message=f"needs exactly one control, has {found}",
-            remedy="set isControl on one variant",
-        )
-    total = sum(variant.weight for variant in variants)
-    if experiment.type.weighted and total != 100:
-        yield Fault(
-            field="variants.weight",
-            message=f"weights sum to {total}, not to 100",
-            remedy="change the weights so that they sum to 100",
-        )
-
-
-def _exclusion_faults(experiment: Experiment) -> Iterable[Fault]:
-    analysis, control = experiment.design.analysis, experiment.control
-    if control is not None and control not in experiment.arms:
-        yield Fault(
-            field="analysis.excludedVariantIds",
-            message=f"{control.key} is the control, which the others are compared with",
-            remedy="take it out of the list, or set isControl on another variant",
-        )
-    asked = experiment.selector.get("ids", ())
-    unknown = [name for name in analysis.excluded_participant_ids if name not in asked] if asked else []
-    if unknown:
-        yield Fault(
-            field="analysis.excludedParticipantIds",
-            message=f"{', '.join(unknown)} would not take part anyway: not among the participants",
-            remedy="write ids as participants has them, or leave them out",
-        )
-
-
-def _file_faults(experiment: Experiment) -> Iterable[Fault]:
-    if experiment.type is Type.MULTIVARIATE:
-        levels = [(variant.key, variant.levels) for variant in experiment.variants]
-        yield from combining.faults(experiment.factors, levels)
-        return
-    paths = experiment.target_files
-    if not paths:
-        yield Fault(field="targetFile", message="there is no target file", remedy="set targetFile")
-    for variant in experiment.variants:
-        missing = sorted(set(paths) - set(variant.digests()))
-        if missing:
-            yield Fault(
-                field=f"variants.{variant.key}.files",
-                message=f"has no content for {', '.join(missing)}",
-                remedy="every variant writes every target file",
-            )
-
-
 def rules_of(experiment: Experiment, *, seed: bytes) -> Rules:
     """What decides who gets which variant, with weights normalised to 100."""
     arms = experiment.arms
@@ -407,9 +308,13 @@ def whole_plan(experiment: Experiment, applicants: Sequence[Applicant]) -> tuple
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What a decision needs and what these assignments allow: the p of the most extreme outcome."""
+    """What a decision needs and what these assignments allow: the p of the most extreme outcome.
 
-    participants: int
+    `units` were drawn: participants, or clusters of them.
+    """
+
+    units: int
+    clustered: bool
     reachable: float
     needed: float
     cycles: int | None = None
@@ -425,13 +330,12 @@ def cannot_decide(experiment: Experiment, assignments: Sequence[Assignment]) -> 
     found = decision(experiment, assignments)
     if found is None or found.possible:
         return None
-    who = f"{found.participants} participants" + (
-        f" in {found.cycles} cycles" if found.cycles is not None else ""
-    )
+    what = "clusters" if found.clustered else "participants"
+    who = f"{found.units} {what}" + (f" in {found.cycles} cycles" if found.cycles is not None else "")
     more = " or blocks" if found.cycles is not None else ""
     return (
         f"{who} cannot decide: the smallest reachable p is {found.reachable:.2g},"
-        f" a decision needs {found.needed:.2g}; add participants{more}"
+        f" a decision needs {found.needed:.2g}; add {what}{more}"
     )
 
 
@@ -451,18 +355,28 @@ def decision(experiment: Experiment, assignments: Sequence[Assignment]) -> Decis
     ):
         return None
     needed = experiment.alpha / len(others)
+    clustered = experiment.design.analysis.cluster_by != "participant"
     if experiment.type is Type.SWITCHBACK:
         settings = experiment.design.switchback
-        count = sum(1 for item in assignments if item.variant_id is not None)
+        count = len({item.unit for item in assignments if item.variant_id is not None})
         if settings is None or not count:
             return None
         cycles = settings.blocks // len(experiment.arms)
         reachable = switching.smallest_reachable_p(count, cycles)
-        return Decision(participants=count, reachable=reachable, needed=needed, cycles=cycles)
+        return Decision(clustered=clustered, units=count, reachable=reachable, needed=needed, cycles=cycles)
+    placements = drawn_placements(experiment, assignments)
+    reachable = min(
+        smallest_reachable_p(placements, treatment=variant.key, control=control.key) for variant in others
+    )
+    return Decision(clustered=clustered, units=len(placements), reachable=reachable, needed=needed)
+
+
+def drawn_placements(experiment: Experiment, assignments: Iterable[Assignment]) -> list[Placement]:
+    """What was drawn into a variant, each unit once: a participant, or a cluster by its name."""
     keys = {variant.id: variant.key for variant in experiment.variants}
-    placements = [
-        Placement(
-            participant=item.participant,
+    placed = {
+        item.unit: Placement(
+            participant=item.unit,
             arm=keys[item.variant_id],
             stratum=item.stratum,
             block=item.block,
@@ -470,11 +384,8 @@ def decision(experiment: Experiment, assignments: Sequence[Assignment]) -> Decis
         )
         for item in assignments
         if item.variant_id is not None and item.drawn is Method.RANDOMIZED
-    ]
-    reachable = min(
-        smallest_reachable_p(placements, treatment=variant.key, control=control.key) for variant in others
-    )
-    return Decision(participants=len(placements), reachable=reachable, needed=needed)
+    }
+    return list(placed.values())
 
 
 def normalised(weights: Sequence[int]) -> list[int]:

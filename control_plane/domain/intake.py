@@ -14,10 +14,15 @@ stratum, position) is what explains it. The procedures:
   allocation under the same seed keeps who was in.
 - `sticky-1` for a further phase: everybody keeps the variant, except as many as an arm has too many, in order of
   H(0x12, id); they and who comes in fill the arms that have too few.
+- Clusters: where applicants come in clusters, each procedure draws clusters as it would draw participants, by the
+  cluster's name for the id, and every member has its cluster's seat: arm, block, stratum and position. A cluster
+  whose members are of several strata is of the stratum `A|B|…` of their sorted names. Who joins a cluster that has a
+  seat gets that. Holdouts and rules mean participants, as ever.
 
 H(tag, text) is as in `domain.assignment`, mod on its big-endian integer.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -59,6 +64,13 @@ class Applicant:
     participant: str
     stratum: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    cluster: str = ""
+    """What it is drawn together with; empty: it is drawn by itself."""
+
+    @property
+    def unit(self) -> str:
+        """What is drawn."""
+        return self.cluster or self.participant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +84,12 @@ class Seat:
     block: str
     position: int
     time_block: int = 0
+    cluster: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What was drawn."""
+        return self.cluster or self.participant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,18 +139,34 @@ def seats(applicants: Sequence[Applicant], rules: Rules) -> tuple[Seat, ...]:
     if rules.targeted is not None:
         taken += [_targeted_seat(item, rules.targeted) for item in free]
         return _sorted(taken)
-    if algorithm_for(len(applicants), rules) == HASHED:
-        return _sorted([*taken, *(_hashed_seat(item, rules) for item in free)])
-    inside, outside = _enter(free, rules)
+    members: defaultdict[str, list[Applicant]] = defaultdict(list)
+    for item in free:
+        members[item.unit].append(item)
+    units = [
+        Applicant(participant=unit, stratum="|".join(sorted({item.stratum for item in of})))
+        for unit, of in members.items()
+    ]
+    drawn = _drawn(units, rules, algorithm=algorithm_for(len(applicants), rules))
+    return _sorted([*taken, *(_of(item, seat) for seat in drawn for item in members[seat.participant])])
+
+
+def _of(applicant: Applicant, seat: Seat) -> Seat:
+    """The seat of the applicant's unit, as its own."""
+    return replace(seat, participant=applicant.participant, cluster=applicant.cluster)
+
+
+def _drawn(units: Sequence[Applicant], rules: Rules, *, algorithm: str) -> list[Seat]:
+    if algorithm == HASHED:
+        return [_hashed_seat(item, rules) for item in units]
+    inside, outside = _enter(units, rules)
     if rules.time_blocks:
-        taken += [seat for item in inside for seat in _turns(item, rules, first=1)]
-        return _sorted([*taken, *outside])
+        return [*(seat for item in inside for seat in _turns(item, rules, first=1)), *outside]
     drawn = assign(
         [Candidate(participant=item.participant, stratum=item.stratum) for item in inside],
         rules.arms,
         seed=rules.seed,
     )
-    taken += [
+    seated = (
         Seat(
             participant=placed.participant,
             arm=placed.arm,
@@ -142,16 +176,29 @@ def seats(applicants: Sequence[Applicant], rules: Rules) -> tuple[Seat, ...]:
             position=placed.position,
         )
         for placed in drawn
-    ]
-    return _sorted([*taken, *outside])
+    )
+    return [*seated, *outside]
 
 
-def late_seat(applicant: Applicant, rules: Rules, *, algorithm: str, phase: int, earlier: int) -> Seat:
-    """The seat of who joins a phase that has begun; `earlier` of its late joiners are in the stratum before."""
+def late_seat(
+    applicant: Applicant,
+    rules: Rules,
+    *,
+    algorithm: str,
+    phase: int,
+    earlier: int,
+    cluster: Seat | None = None,
+) -> Seat:
+    """The seat of who joins a phase that has begun.
+
+    `earlier` units that joined late are in the stratum before; `cluster` is the seat of its cluster, if that has one.
+    """
     if _held_out(applicant, rules):
         return _holdout_seat(applicant)
     if rules.targeted is not None:
         return _targeted_seat(applicant, rules.targeted)
+    if cluster is not None:
+        return _of(applicant, cluster)
     if algorithm == HASHED:
         return _hashed_seat(applicant, rules)
     if not _enters(applicant, rules):
@@ -169,21 +216,24 @@ def late_seat(applicant: Applicant, rules: Rules, *, algorithm: str, phase: int,
         stratum=applicant.stratum,
         block=f"{late_blocks(phase)}{applicant.stratum}:{block}",
         position=position,
+        cluster=applicant.cluster,
     )
 
 
-def late_turns(applicant: Applicant, rules: Rules, *, first: int) -> list[Seat]:
-    """The seats of who joins a switchback that has begun, from block `first` on."""
+def late_turns(applicant: Applicant, rules: Rules, *, first: int, cluster: Seat | None = None) -> list[Seat]:
+    """The seats of who joins a switchback that has begun, from block `first` on; `cluster` as for `late_seat`."""
     if _held_out(applicant, rules):
         return [_holdout_seat(applicant)]
-    if not _enters(applicant, rules):
+    if cluster is not None and cluster.arm is None:
+        return [_of(applicant, cluster)]
+    if cluster is None and not _enters(applicant, rules):
         return [_outside(applicant, 0)]
     return list(_turns(applicant, rules, first=first))
 
 
 def _turns(applicant: Applicant, rules: Rules, *, first: int) -> Iterator[Seat]:
     keys = [arm.key for arm in rules.arms]
-    for turn in turns(applicant.participant, keys, seed=rules.seed, blocks=rules.time_blocks, first=first):
+    for turn in turns(applicant.unit, keys, seed=rules.seed, blocks=rules.time_blocks, first=first):
         yield Seat(
             participant=applicant.participant,
             arm=turn.arm,
@@ -192,6 +242,7 @@ def _turns(applicant: Applicant, rules: Rules, *, first: int) -> Iterator[Seat]:
             block=block_name(turn.cycle),
             position=turn.place,
             time_block=turn.time_block,
+            cluster=applicant.cluster,
         )
 
 
@@ -204,11 +255,34 @@ def reseat(present: Sequence[Seat], rules: Rules, *, number: int) -> tuple[Seat,
     """The seats of phase `number` after these: nobody is put out, and only who has to moves.
 
     Every arm ends up with its share of all who are in, or within one of it. Who is new in an arm is in the
-    block `phase:NUMBER`; the others keep what explains them.
+    block `phase:NUMBER`; the others keep what explains them. Of a cluster everybody has what one of it has, where
+    some could not come in before.
     """
-    inside = [seat for seat in present if seat.arm is not None]
-    waiting = [seat for seat in present if seat.arm is None and seat.method is Method.RANDOMIZED]
     others = [seat for seat in present if seat.arm is None and seat.method is not Method.RANDOMIZED]
+    members: defaultdict[str, list[Seat]] = defaultdict(list)
+    for seat in present:
+        if seat.arm is not None or seat.method is Method.RANDOMIZED:
+            members[seat.unit].append(seat)
+    units = [
+        replace(max(of, key=lambda seat: seat.arm is not None), participant=unit, cluster="")
+        for unit, of in members.items()
+    ]
+    again = _reseated(units, rules, number=number)
+    return _sorted(
+        [
+            *(
+                replace(seat, participant=item.participant, cluster=item.cluster)
+                for seat in again
+                for item in members[seat.participant]
+            ),
+            *others,
+        ]
+    )
+
+
+def _reseated(present: Sequence[Seat], rules: Rules, *, number: int) -> list[Seat]:
+    inside = [seat for seat in present if seat.arm is not None]
+    waiting = [seat for seat in present if seat.arm is None]
     wanted = _entrants(len(inside) + len(waiting), rules)
     waiting.sort(key=lambda seat: keyed_hash(rules.seed, _ENTRY, seat.participant))
     entering = waiting[: max(0, wanted - len(inside))]
@@ -236,7 +310,7 @@ def reseat(present: Sequence[Seat], rules: Rules, *, number: int) -> tuple[Seat,
         replace(seat, arm=key, block=f"phase:{number}", position=position)
         for position, (seat, key) in enumerate(zip(moving, keys, strict=True))
     ]
-    return _sorted([*stay, *moved, *waiting[len(entering) :], *others])
+    return [*stay, *moved, *waiting[len(entering) :]]
 
 
 def _sorted(found: Sequence[Seat]) -> tuple[Seat, ...]:
@@ -259,6 +333,7 @@ def _holdout_seat(applicant: Applicant) -> Seat:
         stratum=applicant.stratum,
         block="holdout",
         position=0,
+        cluster=applicant.cluster,
     )
 
 
@@ -277,7 +352,7 @@ def _targeted_seat(applicant: Applicant, targeted: Mapping[str, Sequence[LabelRu
 def _hashed_seat(applicant: Applicant, rules: Rules) -> Seat:
     if not _enters(applicant, rules):
         return _outside(applicant, 0)
-    bucket = _bucket(rules.seed, _HASHED, applicant.participant)
+    bucket = _bucket(rules.seed, _HASHED, applicant.unit)
     reached = 0
     for arm in sorted(rules.arms, key=lambda arm: arm.key):
         reached += arm.weight * _BUCKETS // 100
@@ -290,11 +365,12 @@ def _hashed_seat(applicant: Applicant, rules: Rules) -> Seat:
         stratum=applicant.stratum,
         block="hash",
         position=bucket,
+        cluster=applicant.cluster,
     )
 
 
 def _enters(applicant: Applicant, rules: Rules) -> bool:
-    return _bucket(rules.seed, _ENTRY, applicant.participant) < rules.allocation * _BUCKETS // 100
+    return _bucket(rules.seed, _ENTRY, applicant.unit) < rules.allocation * _BUCKETS // 100
 
 
 def _entrants(size: int, rules: Rules) -> int:
@@ -319,4 +395,5 @@ def _outside(applicant: Applicant, position: int) -> Seat:
         stratum=applicant.stratum,
         block="outside",
         position=position,
+        cluster=applicant.cluster,
     )

@@ -10,9 +10,7 @@ from control_plane.domain.experiment import (
     UNTOLD,
     Experiment,
     Phase,
-    Readiness,
     Variant,
-    faults_at_start,
     normalised,
     plan,
     rules_of,
@@ -20,6 +18,7 @@ from control_plane.domain.experiment import (
 )
 from control_plane.domain.intake import algorithm_for
 from control_plane.domain.lifecycle import Status, Verb, verb_towards
+from control_plane.domain.readiness import Readiness, faults_at_start
 from control_plane.services import delivery, metrics, settings, switching, timers
 from control_plane.services.experiments import (
     View,
@@ -29,7 +28,13 @@ from control_plane.services.experiments import (
     view_of,
 )
 from control_plane.services.results import summarise_phase
-from control_plane.services.seating import applicants, assignments_of, seat_all, selected
+from control_plane.services.seating import (
+    applicants,
+    assignments_of,
+    seat_all,
+    selected,
+    unclustered,
+)
 from control_plane.services.work import Work
 from control_plane.store.deployments import Slot
 from shared.errors import FailedPrecondition, Fault, Invalid
@@ -61,7 +66,10 @@ def start(work: Work, request: requests.ById) -> View:
     ids = [participants[item.participant] for item in planned if item.variant_id is not None]
     store = work.store.experiments
     conflicts = store.conflicts(experiment.id, ids, experiment.target_files)
-    faults = faults_at_start(experiment, Readiness(participants=len(ids), conflicts=conflicts))
+    ready = Readiness(
+        participants=len(ids), conflicts=conflicts, unclustered=unclustered(experiment, applying)
+    )
+    faults = faults_at_start(experiment, ready)
     faults += settings.faults(work, experiment)
     if faults:
         listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)

@@ -19,6 +19,7 @@ from control_plane.domain.fleet import Participant
 from control_plane.domain.intake import (
     STICKY,
     Applicant,
+    Method,
     Seat,
     algorithm_for,
     late_blocks,
@@ -30,7 +31,13 @@ from control_plane.domain.intake import (
 from control_plane.domain.lifecycle import Status, Verb
 from control_plane.services import delivery
 from control_plane.services.experiments import View, design_warnings, find, find_variant, view_of
-from control_plane.services.seating import applicants, assignments_of, seat_all, selected
+from control_plane.services.seating import (
+    applicants,
+    assignments_of,
+    seat_all,
+    selected,
+    unclustered,
+)
 from control_plane.services.work import Work
 from shared.errors import Fault, Invalid, NotFound
 
@@ -139,13 +146,16 @@ def _seats(experiment: Experiment, present: list[Assignment]) -> list[Seat]:
             stratum=item.stratum,
             block=item.block,
             position=item.position,
+            cluster=item.cluster,
         )
         for item in present
     ]
 
 
 def _applicant(item: Assignment) -> Applicant:
-    return Applicant(participant=item.participant, stratum=item.stratum, labels=item.labels_used)
+    return Applicant(
+        participant=item.participant, stratum=item.stratum, labels=item.labels_used, cluster=item.cluster
+    )
 
 
 def _seat_again(
@@ -223,6 +233,8 @@ def _claimed(
 def newcomers(work: Work, request: requests.ById) -> list[Participant]:
     """Whom the experiment's labels mean by now, who is not on record, and whose files nobody else holds.
 
+    Where clusters are drawn, nobody comes in whose cluster is not known.
+
     Only a running experiment that chooses participants by labels takes anybody in late.
     """
     experiment = find(work, request.id)
@@ -238,7 +250,8 @@ def newcomers(work: Work, request: requests.ById) -> list[Participant]:
         experiment.id, [item.id for item in found], experiment.target_files
     )
     held = {conflict.participant for conflict in conflicts}
-    meant = {item.participant for item in applicants(experiment, found)}
+    applying = applicants(experiment, found)
+    meant = {item.participant for item in applying} - set(unclustered(experiment, applying))
     return [item for item in found if item.public_id in meant - held]
 
 
@@ -255,22 +268,29 @@ def admit(work: Work, request: requests.ById) -> list[str]:
     drawn = [item.algorithm for item in store.phases(experiment.id, experiment.run)]
     algorithm = next(name for name in reversed(drawn) if name != STICKY)
     late = late_blocks(phase.number)
+    present = _seats(experiment, store.present(phase.id, now=work.now))
     earlier = Counter(
-        item.stratum for item in store.present(phase.id, now=work.now) if item.block.startswith(late)
+        stratum for stratum, _ in {(s.stratum, s.unit) for s in present if s.block.startswith(late)}
     )
+    clusters = {seat.cluster: seat for seat in present if seat.cluster and seat.method is Method.RANDOMIZED}
     applying = applicants(experiment, found)
     seated = []
     calendar = experiment.calendar
     first = calendar.next_cycle(work.now, len(experiment.arms)) if calendar else None
     for applicant in applying:
+        own = clusters.get(applicant.cluster)
         if first is not None:
-            seated += late_turns(applicant, rules, first=first)
-            continue
-        seat = late_seat(
-            applicant, rules, algorithm=algorithm, phase=phase.number, earlier=earlier[applicant.stratum]
-        )
-        earlier[applicant.stratum] += seat.block.startswith(late)
-        seated.append(seat)
+            found_seats = late_turns(applicant, rules, first=first, cluster=own)
+        else:
+            number = earlier[applicant.stratum]
+            seat = late_seat(
+                applicant, rules, algorithm=algorithm, phase=phase.number, earlier=number, cluster=own
+            )
+            earlier[applicant.stratum] += own is None and seat.block.startswith(late)
+            found_seats = [seat]
+        seated += found_seats
+        if applicant.cluster and found_seats[0].method is Method.RANDOMIZED:
+            clusters.setdefault(applicant.cluster, found_seats[0])
     joined = sorted({ids[seat.participant] for seat in seated if seat.arm is not None})
     store.claim(experiment.id, joined, experiment.target_files, now=work.now)
     seat_all(work, experiment, assignments_of(experiment, seated, applying), ids, origin=Origin.LATE_JOIN)

@@ -14,7 +14,7 @@ from control_plane.domain.fleet import Participant, Presence
 from control_plane.domain.lifecycle import Verb
 from control_plane.services.experiments import design_warnings, find, view_of
 from control_plane.services.limits import require_confined
-from control_plane.services.seating import applicants, meant
+from control_plane.services.seating import applicants, meant, unclustered
 from control_plane.services.work import Work
 
 
@@ -62,7 +62,9 @@ def preview(work: Work, request: requests.ById) -> Preview:
 def _findings(work: Work, experiment: Experiment, assignments: tuple[Assignment, ...]) -> Iterator[Finding]:
     everyone = meant(work, experiment.selector)
     present = [item for item in everyone if item.retired_at is None]
-    targeted = {item.participant for item in applicants(experiment, present)}
+    applying = applicants(experiment, present)
+    targeted = {item.participant for item in applying}
+    alone = set(unclustered(experiment, applying))
     seated = {item.participant for item in assignments if item.variant_id is not None}
     ids = [item.id for item in present if item.public_id in seated]
     for conflict in work.store.experiments.conflicts(experiment.id, ids, experiment.target_files):
@@ -76,6 +78,9 @@ def _findings(work: Work, experiment: Experiment, assignments: tuple[Assignment,
         found = _of(work, participant, targeted=participant.public_id in targeted)
         if participant.public_id in experiment.design.analysis.excluded_participant_ids:
             found = ("EXCLUDED", "info", "analysis.excludedParticipantIds names it")
+        elif participant.public_id in alone:
+            by = experiment.design.analysis.cluster_by.removeprefix("label:")
+            found = ("NO_CLUSTER", "error", f"its {by} is not known, and analysis.clusterBy draws by that")
         if found is None and participant.public_id not in seated and experiment.arms:
             personal = experiment.type is Type.PERSONALIZATION
             why = "no variant's rules fit it" if personal else "outside the traffic allocation"

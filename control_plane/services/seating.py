@@ -40,6 +40,7 @@ def assignments_of(
             from_at=0,
             labels_used=labels.get(seat.participant, {}),
             time_block=seat.time_block,
+            cluster=seat.cluster,
         )
 
 
@@ -63,7 +64,8 @@ def meant(work: Work, selector: dict[str, Any]) -> list[Participant]:
 def applicants(experiment: Experiment, participants: Iterable[Participant]) -> list[Applicant]:
     """The participants whom the targeting rules mean and the design does not exclude, each in its stratum.
 
-    Without labels to stratify by, that is its agent: what is common to a host is common to its participants.
+    Without labels to stratify by, that is its agent: what is common to a host is common to its participants. Clusters
+    are then of one stratum. One whose cluster is not known is by itself.
     """
     design = experiment.design
     left_out = set(design.analysis.excluded_participant_ids)
@@ -77,9 +79,30 @@ def applicants(experiment: Experiment, participants: Iterable[Participant]) -> l
         if not design.targeting_rules.match(labels):
             continue
         agent = participant.agent_uid.hex() if participant.agent_uid else "never_seen"
-        stratum = ",".join(f"{name}={labels.get(name, '')}" for name in design.strata) or agent
-        found.append(Applicant(participant=participant.public_id, stratum=stratum, labels=labels))
+        cluster = _cluster(experiment, participant, labels)
+        own = agent if cluster is None else "all"
+        stratum = ",".join(f"{name}={labels.get(name, '')}" for name in design.strata) or own
+        found.append(
+            Applicant(
+                participant=participant.public_id, stratum=stratum, labels=labels, cluster=cluster or ""
+            )
+        )
     return found
+
+
+def unclustered(experiment: Experiment, applying: Iterable[Applicant]) -> list[str]:
+    """Whose cluster is not known, of an experiment that is drawn by clusters."""
+    if experiment.design.analysis.cluster_by == "participant":
+        return []
+    return [applicant.participant for applicant in applying if not applicant.cluster]
+
+
+def _cluster(experiment: Experiment, participant: Participant, labels: Mapping[str, str]) -> str | None:
+    by = experiment.design.analysis.cluster_by
+    if by == "host":
+        return f"host:{participant.agent_uid.hex()}" if participant.agent_uid else None
+    name = by.removeprefix("label:")
+    return f"{by}={labels[name]}" if name != by and labels.get(name) else None
 
 
 def seat_all(

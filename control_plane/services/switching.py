@@ -73,7 +73,7 @@ def _remaining(experiment: Experiment, item: Assignment, *, first: int, now: int
     assert experiment.phase is not None
     ids = {variant.key: variant.id for variant in experiment.arms}
     seed, blocks = experiment.phase.seed, experiment.calendar.blocks
-    for turn in turns(item.participant, list(ids), seed=seed, blocks=blocks, first=first):
+    for turn in turns(item.unit, list(ids), seed=seed, blocks=blocks, first=first):
         begins, ends = experiment.calendar.span(turn.time_block)
         yield replace(
             item,

@@ -34,8 +34,8 @@ class AssignmentStore:
         """(assignment, participant's internal id), all in force."""
         self._tx.many(
             "insert into assignment (id, phase_id, experiment_id, participant_id, variant_id, method, block,"
-            " stratum, position, labels_used, from_at, to_at, time_block)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " stratum, position, labels_used, from_at, to_at, time_block, cluster)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     item.id,
@@ -51,6 +51,7 @@ class AssignmentStore:
                     item.from_at,
                     item.to_at,
                     item.time_block,
+                    item.cluster,
                 )
                 for item, participant_id in assignments
             ],
@@ -182,4 +183,5 @@ def _assignment(row: Row) -> Assignment:
         forced_by=row["forced_by"],
         retired=row["retired_at"] is not None,
         time_block=row["time_block"],
+        cluster=row["cluster"],
     )

@@ -134,7 +134,6 @@ rollout: {waves: [10%]}
         "rollout: {waves: [10%]}",
         "holdoutId: x",
         "exposureCriteria: {requires: loaded}",
-        "analysis: {clusterBy: host}",
         "metrics: {primary: {eventName: e, role: primary}}",
     ],
 )

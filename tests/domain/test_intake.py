@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -22,6 +23,7 @@ from control_plane.domain.intake import (
     Seat,
     algorithm_for,
     late_seat,
+    late_turns,
     reseat,
     seats,
 )
@@ -257,3 +259,110 @@ def test_who_moves_is_drawn_by_lot() -> None:
         moved.update(seat.participant for seat in second if seat.block == "phase:2")
     assert all(within(moved[f"p-{n}"], trials, 0.5) for n in range(8)), moved
     assert set(moved) == {f"p-{n}" for n in range(8)}
+
+
+# -- clusters
+
+
+def clustered(sizes: Sequence[int]) -> list[Applicant]:
+    """Clusters of so many members."""
+    return [
+        Applicant(participant=f"p-{n}-{m}", stratum="all", cluster=f"c-{n}")
+        for n, size in enumerate(sizes)
+        for m in range(size)
+    ]
+
+
+def by_cluster(found: Sequence[Seat]) -> dict[str, set[tuple[str | None, str, int, str]]]:
+    """What the members of each cluster have."""
+    had: dict[str, set[tuple[str | None, str, int, str]]] = {}
+    for seat in found:
+        had.setdefault(seat.cluster, set()).add((seat.arm, seat.block, seat.position, seat.stratum))
+    return had
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=30), st.integers(0, 500), st.integers(0, 100))
+def test_clusters_are_drawn_as_participants_would_be(sizes: list[int], number: int, share: int) -> None:
+    """Every member has what its cluster has, and that is what a participant of the cluster's name would have."""
+    given_rules = rules(number, allocation=share, a=40, b=60)
+    found = seats(clustered(sizes), given_rules)
+    had = by_cluster(found)
+    assert len(found) == sum(sizes)
+    alone = seats([Applicant(participant=f"c-{n}", stratum="all") for n in range(len(sizes))], given_rules)
+    assert had == {s.participant: {(s.arm, s.block, s.position, s.stratum)} for s in alone}
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=20),
+    st.integers(0, 200),
+    st.integers(0, 100),
+    st.integers(0, 100),
+)
+def test_clusters_move_as_a_whole(sizes: list[int], number: int, share: int, weight: int) -> None:
+    """A further phase puts no cluster asunder, and brings in who could not come in with its cluster before."""
+    first = list(seats(clustered(sizes), rules(number, allocation=share)))
+    second = reseat(first, rules(number, allocation=share, a=weight, b=100 - weight), number=2)
+    assert len(second) == len(first)
+    assert all(len(had) == 1 for had in by_cluster(second).values())
+    kept_out = [replace(first[0], arm=None, block="outside"), *first[1:]]
+    again = reseat(kept_out, rules(number, allocation=share), number=2)
+    assert all(len(had) == 1 for had in by_cluster(again).values())
+
+
+def test_many_clusters_and_large_ones_are_hashed_together() -> None:
+    """Above the size that is balanced, members still share their cluster's bucket."""
+    found = seats(clustered([3] * 500), rules(1))
+    assert {seat.block for seat in found} == {"hash"}
+    assert all(len(had) == 1 for had in by_cluster(found).values())
+
+
+def test_members_of_several_strata_are_of_a_stratum_of_all() -> None:
+    """In whatever order they come."""
+    mixed = [Applicant(participant=f"p-{n}", stratum=stratum, cluster="c") for n, stratum in enumerate("bab")]
+    assert {seat.stratum for seat in seats(mixed, rules())} == {"a|b"}
+    assert seats(mixed, rules()) == seats(mixed[::-1], rules())
+
+
+def test_who_joins_a_cluster_late_has_its_seat() -> None:
+    """Though the draw would give it another; a cluster of nobody is drawn."""
+    cluster = Seat(
+        participant="p", arm="b", method=Method.RANDOMIZED, stratum="t", block="rest", position=4, cluster="c"
+    )
+    joiner = Applicant(participant="q", stratum="all", cluster="c")
+    for number in range(8):
+        given_rules = rules(number)
+        found = late_seat(joiner, given_rules, algorithm=ALGORITHM, phase=1, earlier=0, cluster=cluster)
+        assert found == replace(cluster, participant="q")
+        drawn = late_seat(joiner, given_rules, algorithm=ALGORITHM, phase=1, earlier=0)
+        assert (drawn.cluster, drawn.block) == ("c", "late:1:all:0")
+        outside = late_turns(
+            joiner,
+            replace(given_rules, time_blocks=2),
+            first=1,
+            cluster=replace(cluster, arm=None, block="outside"),
+        )
+        assert [seat.arm for seat in outside] == [None]
+
+
+def test_a_cluster_alternates_as_one() -> None:
+    """Every member has the cluster's order of variants; who joins it later has what is left of that."""
+    given_rules = replace(rules(2), time_blocks=6)
+    found = seats(clustered([2, 3]), given_rules)
+    order: dict[str, set[tuple[str | None, ...]]] = {}
+    for name in {seat.participant for seat in found}:
+        mine = sorted((s for s in found if s.participant == name), key=lambda seat: seat.time_block)
+        order.setdefault(mine[0].cluster, set()).add(tuple(seat.arm for seat in mine))
+    assert [len(had) for had in order.values()] == [1, 1]
+    joiner = Applicant(participant="late", stratum="all", cluster="c-1")
+    (whole,) = order["c-1"]
+    assert tuple(seat.arm for seat in late_turns(joiner, given_rules, first=3)) == whole[2:]
+
+
+def test_a_holdout_means_participants_also_of_clusters() -> None:
+    """Whoever is held out is out of its cluster, and the others are drawn without it."""
+    holdout = Holdout(seed=seed(9), share=50)
+    given_rules = replace(rules(1), holdout=holdout)
+    found = {seat.participant: seat for seat in seats(clustered([4] * 10), given_rules)}
+    for name, seat in found.items():
+        assert (seat.method is Method.HOLDOUT) == holdout.holds_out(name)
+        assert (seat.arm is None) == holdout.holds_out(name)

@@ -335,6 +335,7 @@ class Analysis(_message.Message):
     PRIOR_FIELD_NUMBER: _builtins.int
     POWER_FIELD_NUMBER: _builtins.int
     MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
+    CLUSTER_BY_FIELD_NUMBER: _builtins.int
     EXCLUDED_VARIANT_IDS_FIELD_NUMBER: _builtins.int
     EXCLUDED_PARTICIPANT_IDS_FIELD_NUMBER: _builtins.int
     alpha: _builtins.float
@@ -353,6 +354,10 @@ class Analysis(_message.Message):
     """Chance to find the smallest effect that is planned for, 0.5 to 0.999; default 0.8."""
     minimum_detectable_effect: _builtins.float
     """The smallest effect worth finding, relative to control's rate, above 0 to 10; default 0.1."""
+    cluster_by: _builtins.str
+    """What is drawn into variants, and compared: each `participant` (default), each `host`, or each value of a
+    label (`label:NAME`).
+    """
     @_builtins.property
     def prior(self) -> Global___Prior:
         """What rates are believed to be before anything is measured; default Beta(1, 1)."""
@@ -376,15 +381,18 @@ class Analysis(_message.Message):
         prior: Global___Prior | None = ...,
         power: _builtins.float | None = ...,
         minimum_detectable_effect: _builtins.float | None = ...,
+        cluster_by: _builtins.str | None = ...,
         excluded_variant_ids: _abc.Iterable[_builtins.str] | None = ...,
         excluded_participant_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_decision", b"_decision", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_tuning", b"_tuning", "_variance", b"_variance", "alpha", b"alpha", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_cluster_by", b"_cluster_by", "_decision", b"_decision", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_tuning", b"_tuning", "_variance", b"_variance", "alpha", b"alpha", "cluster_by", b"cluster_by", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_decision", b"_decision", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_tuning", b"_tuning", "_variance", b"_variance", "alpha", b"alpha", "decision", b"decision", "excluded_participant_ids", b"excluded_participant_ids", "excluded_variant_ids", b"excluded_variant_ids", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_cluster_by", b"_cluster_by", "_decision", b"_decision", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_tuning", b"_tuning", "_variance", b"_variance", "alpha", b"alpha", "cluster_by", b"cluster_by", "decision", b"decision", "excluded_participant_ids", b"excluded_participant_ids", "excluded_variant_ids", b"excluded_variant_ids", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__cluster_by: _TypeAlias = _typing.Literal["cluster_by"]  # noqa: Y015
+    _WhichOneofArgType__cluster_by: _TypeAlias = _typing.Literal["_cluster_by", b"_cluster_by"]  # noqa: Y015
     _WhichOneofReturnType__decision: _TypeAlias = _typing.Literal["decision"]  # noqa: Y015
     _WhichOneofArgType__decision: _TypeAlias = _typing.Literal["_decision", b"_decision"]  # noqa: Y015
     _WhichOneofReturnType__horizon_days: _TypeAlias = _typing.Literal["horizon_days"]  # noqa: Y015
@@ -401,6 +409,8 @@ class Analysis(_message.Message):
     _WhichOneofArgType__variance: _TypeAlias = _typing.Literal["_variance", b"_variance"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cluster_by) -> _WhichOneofReturnType__cluster_by | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decision) -> _WhichOneofReturnType__decision | None: ...
     @_typing.overload
