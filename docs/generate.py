@@ -22,7 +22,7 @@ from agent import status as agent_status
 from control_plane import __main__ as server_main
 from control_plane.api import errors
 from control_plane.api.door import Door
-from control_plane.api.operations import OPERATIONS, WATCH_PATH, WATCHES
+from control_plane.api.operations import EXPORT, OPERATIONS, WATCH_PATH, WATCHES
 from control_plane.api.sessions import Sessions
 from control_plane.cli import app as cli_app
 from control_plane.config import Settings
@@ -176,7 +176,7 @@ def operations() -> str:
                     f"`{o.scope.value}`",
                     str(o.status),
                 )
-                for o in OPERATIONS
+                for o in (*OPERATIONS, EXPORT)
             ),
             *(
                 (f"`GET {WATCH_PATH}?kinds={w.name}`", f"`{w.rpc}`", f"`{w.scope.value}`", "200")

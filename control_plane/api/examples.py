@@ -12,6 +12,8 @@ AGENT = "01a1fc0c-7b81-75d9-9764-5f47a7d3a98d"
 
 API_KEY = "01a1fc0d-2f43-7c1a-8f0e-6f3c5a9b1d20"
 
+EXPORT_EXAMPLE = {"id": "soul-tone", "what": "events"}
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "HoldoutService.CreateHoldout": {"name": "Left alone", "key": "left-alone", "share": 5},
     "HoldoutService.ListHoldouts": {},

@@ -13,8 +13,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from control_plane.api import conditions
 from control_plane.api.codec import answer_kind, is_map, prefix
 from control_plane.api.errors import EXACT, REASONS, TABLE
-from control_plane.api.examples import EXAMPLES
-from control_plane.api.operations import WATCH_PATH, WATCHES, Operation
+from control_plane.api.examples import EXAMPLES, EXPORT_EXAMPLE
+from control_plane.api.operations import EXPORT, EXPORT_TYPE, WATCH_PATH, WATCHES, Operation
 from shared import VERSION
 
 Json = dict[str, Any]
@@ -67,6 +67,7 @@ def document(operations: Sequence[Operation]) -> Json:
             described["responses"][str(operation.status)]["links"] = _links(operation, operations)
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
     paths[WATCH_PATH] = {"get": _watch(schemas)}
+    paths[EXPORT.path] = {"get": _export()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -139,6 +140,39 @@ def _watch(schemas: Json) -> Json:
                     "text/event-stream": {"schema": {"type": "string"}, "x-event": {"anyOf": events}}
                 },
             },
+            **_refusals(changes=False),
+        },
+    }
+
+
+def _export() -> Json:
+    """The stream that ends."""
+    what = EXPORT.request.model_json_schema()["$defs"]["What"]
+    return {
+        "operationId": EXPORT.rpc.replace(".", "_"),
+        "tags": [_tag(EXPORT)],
+        "summary": "Export what is kept of an experiment",
+        "description": "Lines of JSON (NDJSON), each a row, of every phase of every run. Read in pages: what is stored"
+        " meanwhile may be among them. An answer that breaks off has no end; the transfer fails then. `subject` and"
+        f" `properties` are null for a key without `content:read`.\n\nScope: `{EXPORT.scope.value}`."
+        f" gRPC: `{EXPORT.rpc}`.",
+        "parameters": [
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string"},
+                "example": EXPORT_EXAMPLE["id"],
+            },
+            {
+                "name": "what",
+                "in": "query",
+                "schema": {"type": "string", "enum": what["enum"], "default": "events"},
+                "example": EXPORT_EXAMPLE["what"],
+            },
+        ],
+        "responses": {
+            "200": {"description": "Rows.", "content": {EXPORT_TYPE: {"schema": {"type": "string"}}}},
             **_refusals(changes=False),
         },
     }

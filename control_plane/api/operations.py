@@ -19,6 +19,7 @@ from control_plane.services import (
     deployments,
     doctor,
     experiments,
+    export,
     findings,
     fleet,
     holdouts,
@@ -314,6 +315,17 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 # fmt: on
 """Every operation."""
+
+EXPORT = _row(
+    "EventService.ExportEvents",
+    "GET /v1/experiments/{id}/export",
+    _READ,
+    export.ExportEvents,
+    export.page,
+    resources.exported,
+)
+"""The one operation whose answer is a stream that ends."""
+EXPORT_TYPE = "application/x-ndjson"
 
 
 def _listed(

@@ -11,8 +11,9 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from control_plane.api import conditions, errors, exchange, openapi
+from control_plane.api import export as exporting
 from control_plane.api.door import Door
-from control_plane.api.operations import WATCH_PATH, Operation
+from control_plane.api.operations import EXPORT, WATCH_PATH, Operation
 from control_plane.api.watch import Watchers
 from control_plane.domain.fields import Request
 from shared.errors import Fault, Invalid, NotFound
@@ -41,6 +42,11 @@ def application(
                 app.router.add_route(method, _route(path, operations), _handler(door, operation))
 
     app.router.add_get(WATCH_PATH, watchers.serve)
+
+    async def export(request: web.Request) -> web.StreamResponse:
+        return await exporting.serve(door, request, await _values(request, EXPORT))
+
+    app.router.add_get(_route(EXPORT.path, operations), export)
     _add_documents(app, operations)
 
     async def healthz(_: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -9,11 +10,12 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message_factory import GetMessageClass
 
 from control_plane.api import conditions, errors, request_ids
+from control_plane.api import export as exporting
 from control_plane.api import watch as watching
 from control_plane.api.admission import Bucket
 from control_plane.api.codec import request_values, to_message
 from control_plane.api.door import Door
-from control_plane.api.operations import WATCHES, Operation, Watch
+from control_plane.api.operations import EXPORT, WATCHES, Operation, Watch
 from control_plane.api.watch import Watchers, slow
 from control_plane.services import enrollment
 from control_plane.store.store import Store
@@ -38,8 +40,11 @@ def add_operator_services(
         handlers: dict[str, Any] = {}
         for method in service.methods:
             if method.server_streaming:
+                name = f"{service.name}.{method.name}"
                 handlers[method.name] = grpc.unary_stream_rpc_method_handler(
-                    _stream(watchers, streams[f"{service.name}.{method.name}"], method.output_type),
+                    _export(door, method.output_type)
+                    if name == EXPORT.rpc
+                    else _stream(watchers, streams[name], method.output_type),
                     request_deserializer=GetMessageClass(method.input_type).FromString,
                     response_serializer=lambda message: message.SerializeToString(),
                 )
@@ -106,6 +111,29 @@ def _stream(watchers: Watchers, watch: Watch, kind: Any) -> Callable[[Any, Conte
                 await errors.abort(context, errors.explain(failure, watch.rpc, peer=context.peer()))
             finally:
                 await events.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    return handle
+
+
+def _export(door: Door, kind: Any) -> Callable[[Any, Context], Awaitable[None]]:
+    answer_class: Any = GetMessageClass(kind)
+
+    async def handle(message: Any, context: Context) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        with request_ids.under(metadata.get(request_ids.METADATA)) as name:
+            context.set_trailing_metadata(((request_ids.METADATA, name),))
+            try:
+                values = request_values(message)
+                found = exporting.pages(door, values, str(metadata.get("authorization", "")))
+                async with aclosing(found) as pages:  # type: ignore[type-var]  # it is a generator
+                    async for lines in pages:
+                        for rows in exporting.messages(lines):
+                            async with asyncio.timeout(exporting.WRITE_SECONDS):
+                                await context.write(answer_class(rows=rows))
+            except TimeoutError:
+                await errors.abort(context, slow())
+            except Exception as failure:
+                await errors.abort(context, errors.explain(failure, EXPORT.rpc, peer=context.peer()))
 
     return handle
 

@@ -16,6 +16,7 @@ from control_plane.cli import (
     deploying,
     doctor,
     experiments,
+    export,
     findings,
     fleet,
     holdouts,
@@ -103,6 +104,13 @@ add(
     """variantctl watch
     variantctl watch soul-tone --interval 500ms
     variantctl watch soul-tone --json""",
+)
+add(
+    app,
+    "export",
+    export.export,
+    """variantctl export soul-tone --what tallies > tallies.ndjson
+    variantctl export soul-tone --what events --format parquet -o events.parquet""",
 )
 add(app, "freeze", fleet.freeze, "variantctl freeze")
 add(app, "unfreeze", fleet.unfreeze, "variantctl unfreeze")

@@ -90,6 +90,11 @@ class Session:
         return rpc.HoldoutServiceStub(self._channel)
 
     @functools.cached_property
+    def events(self) -> "rpc.EventServiceStub":
+        """What happened."""
+        return rpc.EventServiceStub(self._channel)
+
+    @functools.cached_property
     def access(self) -> "rpc.AccessServiceStub":
         """Keys and the audit log."""
         return rpc.AccessServiceStub(self._channel)
@@ -113,6 +118,15 @@ class Session:
         """The answer. Raises Failure with the control plane's own words."""
         try:
             return method(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            raise failure_of(error, self.peer.server) from None
+
+    def stream(
+        self, method: "grpc.UnaryStreamMultiCallable[Request, Response]", request: Request
+    ) -> Iterator[Response]:
+        """Every message of an answer that is a stream. Raises Failure, also in the middle of it."""
+        try:
+            yield from method(request)
         except grpc.RpcError as error:
             raise failure_of(error, self.peer.server) from None
 

@@ -6,6 +6,7 @@ from control_plane.store.deployments import DeploymentStore
 from control_plane.store.doctor import DoctorStore
 from control_plane.store.events import EventStore
 from control_plane.store.experiments import ExperimentStore
+from control_plane.store.export import ExportStore
 from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
 from control_plane.store.holdouts import HoldoutStore
@@ -31,3 +32,4 @@ class Store:
         self.metrics = MetricStore(tx)
         self.series = SeriesStore(tx)
         self.doctor = DoctorStore(tx)
+        self.export = ExportStore(tx)

@@ -10,7 +10,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
 from control_plane.api.openapi import document
-from control_plane.api.operations import OPERATIONS, WATCH_PATH, Operation
+from control_plane.api.operations import EXPORT, OPERATIONS, WATCH_PATH, Operation
 from tests.support.builders import make_hello
 from tests.support.plane import Plane
 from tests.support.stream import sharing
@@ -26,7 +26,7 @@ def test_the_document_is_openapi_3_1() -> None:
 def test_every_operation_is_described_with_an_example() -> None:
     """Routes and the document are the same table; examples cover it exactly."""
     described = {(method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item}
-    assert described == {(operation.method, operation.path) for operation in OPERATIONS} | {
+    assert described == {(operation.method, operation.path) for operation in (*OPERATIONS, EXPORT)} | {
         ("GET", WATCH_PATH)
     }
     assert set(EXAMPLES) == {operation.rpc for operation in OPERATIONS}

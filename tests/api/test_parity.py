@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 
 from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
-from control_plane.api.operations import OPERATIONS, WATCHES, Operation
+from control_plane.api.operations import EXPORT, OPERATIONS, WATCHES, Operation
 from control_plane.services.work import Scope
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.support.builders import make_hello
@@ -100,11 +100,11 @@ def test_every_operation_has_its_twin_and_its_example() -> None:
         for method in service.methods
         if method.server_streaming
     }
-    assert streams == {watch.rpc for watch in WATCHES}
+    assert streams == {watch.rpc for watch in WATCHES} | {EXPORT.rpc}
     assert len({(operation.method, operation.path) for operation in OPERATIONS}) == len(OPERATIONS)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.rpc)
+@pytest.mark.parametrize("operation", [*OPERATIONS, EXPORT], ids=lambda operation: operation.rpc)
 def test_both_requests_have_the_same_fields(operation: Operation) -> None:
     """What REST takes, the message has, and the other way round; changes have their request id and mask."""
     service, method = operation.rpc.split(".")

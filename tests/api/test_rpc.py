@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from control_plane.api import errors
 from control_plane.api.codec import from_message, to_message
-from control_plane.api.operations import OPERATIONS, WATCHES
+from control_plane.api.operations import EXPORT, OPERATIONS, WATCHES
 from shared.errors import Code
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.support.plane import Plane
@@ -33,7 +33,7 @@ def test_every_operation_is_on_both_transports() -> None:
         for service in pb.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    named = [row.rpc for row in (*OPERATIONS, *WATCHES)]
+    named = [row.rpc for row in (*OPERATIONS, *WATCHES, EXPORT)]
     assert sorted(named) == sorted(methods)
 
 

@@ -56,7 +56,8 @@ class Plane:
         url = f"http://{self.addresses['http']}{path}"
         async with self.http.request(method, url, headers=named, **options) as response:
             text = await response.text()
-            parsed = json.loads(text) if text and "json" in response.content_type else text
+            shaped = response.content_type in ("application/json", "application/problem+json")
+            parsed = json.loads(text) if text and shaped else text
             return Answer(response.status, parsed, response.headers)
 
     async def made(self, path: str, body: Any) -> Any:

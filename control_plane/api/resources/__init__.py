@@ -29,6 +29,7 @@ from control_plane.api.resources.designs import (
     variants,
 )
 from control_plane.api.resources.doctor import tally_check
+from control_plane.api.resources.export import exported
 from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
 from control_plane.api.resources.plans import holdout, holdouts, saved_metric, saved_metrics
 from control_plane.api.resources.series import time_series
@@ -48,6 +49,7 @@ __all__ = [
     "enrollment_tokens",
     "experiment",
     "experiments",
+    "exported",
     "findings",
     "holdout",
     "holdouts",

@@ -823,6 +823,8 @@ class EventServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
     ReportServerEvents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReportServerEventsRequest, _operator_pb2.ReportServerEventsResponse]
     """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+    ExportEvents: _grpc.UnaryStreamMultiCallable[_operator_pb2.ExportEventsRequest, _operator_pb2.ExportEventsResponse]
+    """Everything of one kind that is kept of an experiment, as lines of JSON."""
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
@@ -831,6 +833,8 @@ class EventServiceAsyncStub(EventServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReportServerEvents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReportServerEventsRequest, _operator_pb2.ReportServerEventsResponse]  # type: ignore[assignment]
     """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+    ExportEvents: _aio.UnaryStreamMultiCallable[_operator_pb2.ExportEventsRequest, _operator_pb2.ExportEventsResponse]  # type: ignore[assignment]
+    """Everything of one kind that is kept of an experiment, as lines of JSON."""
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     """Events that servers report by themselves, without an agent."""
@@ -842,6 +846,14 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ReportServerEventsResponse, _abc.Awaitable[_operator_pb2.ReportServerEventsResponse]]:
         """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
+
+    @_abc_1.abstractmethod
+    def ExportEvents(
+        self,
+        request: _operator_pb2.ExportEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.ExportEventsResponse], _abc.AsyncIterator[_operator_pb2.ExportEventsResponse]]:
+        """Everything of one kind that is kept of an experiment, as lines of JSON."""
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
