@@ -6,16 +6,15 @@ anybody edits anything, and nothing is there before the edit is done and differs
 
 import enum
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import unified_diff
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from control_plane.cli import show
+from control_plane.cli.difference import print_difference
 from control_plane.cli.editor import edited
 from control_plane.cli.preview import planned, print_touched, touched_by
 from control_plane.cli.session import Failure, Session, request_id
@@ -207,28 +206,13 @@ def _refuse_same(before: bytes, after: bytes, *, edited: bool) -> None:
         raise Failure(f"{what} is the same as control; nothing was created")
 
 
-_STYLES = {"+": "green", "-": "red", "@": "cyan"}
-
-
 def _show_difference(session: Session, design: Design, before: bytes, after: bytes) -> None:
-    """What differs, as a unified diff; the signs say it, colour repeats them."""
     onto = session.err if session.json else session.out
+    names = (f"{design.target} (Control)", f"{design.target} ({design.variant_name})")
     try:
-        lines = _difference(before.decode(), after.decode(), design)
+        print_difference(onto, before.decode(), after.decode(), names)
     except UnicodeDecodeError:
         show.say(onto, f"{len(before)} and {len(after)} bytes differ; they are not text")
-        return
-    for line in lines:
-        shown = show.clean(line.expandtabs())
-        onto.print(Text(shown, _STYLES.get(line[:1], "")), soft_wrap=True)
-
-
-def _difference(before: str, after: str, design: Design) -> Iterator[str]:
-    names = (f"{design.target} (Control)", f"{design.target} ({design.variant_name})")
-    for line in unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), *names):
-        yield line.removesuffix("\n")
-        if not line.endswith("\n"):
-            yield "\\ No newline at end of file"
 
 
 # -- the start

@@ -1,6 +1,7 @@
 """Experiments and the steps of their life."""
 
 import enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ from control_plane.cli import show
 from control_plane.cli.fleet import Carrying, labels_of
 from control_plane.cli.preview import planned
 from control_plane.cli.session import Session, request_id
+from control_plane.cli.written import left_out, manifest_of
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")]
@@ -110,17 +112,30 @@ def get(
     session: Session,
     *,
     experiment: Name,
-    output: Annotated[Output | None, typer.Option("--output", "-o", help="The whole resource.")] = None,
+    output: Annotated[
+        Output | None,
+        typer.Option("--output", "-o", help="json: the whole resource; yaml: its manifest, for apply."),
+    ] = None,
+    contents: Annotated[
+        Path | None,
+        typer.Option(
+            "--contents", metavar="DIR", help="With -o yaml: write contents into files below it, not inline."
+        ),
+    ] = None,
 ) -> None:
-    """One experiment with its variants."""
+    """One experiment with its variants; as its manifest with -o yaml."""
+    if contents is not None and (session.json or output is not Output.YAML):
+        raise typer.BadParameter("--contents goes with -o yaml")
     found = session.experiment(experiment)
     if session.json or output is Output.JSON:
         show.print_json(session.out, show.to_json(found))
         return
     if output is Output.YAML:
-        import yaml  # only here: it is not free to import
-
-        text = yaml.safe_dump(show.to_json(found), sort_keys=False, allow_unicode=True)
+        # Elsewhere a character that the locale lacks is shown as ?; a content has to stay what it is.
+        ascii_only = session.out.encoding.lower() not in ("utf-8", "utf8")
+        text = manifest_of(found, folder=contents, ascii_only=ascii_only)
+        for name in left_out(found):
+            show.say(session.err, f"variantctl: warning: no manifest says {name}; apply leaves it as it is")
         print(text, end="", file=session.out.file)
         return
     _describe(session, found)

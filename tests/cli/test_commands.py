@@ -126,11 +126,11 @@ async def test_what_is_not_there_is_exit_code_1(ctl: Run) -> None:
     assert said.err == "variantctl: there is no experiment 'nope' (EXPERIMENT_NOT_FOUND)\n"
 
 
-async def test_an_experiment_as_yaml(running: Run) -> None:
-    """-o yaml is the resource in YAML."""
-    said = await running("experiments", "get", "soul-tone", "-o", "yaml")
-    assert "key: soul-tone\n" in said.out
-    assert "status: running\n" in said.out
+async def test_an_experiment_as_json(running: Run) -> None:
+    """-o json is the whole resource, as --json is."""
+    said = await running("experiments", "get", "soul-tone", "-o", "json")
+    assert (said.json["key"], said.json["status"]) == ("soul-tone", "running")
+    assert said == await running("experiments", "get", "soul-tone", "--json")
 
 
 # -- deployments

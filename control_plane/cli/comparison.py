@@ -1,0 +1,282 @@
+"""What differs between a manifest and the experiment there is.
+
+Hides how each is put into the one shape in which they are compared: defaults filled in, contents as digests,
+variants matched by key or name.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+
+from control_plane.cli import document as shape
+from control_plane.cli import show, specs
+from control_plane.cli.manifest import Manifest, Metric, VariantManifest
+from control_plane.cli.session import Exit, Failure, Session
+from shared.errors import Fault
+from shared.model import digest, show_digest
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+ALWAYS = frozenset({"name", "description", "labels", "metadata"})
+"""What may change after the start, of an experiment and of a variant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A variant of the manifest and the one there is; None where it is to be added or removed."""
+
+    wanted: VariantManifest | None
+    present: pb.Variant | None
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return self.present.key if self.present else self.wanted.label if self.wanted else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One field that will be different; `before` None: it is added, `after` None: it is removed.
+
+    `variant` is None for a field of the experiment itself; `name` is empty for a variant as a whole.
+    """
+
+    variant: Pair | None = None
+    name: str
+    before: Any
+    after: Any
+
+    @property
+    def field(self) -> str:
+        """Where in the manifest."""
+        if self.variant is None:
+            return self.name
+        return f"variants.{self.variant.label}" + (f".{self.name}" if self.name else "")
+
+    @property
+    def always(self) -> bool:
+        """Allowed in every state."""
+        return self.name in ALWAYS
+
+    @property
+    def said(self) -> str:
+        """The change in words."""
+        if self.before is None:
+            return _brief(self.after)
+        return f"{_brief(self.before)} → {_brief(self.after)}" if self.after is not None else "removed"
+
+    def line(self) -> str:
+        """The change for people."""
+        sign = "+" if self.before is None else "~" if self.after is not None else "-"
+        return f"  {sign} {self.field}: {self.said}"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, str):
+        return value[:19] + "…" if value.startswith("sha256:") else value
+    if isinstance(value, Mapping):
+        return ", ".join(
+            f"{name} {_brief(item)}" for name, item in value.items() if item not in ("", None, {}, [])
+        )
+    return json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What apply will do; `present` is None where the experiment is to be created."""
+
+    manifest: Manifest
+    present: pb.Experiment | None
+    pairs: tuple[Pair, ...]
+    changes: tuple[Change, ...]
+
+    @property
+    def action(self) -> str:
+        """`create`, `update` or `none`."""
+        return "create" if self.present is None else "update" if self.changes else "none"
+
+
+def find(session: Session, key: str) -> pb.Experiment | None:
+    """The experiment of this key, or None."""
+    try:
+        return session.experiment(key)
+    except Failure as failure:
+        if failure.reason == "EXPERIMENT_NOT_FOUND":
+            return None
+        raise
+
+
+def make_plan(manifest: Manifest, present: pb.Experiment | None) -> Plan:
+    """Everything that is not yet as the manifest says."""
+    # Generated variants follow from the factors: the control plane keeps them true to those.
+    pairs = (
+        () if manifest.generated else tuple(_pairs(manifest.variants, present.variants if present else ()))
+    )
+    before = fields_of(present) if present else dict.fromkeys(defaults())
+    after = _fields(manifest)
+    skip = {} if present else defaults()
+    changes = [
+        Change(name=name, before=before[name], after=value)
+        for name, value in after.items()
+        if before[name] != value and skip.get(name, before) != value
+    ]
+    for pair in pairs:
+        changes += _variant_changes(pair)
+    return Plan(manifest=manifest, present=present, pairs=pairs, changes=tuple(changes))
+
+
+def defaults() -> dict[str, Any]:
+    """The fields of an experiment of which nothing was said."""
+    return fields_of(
+        pb.Experiment(
+            type="ab",
+            traffic_allocation=100,
+            exposure_criteria=pb.ExposureCriteria(settle_seconds=60),
+            analysis=ParseDict(shape.Analysis().model_dump(by_alias=True), pb.Analysis()),
+        )
+    )
+
+
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "description": manifest.description,
+        "type": manifest.type,
+        "labels": manifest.labels,
+        "metadata": manifest.metadata,
+        "targetFile": manifest.target_file,
+        "factors": [specs.factor(factor) for factor in manifest.factors],
+        **manifest.intake,
+        "switchback": show.to_json(blocks) if (blocks := specs.switchback(manifest)) else None,
+        "participants": {"ids": sorted(manifest.participant_ids), "labels": manifest.participant_labels},
+        "metrics": {
+            "primary": _metric(manifest.primary) if manifest.primary else None,
+            "secondary": [_metric(item) for item in manifest.secondary],
+            "guardrail": [_metric(item) for item in manifest.guardrail],
+        },
+        "exposureCriteria": {"settleSeconds": manifest.settle_seconds},
+        "analysis": manifest.analysis,
+    }
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    return metric.fields
+
+
+def _metric_of(present: pb.Metric) -> dict[str, Any]:
+    """A metric there is, as a manifest says it: a saved one by its key."""
+    if present.HasField("id"):
+        return {"key": present.key}
+    kept = ("eventName", "kind", "goal", "denominatorEventName", "window", "margin")
+    shown = show.to_json(present)
+    fields = {name: shown[name] for name in (*kept, "minimumDetectableEffect")}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def fields_of(present: pb.Experiment) -> dict[str, Any]:
+    """The fields of an experiment there is, without its key and its variants."""
+    shown = show.to_json(present)
+    selector, measured = present.participants, present.metrics
+    return {
+        "name": present.name,
+        "description": present.description,
+        "type": present.type,
+        "labels": shown["labels"],
+        "metadata": shown["metadata"] or {},
+        "targetFile": shown["targetFile"],
+        "factors": [specs.factor_of(factor) for factor in present.factors],
+        "switchback": shown["switchback"],
+        **specs.intake_of(present),
+        "participants": {"ids": sorted(selector.ids), "labels": dict(selector.labels)},
+        "metrics": {
+            "primary": _metric_of(measured.primary) if measured.HasField("primary") else None,
+            "secondary": [_metric_of(item) for item in measured.secondary],
+            "guardrail": [_metric_of(item) for item in measured.guardrail],
+        },
+        "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
+        "analysis": specs.analysis_of(present),
+    }
+
+
+def _pairs(wanted: Sequence[VariantManifest], present: Iterable[pb.Variant]) -> Iterator[Pair]:
+    """Variants by key, or by name where the manifest gives no key."""
+    left = list(present)
+    matched: dict[int, pb.Variant] = {}
+    for index, item in sorted(enumerate(wanted), key=lambda entry: entry[1].key is None):
+        for other in left:
+            if other.key == item.key if item.key else other.name == item.name:
+                matched[index] = other
+                left.remove(other)
+                break
+    for index, item in enumerate(wanted):
+        yield Pair(wanted=item, present=matched.get(index))
+    for other in left:
+        yield Pair(wanted=None, present=other)
+
+
+def _variant_changes(pair: Pair) -> Iterator[Change]:
+    before = variant_of(pair.present) if pair.present else None
+    after = _variant(pair.wanted) if pair.wanted else None
+    if before is None or after is None:
+        yield Change(variant=pair, name="", before=before, after=after)
+        return
+    for name in (name for name in after if name != "files" and before[name] != after[name]):
+        yield Change(variant=pair, name=name, before=before[name], after=after[name])
+    if after["levels"]:
+        return  # its files follow from its levels
+    old, new = before["files"], after["files"]
+    for path in sorted({*old, *new}):
+        if old.get(path) != new.get(path):
+            yield Change(variant=pair, name=f"files[{path}]", before=old.get(path), after=new.get(path))
+
+
+def _variant(wanted: VariantManifest) -> dict[str, Any]:
+    return {
+        "name": wanted.name,
+        "description": wanted.description,
+        "isControl": wanted.is_control,
+        "weight": wanted.weight,
+        "config": wanted.config,
+        "metadata": wanted.metadata,
+        "targetingRules": {"labels": [show.to_json(rule) for rule in specs.rules(wanted).labels]},
+        "levels": wanted.levels,
+        "files": {path: show_digest(digest(body)) for path, body in sorted(wanted.files.items())},
+    }
+
+
+def variant_of(present: pb.Variant) -> dict[str, Any]:
+    """The fields of a variant there is, without its key; its files as digests by path."""
+    shown = show.to_json(present)
+    return {
+        **{name: shown[name] for name in ("name", "description", "isControl", "weight")},
+        "config": shown["config"] or {},
+        "metadata": shown["metadata"] or {},
+        "targetingRules": {"labels": [show.to_json(rule) for rule in present.targeting_rules.labels]},
+        "levels": dict(present.levels),
+        "files": {file.path: file.digest for file in present.files},
+    }
+
+
+def refuse_locked(plan: Plan) -> None:
+    """Raises Failure for a plan that the experiment's state, or the protocol, does not allow."""
+    if plan.present is None:
+        return
+    status = show.word(plan.present, "status")
+    locked = [change for change in plan.changes if not change.always]
+    if status != "draft" and locked:
+        faults = [Fault(field=change.field, message=change.said) for change in locked]
+        raise Failure(
+            f"{plan.manifest.key} is {status}: variants, contents and settings are locked after the start;"
+            " nothing was changed",
+            exit_code=Exit.CONFLICT,
+            reason="LOCKED",
+            faults=faults,
+        )
+    for change in plan.changes:
+        if change.field == "type":
+            fault = Fault(
+                field="type", message=f"is {change.before} and stays so", remedy="delete the draft first"
+            )
+            raise Failure("the draft cannot become that", reason="TYPE_IS_FIXED", faults=[fault])
