@@ -76,6 +76,7 @@ ANALYSES = st.builds(
     prior=st.builds(pb.Prior, a=POSITIVE, b=POSITIVE),
     power=st.floats(0.5, 0.999),
     minimum_detectable_effect=st.floats(0, 10, exclude_min=True),
+    cluster_by=st.sampled_from(["participant", "host", "label:team"]),
     excluded_participant_ids=st.lists(SOME, max_size=2, unique=True),
 )
 MOMENTS = st.integers(0, 4_000_000_000)
