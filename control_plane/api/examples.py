@@ -90,6 +90,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "ResultsService.GetResults": {"id": "soul-tone", "eventName": "resolved", "population": "delivered"},
     "ResultsService.GetTimeSeries": {"id": "soul-tone", "eventName": "resolved", "startDate": "2026-01-01"},
+    "ResultsService.RecalculateTimeSeries": {"id": "soul-tone", "metric": "resolved"},
+    "ResultsService.GetRecalculation": {"id": "soul-tone", "metric": "resolved"},
     "ResultsService.CheckTallies": {"id": "soul-tone"},
     "ExperimentService.PauseExperiment": {"id": "soul-tone"},
     "ExperimentService.ResumeExperiment": {"id": "soul-tone"},

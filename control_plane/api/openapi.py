@@ -208,6 +208,8 @@ def _operation(operation: Operation, schemas: Json) -> Json:
             **_refusals(changes=operation.method != "GET"),
         },
     }
+    if operation.already:
+        described["responses"][str(operation.already)] = _success(operation, schemas)
     rest = {name: schema for name, schema in model["properties"].items() if name not in named}
     sent = {name: value for name, value in example.items() if name not in named}
     if operation.method == "GET":

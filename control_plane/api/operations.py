@@ -12,7 +12,7 @@ from typing import Any
 from control_plane.api import reads, resources
 from control_plane.domain import reported, requests
 from control_plane.domain.metrics import CreateMetric, UpdateMetric
-from control_plane.domain.series import GetTimeSeries
+from control_plane.domain.series import GetRecalculation, GetTimeSeries, RecalculateTimeSeries
 from control_plane.domain.settings import UpdateSettings
 from control_plane.services import (
     access,
@@ -27,6 +27,7 @@ from control_plane.services import (
     metrics,
     phases,
     preview,
+    recalculation,
     reporting,
     results,
     series,
@@ -47,7 +48,8 @@ class Operation:
 
     `status` is the HTTP status of success; with 201, `location` is the path of what was made. With `asks_host`
     the use case answers a Question, and what is rendered is the Reading that a connected host answers it with.
-    REST has it under `alias` as well, where there is one.
+    REST has it under `alias` as well, where there is one, and answers with `already` where the answer says that
+    it was not `accepted`: what is asked for is under way.
     """
 
     rpc: str
@@ -62,6 +64,7 @@ class Operation:
     reads: bool = False
     asks_host: bool = False
     alias: str = ""
+    already: int = 0
 
     @property
     def changes(self) -> bool:
@@ -124,6 +127,7 @@ def _row(
     reads: bool = False,
     asks_host: bool = False,
     alias: str = "",
+    already: int = 0,
 ) -> Operation:
     method, path = route.split()
     return Operation(
@@ -139,6 +143,7 @@ def _row(
         reads=reads,
         asks_host=asks_host,
         alias=alias,
+        already=already,
     )
 
 
@@ -229,6 +234,11 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.GetResults, results.get, resources.results),
     _row("ResultsService.GetTimeSeries", "GET /v1/experiments/{id}/results-time-series", _READ,
          GetTimeSeries, series.get, resources.time_series),
+    _row("ResultsService.RecalculateTimeSeries", "POST /v1/experiments/{id}/recalculate-timeseries", _WRITE,
+         RecalculateTimeSeries, recalculation.begin, resources.recalculation,
+         status=202, already=200),
+    _row("ResultsService.GetRecalculation", "GET /v1/experiments/{id}/timeseries-results", _READ,
+         GetRecalculation, recalculation.results, resources.recalculated),
     _row("ResultsService.CheckTallies", "POST /v1/experiments/{id}/tallies:check", _READ,
          requests.ById, doctor.check_tallies, resources.tally_check,
          reads=True),

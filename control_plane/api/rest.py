@@ -141,7 +141,8 @@ def _handler(door: Door, operation: Operation) -> Callable[[web.Request], Awaita
             headers["ETag"] = condition.tag
         if operation.location:
             headers["Location"] = re.sub(r"\{(\w+)\}", lambda name: str(answer[name[1]]), operation.location)
-        return web.json_response(answer, status=operation.status, headers=headers)
+        status = operation.already if operation.already and not answer["accepted"] else operation.status
+        return web.json_response(answer, status=status, headers=headers)
 
     return handle
 

@@ -185,10 +185,14 @@ class Experiment:
 
     def fingerprint(self) -> str:
         """SHA-256, in hex, of metrics, analysis and the phase that the start opened, as canonical JSON."""
+        return self.fingerprint_of({"metrics": self.metrics}, number=1, seed=self.seed)
+
+    def fingerprint_of(self, measured: Mapping[str, Any], *, number: int, seed: bytes) -> str:
+        """SHA-256, in hex, of what is measured, the analysis and a phase of this run, as canonical JSON."""
         plan = {
-            "metrics": self.metrics,
+            **measured,
             "analysis": self.design.analysis.said(),
-            "phase": {"run": self.run, "number": 1, "seed": self.seed.hex()},
+            "phase": {"run": self.run, "number": number, "seed": seed.hex()},
         }
         text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -4,13 +4,15 @@ Days are UTC calendar days of the moments events happened at, as numbers since 1
 dates.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
+from control_plane.domain.experiment import Experiment
 from control_plane.domain.requests import ById
 from shared.errors import Fault, Invalid
 
@@ -21,6 +23,12 @@ _EPOCH = date(1970, 1, 1)
 def _date(value: str) -> str:
     if value:
         day_of(value)
+    return value
+
+
+def _fingerprint(value: str) -> str:
+    if value and not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError("is not a fingerprint: 64 hexadecimal digits")
     return value
 
 
@@ -57,6 +65,40 @@ class GetTimeSeries(ById):
     start_date: Date = ""
     end_date: Date = ""
     fill_gaps: bool = False
+
+
+Fingerprint = Annotated[
+    str,
+    AfterValidator(_fingerprint),
+    WithJsonSchema({"type": "string", "pattern": "^([0-9a-f]{64})?$"}),
+]
+"""What a metric is, in short; empty: as it is now."""
+MetricId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class RecalculateTimeSeries(ById):
+    """Asks for the days of a metric (by id, key or event) to be computed anew."""
+
+    metric: MetricId
+    fingerprint: Fingerprint = ""
+
+
+class GetRecalculation(ById):
+    """Asks for the days of a metric (by id, key or event; default: the primary) as they were computed."""
+
+    metric: str = ""
+    fingerprint: Fingerprint = ""
+
+
+def fingerprint(experiment: Experiment, metric: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of a metric's definition, the analysis and the present phase; what it is called is no part."""
+    phase = experiment.phase
+    assert phase is not None, "what has not started has no phase"
+    called = ("id", "key", "name", "role")
+    definition = {"kind": "proportion", "goal": "increase"} | {
+        name: value for name, value in metric.items() if value is not None and name not in called
+    }
+    return experiment.fingerprint_of({"metric": definition}, number=phase.number, seed=phase.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

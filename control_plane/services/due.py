@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from control_plane.domain import requests
-from control_plane.services import lifecycle, phases
+from control_plane.services import lifecycle, phases, recalculation
 from control_plane.services.timers import ACTOR, Kind
 from control_plane.services.work import Caller, Scope, Services, Work
 from control_plane.store.database import Tx
@@ -29,10 +29,11 @@ LOOK_SECONDS = 1.0
 """How often the table is looked at: so late is what another process or a changed clock makes due."""
 
 
-_USE_CASES: Mapping[Kind, Callable[[Work, requests.ById], Any]] = {
+_USE_CASES: Mapping[str, Callable[[Work, requests.ById], Any]] = {
     Kind.START: lifecycle.start,
     Kind.STOP: lifecycle.stop,
     Kind.SWITCH: lifecycle.switch,
+    recalculation.KIND: recalculation.advance,
 }
 
 
@@ -80,7 +81,7 @@ class Timers:
         def use_case(work: Work, request: requests.ById) -> None:
             if not work.store.timers.take(timer.id, now=work.now):
                 raise _Done
-            _USE_CASES[Kind(timer.kind)](work, request)
+            _USE_CASES[timer.kind](work, request)
 
         await self._services.change(
             caller,
@@ -121,7 +122,13 @@ class Timers:
     async def _failed(self, timer: Timer, code: str, message: str) -> None:
         now = self._clock.now()
         failure = {"code": code, "message": message}
-        await self._services.database.write(lambda tx: Store(tx).timers.fail(timer.id, failure, now=now))
+
+        def fail(tx: Tx) -> None:
+            Store(tx).timers.fail(timer.id, failure, now=now)
+            if timer.kind == recalculation.KIND:
+                recalculation.give_up(Store(tx).recalculations, timer.experiment_id, message, now=now)
+
+        await self._services.database.write(fail)
         _log.warning("timer.failed", kind=timer.kind, experiment=show_id(timer.experiment_id), code=code)
 
 

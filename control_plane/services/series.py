@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from control_plane.domain.experiment import Experiment
-from control_plane.domain.series import GetTimeSeries, OnDay, Window, days, window
+from control_plane.domain.series import GetTimeSeries, OnDay, Window, days, fingerprint, window
 from control_plane.services import metrics
 from control_plane.services.experiments import find
 from control_plane.services.work import Work
@@ -18,6 +18,7 @@ class Series:
 
     experiment: Experiment
     event_name: str
+    fingerprint: str | None
     population: str
     within: Window | None
     days: tuple[OnDay, ...]
@@ -31,20 +32,29 @@ def get(work: Work, request: GetTimeSeries) -> Series:
     conversion, and where more than 366 days are asked for.
     """
     experiment = find(work, request.id)
-    event_name = chosen(work, experiment, metric=request.metric, event_name=request.event_name)["eventName"]
+    metric = chosen(work, experiment, metric=request.metric, event_name=request.event_name)
+    event_name = metric["eventName"]
     within = None
     if experiment.phase is not None:
         within = window(measured(work, experiment), request.start_date, request.end_date)
     found: tuple[OnDay, ...] = ()
-    if within is not None:
+    if experiment.phase is not None and within is not None:
         found = tuple(
             item
-            for item in daily(work, experiment, event_name, population=request.population, within=within)
+            for item in daily(
+                work,
+                experiment,
+                experiment.phase.id,
+                event_name,
+                population=request.population,
+                within=within,
+            )
             if request.fill_gaps or any(counts.impressions for counts in item.counts.values())
         )
     return Series(
         experiment=experiment,
         event_name=event_name,
+        fingerprint=fingerprint(experiment, metric) if experiment.phase else None,
         population=request.population,
         within=within,
         days=found,
@@ -61,17 +71,21 @@ def measured(work: Work, experiment: Experiment) -> Window:
 
 
 def daily(
-    work: Work, experiment: Experiment, event_name: str, *, population: str, within: Window
+    work: Work,
+    experiment: Experiment,
+    phase_id: bytes,
+    event_name: str,
+    *,
+    population: str,
+    within: Window,
 ) -> tuple[OnDay, ...]:
-    """Every day of the window, from tallies."""
-    phase = experiment.phase
-    assert phase is not None, "a draft has no days"
-    counted = work.store.series.by_day(phase.id, event_name, population=population)
+    """Every day of the window in a phase of the experiment, from tallies."""
+    counted = work.store.series.by_day(phase_id, event_name, population=population)
     return tuple(days(counted, tuple(variant.id for variant in experiment.arms), within))
 
 
 def chosen(work: Work, experiment: Experiment, *, metric: str, event_name: str) -> dict[str, Any]:
-    """The metric that is asked for: by its id or key, or by its event; else the primary, else what was reported.
+    """The metric that is asked for: by its id, key or event; else the primary, else of what was reported.
 
     Raises NotFound for a metric there is not, and Invalid where both are named or it is unclear which.
     """
@@ -82,6 +96,7 @@ def chosen(work: Work, experiment: Experiment, *, metric: str, event_name: str) 
     declared = [*([primary] if primary else []), *own["secondary"], *own["guardrail"]]
     if metric:
         named = [item for item in declared if metric in (item.get("id"), item.get("key"))]
+        named = named or [item for item in declared if metric == item["eventName"]]
         return dict(named[0] if named else metrics.find(work, metric).definition)
     if event_name:
         of_event = [item for item in declared if item["eventName"] == event_name]

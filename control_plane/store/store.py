@@ -11,6 +11,7 @@ from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
 from control_plane.store.holdouts import HoldoutStore
 from control_plane.store.metrics import MetricStore
+from control_plane.store.recalculations import RecalculationStore
 from control_plane.store.series import SeriesStore
 from control_plane.store.survey import SurveyStore
 from control_plane.store.timers import TimerStore
@@ -33,3 +34,4 @@ class Store:
         self.series = SeriesStore(tx)
         self.doctor = DoctorStore(tx)
         self.export = ExportStore(tx)
+        self.recalculations = RecalculationStore(tx)

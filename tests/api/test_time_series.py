@@ -16,6 +16,7 @@ from shared.errors import Invalid
 from shared.moment import SECOND, utc_day
 from tests.support.clock import FakeClock
 from tests.support.plane import Plane, running_plane
+from tests.support.waiting import eventually
 
 DAY = 86_400
 AT = "/v1/experiments/tone"
@@ -257,3 +258,55 @@ async def test_an_excluded_variant_is_in_no_day(plane: Plane, clock: FakeClock) 
     assert [arm["key"] for arm in day["variants"]] == ["a", "b"]
     told = (await plane.rest("GET", f"{AT}/results")).body
     assert [arm["key"] for arm in told["variants"]] == ["a", "b"]
+
+
+async def test_days_are_computed_anew_in_the_background(plane: Plane, clock: FakeClock) -> None:
+    """202 for a job that is made, 200 for one under way; once it has had its turn every day has its counts."""
+    post, get = f"{AT}/recalculate-timeseries", f"{AT}/timeseries-results"
+    await running(plane, metrics={"primary": {"eventName": "done", "goal": "increase"}})
+    ledger = Ledger(plane, clock)
+    await ledger.report((PEOPLE[0], ""), (PEOPLE[0], "done"), (PEOPLE[1], ""))
+    clock.jump(2 * DAY)
+    made = await plane.rest("POST", post, {"metric": "done"})
+    assert (made.status, made.body["accepted"], made.body["status"]) == (202, True, "pending")
+    again = await plane.rest("POST", post, {"metric": "done", "fingerprint": made.body["fingerprint"]})
+    assert (again.status, again.body["id"], again.body["accepted"]) == (200, made.body["id"], False)
+    assert (await series(plane))["fingerprint"] == made.body["fingerprint"]
+    waiting = (await plane.rest("GET", get)).body
+    assert (waiting["status"], waiting["computedAt"], len(waiting["days"])) == ("pending", None, 3)
+    assert {len(day["variants"]) for day in waiting["days"]} == {0}
+
+    async def done() -> Any:
+        await clock.advance(1.0)
+        found = (await plane.rest("GET", get)).body
+        return found if found["status"] == "completed" else None
+
+    found = await eventually(done, what="the days are computed")
+    whole = (await series(plane, "?fillGaps=true"))["days"]
+    assert [day["date"] for day in found["days"]] == [day["date"] for day in whole]
+    for day, other in zip(found["days"], whole, strict=True):
+        for arm, told in zip(day["variants"], other["variants"], strict=True):
+            assert {**told["cumulative"], "id": told["id"], "key": told["key"]} == arm
+    assert found["recalculation"]["status"] == "completed"
+    told = await plane.grpc("ResultsService.GetRecalculation", id="tone", metric="done")
+    assert (told.status, len(told.days), told.current) == ("completed", 3, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ({}, 400, "INVALID_FIELDS"),
+        ({"metric": "none"}, 404, "METRIC_NOT_FOUND"),
+        ({"metric": "done", "fingerprint": "short"}, 400, "INVALID_FIELDS"),
+        ({"metric": "done", "fingerprint": "0" * 64}, 409, "FINGERPRINT_CHANGED"),
+    ],
+)
+async def test_what_cannot_be_computed_is_refused(
+    plane: Plane, body: dict[str, str], status: int, reason: str
+) -> None:
+    """No metric, one there is not, and a fingerprint that is not the present one, which is told."""
+    await running(plane, metrics={"primary": {"eventName": "done", "goal": "increase"}})
+    refused = await plane.rest("POST", f"{AT}/recalculate-timeseries", body)
+    assert (refused.status, refused.body["reason"]) == (status, reason)
+    if status == 409:
+        assert refused.body["fingerprint"] == (await series(plane))["fingerprint"]

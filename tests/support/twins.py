@@ -155,7 +155,7 @@ async def by_rest(
         answer = await plane.rest(operation.method, path, rest or None, key=key, **headers)
     if answer.status >= 400:
         return _from_problem(answer.status, answer.body)
-    assert answer.status == operation.status, (operation.rpc, answer)
+    assert answer.status in (operation.status, operation.already), (operation.rpc, answer)
     if answer.status == 204:
         return None
     service, method = operation.rpc.split(".")

@@ -32,7 +32,7 @@ from control_plane.api.resources.doctor import tally_check
 from control_plane.api.resources.export import exported
 from control_plane.api.resources.hosts import agent, agents, participant, participants, whole_fleet
 from control_plane.api.resources.plans import holdout, holdouts, saved_metric, saved_metrics
-from control_plane.api.resources.series import time_series
+from control_plane.api.resources.series import recalculated, recalculation, time_series
 from control_plane.api.resources.survey import eligible_targets, instrumentation, velocity
 
 __all__ = [
@@ -63,6 +63,8 @@ __all__ = [
     "participants",
     "phases",
     "preview",
+    "recalculated",
+    "recalculation",
     "results",
     "saved_metric",
     "saved_metrics",

@@ -7142,6 +7142,7 @@ class TimeSeries(_message.Message):
     START_DATE_FIELD_NUMBER: _builtins.int
     END_DATE_FIELD_NUMBER: _builtins.int
     DAYS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """The experiment's id."""
     key: _builtins.str
@@ -7156,6 +7157,8 @@ class TimeSeries(_message.Message):
     """The first day in force; absent where no day that is asked for was measured."""
     end_date: _builtins.str
     """The last day in force, included; absent likewise."""
+    fingerprint: _builtins.str
+    """SHA-256 of the metric's definition, the analysis and the phase, in hex; absent in draft."""
     @_builtins.property
     def days(self) -> _containers.RepeatedCompositeFieldContainer[Global___TimeSeriesDay]:
         """The days, the oldest first."""
@@ -7171,19 +7174,24 @@ class TimeSeries(_message.Message):
         start_date: _builtins.str | None = ...,
         end_date: _builtins.str | None = ...,
         days: _abc.Iterable[Global___TimeSeriesDay] | None = ...,
+        fingerprint: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_date", b"_end_date", "_phase_id", b"_phase_id", "_start_date", b"_start_date", "end_date", b"end_date", "phase_id", b"phase_id", "start_date", b"start_date"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_date", b"_end_date", "_fingerprint", b"_fingerprint", "_phase_id", b"_phase_id", "_start_date", b"_start_date", "end_date", b"end_date", "fingerprint", b"fingerprint", "phase_id", b"phase_id", "start_date", b"start_date"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_date", b"_end_date", "_phase_id", b"_phase_id", "_start_date", b"_start_date", "days", b"days", "end_date", b"end_date", "event_name", b"event_name", "experiment_id", b"experiment_id", "key", b"key", "phase_id", b"phase_id", "population", b"population", "start_date", b"start_date"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_date", b"_end_date", "_fingerprint", b"_fingerprint", "_phase_id", b"_phase_id", "_start_date", b"_start_date", "days", b"days", "end_date", b"end_date", "event_name", b"event_name", "experiment_id", b"experiment_id", "fingerprint", b"fingerprint", "key", b"key", "phase_id", b"phase_id", "population", b"population", "start_date", b"start_date"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_date: _TypeAlias = _typing.Literal["end_date"]  # noqa: Y015
     _WhichOneofArgType__end_date: _TypeAlias = _typing.Literal["_end_date", b"_end_date"]  # noqa: Y015
+    _WhichOneofReturnType__fingerprint: _TypeAlias = _typing.Literal["fingerprint"]  # noqa: Y015
+    _WhichOneofArgType__fingerprint: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint"]  # noqa: Y015
     _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
     _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
     _WhichOneofReturnType__start_date: _TypeAlias = _typing.Literal["start_date"]  # noqa: Y015
     _WhichOneofArgType__start_date: _TypeAlias = _typing.Literal["_start_date", b"_start_date"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end_date) -> _WhichOneofReturnType__end_date | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fingerprint) -> _WhichOneofReturnType__fingerprint | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
     @_typing.overload
@@ -7521,6 +7529,337 @@ class ExportEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportEventsResponse: _TypeAlias = ExportEventsResponse  # noqa: Y015
+
+@_typing.final
+class RecalculateTimeSeriesRequest(_message.Message):
+    """Asks for days to be computed anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    metric: _builtins.str
+    """The metric's id or key, or the event of one of the experiment's metrics."""
+    fingerprint: _builtins.str
+    """The definition that is meant, as `GetTimeSeries` tells it; default: the present one."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "id", b"id", "metric", b"metric", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecalculateTimeSeriesRequest: _TypeAlias = RecalculateTimeSeriesRequest  # noqa: Y015
+
+@_typing.final
+class Recalculation(_message.Message):
+    """A job that computes days."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    PHASE_ID_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    END_DATE_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id."""
+    experiment_id: _builtins.str
+    """The experiment's id."""
+    phase_id: _builtins.str
+    """The phase whose days they are."""
+    fingerprint: _builtins.str
+    """SHA-256 of the metric's definition, the analysis and the phase, in hex."""
+    status: _builtins.str
+    """`pending`, `in_progress`, `completed`, `partial` (failed after some days) or `failed`."""
+    start_date: _builtins.str
+    """The first day."""
+    end_date: _builtins.str
+    """The last day, included."""
+    created_by: _builtins.str
+    """Who asked for it."""
+    failure: _builtins.str
+    """Why it did not get to its last day, if it did not."""
+    accepted: _builtins.bool
+    """In the answer to a request: whether it made the job; otherwise the job was under way."""
+    @_builtins.property
+    def metric(self) -> Global___Metric:
+        """The metric as it is computed."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When the first days were computed."""
+
+    @_builtins.property
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was finished."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        experiment_id: _builtins.str = ...,
+        phase_id: _builtins.str = ...,
+        metric: Global___Metric | None = ...,
+        fingerprint: _builtins.str = ...,
+        status: _builtins.str = ...,
+        start_date: _builtins.str = ...,
+        end_date: _builtins.str = ...,
+        created_by: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        finished_at: _timestamp_pb2.Timestamp | None = ...,
+        failure: _builtins.str | None = ...,
+        accepted: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted", b"_accepted", "_failure", b"_failure", "_finished_at", b"_finished_at", "_started_at", b"_started_at", "accepted", b"accepted", "created_at", b"created_at", "failure", b"failure", "finished_at", b"finished_at", "metric", b"metric", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted", b"_accepted", "_failure", b"_failure", "_finished_at", b"_finished_at", "_started_at", b"_started_at", "accepted", b"accepted", "created_at", b"created_at", "created_by", b"created_by", "end_date", b"end_date", "experiment_id", b"experiment_id", "failure", b"failure", "fingerprint", b"fingerprint", "finished_at", b"finished_at", "id", b"id", "metric", b"metric", "phase_id", b"phase_id", "start_date", b"start_date", "started_at", b"started_at", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accepted: _TypeAlias = _typing.Literal["accepted"]  # noqa: Y015
+    _WhichOneofArgType__accepted: _TypeAlias = _typing.Literal["_accepted", b"_accepted"]  # noqa: Y015
+    _WhichOneofReturnType__failure: _TypeAlias = _typing.Literal["failure"]  # noqa: Y015
+    _WhichOneofArgType__failure: _TypeAlias = _typing.Literal["_failure", b"_failure"]  # noqa: Y015
+    _WhichOneofReturnType__finished_at: _TypeAlias = _typing.Literal["finished_at"]  # noqa: Y015
+    _WhichOneofArgType__finished_at: _TypeAlias = _typing.Literal["_finished_at", b"_finished_at"]  # noqa: Y015
+    _WhichOneofReturnType__started_at: _TypeAlias = _typing.Literal["started_at"]  # noqa: Y015
+    _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accepted) -> _WhichOneofReturnType__accepted | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failure) -> _WhichOneofReturnType__failure | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__finished_at) -> _WhichOneofReturnType__finished_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
+
+Global___Recalculation: _TypeAlias = Recalculation  # noqa: Y015
+
+@_typing.final
+class GetRecalculationRequest(_message.Message):
+    """Asks for days as they were computed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    metric: _builtins.str
+    """The metric's id or key, or the event of one of the experiment's metrics; default: the primary metric."""
+    fingerprint: _builtins.str
+    """The definition that is meant; default: the present one."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "id", b"id", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecalculationRequest: _TypeAlias = GetRecalculationRequest  # noqa: Y015
+
+@_typing.final
+class RecalculatedSeries(_message.Message):
+    """The days of a metric as they were computed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    PHASE_ID_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    END_DATE_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    COMPUTED_AT_FIELD_NUMBER: _builtins.int
+    RECALCULATION_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
+    """The experiment's id."""
+    key: _builtins.str
+    """The experiment's key."""
+    phase_id: _builtins.str
+    """The phase whose days they are."""
+    fingerprint: _builtins.str
+    """SHA-256 of the metric's definition, the analysis and the phase, in hex."""
+    current: _builtins.bool
+    """Whether that is the metric's present fingerprint."""
+    status: _builtins.str
+    """`pending` (nothing computed), `failed` (nothing but a failure), `completed` (every day), else `partial`."""
+    start_date: _builtins.str
+    """The first day."""
+    end_date: _builtins.str
+    """The last day, included."""
+    @_builtins.property
+    def metric(self) -> Global___Metric:
+        """The metric as it was computed."""
+
+    @_builtins.property
+    def days(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecalculatedDay]:
+        """One for each calendar day, the oldest first."""
+
+    @_builtins.property
+    def computed_at(self) -> _timestamp_pb2.Timestamp:
+        """When the newest of them was computed; absent where none was."""
+
+    @_builtins.property
+    def recalculation(self) -> Global___Recalculation:
+        """The newest job; absent where none was asked for."""
+
+    def __init__(
+        self,
+        *,
+        experiment_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        phase_id: _builtins.str = ...,
+        metric: Global___Metric | None = ...,
+        fingerprint: _builtins.str = ...,
+        current: _builtins.bool = ...,
+        status: _builtins.str = ...,
+        start_date: _builtins.str = ...,
+        end_date: _builtins.str = ...,
+        days: _abc.Iterable[Global___RecalculatedDay] | None = ...,
+        computed_at: _timestamp_pb2.Timestamp | None = ...,
+        recalculation: Global___Recalculation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_computed_at", b"_computed_at", "_recalculation", b"_recalculation", "computed_at", b"computed_at", "metric", b"metric", "recalculation", b"recalculation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_computed_at", b"_computed_at", "_recalculation", b"_recalculation", "computed_at", b"computed_at", "current", b"current", "days", b"days", "end_date", b"end_date", "experiment_id", b"experiment_id", "fingerprint", b"fingerprint", "key", b"key", "metric", b"metric", "phase_id", b"phase_id", "recalculation", b"recalculation", "start_date", b"start_date", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__computed_at: _TypeAlias = _typing.Literal["computed_at"]  # noqa: Y015
+    _WhichOneofArgType__computed_at: _TypeAlias = _typing.Literal["_computed_at", b"_computed_at"]  # noqa: Y015
+    _WhichOneofReturnType__recalculation: _TypeAlias = _typing.Literal["recalculation"]  # noqa: Y015
+    _WhichOneofArgType__recalculation: _TypeAlias = _typing.Literal["_recalculation", b"_recalculation"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__computed_at) -> _WhichOneofReturnType__computed_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recalculation) -> _WhichOneofReturnType__recalculation | None: ...
+
+Global___RecalculatedSeries: _TypeAlias = RecalculatedSeries  # noqa: Y015
+
+@_typing.final
+class RecalculatedDay(_message.Message):
+    """A UTC calendar day as it was computed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    COMPUTED_AT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    date: _builtins.str
+    """Which, as 2026-01-31."""
+    error: _builtins.str
+    """Why it was not computed, where something failed."""
+    @_builtins.property
+    def computed_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was computed; absent where it was not."""
+
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecalculatedVariant]:
+        """What is counted of each variant up to the end of the day; empty where it was not computed."""
+
+    def __init__(
+        self,
+        *,
+        date: _builtins.str = ...,
+        computed_at: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str | None = ...,
+        variants: _abc.Iterable[Global___RecalculatedVariant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_computed_at", b"_computed_at", "_error", b"_error", "computed_at", b"computed_at", "error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_computed_at", b"_computed_at", "_error", b"_error", "computed_at", b"computed_at", "date", b"date", "error", b"error", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__computed_at: _TypeAlias = _typing.Literal["computed_at"]  # noqa: Y015
+    _WhichOneofArgType__computed_at: _TypeAlias = _typing.Literal["_computed_at", b"_computed_at"]  # noqa: Y015
+    _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
+    _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__computed_at) -> _WhichOneofReturnType__computed_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
+
+Global___RecalculatedDay: _TypeAlias = RecalculatedDay  # noqa: Y015
+
+@_typing.final
+class RecalculatedVariant(_message.Message):
+    """What is counted of a variant since the phase began, up to the end of a day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSION_RATE_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The variant's id."""
+    key: _builtins.str
+    """Its key."""
+    impressions: _builtins.int
+    """Impressions."""
+    conversions: _builtins.int
+    """Conversions."""
+    conversion_rate: _builtins.float
+    """Conversions per impression; absent without an impression."""
+    participants: _builtins.int
+    """Participants with at least one impression."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        impressions: _builtins.int = ...,
+        conversions: _builtins.int = ...,
+        conversion_rate: _builtins.float | None = ...,
+        participants: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate", "conversion_rate", b"conversion_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "id", b"id", "impressions", b"impressions", "key", b"key", "participants", b"participants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__conversion_rate: _TypeAlias = _typing.Literal["conversion_rate"]  # noqa: Y015
+    _WhichOneofArgType__conversion_rate: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conversion_rate) -> _WhichOneofReturnType__conversion_rate | None: ...
+
+Global___RecalculatedVariant: _TypeAlias = RecalculatedVariant  # noqa: Y015
 
 @_typing.final
 class SavedMetric(_message.Message):

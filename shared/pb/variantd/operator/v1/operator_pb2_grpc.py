@@ -1775,6 +1775,16 @@ class ResultsServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckTalliesRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TallyCheck.FromString,
                 _registered_method=True)
+        self.RecalculateTimeSeries = channel.unary_unary(
+                '/variantd.operator.v1.ResultsService/RecalculateTimeSeries',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculateTimeSeriesRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Recalculation.FromString,
+                _registered_method=True)
+        self.GetRecalculation = channel.unary_unary(
+                '/variantd.operator.v1.ResultsService/GetRecalculation',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetRecalculationRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculatedSeries.FromString,
+                _registered_method=True)
 
 
 class ResultsServiceServicer(object):
@@ -1802,6 +1812,20 @@ class ResultsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecalculateTimeSeries(self, request, context):
+        """Has the days of the present phase computed anew for a metric, in the background.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRecalculation(self, request, context):
+        """The days of a metric as they were computed, and how far that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1819,6 +1843,16 @@ def add_ResultsServiceServicer_to_server(servicer, server):
                     servicer.CheckTallies,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckTalliesRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TallyCheck.SerializeToString,
+            ),
+            'RecalculateTimeSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecalculateTimeSeries,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculateTimeSeriesRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Recalculation.SerializeToString,
+            ),
+            'GetRecalculation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecalculation,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetRecalculationRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculatedSeries.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1903,6 +1937,60 @@ class ResultsService(object):
             '/variantd.operator.v1.ResultsService/CheckTallies',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckTalliesRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TallyCheck.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecalculateTimeSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ResultsService/RecalculateTimeSeries',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculateTimeSeriesRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Recalculation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecalculation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ResultsService/GetRecalculation',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetRecalculationRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculatedSeries.FromString,
             options,
             channel_credentials,
             insecure,

@@ -549,6 +549,10 @@ class ResultsServiceStub:
     """Results of an experiment's present phase day by day, from tallies."""
     CheckTallies: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CheckTalliesRequest, _operator_pb2.TallyCheck]
     """Adds up again, from the events that are kept, whatever results read, and tells every difference."""
+    RecalculateTimeSeries: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RecalculateTimeSeriesRequest, _operator_pb2.Recalculation]
+    """Has the days of the present phase computed anew for a metric, in the background."""
+    GetRecalculation: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetRecalculationRequest, _operator_pb2.RecalculatedSeries]
+    """The days of a metric as they were computed, and how far that is."""
 
 @_typing.type_check_only
 class ResultsServiceAsyncStub(ResultsServiceStub):
@@ -561,6 +565,10 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     """Results of an experiment's present phase day by day, from tallies."""
     CheckTallies: _aio.UnaryUnaryMultiCallable[_operator_pb2.CheckTalliesRequest, _operator_pb2.TallyCheck]  # type: ignore[assignment]
     """Adds up again, from the events that are kept, whatever results read, and tells every difference."""
+    RecalculateTimeSeries: _aio.UnaryUnaryMultiCallable[_operator_pb2.RecalculateTimeSeriesRequest, _operator_pb2.Recalculation]  # type: ignore[assignment]
+    """Has the days of the present phase computed anew for a metric, in the background."""
+    GetRecalculation: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetRecalculationRequest, _operator_pb2.RecalculatedSeries]  # type: ignore[assignment]
+    """The days of a metric as they were computed, and how far that is."""
 
 class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the numbers say."""
@@ -588,6 +596,22 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.TallyCheck, _abc.Awaitable[_operator_pb2.TallyCheck]]:
         """Adds up again, from the events that are kept, whatever results read, and tells every difference."""
+
+    @_abc_1.abstractmethod
+    def RecalculateTimeSeries(
+        self,
+        request: _operator_pb2.RecalculateTimeSeriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Recalculation, _abc.Awaitable[_operator_pb2.Recalculation]]:
+        """Has the days of the present phase computed anew for a metric, in the background."""
+
+    @_abc_1.abstractmethod
+    def GetRecalculation(
+        self,
+        request: _operator_pb2.GetRecalculationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RecalculatedSeries, _abc.Awaitable[_operator_pb2.RecalculatedSeries]]:
+        """The days of a metric as they were computed, and how far that is."""
 
 def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
