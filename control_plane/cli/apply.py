@@ -13,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
 from control_plane.cli import show, specs
-from control_plane.cli.comparison import Pair, Plan, find, make_plan, refuse_locked
+from control_plane.cli.comparison import Pair, Plan, plan_of, refuse_locked
 from control_plane.cli.manifest import Manifest, Metric, load
 from control_plane.cli.preview import Touched, planned, print_touched, touched_by
 from control_plane.cli.session import Session, request_id
@@ -32,12 +32,12 @@ def apply(
     """Make an experiment what a manifest says.
 
     Creates the experiment of that key, or changes what differs, or does nothing; applying twice is the same
-    as once. What the manifest leaves out has its default. A draft may change in everything, a started
-    experiment only in its name, description, labels and metadata (and its variants'): anything else is
-    exit code 4. `contentFile` is relative to the manifest.
+    as once. What the manifest leaves out has its default, the project's where it has one. A draft may change
+    in everything, a started experiment only in its name, description, labels and metadata (and its
+    variants'): anything else is exit code 4. `contentFile` is relative to the manifest.
     """
     manifest = load(file)
-    plan = make_plan(manifest, find(session, manifest.key))
+    plan = plan_of(session, manifest)
     refuse_locked(plan)
     if not session.json:
         _show_plan(session, plan)
@@ -77,7 +77,7 @@ def _tried(session: Session, plan: Plan) -> tuple[pb.Experiment, Touched | None]
     if plan.action == "none":
         return plan.present, touched_by(session, plan.present, exists=True)
     # A draft cannot be changed on trial; another one of the same design, under a key that is free, can be made so.
-    changed = create(session, replace(plan.manifest, key=""), validate_only=True, like=plan.present)
+    changed = create(session, replace(plan.manifest, key=""), validate_only=True)
     return plan.present, touched_by(session, changed, exists=False)
 
 
@@ -91,17 +91,10 @@ def _show_plan(session: Session, plan: Plan) -> None:
 # -- carrying it out
 
 
-def create(
-    session: Session, manifest: Manifest, *, validate_only: bool = False, like: pb.Experiment | None = None
-) -> pb.Experiment:
-    """The draft the manifest makes, or with `validate_only` would make; its warnings are told.
-
-    What no manifest says of who takes part is as in `like`.
-    """
+def create(session: Session, manifest: Manifest, *, validate_only: bool = False) -> pb.Experiment:
+    """The draft the manifest makes, or with `validate_only` would make; its warnings are told."""
     request = _create(manifest)
     request.validate_only = validate_only
-    if like is not None and like.holdout_id:
-        request.holdout_id = like.holdout_id
     answer = session.call(session.experiments.CreateExperiment, request)
     _warn(session, answer)
     return answer
@@ -116,7 +109,7 @@ def carry_out(session: Session, plan: Plan) -> pb.Experiment:
     if own - at_last:
         _change_own(session, plan, own - at_last)
         if "factors" in own:  # variants may have come and gone with them
-            plan = make_plan(plan.manifest, session.experiment(experiment_id))
+            plan = plan_of(session, plan.manifest)
     # Removals first: a key that is used again must be free.
     for pair in sorted(plan.pairs, key=lambda pair: pair.wanted is not None):
         fields = {change.name.partition("[")[0] for change in plan.changes if change.variant is pair}
@@ -164,7 +157,7 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
         ],
         participants=_selector(manifest),
         metrics=_metrics(manifest),
-        exposure_criteria=pb.ExposureCriteria(settle_seconds=manifest.settle_seconds),
+        exposure_criteria=specs.exposure(manifest),
         analysis=specs.analysis(manifest),
         labels=manifest.labels,
         metadata=_struct(manifest.metadata) if manifest.metadata else None,
@@ -174,7 +167,6 @@ def _create(manifest: Manifest) -> pb.CreateExperimentRequest:
 
 
 def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.UpdateExperimentRequest:
-    settle = manifest.settle_seconds
     request = pb.UpdateExperimentRequest(
         id=present.id,
         name=manifest.name if "name" in fields else None,
@@ -184,9 +176,7 @@ def _update(manifest: Manifest, present: pb.Experiment, fields: set[str]) -> pb.
         target_file=manifest.target_file if "targetFile" in fields else None,
         participants=_selector(manifest) if "participants" in fields else None,
         metrics=_metrics(manifest) if "metrics" in fields else None,
-        exposure_criteria=pb.ExposureCriteria(settle_seconds=settle)
-        if "exposureCriteria" in fields
-        else None,
+        exposure_criteria=specs.exposure(manifest) if "exposureCriteria" in fields else None,
         analysis=specs.analysis(manifest) if "analysis" in fields else None,
         labels=manifest.labels if "labels" in fields else None,
         metadata=_struct(manifest.metadata) if "metadata" in fields and manifest.metadata else None,

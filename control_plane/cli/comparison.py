@@ -6,7 +6,7 @@ variants matched by key or name.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -85,10 +85,16 @@ def _brief(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What apply will do; `present` is None where the experiment is to be created."""
+    """What apply will do; `present` is None where the experiment is to be created.
+
+    `manifest` says what its file leaves to the experiment there is as that has it; `before` and `after` are the
+    fields of both sides that were compared, variants apart, `before` empty where there is no experiment.
+    """
 
     manifest: Manifest
     present: pb.Experiment | None
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
     pairs: tuple[Pair, ...]
     changes: tuple[Change, ...]
 
@@ -98,7 +104,19 @@ class Plan:
         return "create" if self.present is None else "update" if self.changes else "none"
 
 
-def find(session: Session, key: str) -> pb.Experiment | None:
+def plan_of(session: Session, manifest: Manifest) -> Plan:
+    """What differs from the experiment of the manifest's key. Raises Failure, also for a holdout that is not there."""
+    present = _find(session, manifest.key)
+    named = {manifest.intake["holdoutId"], present.holdout_id if present else None} - {None, ""}
+    return make_plan(manifest, present, {name: holdout_key(session, name) for name in named})
+
+
+def holdout_key(session: Session, name: str) -> str:
+    """The key of the holdout with this id or key."""
+    return session.call(session.holdouts.GetHoldout, pb.GetHoldoutRequest(id=name)).key
+
+
+def _find(session: Session, key: str) -> pb.Experiment | None:
     """The experiment of this key, or None."""
     try:
         return session.experiment(key)
@@ -108,35 +126,63 @@ def find(session: Session, key: str) -> pb.Experiment | None:
         raise
 
 
-def make_plan(manifest: Manifest, present: pb.Experiment | None) -> Plan:
-    """Everything that is not yet as the manifest says."""
+def make_plan(
+    manifest: Manifest, present: pb.Experiment | None, holdouts: Mapping[str, str] | None = None
+) -> Plan:
+    """Everything that is not yet as the manifest says; `holdouts` are keys by the names that either side has."""
     # Generated variants follow from the factors: the control plane keeps them true to those.
     pairs = (
         () if manifest.generated else tuple(_pairs(manifest.variants, present.variants if present else ()))
     )
-    before = fields_of(present) if present else dict.fromkeys(defaults())
-    after = _fields(manifest)
-    skip = {} if present else defaults()
+    whole = _filled(manifest, present or _USUAL)
+    before = fields_of(present, holdouts) if present else {}
+    after = _by_key(_fields(whole), holdouts)
+    unlike = before if present else defaults()
     changes = [
-        Change(name=name, before=before[name], after=value)
+        Change(name=name, before=before.get(name), after=value)
         for name, value in after.items()
-        if before[name] != value and skip.get(name, before) != value
+        if unlike[name] != value
     ]
     for pair in pairs:
         changes += _variant_changes(pair)
-    return Plan(manifest=manifest, present=present, pairs=pairs, changes=tuple(changes))
+    return Plan(
+        manifest=whole
+        if present
+        else manifest,  # of what is created the project says what the manifest does not
+        present=present,
+        before=before,
+        after=after,
+        pairs=pairs,
+        changes=tuple(changes),
+    )
+
+
+_USUAL = pb.Experiment(
+    type="ab",
+    traffic_allocation=100,
+    exposure_criteria=pb.ExposureCriteria(settle_seconds=shape.SETTLE_SECONDS),
+    analysis=ParseDict(shape.Analysis().model_dump(by_alias=True), pb.Analysis()),
+)
 
 
 def defaults() -> dict[str, Any]:
     """The fields of an experiment of which nothing was said."""
-    return fields_of(
-        pb.Experiment(
-            type="ab",
-            traffic_allocation=100,
-            exposure_criteria=pb.ExposureCriteria(settle_seconds=60),
-            analysis=ParseDict(shape.Analysis().model_dump(by_alias=True), pb.Analysis()),
-        )
+    return fields_of(_USUAL)
+
+
+def _filled(manifest: Manifest, present: pb.Experiment) -> Manifest:
+    """With what a project decides, where the manifest does not, as the experiment has it."""
+    settle = manifest.settle_seconds
+    return replace(
+        manifest,
+        settle_seconds=present.exposure_criteria.settle_seconds if settle is None else settle,
+        analysis={"alpha": present.analysis.alpha} | manifest.analysis,
     )
+
+
+def _by_key(fields: dict[str, Any], holdouts: Mapping[str, str] | None) -> dict[str, Any]:
+    named = fields["holdoutId"]
+    return fields | {"holdoutId": (holdouts or {}).get(named, named)}
 
 
 def _fields(manifest: Manifest) -> dict[str, Any]:
@@ -169,17 +215,24 @@ def _metric_of(present: pb.Metric) -> dict[str, Any]:
     """A metric there is, as a manifest says it: a saved one by its key."""
     if present.HasField("id"):
         return {"key": present.key}
-    kept = ("eventName", "kind", "goal", "denominatorEventName", "window", "margin")
+    kept = (
+        "eventName",
+        "kind",
+        "goal",
+        "denominatorEventName",
+        "window",
+        "margin",
+        "minimumDetectableEffect",
+    )
     shown = show.to_json(present)
-    fields = {name: shown[name] for name in (*kept, "minimumDetectableEffect")}
-    return {name: value for name, value in fields.items() if value is not None}
+    return {name: shown[name] for name in (*kept, "funnelId") if shown[name] is not None}
 
 
-def fields_of(present: pb.Experiment) -> dict[str, Any]:
-    """The fields of an experiment there is, without its key and its variants."""
+def fields_of(present: pb.Experiment, holdouts: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The fields of an experiment there is, without its key and its variants; its holdout by key, if that is known."""
     shown = show.to_json(present)
     selector, measured = present.participants, present.metrics
-    return {
+    fields = {
         "name": present.name,
         "description": present.description,
         "type": present.type,
@@ -198,6 +251,7 @@ def fields_of(present: pb.Experiment) -> dict[str, Any]:
         "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
         "analysis": specs.analysis_of(present),
     }
+    return _by_key(fields, holdouts)
 
 
 def _pairs(wanted: Sequence[VariantManifest], present: Iterable[pb.Variant]) -> Iterator[Pair]:

@@ -9,6 +9,9 @@ from pydantic.alias_generators import to_camel
 
 from shared.errors import Fault
 
+SETTLE_SECONDS, ALPHA = 60, 0.05
+"""What holds where neither the manifest nor the project says otherwise."""
+
 
 class Part(BaseModel):
     """A part of a manifest: strict, and nothing unknown in it."""
@@ -27,6 +30,7 @@ class Metric(Part):
     window: str | None = None
     margin: float | None = None
     minimum_detectable_effect: float | None = None
+    funnel_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
 
 class Metrics(Part):
@@ -113,7 +117,7 @@ class Switchback(Part):
 class Exposure(Part):
     """Which events count."""
 
-    settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
+    settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = SETTLE_SECONDS
 
 
 class Prior(Part):
@@ -126,7 +130,7 @@ class Prior(Part):
 class Analysis(Part):
     """How results are computed, and who is left out of them; variants by their keys."""
 
-    alpha: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
+    alpha: Annotated[float, Field(ge=0.001, le=0.5)] = ALPHA
     decision: Literal["path_test", "sequence"] | None = None
     horizon_days: Annotated[int, Field(ge=1, le=366)] = 14
     tuning: Annotated[float, Field(gt=0)] | None = None
@@ -166,13 +170,14 @@ class Document(Part):
     targeting_rules: Rules = Rules()
     allow_host_labels: bool = False
     strata: list[str] = []
+    holdout_id: Annotated[str, Field(min_length=1)] | None = None
     schedule: Schedule | None = None
     switchback: Switchback | None = None
     factors: list[Factor] = []
     variants: list[Variant] = []
 
 
-NOT_YET = frozenset((*("rollout", "holdoutId", "requires", "multipleVariants", "role"),))
+NOT_YET = frozenset((*("rollout", "requires", "multipleVariants", "role"),))
 """Words of an experiment that this release does not act on; accepting them would be a promise."""
 
 

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import show
+from control_plane.cli.comparison import holdout_key
 from control_plane.cli.fleet import Carrying, labels_of
 from control_plane.cli.preview import planned
 from control_plane.cli.session import Session, request_id
-from control_plane.cli.written import left_out, manifest_of
+from control_plane.cli.written import manifest_of
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")]
@@ -133,9 +134,8 @@ def get(
     if output is Output.YAML:
         # Elsewhere a character that the locale lacks is shown as ?; a content has to stay what it is.
         ascii_only = session.out.encoding.lower() not in ("utf-8", "utf8")
-        text = manifest_of(found, folder=contents, ascii_only=ascii_only)
-        for name in left_out(found):
-            show.say(session.err, f"variantctl: warning: no manifest says {name}; apply leaves it as it is")
+        holdout = holdout_key(session, found.holdout_id) if found.holdout_id else None
+        text = manifest_of(found, holdout=holdout, folder=contents, ascii_only=ascii_only)
         print(text, end="", file=session.out.file)
         return
     _describe(session, found)

@@ -87,7 +87,8 @@ class Manifest:
     """An experiment as it should be; what the file leaves out has its default.
 
     `intake` is who of the participants takes part and when it begins and ends, `analysis` how it is decided,
-    both as the resource shows them; excluded variants go by their keys.
+    both as the resource shows them; excluded variants go by their keys. `settle_seconds` None, and an `analysis`
+    without `alpha`: the manifest leaves to the project, or to the experiment there is, what these are.
     """
 
     key: str
@@ -102,7 +103,7 @@ class Manifest:
     primary: Metric | None
     secondary: tuple[Metric, ...]
     guardrail: tuple[Metric, ...]
-    settle_seconds: int
+    settle_seconds: int | None
     analysis: dict[str, Any]
     intake: dict[str, Any]
     switchback: dict[str, Any] | None = None
@@ -223,7 +224,7 @@ def _manifest(
         primary=_metric(metrics.primary) if metrics.primary else None,
         secondary=tuple(_metric(item) for item in metrics.secondary),
         guardrail=tuple(_metric(item) for item in metrics.guardrail),
-        settle_seconds=document.exposure_criteria.settle_seconds,
+        settle_seconds=_given(document.exposure_criteria, "settle_seconds"),
         analysis=_analysis(document.analysis),
         intake=_intake(document),
         switchback=document.switchback.model_dump() if document.switchback else None,
@@ -232,13 +233,18 @@ def _manifest(
     )
 
 
+def _given(part: shape.Part, name: str) -> Any:
+    return getattr(part, name) if name in part.model_fields_set else None
+
+
 def _analysis(analysis: shape.Analysis) -> dict[str, Any]:
-    shown = analysis.model_dump(by_alias=True)
+    unsaid = None if "alpha" in analysis.model_fields_set else {"alpha"}
+    shown = analysis.model_dump(by_alias=True, exclude=unsaid)
     return shown | {name: sorted(shown[name]) for name in ("excludedVariantIds", "excludedParticipantIds")}
 
 
 def _intake(document: shape.Document) -> dict[str, Any]:
-    names = {"traffic_allocation", "targeting_rules", "allow_host_labels", "strata"}
+    names = {"traffic_allocation", "targeting_rules", "allow_host_labels", "strata", "holdout_id"}
     schedule = document.schedule
     moments = (schedule.start_at, schedule.end_at) if schedule else (None, None)
     shown = [None if moment is None else to_rfc3339(from_rfc3339(moment)) for moment in moments]

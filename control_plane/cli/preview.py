@@ -105,7 +105,9 @@ def print_touched(session: Session, touched: Touched) -> None:
     words = {"error": "stands in the way", "warning": "left out", "info": "waits"}
     for (severity, code, message), whom in sorted(said.items()):
         show.say(session.out, f"{words.get(severity, severity)}: {_named(whom)}: {message} ({code})")
-    if not any(item.severity == "error" for item in touched.findings):
+    if not touched.hosts:
+        show.say(session.out, "stands in the way: nobody would take part")
+    elif not any(item.severity == "error" for item in touched.findings):
         show.say(session.out, "nothing stands in the way of a start")
     show.say(session.out, _decision(touched))
 

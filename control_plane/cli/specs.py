@@ -76,6 +76,12 @@ def analysis(manifest: Manifest) -> pb.Analysis:
     return ParseDict(manifest.analysis, pb.Analysis())
 
 
+def exposure(manifest: Manifest) -> pb.ExposureCriteria | None:
+    """Which events of a manifest count, to be sent; None where it does not say."""
+    settle = manifest.settle_seconds
+    return None if settle is None else pb.ExposureCriteria(settle_seconds=settle)
+
+
 def analysis_of(present: pb.Experiment) -> dict[str, Any]:
     """How an experiment is decided, as a manifest has it."""
     keys = {variant.id: variant.key for variant in present.variants}
@@ -94,5 +100,6 @@ def intake_of(present: pb.Experiment) -> dict[str, Any]:
         "targetingRules": {"labels": [show.to_json(rule) for rule in present.targeting_rules.labels]},
         "allowHostLabels": present.allow_host_labels,
         "strata": list(present.strata),
+        "holdoutId": present.holdout_id or None,
         "schedule": schedule if schedule and any(schedule.values()) else None,
     }

@@ -23,8 +23,14 @@ Described = tuple[str | None, Mapping[str, Any]]
 """A variant: its key, None where there is none yet, and its fields with files as digests by path."""
 
 
-def manifest_of(present: pb.Experiment, *, folder: Path | None = None, ascii_only: bool = False) -> str:
-    """The manifest of an experiment; applying it changes nothing.
+def manifest_of(
+    present: pb.Experiment,
+    *,
+    holdout: str | None = None,
+    folder: Path | None = None,
+    ascii_only: bool = False,
+) -> str:
+    """The manifest of an experiment, whose holdout has the key `holdout`; applying it changes nothing.
 
     Contents are in it, or with `folder` in files there, which the manifest names as `folder` is named. A file that
     is there already keeps what it holds: Failure where that is something else, and nothing is written then.
@@ -48,26 +54,30 @@ def manifest_of(present: pb.Experiment, *, folder: Path | None = None, ascii_onl
         return {"contentFile": str(path)}
 
     variants = [(item.key, variant_of(item)) for item in present.variants]
-    text = dump(document(present.key, fields_of(present), variants, place), ascii_only=ascii_only)
+    fields = fields_of(present, {present.holdout_id: holdout} if holdout else None)
+    text = dump(document(present.key, fields, variants, place), ascii_only=ascii_only)
     _write(files)
     return text
-
-
-def left_out(present: pb.Experiment) -> list[str]:
-    """What an experiment has that no manifest says."""
-    return ["holdoutId"] if present.holdout_id else []
 
 
 def document(
     key: str, fields: Mapping[str, Any], variants: Iterable[Described], place: Place
 ) -> dict[str, Any]:
-    """The manifest as a table: fields in their order, defaults left out, contents where `place` puts them."""
+    """The manifest as a table: fields in their order, contents where `place` puts them.
+
+    Defaults are left out, except where a project may have another one.
+    """
     usual = defaults()
     shown: dict[str, Any] = {"apiVersion": "variantd/v1", "kind": "Experiment", "key": key}
     shown |= {
         name: _free(value) if name in _FREE else _said(value)
         for name, value in fields.items()
-        if name == "name" or value != usual[name]
+        if name in _ALWAYS_SAID or value != usual[name]
+    }
+    shown["analysis"] = {
+        name: value
+        for name, value in _said(fields["analysis"]).items()
+        if name == "alpha" or value != usual["analysis"][name]
     }
     if "factors" in shown:
         shown["factors"] = [_factor(item, place) for item in fields["factors"]]
@@ -75,6 +85,7 @@ def document(
     return shown | ({"variants": written} if written else {})
 
 
+_ALWAYS_SAID = frozenset({"name", "exposureCriteria", "analysis"})
 _FREE = frozenset({"labels", "metadata", "config", "levels"})
 """Maps of the caller's own: nothing in them is left out."""
 

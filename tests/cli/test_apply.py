@@ -112,7 +112,7 @@ variants:
     assert (analysis["alpha"], analysis["decision"], analysis["tuning"]) == (0.1, "sequence", 500)
     assert (analysis["prior"], analysis["horizonDays"]) == ({"a": 2, "b": 1}, 14)
     assert set(analysis["excludedVariantIds"]) == {shown["odd"]["id"], shown["even"]["id"]}
-    assert after["exposureCriteria"] == {"settleSeconds": 60}
+    assert after["exposureCriteria"] == {"settleSeconds": 0}  # of that it says nothing
     assert set(shown) == {"concise", "rude", "odd", "even"}
     assert (shown["concise"]["name"], shown["concise"]["weight"]) == ("Terse", 60)
     assert (shown["concise"]["isControl"], shown["concise"]["config"]) == (True, {"x": [1]})
@@ -206,3 +206,31 @@ async def test_bytes_that_are_no_text_arrive_exactly(plane: Plane, ctl: Run, man
     assert shown["content"] is None
     assert shown["files"][0]["contentBase64"] == "/wANCg=="
     assert (await applied(ctl, manifest))["action"] == "none"
+
+
+async def test_what_a_manifest_leaves_out_the_project_says(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """A new experiment has the project's defaults; once it is there, what the manifest leaves out stays as it is."""
+    defaults = {"defaults": {"settleSeconds": 5, "alpha": 0.2}}
+    assert (await plane.rest("PATCH", "/v1/settings", defaults)).status == 200
+    change(manifest, "exposureCriteria: {settleSeconds: 0}\n", "")
+    made = await applied(ctl, manifest)
+    assert made["experiment"]["exposureCriteria"] == {"settleSeconds": 5}
+    assert made["experiment"]["analysis"]["alpha"] == 0.2
+    assert not {"exposureCriteria", "analysis"} & {item["field"] for item in made["changes"]}
+    assert (await applied(ctl, manifest))["action"] == "none"
+    defaults = {"defaults": {"settleSeconds": 7, "alpha": 0.1}}
+    assert (await plane.rest("PATCH", "/v1/settings", defaults)).status == 200
+    assert (await applied(ctl, manifest))["action"] == "none"
+    change(manifest, "key: soul-tone\n", "key: soul-tone\nanalysis: {power: 0.9}\n")
+    after = await applied(ctl, manifest)
+    assert [item["field"] for item in after["changes"]] == ["analysis"]
+    analysis = after["experiment"]["analysis"]
+    assert (analysis["alpha"], analysis["power"]) == (0.2, 0.9)
+    change(
+        manifest,
+        "analysis: {power: 0.9}\n",
+        "analysis: {alpha: 0.05}\nexposureCriteria: {settleSeconds: 60}\n",
+    )
+    said = (await applied(ctl, manifest))["experiment"]
+    assert (said["analysis"]["alpha"], said["analysis"]["power"]) == (0.05, 0.8)
+    assert said["exposureCriteria"] == {"settleSeconds": 60}

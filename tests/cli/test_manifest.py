@@ -132,7 +132,6 @@ rollout: {waves: [10%]}
     "part",
     [
         "rollout: {waves: [10%]}",
-        "holdoutId: x",
         "exposureCriteria: {requires: loaded}",
         "metrics: {primary: {eventName: e, role: primary}}",
     ],

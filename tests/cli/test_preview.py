@@ -71,17 +71,24 @@ async def test_a_started_experiment_has_no_preview(running: Run, manifest: Path)
     assert (shown["action"], shown["touches"]) == ("none", None)
 
 
-async def test_a_changed_draft_is_tried_with_what_no_manifest_says(
-    plane: Plane, ctl: Run, manifest: Path
-) -> None:
-    """A holdout of the draft counts in the dry run of its change, and the draft stays as it is."""
+async def test_a_draft_in_which_nobody_takes_part(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """Whoever is held out counts in the dry run of a change and in the preview: nobody left is what stands in the
+    way, and the draft stays as it is."""
     assert (await ctl("apply", "-f", str(manifest))).code == 0
     await plane.made("/v1/holdouts", {"name": "All", "key": "all", "share": 100})
-    patched = await plane.rest("PATCH", "/v1/experiments/soul-tone", {"holdoutId": "all"})
-    assert patched.status == 200, patched.body
+    with manifest.open("a") as more:
+        more.write("holdoutId: all\n")
     (manifest.parent / "concise.md").write_text("be very concise\n")
     before = (await plane.rest("GET", "/v1/experiments/soul-tone")).body
     said = await ctl("apply", "-f", str(manifest), "--dry-run")
     assert said.code == 0, said.err
-    assert "on 0 participants" in said.out, said.out
+    assert (
+        "a start would write config/soul.md on 0 participants: friendly 0, concise 0\n"
+        "stands in the way: nobody would take part\n"
+        "the design cannot decide\n" in said.out
+    ), said.out
     assert (await plane.rest("GET", "/v1/experiments/soul-tone")).body == before
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    shown = await ctl("experiments", "preview", "soul-tone")
+    assert (shown.code, "stands in the way: nobody would take part\n" in shown.out) == (0, True), shown.err
+    assert "nothing stands in the way" not in said.out + shown.out

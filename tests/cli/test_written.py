@@ -56,6 +56,7 @@ DEFINED = st.builds(
     window=st.none() | st.sampled_from(["PT72H", "P3D"]),
     margin=st.none() | POSITIVE,
     minimum_detectable_effect=st.none() | POSITIVE,
+    funnel_id=st.none() | SOME,
 )
 
 
@@ -125,6 +126,7 @@ def experiments(draw: st.DrawFn) -> pb.Experiment:
         targeting_rules=pb.TargetingRules(labels=draw(st.lists(RULES, max_size=2))),
         allow_host_labels=draw(st.booleans()),
         strata=draw(st.lists(SOME, max_size=2)),
+        holdout_id=draw(st.none() | SOME),
     )
     if draw(st.booleans()):
         made.participants.ids.extend(draw(st.lists(SOME, max_size=3, unique=True)))
@@ -331,6 +333,41 @@ async def test_a_saved_metric_is_written_by_its_key(ctl: Run, plane: Plane, mani
     assert (await ctl("apply", "-f", str(manifest))).out == "soul-tone: nothing to do\n"
 
 
+async def test_a_holdout_is_written_by_its_key(ctl: Run, plane: Plane, manifest: Path) -> None:
+    """Key and id name the same holdout; a manifest that no longer names it takes it away again."""
+    made = await plane.made("/v1/holdouts", {"name": "Left alone", "share": 5})
+    plain = manifest.read_text()
+    manifest.write_text(plain + f"holdoutId: {made['id']}\n")
+    assert (await ctl("apply", "-f", str(manifest), "--json")).json["experiment"]["holdoutId"] == made["id"]
+    assert (await ctl("apply", "-f", str(manifest))).out == "soul-tone: nothing to do\n"
+    said = await ctl("experiments", "get", "soul-tone", "-o", "yaml")
+    assert "\nholdoutId: left-alone\n" in said.out
+    manifest.write_text(said.out)
+    assert (await ctl("apply", "-f", str(manifest))).out == "soul-tone: nothing to do\n"
+    manifest.write_text(plain)
+    gone = await ctl("apply", "-f", str(manifest), "--json")
+    changes = [(item["field"], item["before"], item["after"]) for item in gone.json["changes"]]
+    assert changes == [("holdoutId", "left-alone", None)]
+    assert gone.json["experiment"]["holdoutId"] is None
+    manifest.write_text(plain + "holdoutId: nowhere\n")
+    refused = await ctl("apply", "-f", str(manifest))
+    assert (refused.code, "HOLDOUT_NOT_FOUND" in refused.err) == (1, True)
+
+
+async def test_what_is_written_is_the_same_under_other_defaults(
+    ctl: Run, plane: Plane, manifest: Path
+) -> None:
+    """Settle and level are always in it: another project's defaults make no other experiment of it."""
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    said = await ctl("experiments", "get", "soul-tone", "-o", "yaml")
+    assert "exposureCriteria:\n  settleSeconds: 0\nanalysis:\n  alpha: 0.05\n" in said.out
+    manifest.write_text(said.out)
+    assert (await ctl("experiments", "delete", "soul-tone")).code == 0
+    await plane.rest("PATCH", "/v1/settings", {"defaults": {"settleSeconds": 5, "alpha": 0.2}})
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    assert (await ctl("experiments", "get", "soul-tone", "-o", "yaml")).out == said.out
+
+
 # -- what is refused
 
 
@@ -383,15 +420,6 @@ async def test_contents_go_with_yaml(running: Run, tmp_path: Path) -> None:
     """--contents without -o yaml would silently write nothing: it is a usage error."""
     said = await running("experiments", "get", "soul-tone", "--contents", str(tmp_path / "x"))
     assert said.code == 2
-
-
-async def test_a_holdout_is_told_to_be_left_out(ctl: Run, plane: Plane, manifest: Path) -> None:
-    """What no manifest says is named on standard error, and apply leaves it as it is."""
-    await plane.made("/v1/holdouts", {"name": "Left alone", "share": 5})
-    assert (await ctl("apply", "-f", str(manifest))).code == 0
-    await plane.rest("PATCH", "/v1/experiments/soul-tone", {"holdoutId": "left-alone"})
-    said = await ctl("experiments", "get", "soul-tone", "-o", "yaml")
-    assert (said.code, "no manifest says holdoutId" in said.err) == (0, True)
 
 
 async def test_a_locale_without_the_characters(ctl: Run, plane: Plane, tmp_path: Path) -> None:
