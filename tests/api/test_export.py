@@ -11,6 +11,7 @@ import pytest
 
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from shared.pb.variantd.operator.v1 import operator_pb2_grpc as rpc
+from tests.api.test_tenancy import key_of_another_project
 from tests.support.plane import Plane
 
 AT = "/v1/experiments/tone"
@@ -152,3 +153,17 @@ async def test_an_export_that_fails_has_no_end(plane: Plane) -> None:
             async for line in response.content:
                 read += len(line)
     assert read < 100_000 * 200
+
+
+async def test_nobody_reaches_beyond_what_the_key_may_see(plane: Plane) -> None:
+    """A key limited to labels finds only what carries them; a key of another project finds nothing."""
+    await running(plane, 2)
+    within = {"name": "x", "scopes": ["admin"], "labels": {"team": "x"}}
+    limited = (await plane.made("/v1/api-keys", within))["secret"]
+    foreign = await key_of_another_project(plane)
+    for key in (limited, foreign):
+        answer = await plane.rest("GET", f"{AT}/export", key=key)
+        assert (answer.status, answer.body["reason"]) == (404, "EXPERIMENT_NOT_FOUND")
+    assert (await plane.rest("PATCH", AT, {"labels": {"team": "x"}})).status == 200
+    assert len(await lines(plane, key=limited)) == 2
+    assert (await plane.rest("GET", f"{AT}/export", key=foreign)).status == 404
