@@ -37,6 +37,7 @@ class Blocked:
 
     estimate: float
     variance: float
+    treatment_variance: float
     degrees_of_freedom: float
     treatment_rate: float
     control_rate: float
@@ -116,6 +117,7 @@ def difference(treatment: StratifiedArm, control: StratifiedArm) -> Blocked | Un
     return Blocked(
         estimate=rates[0] - rates[1],
         variance=whole,
+        treatment_variance=variances[0],
         degrees_of_freedom=1 / fsum((own / whole) ** 2 / freedom for own, freedom in parts),
         treatment_rate=rates[0],
         control_rate=rates[1],

@@ -68,12 +68,21 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One arm's rate in an estimate, with its share of the estimate's variance."""
+
+    rate: float
+    variance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """What one look said. `critical` is None where there was no alpha to spend yet.
 
     `decided` is of this look or an earlier one: a crossing stands. `estimate` is the difference in the
     metric's own units and `interval` excludes 0 exactly when this look crosses. `p_value` is of this look
-    alone, as if it were the only one.
+    alone, as if it were the only one. `treatment` and `control` are the rates whose difference the estimate is,
+    and their variances add up to the square of its error; None where nobody has data.
     """
 
     day: float
@@ -85,6 +94,8 @@ class Look:
     estimate: float
     interval: Interval | None
     p_value: float
+    treatment: Side | None = None
+    control: Side | None = None
 
 
 def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
@@ -95,40 +106,91 @@ def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
     Invalid for snapshots that are out of order or of another size.
     """
     labels = draws(design)
-    rows = len(labels)
-    alive = np.ones(rows, dtype=bool)
-    used, decided = 0, False
+    shots = list(_in_order(design, snapshots))
+    scored = [blocked.scores(shot.trials, shot.successes, design.strata) for shot in shots]
+    values = [_statistics(labels, e) for e in scored]
+    course = _course(values, [shot.day for shot in shots], design.alpha, design.horizon)
+    decided = False
     found = []
-    for snapshot in _in_order(design, snapshots):
-        e = blocked.scores(snapshot.trials, snapshot.successes, design.strata)
-        values = _statistics(labels, e)
-        spent = design.alpha * min(snapshot.day / design.horizon, 1.0)
-        room = floor(spent * rows + TIE) - used
+    for shot, e, own, step in zip(shots, scored, values, course, strict=True):
+        decided = decided or step.crossed
+        estimate = _estimate(design, shot, e, float(own[0]))
+        found.append(
+            Look(
+                day=shot.day,
+                statistic=float(own[0]),
+                critical=step.critical,
+                alpha_spent=step.used / len(labels),
+                decided=decided,
+                crossed=step.crossed,
+                estimate=estimate.difference,
+                interval=_interval(estimate, step.critical),
+                p_value=float((own >= own[0] * (1 - TIE)).mean()),
+                treatment=estimate.treatment,
+                control=estimate.control,
+            )
+        )
+    return tuple(found)
+
+
+def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
+    """The smallest level at which the looks so far, taken together, would have decided; 1 where none would.
+
+    It is below `design.alpha` exactly where one of them did, and with a single look at the horizon it is the
+    textbook p of that look. A multiple of 1/(R+1). Found by bisection, for a decision at one level is nearly
+    always one at every higher level; where it is not, the answer still agrees with the decision at alpha.
+    """
+    labels = draws(design)
+    shots = list(_in_order(design, snapshots))
+    values = [
+        _statistics(labels, blocked.scores(shot.trials, shot.successes, design.strata)) for shot in shots
+    ]
+    days = [shot.day for shot in shots]
+    rows = len(labels)
+
+    def decides(alpha: float) -> bool:
+        return any(step.crossed for step in _course(values, days, alpha, design.horizon))
+
+    if decides(design.alpha):
+        low, high = 0, floor(design.alpha * rows + TIE)
+    elif decides(1.0):
+        low, high = floor(design.alpha * rows + TIE), rows
+    else:
+        return 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle / rows) else (middle, high)
+    return high / rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One look of the real draw: its critical value, whether it crossed, and how many rows are used up."""
+
+    critical: float | None
+    crossed: bool
+    used: int
+
+
+def _course(values: Sequence[Floats], days: Sequence[float], alpha: float, horizon: float) -> list[_Step]:
+    """The spending of alpha over the looks; `values` are every row's statistics, look by look."""
+    alive = np.ones(len(values[0]) if values else 0, dtype=bool)
+    used = 0
+    steps = []
+    for own, day in zip(values, days, strict=True):
+        room = floor(alpha * min(day / horizon, 1.0) * len(own) + TIE) - used
         critical, crossed = None, False
         if room > 0 and alive.any():
-            ordered = np.sort(values[alive])[::-1]
-            critical = float(ordered[min(room, len(ordered) - 1)])
-            over = values > critical * (1 + TIE)
+            standing = own[alive]
+            place = len(standing) - 1 - min(room, len(standing) - 1)
+            critical = float(np.partition(standing, place)[place])
+            over = own > critical * (1 + TIE)
             crossed = bool(over[0])
             above = alive & over
             used += int(above.sum())
             alive &= ~above
-        decided = decided or crossed
-        estimate, error = _estimate(design, snapshot, e, float(values[0]))
-        found.append(
-            Look(
-                day=snapshot.day,
-                statistic=float(values[0]),
-                critical=critical,
-                alpha_spent=used / rows,
-                decided=decided,
-                crossed=crossed,
-                estimate=estimate,
-                interval=_interval(estimate, error, critical),
-                p_value=float((values >= values[0] * (1 - TIE)).mean()),
-            )
-        )
-    return tuple(found)
+        steps.append(_Step(critical, crossed, used))
+    return steps
 
 
 def draws(design: Design) -> Labels:
@@ -197,44 +259,69 @@ def _statistics(labels: Labels, e: Floats) -> Floats:
     return values
 
 
-def _estimate(design: Design, snapshot: Snapshot, e: Floats, value: float) -> tuple[float, float]:
-    """(difference, error) with |difference| / error = the statistic, so that interval and decision agree.
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    """A difference with its error, and the two rates it is made of."""
+
+    difference: float
+    error: float
+    treatment: Side | None = None
+    control: Side | None = None
+
+
+def _estimate(design: Design, snapshot: Snapshot, e: Floats, value: float) -> _Estimate:
+    """|difference| / error is the statistic, so that interval and decision agree.
 
     The difference is the stratified estimate where there is one of the statistic's sign, else the scores'
     own mean difference, which is in the same units.
     """
     treated = np.asarray(design.treated, dtype=bool)
     if min(treated.sum(), (~treated).sum()) < 1:
-        return 0.0, 0.0
+        return _Estimate(0.0, 0.0)
     own = float(e[treated].mean() - e[~treated].mean())
+    strata = np.asarray(design.strata, dtype=object)
+    m, c = np.asarray(snapshot.trials, dtype=object), np.asarray(snapshot.successes, dtype=object)
     arms = [
         blocked.StratifiedArm(
-            sums=ArmSums(
-                key=key,
-                trials=[int(m) for m, t in zip(snapshot.trials, treated, strict=True) if t == side],
-                successes=[int(c) for c, t in zip(snapshot.successes, treated, strict=True) if t == side],
-            ),
-            strata=[s for s, t in zip(design.strata, treated, strict=True) if t == side],
+            sums=ArmSums(key=key, trials=list(m[side]), successes=list(c[side])), strata=list(strata[side])
         )
-        for key, side in (("treatment", True), ("control", False))
+        for key, side in (("treatment", treated), ("control", ~treated))
     ]
     better = blocked.difference(*arms)
-    estimate = own
+    shares = [
+        float(group.var(ddof=1)) / len(group) if len(group) > 1 else 0.0
+        for group in (e[treated], e[~treated])
+    ]
     if isinstance(better, blocked.Blocked) and better.estimate * own > 0:
-        estimate = better.estimate
-    if value and np.isfinite(value):
-        return estimate, abs(estimate) / value
-    spread = sum(
-        float(group.var(ddof=1)) / len(group) for group in (e[treated], e[~treated]) if len(group) > 1
+        difference: float = better.estimate
+        control: float | None = better.control_rate
+        shares = [better.treatment_variance, better.variance - better.treatment_variance]
+    else:
+        difference, total = own, sum(m[~treated])
+        control = sum(c[~treated]) / total if total else None
+    still = 0.0 if value else sqrt(sum(shares))
+    error = abs(difference) / value if value and np.isfinite(value) else still
+    if control is None:
+        return _Estimate(difference, error)
+    scale = error**2 / sum(shares) if sum(shares) else 0.0
+    return _Estimate(
+        difference,
+        error,
+        Side(rate=control + difference, variance=shares[0] * scale),
+        Side(rate=control, variance=shares[1] * scale),
     )
-    return estimate, 0.0 if value else sqrt(spread)
 
 
-def _interval(estimate: float, error: float, critical: float | None) -> Interval | None:
+def reach(critical: float) -> float:
+    """How many errors the interval extends: what ties with the critical value does not cross."""
+    return critical * (1 + 2 * TIE)
+
+
+def _interval(estimate: _Estimate, critical: float | None) -> Interval | None:
     if critical is None or not np.isfinite(critical):
         return None
-    reach = critical * (1 + 2 * TIE) * error  # what ties with the critical value does not cross
-    return Interval(low=estimate - reach, high=estimate + reach)
+    half = reach(critical) * estimate.error
+    return Interval(low=estimate.difference - half, high=estimate.difference + half)
 
 
 def _in_order(design: Design, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:

@@ -41,6 +41,11 @@ class Undefined(StrEnum):
     NO_BASELINE = "NO_BASELINE"
     NOT_RANDOMIZED = "NOT_RANDOMIZED"
     SWITCHBACK_NOT_COMPUTED = "SWITCHBACK_NOT_COMPUTED"
+    NO_LOOK_YET = "NO_LOOK_YET"
+    NO_ALPHA_YET = "NO_ALPHA_YET"
+    EARLIER_LOOK = "EARLIER_LOOK"
+    NOT_SPENT = "NOT_SPENT"
+    TOO_FEW_DATA = "TOO_FEW_DATA"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
