@@ -4,6 +4,7 @@ Strict: a text is no number and an unknown field is refused, so a typo never cha
 Wire names are camelCase.
 """
 
+import datetime
 import json
 import re
 from collections.abc import Mapping
@@ -125,6 +126,16 @@ def _moment(value: str) -> str:
         raise ValueError(f"{value!r} is not a moment such as 2026-01-31T12:00:00Z: {error}") from None
 
 
+def _date(value: str) -> str:
+    try:
+        date = datetime.date.fromisoformat(value)
+    except ValueError:
+        date = None
+    if date is None or date.isoformat() != value or not 1970 <= date.year <= 9999:
+        raise ValueError(f"{value!r} is not a UTC date such as 2026-01-31")
+    return value
+
+
 def _duration(value: str) -> str:
     if duration(value) is None:
         raise ValueError(f"{value!r} is not an ISO 8601 duration such as P1D, PT6H or PT30M")
@@ -181,4 +192,6 @@ Labels = Annotated[dict[str, str], AfterValidator(_labels), WithJsonSchema({"typ
 Limit = Annotated[int | None, Field(), BeforeValidator(whole)]
 Json = dict[str, Any]
 Moment = Annotated[str, AfterValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
+Date = Annotated[str, AfterValidator(_date), WithJsonSchema({"type": "string", "format": "date"})]
+"""A UTC calendar day, as 2026-01-31."""
 Duration = Annotated[str, AfterValidator(_duration)]

@@ -46,6 +46,20 @@ class Definition(Request):
         return self.model_dump(mode="json", by_alias=True, include=own)
 
 
+FIELDS = [field.alias or name for name, field in Definition.model_fields.items()]
+"""Names of a definition's fields in JSON."""
+
+
+def shown(item: dict[str, Any], role: str | None = None) -> dict[str, Any]:
+    """A metric of an experiment, every field of it."""
+    return {
+        **{name: item.get(name) for name in ("id", "key", "name", *FIELDS)},
+        "kind": item.get("kind", "proportion"),
+        "goal": item.get("goal", "increase"),
+        "role": role,
+    }
+
+
 class MetricSpec(Request):
     """A metric of an experiment: a definition, or the id or key of a saved one."""
 

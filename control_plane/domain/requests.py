@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from control_plane.domain.design import DesignFields, Selector, Type
 from control_plane.domain.fields import RESERVED_KEYS as RESERVED_KEYS
 from control_plane.domain.fields import (
+    Date,
     Json,
     Key,
     Labels,
@@ -357,7 +358,12 @@ class GetResults(ById):
     """Asks for results."""
 
     event_name: str = ""
+    metric: str = ""
+    phase: str = ""
     population: Literal["assigned", "delivered"] = "assigned"
+    as_of: Date | None = None
+    group_by: str = ""
+    include: Literal["", "inputs"] = ""
 
 
 class CreateParticipant(Request):

@@ -10,7 +10,11 @@ from functools import partial
 from typing import Any
 
 from control_plane.domain import requests
+<<<<<<< HEAD
 from control_plane.services import lifecycle, phases, recalculation
+=======
+from control_plane.services import lifecycle, looks, phases
+>>>>>>> b57753f (Results are one function of their evidence; each closed day has its look, recorded for good)
 from control_plane.services.timers import ACTOR, Kind
 from control_plane.services.work import Caller, Scope, Services, Work
 from control_plane.store.database import Tx
@@ -77,11 +81,23 @@ class Timers:
     async def _do(self, timer: Timer) -> None:
         caller = Caller(project_id=timer.project_id, actor=ACTOR, scopes=frozenset({Scope.ADMIN}))
         experiment = show_id(timer.experiment_id)
+        does: Callable[[Work, requests.ById], Any]
+        if timer.kind == Kind.LOOK:
+            # Computed over a reading: a long path test keeps no write waiting.
+            request = requests.ById(id=experiment)
+            prepared = await self._services.ask(caller, Scope.ADMIN, looks.prepare, request, _as_it_is)
+            does = partial(looks.record, prepared=prepared)
+        else:
+            does = _USE_CASES[Kind(timer.kind)]
 
         def use_case(work: Work, request: requests.ById) -> None:
             if not work.store.timers.take(timer.id, now=work.now):
                 raise _Done
+<<<<<<< HEAD
             _USE_CASES[timer.kind](work, request)
+=======
+            does(work, request)
+>>>>>>> b57753f (Results are one function of their evidence; each closed day has its look, recorded for good)
 
         await self._services.change(
             caller,

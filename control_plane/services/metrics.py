@@ -124,10 +124,11 @@ def _named(saved: StoredMetric, sent: MetricSpec, field: str, *, draft: bool) ->
                 f"the saved metric {saved.key} says {saved.definition.get(name)!r}",
                 "leave it out, change the saved metric, or write the metric without its id",
             )
-    return {"id": show_id(saved.id)} if draft else _copy(saved)
+    return {"id": show_id(saved.id)} if draft else copy_of(saved)
 
 
-def _copy(saved: StoredMetric) -> dict[str, Any]:
+def copy_of(saved: StoredMetric) -> dict[str, Any]:
+    """The saved metric by value, as an experiment that has started keeps it."""
     called = {"id": show_id(saved.id), "key": saved.key, "name": saved.name}
     return {**called, **_given(saved.definition)}
 
@@ -140,7 +141,7 @@ def by_value(work: Work, metrics: dict[str, Any]) -> dict[str, Any]:
     """The metrics of an experiment with every saved one that is named copied in."""
 
     def one(item: dict[str, Any]) -> dict[str, Any]:
-        return item if "eventName" in item else _copy(find(work, item["id"]))
+        return item if "eventName" in item else copy_of(find(work, item["id"]))
 
     primary = metrics.get("primary")
     return {

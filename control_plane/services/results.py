@@ -1,103 +1,247 @@
-"""Use cases of results: tallies in, the numbers of an experiment's present phase out."""
+"""Use cases of results: tallies and the ledger of looks in, the whole answer out."""
 
 from dataclasses import dataclass
-from typing import Any
+from datetime import date
+from typing import Any, get_args
 
 from control_plane.domain import requests
-from control_plane.domain.design import Type
-from control_plane.domain.experiment import Experiment, Variant
-from control_plane.domain.statistics.proportions import ArmSums, Undefined
-from control_plane.domain.statistics.summary import ArmSummary, Summary, counts_only, summarise
-from control_plane.services import metrics
+from control_plane.domain.evidence import Evidence, Excluded, Json, Population, Sums
+from control_plane.domain.experiment import Experiment, Phase
+from control_plane.domain.metrics import shown
+from control_plane.services import evidence, findings, metrics
+from control_plane.services.evidence import Seating
+from control_plane.services.timers import Kind
 from control_plane.services.work import Work
-from control_plane.store.events import ParticipantSums
+from control_plane.store.looks import LookRow
 from shared.errors import Fault, Invalid, NotFound
 from shared.ids import show_id
+from shared.moment import to_rfc3339, utc_day
 
-POPULATIONS = ("assigned", "delivered")
-
-_COUNTS_ONLY = {
-    Type.PERSONALIZATION: Undefined.NOT_RANDOMIZED,
-    Type.SWITCHBACK: Undefined.SWITCHBACK_NOT_COMPUTED,
-}
-"""Types whose variants are not compared, and why."""
+POPULATIONS: tuple[Population, ...] = get_args(Population)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """What the numbers say of an experiment, for one conversion and one population.
-
-    `uncompared`: why variants are not compared, where they are not.
-    """
+    """What an answer about an experiment is made of, and whether that is to be in the answer."""
 
     experiment: Experiment
-    metric: dict[str, Any]
-    population: str
-    computed_at: int
-    arms: tuple[tuple[Variant, ArmSummary], ...]
-    not_counted: dict[str, int]
-    lost: int
-    uncompared: str | None = None
+    evidence: Evidence
+    with_inputs: bool = False
 
 
 def get(work: Work, request: requests.GetResults) -> Results:
-    """Results of the present phase, from tallies only. Raises Invalid where it is unclear which conversion."""
+    """Results of a phase for one metric and population, from tallies and recorded looks only.
+
+    With `as_of`, an inclusive UTC date, as the last look up to then saw it: what arrived later is not in it. Raises
+    Invalid where it is unclear which conversion is meant, NotFound for a phase that there is not.
+    """
     experiment = work.store.experiments.find(work.project_id, request.id)
     if experiment is None or not work.caller.sees(experiment.labels):
         raise NotFound(f"there is no experiment {request.id!r}", reason="EXPERIMENT_NOT_FOUND")
-    metric = _metric(work, experiment, request.event_name)
-    event_name = metric["eventName"]
-    phase = experiment.phase
-    sums = work.store.events.sums(phase.id, event_name, population=request.population) if phase else []
-    arms = [_arm(variant, sums) for variant in experiment.arms]
-    uncompared = _COUNTS_ONLY.get(experiment.type)
-    summary = (
-        counts_only(arms, alpha=experiment.alpha, reason=uncompared)
-        if uncompared
-        else _compared(experiment, arms, metric["goal"])
+    phase = _phase(work, experiment, request.phase)
+    metric, primary = _metric(work, experiment, request, phase)
+    seated = evidence.seating(work, experiment, phase)
+    rows = work.store.looks.all(phase.id) if phase else []
+    day = _day(request.as_of)
+    past = day is not None and day < utc_day(work.now)
+    if past:
+        rows = [row for row in rows if day is not None and row.day <= day]
+    seen = _seen(work, phase, metric, rows, past=past)
+    if past:
+        there = set(seen.totals)
+        seated = Seating(
+            experiment=experiment,
+            phase=phase,
+            assignments=tuple(
+                item for item in seated.assignments if (item.participant, item.variant_id) in there
+            ),
+        )
+    last = rows[-1] if past and rows else None
+    other = next(item for item in POPULATIONS if item != request.population)
+    inputs = request.include == "inputs"
+    snapshots = []
+    if inputs and phase is not None:
+        kept = [evidence.remembered(item) for item in work.store.looks.snapshots(phase.id)[: len(rows)]]
+        snapshots = [item.sums(seated.members, metric, request.population) for item in kept]
+    sums = seen.sums(seated.members, metric, request.population)
+    about = _about(work, experiment, phase, metric, request, last, past=past)
+    found = evidence.evidence(
+        seated,
+        metric,
+        request.population,
+        sums,
+        primary=primary,
+        about={
+            **about,
+            "groupBy": request.group_by or None,
+            "groups": _groups(seated, sums, request.group_by),
+        },
+        looks=evidence.ledgered(rows, metric, request.population, snapshots) if primary else (),
+        other_looks=evidence.ledgered(rows, metric, other) if primary else (),
+        exclusions=_exclusions(work, seated, last, past=past),
+        findings=() if past else _findings(work, request),
+        next_look_at=None if past else _next_look(work, experiment),
     )
-    return Results(
-        experiment=experiment,
-        metric=metric,
-        population=request.population,
-        computed_at=work.now,
-        arms=tuple(zip(experiment.arms, summary.arms, strict=True)),
-        not_counted=work.store.events.not_counted(phase.id, population=request.population) if phase else {},
-        lost=work.store.events.lost(experiment.id),
-        uncompared=uncompared,
+    return Results(experiment=experiment, evidence=found, with_inputs=inputs)
+
+
+def _phase(work: Work, experiment: Experiment, wanted: str) -> Phase | None:
+    """The phase of this id or number in the present run; the present one unless another is named."""
+    if not wanted:
+        return experiment.phase
+    for phase in work.store.experiments.phases(experiment.id, experiment.run):
+        if wanted in (str(phase.number), show_id(phase.id)):
+            return phase
+    raise NotFound(f"{experiment.key} has no phase {wanted!r} in this run", reason="PHASE_NOT_FOUND")
+
+
+def _day(text: str | None) -> int | None:
+    """The UTC day of a date, in days since 1970-01-01."""
+    return None if text is None else (date.fromisoformat(text) - date(1970, 1, 1)).days
+
+
+def _seen(work: Work, phase: Phase | None, metric: Json, rows: list[LookRow], *, past: bool) -> evidence.Seen:
+    """What the participants did: as the last of these looks saw it, or as it stands now."""
+    if phase is None or (past and not rows):
+        return evidence.seen([])
+    if past:
+        return evidence.remembered(work.store.looks.snapshot(phase.id, rows[-1].number))
+    names = [
+        "",
+        metric["eventName"],
+        *([metric["denominatorEventName"]] if metric.get("denominatorEventName") else []),
+    ]
+    return evidence.seen(work.store.events.totals(phase.id, names))
+
+
+def _about(
+    work: Work,
+    experiment: Experiment,
+    phase: Phase | None,
+    metric: Json,
+    request: requests.GetResults,
+    last: LookRow | None,
+    *,
+    past: bool,
+) -> Json:
+    """What the answer says of itself."""
+    if last is not None:
+        standings, lost = last.decisions["standings"][request.population], last.decisions["lost"]
+    elif phase is None or past:
+        standings, lost = {}, 0
+    else:
+        standings = work.store.events.not_counted(phase.id, population=request.population)
+        lost = work.store.events.lost(experiment.id)
+    return {
+        "experimentId": show_id(experiment.id),
+        "key": experiment.key,
+        "status": experiment.status.value,
+        "phaseId": show_id(phase.id) if phase else None,
+        "phase": phase.number if phase else None,
+        "asOf": request.as_of,
+        "computedAt": to_rfc3339(last.at if last else work.now),
+        "metric": shown(metric, _role(experiment, metric)),
+        "analysisFingerprint": experiment.analysis_fingerprint,
+        "planChanged": experiment.plan_changed,
+        "exposureEvidence": "disk",
+        "rejected": [{"reason": reason, "count": count} for reason, count in sorted(standings.items())],
+        "lost": {"count": lost},
+    }
+
+
+def _exclusions(work: Work, seated: Seating, last: LookRow | None, *, past: bool) -> tuple[Excluded, ...]:
+    if last is not None:
+        return tuple(requests.parse(Excluded, item) for item in last.decisions["exclusions"])
+    return () if past else evidence.exclusions(work, seated)
+
+
+def _findings(work: Work, request: requests.GetResults) -> tuple[Json, ...]:
+    report = findings.get(work, requests.ById(id=request.id))
+    return tuple(
+        {
+            "code": item.code,
+            "severity": item.severity.value,
+            "message": item.message,
+            "evidence": dict(item.evidence),
+            "advice": item.advice,
+        }
+        for item in report.findings
     )
 
 
-def _compared(experiment: Experiment, arms: list[ArmSums], goal: str) -> Summary:
-    control = experiment.control
-    return summarise(
-        arms,
-        control=control.key if control else None,
-        alpha=experiment.alpha,
-        goal="decrease" if goal == "decrease" else "increase",
-    )
+def _next_look(work: Work, experiment: Experiment) -> int | None:
+    ahead = [timer.due_at for timer in work.store.timers.ahead(experiment.id) if timer.kind == Kind.LOOK]
+    return min(ahead, default=None)
 
 
-def _arm(variant: Variant, sums: list[ParticipantSums]) -> ArmSums:
-    mine = [item for item in sums if item.variant_id == variant.id]
-    return ArmSums(
-        key=variant.key,
-        trials=[item.impressions for item in mine],
-        successes=[item.conversions for item in mine],
-    )
+def _role(experiment: Experiment, metric: Json) -> str | None:
+    """Where the metric stands in the experiment; None for one that does not."""
+    for role in ("primary", "secondary", "guardrail"):
+        declared = experiment.metrics.get(role) or []
+        if metric in (declared if isinstance(declared, list) else [declared]):
+            return role
+    return None
 
 
-def _metric(work: Work, experiment: Experiment, event_name: str) -> dict[str, Any]:
-    """The metric as declared: of the event that is asked for, else the primary, else the only one ever reported."""
+def _groups(seated: Seating, sums: Sums, label: str) -> list[Json]:
+    """Counts by the value of a label at assignment and by variant: a description, for nothing was drawn by it."""
+    if not label:
+        return []
+    keys = {variant.id: variant.key for variant in seated.experiment.variants}
+    ids = {variant.key: show_id(variant.id) for variant in seated.experiment.variants}
+    found: dict[str | None, dict[str, list[int]]] = {}
+    for item, m, c in zip(seated.assignments, sums.impressions, sums.conversions, strict=True):
+        if item.variant_id is None:
+            continue
+        arm = found.setdefault(item.labels_used.get(label), {}).setdefault(keys[item.variant_id], [0, 0, 0])
+        arm[0] += 1
+        arm[1] += m
+        arm[2] += c
+    return [
+        {
+            "value": value,
+            "variants": [
+                {
+                    "id": ids[key],
+                    "key": key,
+                    "participants": people,
+                    "impressions": m,
+                    "conversions": c,
+                    "conversionRate": c / m if m else None,
+                }
+                for key, (people, m, c) in sorted(arms.items())
+            ],
+        }
+        for value, arms in sorted(found.items(), key=lambda item: (item[0] is None, item[0] or ""))
+    ]
+
+
+def _metric(
+    work: Work, experiment: Experiment, request: requests.GetResults, phase: Phase | None
+) -> tuple[Json, bool]:
+    """The metric that is asked for, as declared, and whether the looks are of it.
+
+    By its id, key or name, or of the event that is asked for, else the primary, else the only one ever reported.
+    """
     measured = metrics.by_value(work, experiment.metrics)
     primary = measured.get("primary")
     declared = [*([primary] if primary else []), *measured["secondary"], *measured["guardrail"]]
-    if event_name:
-        of_event = [item for item in declared if item["eventName"] == event_name]
-        return of_event[0] if of_event else {"eventName": event_name, "goal": "increase"}
+    if request.metric:
+        named = [
+            item for item in declared if request.metric in (item.get("id"), item.get("key"), item.get("name"))
+        ]
+        if named:
+            return named[0], named[0] is primary
+        saved = metrics.find(work, request.metric)
+        return metrics.copy_of(saved), False
+    if request.event_name:
+        of_event = [item for item in declared if item["eventName"] == request.event_name]
+        if of_event:
+            return of_event[0], of_event[0] is primary
+        return {"eventName": request.event_name, "kind": "proportion", "goal": "increase"}, False
     if primary:
-        return dict(primary)
-    seen = work.store.events.event_names(experiment.phase.id) if experiment.phase else []
+        return dict(primary), True
+    seen = work.store.events.event_names(phase.id) if phase else []
     if len(seen) > 1:
         fault = Fault(
             field="eventName",
@@ -105,7 +249,7 @@ def _metric(work: Work, experiment: Experiment, event_name: str) -> dict[str, An
             remedy="name one, or set metrics.primary",
         )
         raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
-    return {"eventName": seen[0] if seen else "conversion", "goal": "increase"}
+    return {"eventName": seen[0] if seen else "conversion", "kind": "proportion", "goal": "increase"}, False
 
 
 def summarise_phase(work: Work, experiment: Experiment) -> list[dict[str, Any]]:

@@ -6,6 +6,9 @@ from control_plane.domain.experiment import Experiment
 from control_plane.domain.lifecycle import Status
 from control_plane.services.work import Work
 from control_plane.store.timers import Timer
+from shared.moment import SECOND, utc_day
+
+_DAY = 86_400 * SECOND
 
 ACTOR = "timer"
 """Who is on record for what happened by itself."""
@@ -17,7 +20,11 @@ class Kind(StrEnum):
     START = "start"
     STOP = "stop"
     SWITCH = "switch"
+    LOOK = "look"
 
+
+GRACE = 15 * 60 * SECOND
+"""How long after the end of a UTC day its look is taken: reports that are on the way then are in it."""
 
 _AHEAD = {
     Status.DRAFT: (Kind.START, Kind.STOP),
@@ -34,8 +41,10 @@ def schedule(work: Work, experiment: Experiment) -> None:
         Kind.START: [wanted.start],
         Kind.STOP: [wanted.end],
         Kind.SWITCH: _switches(experiment),
+        Kind.LOOK: [_next_look(work, experiment)],
     }
     kinds = () if experiment.archived else _AHEAD.get(experiment.status, ())
+    kinds = (*kinds, Kind.LOOK)  # also of what is over: its last day is closed later
     due = {(kind.value, moment) for kind in kinds for moment in moments[kind] if moment is not None}
     timers = work.store.timers
     # A switch that was done stays done, also where the clock was set back before it.
@@ -64,6 +73,18 @@ def _switches(experiment: Experiment) -> list[int | None]:
         return []
     moments: list[int | None] = list(experiment.calendar.switches())
     return moments if experiment.status is Status.RUNNING else moments[-1:]
+
+
+def _next_look(work: Work, experiment: Experiment) -> int | None:
+    """When the next look at the present phase is due; None where the last day it counted on has its look."""
+    phase = experiment.phase
+    if phase is None:
+        return None
+    last = work.store.looks.last_day(phase.id)
+    day = utc_day(phase.opened_at) if last is None else last + 1
+    if experiment.completed_at is not None and day > utc_day(experiment.completed_at):
+        return None
+    return (day + 1) * _DAY + GRACE
 
 
 def pass_missed(work: Work, experiment: Experiment) -> None:

@@ -17,6 +17,8 @@ from control_plane.domain.attribution import (
 from control_plane.store.database import Row, Tx
 from shared.model import Digest, Event, EventKind, View
 
+_NO_DAY = 1 << 40
+"""After every day."""
 _CHUNK = 500  # bound parameters of one statement
 
 
@@ -44,6 +46,17 @@ class ParticipantSums:
     participant: str
     impressions: int
     conversions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Total:
+    """(count, units, value in millionths) of one participant's events of a name, in both populations."""
+
+    variant_id: bytes
+    participant: str
+    event_name: str
+    assigned: tuple[int, int, int]
+    delivered: tuple[int, int, int]
 
 
 class EventStore:
@@ -369,6 +382,32 @@ class EventStore:
                 participant=row["public_id"],
                 impressions=row["m"],
                 conversions=row["c"],
+            )
+            for row in rows
+        ]
+
+    def totals(
+        self, phase_id: bytes, names: Sequence[str] | None = None, *, until: int | None = None
+    ) -> list[Total]:
+        """What everybody did in the phase by conversion (of these names, or any) and variant; '' is impressions.
+
+        With `until`, only what happened up to the end of that UTC day.
+        """
+        marks = "" if names is None else f" and t.event_name in ({', '.join('?' * len(names))})"
+        rows = self._tx.all(
+            "select t.variant_id, p.public_id, t.event_name, sum(t.assigned_count) as ac, sum(t.assigned_units) as au,"  # noqa: S608
+            " sum(t.assigned_value) as av, sum(t.delivered_count) as dc, sum(t.delivered_units) as du,"
+            " sum(t.delivered_value) as dv from tally t join participant p on p.id = t.participant_id"
+            f" where t.phase_id = ? and t.day <= ?{marks} group by t.variant_id, t.participant_id, t.event_name",
+            (phase_id, _NO_DAY if until is None else until, *(names or ())),
+        )
+        return [
+            Total(
+                variant_id=row["variant_id"],
+                participant=row["public_id"],
+                event_name=row["event_name"],
+                assigned=(row["ac"], row["au"], row["av"]),
+                delivered=(row["dc"], row["du"], row["dv"]),
             )
             for row in rows
         ]

@@ -10,6 +10,7 @@ from control_plane.store.export import ExportStore
 from control_plane.store.findings import FindingStore
 from control_plane.store.fleet import FleetStore
 from control_plane.store.holdouts import HoldoutStore
+from control_plane.store.looks import LookStore
 from control_plane.store.metrics import MetricStore
 from control_plane.store.recalculations import RecalculationStore
 from control_plane.store.series import SeriesStore
@@ -35,3 +36,4 @@ class Store:
         self.doctor = DoctorStore(tx)
         self.export = ExportStore(tx)
         self.recalculations = RecalculationStore(tx)
+        self.looks = LookStore(tx)

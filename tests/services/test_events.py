@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import lifecycle, results
+from control_plane.services import lifecycle
 from control_plane.services.events import Verdict
 from shared.model import Batch, Record
 from tests.support.builders import Spooled, World, content_digest, seconds
@@ -178,8 +178,8 @@ async def test_events_stay_within_their_phase(world: World) -> None:
     world.clock.jump(10)
     await world.do(lifecycle.complete, requests.Complete(id="test"))
     await world.report(uid, before, world.impression("p", at=world.clock.now() + 1))
-    found = await world.do(results.get, requests.GetResults(id="test", eventName="done"))
-    counts = {variant.key: arm.impressions for variant, arm in found.arms}
+    found = await world.answer(eventName="done")
+    counts = {arm["key"]: arm["impressions"] for arm in found["variants"]}
     assert counts == {"a": 0, "b": 0} | {assigned["p"]: 1}
 
 
@@ -192,5 +192,5 @@ async def test_results_count_what_waits_and_why(world: World) -> None:
         world.impression("p", at=now + seconds(1)),
         world.conversion("p", at=now + seconds(100)),
     )
-    found = await world.do(results.get, requests.GetResults(id="test", eventName="done"))
-    assert found.not_counted == {"pending": 1, "settling": 1}
+    found = await world.answer(eventName="done")
+    assert found["rejected"] == [{"reason": "pending", "count": 1}, {"reason": "settling", "count": 1}]

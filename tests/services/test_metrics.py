@@ -6,7 +6,7 @@ import pytest
 
 from control_plane.domain import requests
 from control_plane.domain.metrics import CreateMetric, MetricsSpec, UpdateMetric
-from control_plane.services import experiments, findings, lifecycle, metrics, results
+from control_plane.services import experiments, findings, lifecycle, metrics
 from shared.errors import AlreadyExists, FailedPrecondition, Invalid, NotFound
 from shared.ids import show_id
 from tests.support.builders import World
@@ -49,8 +49,8 @@ async def test_a_draft_follows_the_saved_metric_and_a_start_copies_it(world: Wor
     await edited(world, goal="increase", eventName="closed")
     await world.do(metrics.delete, requests.ById(id="resolved-rate"))
     assert (await measured(world))["primary"] == primary
-    found = await world.do(results.get, requests.GetResults(id="test"))
-    assert (found.metric["eventName"], found.metric["goal"]) == ("resolved", "decrease")
+    metric = (await world.answer())["metric"]
+    assert (metric["eventName"], metric["goal"], metric["role"]) == ("resolved", "decrease", "primary")
 
 
 async def test_what_is_said_beside_a_name_has_to_agree_with_it(world: World) -> None:
@@ -123,7 +123,7 @@ async def test_a_plan_that_changed_after_the_start_is_told(world: World) -> None
     assert not frozen.plan_changed
     moved = (await replanned(world, primary={"eventName": "resolved", "goal": "decrease"})).experiment
     assert (moved.plan_changed, moved.analysis_fingerprint) == (True, frozen.analysis_fingerprint)
-    assert (await world.do(results.get, requests.GetResults(id="test"))).experiment.plan_changed
+    assert (await world.answer())["planChanged"]
     report = await world.do(findings.get, requests.ById(id="test"))
     assert "PLAN_CHANGED" in {item.code for item in report.findings}
     assert not (await replanned(world, primary=first)).experiment.plan_changed

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import experiments, fleet, lifecycle, phases, preview, results
+from control_plane.services import experiments, fleet, lifecycle, phases, preview
 from shared.errors import FailedPrecondition, Invalid
 from tests.support.builders import World, make_variant
 
@@ -98,15 +98,14 @@ async def test_nothing_is_compared(world: World) -> None:
         *(world.impression(name, at=now) for name in "ppq"),
         world.conversion("p", at=now + 1),
     )
-    found = await world.do(results.get, requests.GetResults(id="test"))
-    gold, rest = (arm for _, arm in found.arms)
-    assert (gold.impressions, gold.conversions, gold.conversion_rate) == (2, 1, 0.5)
-    assert (rest.impressions, rest.conversions) == (1, 0)
-    assert found.uncompared == "NOT_RANDOMIZED"
+    found = await world.answer()
+    gold, rest = found["variants"]
+    assert (gold["impressions"], gold["conversions"], gold["conversionRate"]) == (2, 1, 0.5)
+    assert (rest["impressions"], rest["conversions"]) == (1, 0)
+    assert (found["method"], found["verdict"], found["srm"]) == (None, None, None)
     for arm in (gold, rest):
-        for name in ("probability_to_be_best", "credible_interval", "difference", "p_value", "chance_to_win"):
-            assert getattr(arm, name) is None
-            assert arm.reasons[name] == "NOT_RANDOMIZED"
+        for name in ("probabilityToBeBest", "credibleInterval", "difference", "pValue", "chanceToWin"):
+            assert (arm[name], arm["reasons"][name]) == (None, "NOT_RANDOMIZED")
 
 
 async def test_there_is_no_phase(world: World) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.domain import requests
 from control_plane.domain.reported import ReportEvents
-from control_plane.services import reporting, results
+from control_plane.services import reporting
 from shared.errors import Invalid
 from shared.moment import to_rfc3339
 from tests.support.builders import World, content_digest, seconds
@@ -34,12 +34,9 @@ def conversion(event_id: str, participant: str = "p", **fields: Any) -> dict[str
 
 async def counted(world: World, population: str = "assigned") -> tuple[int, int]:
     """(impressions, conversions) of the one experiment, over its variants."""
-    request = requests.parse(
-        requests.GetResults, {"id": "test", "eventName": "done", "population": population}
-    )
-    found = await world.do(results.get, request)
-    arms = [arm for _, arm in found.arms]
-    return sum(arm.impressions for arm in arms), sum(arm.conversions for arm in arms)
+    found = await world.answer(eventName="done", population=population)
+    arms = found["variants"]
+    return sum(arm["impressions"] for arm in arms), sum(arm["conversions"] for arm in arms)
 
 
 async def test_they_count_as_an_agents_do(world: World) -> None:

@@ -158,12 +158,12 @@ async def test_the_schedule_follows_the_experiment(world: World) -> None:
     await world.do(lifecycle.unarchive, requests.ById(id="test"))
     assert await ahead() == ["start", "stop"]
     started = await world.start(draft)
-    assert await ahead() == ["stop"]
+    assert await ahead() == ["stop", "look"]
     start = started.design.schedule.start_at
     await change(world, startAt=start, endAt=after(world, 9 * HOUR))
-    assert await ahead() == ["stop"]
+    assert await ahead() == ["stop", "look"]
     await world.do(lifecycle.complete, requests.Complete(id="test"))
-    assert await ahead() == []
+    assert await ahead() == ["look"]  # of its last day, once that is closed
 
 
 async def test_a_schedule_that_cannot_be_is_refused(world: World) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from control_plane.domain import requests
+from control_plane.domain import inference, requests
 from control_plane.domain.fleet import Agent
-from control_plane.services import access, events, experiments, fleet, lifecycle
+from control_plane.services import access, events, experiments, fleet, lifecycle, results
 from control_plane.services.work import Caller, Joining, Scope, Work
 from control_plane.store.database import Tx
 from control_plane.store.sqlite import SqliteDatabase
@@ -54,6 +54,11 @@ class World:
     caller: Caller
     new_id: Ids = field(default_factory=lambda: Ids(7))
     spools: dict[bytes, "Spooled"] = field(default_factory=dict)
+
+    async def answer(self, **asked: Any) -> dict[str, Any]:
+        """Results of the one experiment, as both transports answer them."""
+        found = await self.do(results.get, requests.parse(requests.GetResults, {"id": "test", **asked}))
+        return inference.answer(found.evidence)
 
     async def do(self, use_case: Any, request: Any) -> Any:
         """What the use case returns, committed."""

@@ -1,7 +1,7 @@
 """What experiments of a project share, holdouts and saved metrics; and the metrics of one."""
 
 from control_plane.api.resources.shown import Json, at, page
-from control_plane.domain.metrics import Definition
+from control_plane.domain.metrics import FIELDS, shown
 from control_plane.services import metrics as saved
 from control_plane.services.holdouts import View
 from control_plane.services.work import Listing, Work
@@ -32,9 +32,6 @@ def _holdout(view: View) -> Json:
     }
 
 
-_FIELDS = [field.alias or name for name, field in Definition.model_fields.items()]
-
-
 def saved_metric(work: Work, view: saved.View) -> Json:
     """A saved metric."""
     return _saved(view)
@@ -51,20 +48,10 @@ def _saved(view: saved.View) -> Json:
         "id": show_id(item.id),
         "key": item.key,
         "name": item.name,
-        **{name: item.definition.get(name) for name in _FIELDS},
+        **{name: item.definition.get(name) for name in FIELDS},
         "experiments": list(view.experiments),
         "createdAt": at(item.created_at),
         "updatedAt": at(item.updated_at),
-    }
-
-
-def metric(item: Json, role: str | None = None) -> Json:
-    """A metric of an experiment, every field of it."""
-    return {
-        **{name: item.get(name) for name in ("id", "key", "name", *_FIELDS)},
-        "kind": item.get("kind", "proportion"),
-        "goal": item.get("goal", "increase"),
-        "role": role,
     }
 
 
@@ -72,7 +59,7 @@ def metrics(stored: Json) -> Json:
     """The metrics of an experiment."""
     primary = stored.get("primary")
     return {
-        "primary": metric(primary, "primary") if primary else None,
-        "secondary": [metric(item, "secondary") for item in stored.get("secondary", [])],
-        "guardrail": [metric(item, "guardrail") for item in stored.get("guardrail", [])],
+        "primary": shown(primary, "primary") if primary else None,
+        "secondary": [shown(item, "secondary") for item in stored.get("secondary", [])],
+        "guardrail": [shown(item, "guardrail") for item in stored.get("guardrail", [])],
     }

@@ -46,6 +46,8 @@ class Undefined(StrEnum):
     EARLIER_LOOK = "EARLIER_LOOK"
     NOT_SPENT = "NOT_SPENT"
     TOO_FEW_DATA = "TOO_FEW_DATA"
+    IS_A_PROPORTION = "IS_A_PROPORTION"
+    NOT_OF_THIS_KIND = "NOT_OF_THIS_KIND"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4521,24 +4521,46 @@ class GetResultsRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     EVENT_NAME_FIELD_NUMBER: _builtins.int
     POPULATION_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key of the experiment."""
     event_name: _builtins.str
     """The conversion counted; default: the primary metric's."""
     population: _builtins.str
     """`assigned` (default: intention to treat) or `delivered` (the assigned variant was on disk)."""
+    metric: _builtins.str
+    """Id, key or name of a metric of the experiment, or id or key of a saved one; instead of `event_name`."""
+    phase: _builtins.str
+    """Id or number of a phase of the present run; default: the present phase."""
+    as_of: _builtins.str
+    """Inclusive UTC date, as 2026-01-31: as the last look up to then saw it."""
+    group_by: _builtins.str
+    """Name of a label: counts by its value at assignment, a description only."""
+    include: _builtins.str
+    """`inputs`: with everything the answer was computed from."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         event_name: _builtins.str = ...,
         population: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        phase: _builtins.str = ...,
+        as_of: _builtins.str | None = ...,
+        group_by: _builtins.str = ...,
+        include: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_as_of", b"_as_of", "as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_name", b"event_name", "id", b"id", "population", b"population"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_as_of", b"_as_of", "as_of", b"as_of", "event_name", b"event_name", "group_by", b"group_by", "id", b"id", "include", b"include", "metric", b"metric", "phase", b"phase", "population", b"population"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__as_of: _TypeAlias = _typing.Literal["as_of"]  # noqa: Y015
+    _WhichOneofArgType__as_of: _TypeAlias = _typing.Literal["_as_of", b"_as_of"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__as_of) -> _WhichOneofReturnType__as_of | None: ...
 
 Global___GetResultsRequest: _TypeAlias = GetResultsRequest  # noqa: Y015
 
@@ -4562,6 +4584,19 @@ class Results(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     ANALYSIS_FINGERPRINT_FIELD_NUMBER: _builtins.int
     PLAN_CHANGED_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    EXPOSURE_EVIDENCE_FIELD_NUMBER: _builtins.int
+    LOOKS_FIELD_NUMBER: _builtins.int
+    GUARDRAILS_FIELD_NUMBER: _builtins.int
+    EXCLUSIONS_FIELD_NUMBER: _builtins.int
+    SRM_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """The experiment's id."""
     key: _builtins.str
@@ -4578,6 +4613,16 @@ class Results(_message.Message):
     """SHA-256 of metrics, analysis and phase as they were at the start, in hex; absent in draft."""
     plan_changed: _builtins.bool
     """Whether the metrics are others than at the start."""
+    phase: _builtins.int
+    """Number of the phase within the run; absent in draft."""
+    as_of: _builtins.str
+    """The date that was asked for."""
+    exposure_evidence: _builtins.str
+    """What says that a variant was there: `disk`."""
+    group_by: _builtins.str
+    """The label of `groups`."""
+    inputs: _builtins.str
+    """With `include` = `inputs`: everything the answer was computed from, as JSON text."""
     @_builtins.property
     def computed_at(self) -> _timestamp_pb2.Timestamp:
         """When they were computed."""
@@ -4602,6 +4647,38 @@ class Results(_message.Message):
     def lost(self) -> Global___LostCount:
         """Records that were accepted on a host and are gone."""
 
+    @_builtins.property
+    def looks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultsLook]:
+        """The ledger of looks at the primary metric, in order."""
+
+    @_builtins.property
+    def guardrails(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuardrailResult]:
+        """The guardrails as of the last look."""
+
+    @_builtins.property
+    def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:
+        """Who is left out of `delivered`, by variant and reason."""
+
+    @_builtins.property
+    def srm(self) -> Global___SampleRatio:
+        """Whether the variants can be compared; absent where they are not."""
+
+    @_builtins.property
+    def verdict(self) -> Global___Verdict:
+        """What it all says; absent but for the primary metric in `assigned`."""
+
+    @_builtins.property
+    def power(self) -> Global___Power:
+        """What can be found; absent where that cannot be said."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """What to know about the experiment."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultsGroup]:
+        """Counts by the label's value, absent value last."""
+
     def __init__(
         self,
         *,
@@ -4619,19 +4696,60 @@ class Results(_message.Message):
         lost: Global___LostCount | None = ...,
         analysis_fingerprint: _builtins.str | None = ...,
         plan_changed: _builtins.bool = ...,
+        phase: _builtins.int | None = ...,
+        as_of: _builtins.str | None = ...,
+        exposure_evidence: _builtins.str = ...,
+        looks: _abc.Iterable[Global___ResultsLook] | None = ...,
+        guardrails: _abc.Iterable[Global___GuardrailResult] | None = ...,
+        exclusions: _abc.Iterable[Global___Exclusion] | None = ...,
+        srm: Global___SampleRatio | None = ...,
+        verdict: Global___Verdict | None = ...,
+        power: Global___Power | None = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        group_by: _builtins.str | None = ...,
+        groups: _abc.Iterable[Global___ResultsGroup] | None = ...,
+        inputs: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_phase_id", b"_phase_id", "analysis_fingerprint", b"analysis_fingerprint", "computed_at", b"computed_at", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "group_by", b"group_by", "inputs", b"inputs", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "power", b"power", "srm", b"srm", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_phase_id", b"_phase_id", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "computed_at", b"computed_at", "experiment_id", b"experiment_id", "key", b"key", "lost", b"lost", "method", b"method", "metric", b"metric", "phase_id", b"phase_id", "plan_changed", b"plan_changed", "population", b"population", "rejected", b"rejected", "status", b"status", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "key", b"key", "looks", b"looks", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
     _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
+    _WhichOneofReturnType__as_of: _TypeAlias = _typing.Literal["as_of"]  # noqa: Y015
+    _WhichOneofArgType__as_of: _TypeAlias = _typing.Literal["_as_of", b"_as_of"]  # noqa: Y015
+    _WhichOneofReturnType__group_by: _TypeAlias = _typing.Literal["group_by"]  # noqa: Y015
+    _WhichOneofArgType__group_by: _TypeAlias = _typing.Literal["_group_by", b"_group_by"]  # noqa: Y015
+    _WhichOneofReturnType__inputs: _TypeAlias = _typing.Literal["inputs"]  # noqa: Y015
+    _WhichOneofArgType__inputs: _TypeAlias = _typing.Literal["_inputs", b"_inputs"]  # noqa: Y015
+    _WhichOneofReturnType__phase: _TypeAlias = _typing.Literal["phase"]  # noqa: Y015
+    _WhichOneofArgType__phase: _TypeAlias = _typing.Literal["_phase", b"_phase"]  # noqa: Y015
     _WhichOneofReturnType__phase_id: _TypeAlias = _typing.Literal["phase_id"]  # noqa: Y015
     _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
+    _WhichOneofReturnType__power: _TypeAlias = _typing.Literal["power"]  # noqa: Y015
+    _WhichOneofArgType__power: _TypeAlias = _typing.Literal["_power", b"_power"]  # noqa: Y015
+    _WhichOneofReturnType__srm: _TypeAlias = _typing.Literal["srm"]  # noqa: Y015
+    _WhichOneofArgType__srm: _TypeAlias = _typing.Literal["_srm", b"_srm"]  # noqa: Y015
+    _WhichOneofReturnType__verdict: _TypeAlias = _typing.Literal["verdict"]  # noqa: Y015
+    _WhichOneofArgType__verdict: _TypeAlias = _typing.Literal["_verdict", b"_verdict"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__analysis_fingerprint) -> _WhichOneofReturnType__analysis_fingerprint | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__as_of) -> _WhichOneofReturnType__as_of | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_by) -> _WhichOneofReturnType__group_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__inputs) -> _WhichOneofReturnType__inputs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__phase) -> _WhichOneofReturnType__phase | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__phase_id) -> _WhichOneofReturnType__phase_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power) -> _WhichOneofReturnType__power | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__srm) -> _WhichOneofReturnType__srm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__verdict) -> _WhichOneofReturnType__verdict | None: ...
 
 Global___Results: _TypeAlias = Results  # noqa: Y015
 
@@ -4642,24 +4760,733 @@ class ResultsMethod(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VARIANCE_FIELD_NUMBER: _builtins.int
-    INTERVAL_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    HORIZON_DAYS_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
+    TUNING_FIELD_NUMBER: _builtins.int
+    PRIOR_FIELD_NUMBER: _builtins.int
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    STRATA_FIELD_NUMBER: _builtins.int
+    COMPARED_AT_FIELD_NUMBER: _builtins.int
     variance: _builtins.str
-    """Variance of a rate: `jackknife`."""
-    interval: _builtins.str
-    """Interval of a difference: `welch`."""
+    """Variance of a rate: `jackknife` or `delta`."""
+    decision: _builtins.str
+    """What decides: `path_test` or `sequence`."""
+    horizon_days: _builtins.float
+    """Days over which alpha is spent."""
+    power: _builtins.float
+    """Power that is planned for."""
+    minimum_detectable_effect: _builtins.float
+    """Smallest relative change worth finding."""
+    tuning: _builtins.float
+    """Participants at which a sequence in participants is tightest; absent: in information."""
+    correction: _builtins.str
+    """How several variants are corrected for: `bonferroni`."""
+    strata: _builtins.int
+    """Strata of the draw."""
+    @_builtins.property
+    def prior(self) -> Global___BetaPrior:
+        """Prior of every rate."""
+
+    @_builtins.property
+    def compared_at(self) -> _timestamp_pb2.Timestamp:
+        """Cut-off of the look that the comparisons are of; absent before the first."""
+
     def __init__(
         self,
         *,
         variance: _builtins.str = ...,
-        interval: _builtins.str = ...,
+        decision: _builtins.str = ...,
+        horizon_days: _builtins.float = ...,
+        power: _builtins.float = ...,
+        minimum_detectable_effect: _builtins.float = ...,
+        tuning: _builtins.float | None = ...,
+        prior: Global___BetaPrior | None = ...,
+        correction: _builtins.str = ...,
+        strata: _builtins.int = ...,
+        compared_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_tuning", b"_tuning", "compared_at", b"compared_at", "prior", b"prior", "tuning", b"tuning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_tuning", b"_tuning", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compared_at: _TypeAlias = _typing.Literal["compared_at"]  # noqa: Y015
+    _WhichOneofArgType__compared_at: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at"]  # noqa: Y015
+    _WhichOneofReturnType__tuning: _TypeAlias = _typing.Literal["tuning"]  # noqa: Y015
+    _WhichOneofArgType__tuning: _TypeAlias = _typing.Literal["_tuning", b"_tuning"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compared_at) -> _WhichOneofReturnType__compared_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tuning) -> _WhichOneofReturnType__tuning | None: ...
+
+Global___ResultsMethod: _TypeAlias = ResultsMethod  # noqa: Y015
+
+@_typing.final
+class BetaPrior(_message.Message):
+    """A Beta prior."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    A_FIELD_NUMBER: _builtins.int
+    B_FIELD_NUMBER: _builtins.int
+    a: _builtins.float
+    """Successes believed beforehand, above 0."""
+    b: _builtins.float
+    """Failures believed beforehand, above 0."""
+    def __init__(
+        self,
+        *,
+        a: _builtins.float = ...,
+        b: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "variance", b"variance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["a", b"a", "b", b"b"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ResultsMethod: _TypeAlias = ResultsMethod  # noqa: Y015
+Global___BetaPrior: _TypeAlias = BetaPrior  # noqa: Y015
+
+@_typing.final
+class ResultsLook(_message.Message):
+    """What was known when a day was closed, and what that decided, for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    CUT_OFF_FIELD_NUMBER: _builtins.int
+    DAY_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """From 1 within the phase."""
+    day: _builtins.float
+    """Days after the phase began."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken."""
+
+    @_builtins.property
+    def cut_off(self) -> _timestamp_pb2.Timestamp:
+        """Up to when."""
+
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___LookComparison]:
+        """Each variant against control; none after the horizon."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        cut_off: _timestamp_pb2.Timestamp | None = ...,
+        day: _builtins.float = ...,
+        comparisons: _abc.Iterable[Global___LookComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cut_off", b"cut_off"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "comparisons", b"comparisons", "cut_off", b"cut_off", "day", b"day", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultsLook: _TypeAlias = ResultsLook  # noqa: Y015
+
+@_typing.final
+class LookComparison(_message.Message):
+    """One variant against control at a look."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ReasonsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    STATISTIC_FIELD_NUMBER: _builtins.int
+    CRITICAL_FIELD_NUMBER: _builtins.int
+    ALPHA_SPENT_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    LIFT_FIELD_NUMBER: _builtins.int
+    LIFT_INTERVAL_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    P_VALUE_ADJUSTED_FIELD_NUMBER: _builtins.int
+    CROSSED_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    """The variant's key."""
+    statistic: _builtins.float
+    """|difference| over its error."""
+    critical: _builtins.float
+    """What it has to exceed."""
+    alpha_spent: _builtins.float
+    """Share of 1 that was spent up to this look."""
+    difference: _builtins.float
+    """Variant minus control, in the metric's unit."""
+    lift: _builtins.float
+    """Relative difference."""
+    p_value: _builtins.float
+    """p of the looks up to this one."""
+    p_value_adjusted: _builtins.float
+    """Corrected for the number of variants."""
+    crossed: _builtins.bool
+    """Whether this look crossed."""
+    decided: _builtins.bool
+    """Whether this look or an earlier one did."""
+    @_builtins.property
+    def interval(self) -> Global___Interval:
+        """Its interval at the level of the comparison; excludes 0 exactly where this look crosses."""
+
+    @_builtins.property
+    def lift_interval(self) -> Global___Interval:
+        """Its interval."""
+
+    @_builtins.property
+    def reasons(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Why a number is absent."""
+
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        statistic: _builtins.float | None = ...,
+        critical: _builtins.float | None = ...,
+        alpha_spent: _builtins.float | None = ...,
+        difference: _builtins.float | None = ...,
+        interval: Global___Interval | None = ...,
+        lift: _builtins.float | None = ...,
+        lift_interval: Global___Interval | None = ...,
+        p_value: _builtins.float | None = ...,
+        p_value_adjusted: _builtins.float | None = ...,
+        crossed: _builtins.bool = ...,
+        decided: _builtins.bool = ...,
+        reasons: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha_spent", b"_alpha_spent", "_critical", b"_critical", "_difference", b"_difference", "_interval", b"_interval", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_statistic", b"_statistic", "alpha_spent", b"alpha_spent", "critical", b"critical", "difference", b"difference", "interval", b"interval", "lift", b"lift", "lift_interval", b"lift_interval", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "statistic", b"statistic"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha_spent", b"_alpha_spent", "_critical", b"_critical", "_difference", b"_difference", "_interval", b"_interval", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_statistic", b"_statistic", "alpha_spent", b"alpha_spent", "critical", b"critical", "crossed", b"crossed", "decided", b"decided", "difference", b"difference", "interval", b"interval", "lift", b"lift", "lift_interval", b"lift_interval", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "reasons", b"reasons", "statistic", b"statistic", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha_spent: _TypeAlias = _typing.Literal["alpha_spent"]  # noqa: Y015
+    _WhichOneofArgType__alpha_spent: _TypeAlias = _typing.Literal["_alpha_spent", b"_alpha_spent"]  # noqa: Y015
+    _WhichOneofReturnType__critical: _TypeAlias = _typing.Literal["critical"]  # noqa: Y015
+    _WhichOneofArgType__critical: _TypeAlias = _typing.Literal["_critical", b"_critical"]  # noqa: Y015
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__interval: _TypeAlias = _typing.Literal["interval"]  # noqa: Y015
+    _WhichOneofArgType__interval: _TypeAlias = _typing.Literal["_interval", b"_interval"]  # noqa: Y015
+    _WhichOneofReturnType__lift: _TypeAlias = _typing.Literal["lift"]  # noqa: Y015
+    _WhichOneofArgType__lift: _TypeAlias = _typing.Literal["_lift", b"_lift"]  # noqa: Y015
+    _WhichOneofReturnType__lift_interval: _TypeAlias = _typing.Literal["lift_interval"]  # noqa: Y015
+    _WhichOneofArgType__lift_interval: _TypeAlias = _typing.Literal["_lift_interval", b"_lift_interval"]  # noqa: Y015
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__p_value_adjusted: _TypeAlias = _typing.Literal["p_value_adjusted"]  # noqa: Y015
+    _WhichOneofArgType__p_value_adjusted: _TypeAlias = _typing.Literal["_p_value_adjusted", b"_p_value_adjusted"]  # noqa: Y015
+    _WhichOneofReturnType__statistic: _TypeAlias = _typing.Literal["statistic"]  # noqa: Y015
+    _WhichOneofArgType__statistic: _TypeAlias = _typing.Literal["_statistic", b"_statistic"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha_spent) -> _WhichOneofReturnType__alpha_spent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__critical) -> _WhichOneofReturnType__critical | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval) -> _WhichOneofReturnType__interval | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lift) -> _WhichOneofReturnType__lift | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lift_interval) -> _WhichOneofReturnType__lift_interval | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value_adjusted) -> _WhichOneofReturnType__p_value_adjusted | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__statistic) -> _WhichOneofReturnType__statistic | None: ...
+
+Global___LookComparison: _TypeAlias = LookComparison  # noqa: Y015
+
+@_typing.final
+class GuardrailResult(_message.Message):
+    """A variant on a guardrail metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    BOUND_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """The metric's event."""
+    variant: _builtins.str
+    """The variant's key."""
+    state: _builtins.str
+    """`failed`, `unproven` or `non_inferior`."""
+    bound: _builtins.float
+    """How much worse is accepted, in the metric's unit."""
+    @_builtins.property
+    def interval(self) -> Global___Interval:
+        """Interval of the difference, valid at any moment."""
+
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        state: _builtins.str = ...,
+        interval: Global___Interval | None = ...,
+        bound: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bound", b"_bound", "_interval", b"_interval", "bound", b"bound", "interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bound", b"_bound", "_interval", b"_interval", "bound", b"bound", "interval", b"interval", "metric", b"metric", "state", b"state", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bound: _TypeAlias = _typing.Literal["bound"]  # noqa: Y015
+    _WhichOneofArgType__bound: _TypeAlias = _typing.Literal["_bound", b"_bound"]  # noqa: Y015
+    _WhichOneofReturnType__interval: _TypeAlias = _typing.Literal["interval"]  # noqa: Y015
+    _WhichOneofArgType__interval: _TypeAlias = _typing.Literal["_interval", b"_interval"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bound) -> _WhichOneofReturnType__bound | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval) -> _WhichOneofReturnType__interval | None: ...
+
+Global___GuardrailResult: _TypeAlias = GuardrailResult  # noqa: Y015
+
+@_typing.final
+class Exclusion(_message.Message):
+    """Who is left out, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    variant_id: _builtins.str
+    """The variant's id."""
+    variant: _builtins.str
+    """Its key."""
+    reason: _builtins.str
+    """`forced`, `refused`, `rolled_back`, `stuck` or `never_delivered`."""
+    participants: _builtins.int
+    """How many."""
+    impressions: _builtins.int
+    """Their impressions that do not count as delivered."""
+    def __init__(
+        self,
+        *,
+        variant_id: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        participants: _builtins.int = ...,
+        impressions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["impressions", b"impressions", "participants", b"participants", "reason", b"reason", "variant", b"variant", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exclusion: _TypeAlias = Exclusion  # noqa: Y015
+
+@_typing.final
+class SampleRatio(_message.Message):
+    """Whether the variants can be compared at all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ExpectedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ObservedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LossPValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KIND_FIELD_NUMBER: _builtins.int
+    REPLAYS_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    DETECTED_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    WITH_DATA_P_VALUE_FIELD_NUMBER: _builtins.int
+    LOSS_P_VALUES_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """`replay` of a recorded draw, or `chi_square` of an assignment by hash."""
+    replays: _builtins.bool
+    """Whether the draw, repeated, gives the record; absent where there is not one draw."""
+    p_value: _builtins.float
+    """p of the counts against the weights, by hash only."""
+    detected: _builtins.bool
+    """Whether that forbids a verdict."""
+    with_data_p_value: _builtins.float
+    """p that having data does not depend on the variant."""
+    @_builtins.property
+    def expected(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Participants by variant as the weights say."""
+
+    @_builtins.property
+    def observed(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Participants by variant."""
+
+    @_builtins.property
+    def loss_p_values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """p that it does not depend on the variant who is left out, by reason."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        replays: _builtins.bool | None = ...,
+        p_value: _builtins.float | None = ...,
+        detected: _builtins.bool = ...,
+        expected: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        observed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        with_data_p_value: _builtins.float | None = ...,
+        loss_p_values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_replays", b"_replays", "_with_data_p_value", b"_with_data_p_value", "p_value", b"p_value", "replays", b"replays", "with_data_p_value", b"with_data_p_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_replays", b"_replays", "_with_data_p_value", b"_with_data_p_value", "detected", b"detected", "expected", b"expected", "kind", b"kind", "loss_p_values", b"loss_p_values", "observed", b"observed", "p_value", b"p_value", "replays", b"replays", "with_data_p_value", b"with_data_p_value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__replays: _TypeAlias = _typing.Literal["replays"]  # noqa: Y015
+    _WhichOneofArgType__replays: _TypeAlias = _typing.Literal["_replays", b"_replays"]  # noqa: Y015
+    _WhichOneofReturnType__with_data_p_value: _TypeAlias = _typing.Literal["with_data_p_value"]  # noqa: Y015
+    _WhichOneofArgType__with_data_p_value: _TypeAlias = _typing.Literal["_with_data_p_value", b"_with_data_p_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replays) -> _WhichOneofReturnType__replays | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_data_p_value) -> _WhichOneofReturnType__with_data_p_value | None: ...
+
+Global___SampleRatio: _TypeAlias = SampleRatio  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    """What an experiment says, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    WINNERS_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    SMALLEST_REACHABLE_P_VALUE_FIELD_NUMBER: _builtins.int
+    DECIDABLE_AT_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """`insufficient_data`, `undecided`, `winner`, `loser`, `no_difference`, `guardrail_failed`,
+    `inconclusive_design` or `invalid`.
+    """
+    variant_id: _builtins.str
+    """The variant to act on."""
+    variant: _builtins.str
+    """Its key."""
+    smallest_reachable_p_value: _builtins.float
+    """No outcome gives a smaller p; absent where that is not said."""
+    @_builtins.property
+    def winners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of all that won, the largest difference first."""
+
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerdictReason]:
+        """Every fact behind it."""
+
+    @_builtins.property
+    def decidable_at(self) -> _timestamp_pb2.Timestamp:
+        """When the next look is."""
+
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        variant_id: _builtins.str | None = ...,
+        variant: _builtins.str | None = ...,
+        winners: _abc.Iterable[_builtins.str] | None = ...,
+        reasons: _abc.Iterable[Global___VerdictReason] | None = ...,
+        smallest_reachable_p_value: _builtins.float | None = ...,
+        decidable_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decidable_at", b"_decidable_at", "_smallest_reachable_p_value", b"_smallest_reachable_p_value", "_variant", b"_variant", "_variant_id", b"_variant_id", "decidable_at", b"decidable_at", "smallest_reachable_p_value", b"smallest_reachable_p_value", "variant", b"variant", "variant_id", b"variant_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decidable_at", b"_decidable_at", "_smallest_reachable_p_value", b"_smallest_reachable_p_value", "_variant", b"_variant", "_variant_id", b"_variant_id", "decidable_at", b"decidable_at", "reasons", b"reasons", "smallest_reachable_p_value", b"smallest_reachable_p_value", "status", b"status", "variant", b"variant", "variant_id", b"variant_id", "winners", b"winners"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decidable_at: _TypeAlias = _typing.Literal["decidable_at"]  # noqa: Y015
+    _WhichOneofArgType__decidable_at: _TypeAlias = _typing.Literal["_decidable_at", b"_decidable_at"]  # noqa: Y015
+    _WhichOneofReturnType__smallest_reachable_p_value: _TypeAlias = _typing.Literal["smallest_reachable_p_value"]  # noqa: Y015
+    _WhichOneofArgType__smallest_reachable_p_value: _TypeAlias = _typing.Literal["_smallest_reachable_p_value", b"_smallest_reachable_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__variant: _TypeAlias = _typing.Literal["variant"]  # noqa: Y015
+    _WhichOneofArgType__variant: _TypeAlias = _typing.Literal["_variant", b"_variant"]  # noqa: Y015
+    _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
+    _WhichOneofArgType__variant_id: _TypeAlias = _typing.Literal["_variant_id", b"_variant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decidable_at) -> _WhichOneofReturnType__decidable_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__smallest_reachable_p_value) -> _WhichOneofReturnType__smallest_reachable_p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variant) -> _WhichOneofReturnType__variant | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variant_id) -> _WhichOneofReturnType__variant_id | None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class VerdictReason(_message.Message):
+    """A fact behind a verdict."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FORMULA_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """Stable code."""
+    message: _builtins.str
+    """In words."""
+    formula: _builtins.str
+    """The formula, where there is one."""
+    @_builtins.property
+    def inputs(self) -> _struct_pb2.Struct:
+        """What went into it."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        formula: _builtins.str = ...,
+        inputs: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "formula", b"formula", "inputs", b"inputs", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerdictReason: _TypeAlias = VerdictReason  # noqa: Y015
+
+@_typing.final
+class Power(_message.Message):
+    """What can be found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MDE_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_NEEDED_FIELD_NUMBER: _builtins.int
+    ASSUMES_FIELD_NUMBER: _builtins.int
+    mde: _builtins.float
+    """Smallest absolute increase that is found with this power; absent where none is."""
+    participants_needed: _builtins.int
+    """Participants that each variant needs for the change worth finding."""
+    @_builtins.property
+    def assumes(self) -> _struct_pb2.Struct:
+        """Rate, correlation and change this assumes."""
+
+    def __init__(
+        self,
+        *,
+        mde: _builtins.float | None = ...,
+        participants_needed: _builtins.int | None = ...,
+        assumes: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mde", b"_mde", "_participants_needed", b"_participants_needed", "assumes", b"assumes", "mde", b"mde", "participants_needed", b"participants_needed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mde", b"_mde", "_participants_needed", b"_participants_needed", "assumes", b"assumes", "mde", b"mde", "participants_needed", b"participants_needed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mde: _TypeAlias = _typing.Literal["mde"]  # noqa: Y015
+    _WhichOneofArgType__mde: _TypeAlias = _typing.Literal["_mde", b"_mde"]  # noqa: Y015
+    _WhichOneofReturnType__participants_needed: _TypeAlias = _typing.Literal["participants_needed"]  # noqa: Y015
+    _WhichOneofArgType__participants_needed: _TypeAlias = _typing.Literal["_participants_needed", b"_participants_needed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mde) -> _WhichOneofReturnType__mde | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__participants_needed) -> _WhichOneofReturnType__participants_needed | None: ...
+
+Global___Power: _TypeAlias = Power  # noqa: Y015
+
+@_typing.final
+class ResultsGroup(_message.Message):
+    """What variants did where a label had a value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    """The value; absent: without the label."""
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupedVariant]:
+        """Each variant that somebody there has."""
+
+    def __init__(
+        self,
+        *,
+        value: _builtins.str | None = ...,
+        variants: _abc.Iterable[Global___GroupedVariant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___ResultsGroup: _TypeAlias = ResultsGroup  # noqa: Y015
+
+@_typing.final
+class GroupedVariant(_message.Message):
+    """A variant within a group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSIONS_FIELD_NUMBER: _builtins.int
+    CONVERSION_RATE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The variant's id."""
+    key: _builtins.str
+    """Its key."""
+    participants: _builtins.int
+    """Participants assigned."""
+    impressions: _builtins.int
+    """Impressions."""
+    conversions: _builtins.int
+    """Conversions."""
+    conversion_rate: _builtins.float
+    """Conversions per impression."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        participants: _builtins.int = ...,
+        impressions: _builtins.int = ...,
+        conversions: _builtins.int = ...,
+        conversion_rate: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate", "conversion_rate", b"conversion_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "id", b"id", "impressions", b"impressions", "key", b"key", "participants", b"participants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__conversion_rate: _TypeAlias = _typing.Literal["conversion_rate"]  # noqa: Y015
+    _WhichOneofArgType__conversion_rate: _TypeAlias = _typing.Literal["_conversion_rate", b"_conversion_rate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conversion_rate) -> _WhichOneofReturnType__conversion_rate | None: ...
+
+Global___GroupedVariant: _TypeAlias = GroupedVariant  # noqa: Y015
+
+@_typing.final
+class Sequential(_message.Message):
+    """What may be said at any moment, however often one looks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_INTERVAL_FIELD_NUMBER: _builtins.int
+    p_value: _builtins.float
+    """p, below alpha exactly while the interval excludes 0."""
+    @_builtins.property
+    def difference_interval(self) -> Global___Interval:
+        """Interval of the difference."""
+
+    def __init__(
+        self,
+        *,
+        p_value: _builtins.float | None = ...,
+        difference_interval: Global___Interval | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_difference_interval", b"_difference_interval", "_p_value", b"_p_value", "difference_interval", b"difference_interval", "p_value", b"p_value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference_interval", b"_difference_interval", "_p_value", b"_p_value", "difference_interval", b"difference_interval", "p_value", b"p_value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__difference_interval: _TypeAlias = _typing.Literal["difference_interval"]  # noqa: Y015
+    _WhichOneofArgType__difference_interval: _TypeAlias = _typing.Literal["_difference_interval", b"_difference_interval"]  # noqa: Y015
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference_interval) -> _WhichOneofReturnType__difference_interval | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+
+Global___Sequential: _TypeAlias = Sequential  # noqa: Y015
 
 @_typing.final
 class VariantResult(_message.Message):
@@ -4707,6 +5534,11 @@ class VariantResult(_message.Message):
     P_VALUE_FIELD_NUMBER: _builtins.int
     CHANCE_TO_WIN_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    LIFT_FIELD_NUMBER: _builtins.int
+    LIFT_INTERVAL_FIELD_NUMBER: _builtins.int
+    P_VALUE_ADJUSTED_FIELD_NUMBER: _builtins.int
+    SEQUENTIAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variant's id."""
     key: _builtins.str
@@ -4736,22 +5568,36 @@ class VariantResult(_message.Message):
     icc: _builtins.float
     """Correlation of outcomes within a participant."""
     difference: _builtins.float
-    """Rate minus control's rate."""
+    """Variant minus control in the metric's unit, of the look that compares; of the moment where there is none."""
     p_value: _builtins.float
-    """Two-sided p-value of the difference."""
+    """Two-sided p of the looks so far."""
     chance_to_win: _builtins.float
     """Probability that this variant beats control."""
+    mean: _builtins.float
+    """Value of a metric that is no proportion."""
+    lift: _builtins.float
+    """Relative difference."""
+    p_value_adjusted: _builtins.float
+    """p corrected for the number of variants."""
     @_builtins.property
     def credible_interval(self) -> Global___Interval:
         """Credible interval of the rate."""
 
     @_builtins.property
     def difference_interval(self) -> Global___Interval:
-        """Its interval."""
+        """Its interval, corrected for the number of variants; excludes 0 exactly where it is decided."""
 
     @_builtins.property
     def reasons(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Why a number is absent, by its JSON name."""
+
+    @_builtins.property
+    def lift_interval(self) -> Global___Interval:
+        """Its interval; excludes 0 exactly where the difference's does."""
+
+    @_builtins.property
+    def sequential(self) -> Global___Sequential:
+        """What may be said now, however often one looks."""
 
     def __init__(
         self,
@@ -4776,10 +5622,15 @@ class VariantResult(_message.Message):
         p_value: _builtins.float | None = ...,
         chance_to_win: _builtins.float | None = ...,
         reasons: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        mean: _builtins.float | None = ...,
+        lift: _builtins.float | None = ...,
+        lift_interval: Global___Interval | None = ...,
+        p_value_adjusted: _builtins.float | None = ...,
+        sequential: Global___Sequential | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_p_value", b"_p_value", "_probability_to_be_best", b"_probability_to_be_best", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "p_value", b"p_value", "probability_to_be_best", b"probability_to_be_best"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "probability_to_be_best", b"probability_to_be_best", "sequential", b"sequential"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_p_value", b"_p_value", "_probability_to_be_best", b"_probability_to_be_best", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "id", b"id", "impressions", b"impressions", "is_control", b"is_control", "key", b"key", "name", b"name", "p_value", b"p_value", "participants", b"participants", "participants_exposed", b"participants_exposed", "probability_to_be_best", b"probability_to_be_best", "reasons", b"reasons", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "id", b"id", "impressions", b"impressions", "is_control", b"is_control", "key", b"key", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "name", b"name", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "participants", b"participants", "participants_exposed", b"participants_exposed", "probability_to_be_best", b"probability_to_be_best", "reasons", b"reasons", "sequential", b"sequential", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chance_to_win: _TypeAlias = _typing.Literal["chance_to_win"]  # noqa: Y015
     _WhichOneofArgType__chance_to_win: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win"]  # noqa: Y015
@@ -4797,10 +5648,20 @@ class VariantResult(_message.Message):
     _WhichOneofArgType__expected_loss: _TypeAlias = _typing.Literal["_expected_loss", b"_expected_loss"]  # noqa: Y015
     _WhichOneofReturnType__icc: _TypeAlias = _typing.Literal["icc"]  # noqa: Y015
     _WhichOneofArgType__icc: _TypeAlias = _typing.Literal["_icc", b"_icc"]  # noqa: Y015
+    _WhichOneofReturnType__lift: _TypeAlias = _typing.Literal["lift"]  # noqa: Y015
+    _WhichOneofArgType__lift: _TypeAlias = _typing.Literal["_lift", b"_lift"]  # noqa: Y015
+    _WhichOneofReturnType__lift_interval: _TypeAlias = _typing.Literal["lift_interval"]  # noqa: Y015
+    _WhichOneofArgType__lift_interval: _TypeAlias = _typing.Literal["_lift_interval", b"_lift_interval"]  # noqa: Y015
+    _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
+    _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
     _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
     _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__p_value_adjusted: _TypeAlias = _typing.Literal["p_value_adjusted"]  # noqa: Y015
+    _WhichOneofArgType__p_value_adjusted: _TypeAlias = _typing.Literal["_p_value_adjusted", b"_p_value_adjusted"]  # noqa: Y015
     _WhichOneofReturnType__probability_to_be_best: _TypeAlias = _typing.Literal["probability_to_be_best"]  # noqa: Y015
     _WhichOneofArgType__probability_to_be_best: _TypeAlias = _typing.Literal["_probability_to_be_best", b"_probability_to_be_best"]  # noqa: Y015
+    _WhichOneofReturnType__sequential: _TypeAlias = _typing.Literal["sequential"]  # noqa: Y015
+    _WhichOneofArgType__sequential: _TypeAlias = _typing.Literal["_sequential", b"_sequential"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__chance_to_win) -> _WhichOneofReturnType__chance_to_win | None: ...
     @_typing.overload
@@ -4818,9 +5679,19 @@ class VariantResult(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__icc) -> _WhichOneofReturnType__icc | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lift) -> _WhichOneofReturnType__lift | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lift_interval) -> _WhichOneofReturnType__lift_interval | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value_adjusted) -> _WhichOneofReturnType__p_value_adjusted | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_to_be_best) -> _WhichOneofReturnType__probability_to_be_best | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sequential) -> _WhichOneofReturnType__sequential | None: ...
 
 Global___VariantResult: _TypeAlias = VariantResult  # noqa: Y015
 

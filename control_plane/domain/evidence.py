@@ -1,0 +1,287 @@
+"""What an answer is made of: the evidence of one metric and population, and the looks that were recorded.
+
+It is JSON as well, so that an export holds all that the server's answer came from.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from control_plane.domain.fields import Request
+from control_plane.domain.metrics import Goal, Kind
+from control_plane.domain.statistics import decision
+from control_plane.domain.statistics.decision import Comparison, Look, Plan, Unit
+from control_plane.domain.statistics.path import Snapshot
+from control_plane.domain.statistics.proportions import Interval, Undefined, Variance
+from control_plane.domain.statistics.verdict import guard
+
+Json = dict[str, Any]
+Population = Literal["assigned", "delivered"]
+MILLION = 1_000_000
+"""Values are in millionths."""
+
+
+class Part(Request):
+    """A part of the evidence; our own code names its fields as they are, JSON in camelCase."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class Sums(Part):
+    """What each member did up to a moment, in the members' order; `values` are of the conversions, in millionths."""
+
+    impressions: tuple[int, ...]
+    conversions: tuple[int, ...]
+    values: tuple[int, ...]
+    denominators: tuple[int, ...]
+
+    def pair(self, kind: Kind) -> tuple[Sequence[int], Sequence[int]]:
+        """(m, c) of each member: the metric is Σc/Σm, of a mean or ratio in millionths."""
+        if kind == "proportion":
+            return self.impressions, self.conversions
+        if kind == "ratio":
+            return self.denominators, self.values
+        return (1,) * len(self.impressions), self.values if kind == "mean" else self.conversions
+
+
+class Arm(Part):
+    """A variant, as results show it."""
+
+    id: str
+    key: str
+    name: str
+    is_control: bool
+    weight: int
+
+
+class Member(Part):
+    """An assigned participant: its arm by key, and how it was drawn.
+
+    `planned`: it was there when the phase began, so the looks decide with it. `cluster`: it was drawn together with
+    everybody of that name.
+    """
+
+    participant: str
+    arm: str
+    block: str
+    stratum: str
+    planned: bool = True
+    cluster: str = ""
+
+
+class Measure(Part):
+    """What is measured; `guardrail` metrics carry the margin, the primary one the change worth finding."""
+
+    name: str
+    kind: Kind = "proportion"
+    goal: Goal = "increase"
+    margin: float | None = None
+    effect: float | None = None
+
+
+class Settings(Part):
+    """How it is analysed, as fixed at the start."""
+
+    alpha: float
+    decision: Literal["path_test", "sequence"]
+    horizon_days: float = 14
+    power: float = 0.8
+    effect: float = 0.1
+    tuning: float | None = None
+    variance: Variance = "jackknife"
+    prior: tuple[float, float] = (1.0, 1.0)
+
+
+class Ledgered(Part):
+    """A recorded look; `sums` only in what is exported, to check it by."""
+
+    number: int
+    at: str
+    cut_off: str
+    day: float
+    comparisons: tuple[Json, ...] = ()
+    guardrails: tuple[Json, ...] = ()
+    sums: Sums | None = None
+
+
+class Excluded(Part):
+    """How many of an arm (by key) are out of `delivered`, or silent, for a reason."""
+
+    arm: str
+    reason: str
+    participants: int
+    impressions: int
+
+
+class Evidence(Part):
+    """Everything an answer is made of; `about` is handed through.
+
+    `sums` are of the moment of the question, `looks` of the primary metric. `uncompared`: why variants of this
+    type are not compared. `others`: each arm's crossed or not in the other population, at the same looks.
+    """
+
+    about: Json
+    measure: Measure
+    primary: bool
+    population: Population
+    settings: Settings
+    seed: str
+    arms: tuple[Arm, ...]
+    members: tuple[Member, ...]
+    sums: Sums
+    looks: tuple[Ledgered, ...] = ()
+    other_looks: tuple[Ledgered, ...] = ()
+    next_look_at: str | None = None
+    replays: bool | None = None
+    hashed: bool = False
+    reachable: float | None = None
+    exclusions: tuple[Excluded, ...] = ()
+    uncompared: str | None = None
+    findings: tuple[Json, ...] = Field(default=())
+
+    @property
+    def control(self) -> str | None:
+        """The one control's key."""
+        controls = [arm.key for arm in self.arms if arm.is_control]
+        return controls[0] if len(controls) == 1 else None
+
+    @property
+    def scale(self) -> float:
+        """What turns the sums' unit into the metric's."""
+        return 1 / MILLION if self.measure.kind in ("mean", "ratio") else 1.0
+
+
+# -- looks
+
+
+def plan_of(evidence: Evidence, *, comparisons: int = 0, effect: float | None = None) -> Plan:
+    """The plan behind the looks: who was there when the phase began. Raises Invalid where nothing compares."""
+    units = [Unit(arm=arm, block=block, stratum=stratum) for _, arm, block, stratum in clusters(evidence)]
+    return Plan(
+        method=evidence.settings.decision,
+        arms=tuple(arm.key for arm in evidence.arms if arm.weight),
+        control=evidence.control or "",
+        units=tuple(units),
+        seed=bytes.fromhex(evidence.seed),
+        alpha=evidence.settings.alpha,
+        horizon=evidence.settings.horizon_days,
+        power=evidence.settings.power,
+        effect=effect or evidence.measure.effect or evidence.settings.effect,
+        tuning=evidence.settings.tuning,
+        variance=evidence.settings.variance,
+        shares=evidence.measure.kind == "proportion",
+        comparisons=comparisons,
+    )
+
+
+def clusters(evidence: Evidence) -> list[tuple[str, str, str, str]]:
+    """(name, arm, block, stratum) of what was drawn when the phase began, each once, in order."""
+    found: dict[tuple[str, str], tuple[str, str, str, str]] = {}
+    for member in evidence.members:
+        if member.planned:
+            name = member.cluster or member.participant
+            found.setdefault((name, member.arm), (name, member.arm, member.block, member.stratum))
+    return list(found.values())
+
+
+def snapshot_of(evidence: Evidence, sums: Sums, *, day: float) -> Snapshot:
+    """The sums of what was drawn, in the plan's order; clusters are summed up."""
+    places = {(name, arm): at for at, (name, arm, _, _) in enumerate(clusters(evidence))}
+    trials, successes = [0] * len(places), [0] * len(places)
+    for member, m, c in zip(evidence.members, *sums.pair(evidence.measure.kind), strict=True):
+        if member.planned:
+            at = places[member.cluster or member.participant, member.arm]
+            trials[at] += m
+            successes[at] += c
+    return Snapshot(day=day, trials=trials, successes=successes)
+
+
+def look(evidence: Evidence, snapshots: Sequence[Snapshot]) -> tuple[Json, ...]:
+    """The comparisons of the last of these looks, as they are recorded; none after the horizon."""
+    found = decision.looks(plan_of(evidence), snapshots)
+    return tuple(document(one, evidence.scale) for one in found[-1].comparisons)
+
+
+def guardrail(evidence: Evidence, snapshots: Sequence[Snapshot], *, guardrails: int) -> tuple[Json, ...]:
+    """Each arm's state on one of so many guardrails after these looks, as it is recorded."""
+    others = sum(1 for arm in evidence.arms if arm.weight) - 1
+    plan = plan_of(
+        evidence.model_copy(
+            update={"settings": evidence.settings.model_copy(update={"decision": "sequence"})}
+        ),
+        comparisons=guardrails * max(others, 1),
+        effect=evidence.measure.margin,
+    )
+    found = guard(
+        plan,
+        snapshots,
+        metric=evidence.measure.name,
+        goal=evidence.measure.goal,
+        margin=evidence.measure.margin,
+    )
+    return tuple(
+        {
+            "metric": item.metric,
+            "variant": item.arm,
+            "state": item.state.value,
+            "interval": ends(item.interval, evidence.scale),
+            "bound": None if item.bound is None else item.bound * evidence.scale,
+        }
+        for item in found
+    )
+
+
+def document(one: Comparison, scale: float) -> Json:
+    return {
+        "variant": one.arm,
+        "statistic": one.statistic,
+        "critical": one.critical,
+        "alphaSpent": one.alpha_spent,
+        "difference": None if one.estimate is None else one.estimate * scale,
+        "interval": ends(one.interval, scale),
+        "lift": one.lift,
+        "liftInterval": ends(one.lift_interval, 1.0),
+        "pValue": one.p_value,
+        "pValueAdjusted": one.p_adjusted,
+        "crossed": one.crossed,
+        "decided": one.decided,
+        "reasons": {camel(name): reason.value for name, reason in sorted(one.reasons.items())},
+    }
+
+
+def _comparison(found: Json) -> Comparison:
+    return Comparison(
+        arm=found["variant"],
+        statistic=found["statistic"],
+        critical=found["critical"],
+        alpha_spent=found["alphaSpent"],
+        estimate=found["difference"],
+        interval=interval_of(found["interval"]),
+        lift=found["lift"],
+        lift_interval=interval_of(found["liftInterval"]),
+        p_value=found["pValue"],
+        p_adjusted=found["pValueAdjusted"],
+        crossed=found["crossed"],
+        decided=found["decided"],
+        reasons={name: Undefined(reason) for name, reason in found["reasons"].items()},
+    )
+
+
+def looked(ledger: Iterable[Ledgered]) -> tuple[Look, ...]:
+    return tuple(
+        Look(day=item.day, comparisons=tuple(_comparison(one) for one in item.comparisons)) for item in ledger
+    )
+
+
+def ends(interval: Interval | None, scale: float) -> Json | None:
+    return None if interval is None else {"low": interval.low * scale, "high": interval.high * scale}
+
+
+def interval_of(found: Mapping[str, float] | None) -> Interval | None:
+    return None if found is None else Interval(low=found["low"], high=found["high"])
+
+
+def camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return "".join([first, *map(str.title, rest)])

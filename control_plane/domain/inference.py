@@ -1,0 +1,440 @@
+"""Results as one function: evidence in, the whole answer out.
+
+The server gathers the evidence and answers with it; whoever has the same evidence, exported, gets the same
+answer, byte for byte, without a server. Two clocks run in an answer. Counts, rates and probabilities are of
+the moment. Whatever compares variants and may be acted on (difference, interval, p, verdict) is of a recorded look:
+the one that decided, else the last. Before the first look a comparison has no interval, and `sequential`, which is
+valid at any moment, stands in for it.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from control_plane.domain.evidence import (
+    Arm,
+    Evidence,
+    Excluded,
+    Json,
+    Ledgered,
+    camel,
+    document,
+    ends,
+    interval_of,
+    looked,
+    plan_of,
+    snapshot_of,
+)
+from control_plane.domain.statistics import decision, planning, srm
+from control_plane.domain.statistics.bayes import Beta
+from control_plane.domain.statistics.decision import Comparison, Look
+from control_plane.domain.statistics.proportions import ArmSums, Interval, Undefined, rate
+from control_plane.domain.statistics.summary import ArmSummary, counts_only, summarise
+from control_plane.domain.statistics.verdict import (
+    Guard,
+    Guarded,
+    Integrity,
+    Reason,
+    Verdict,
+    standing,
+    verdict,
+)
+
+
+def answer(evidence: Evidence) -> Json:
+    """The whole answer, JSON-shaped. Every number that is null has its reason beside it."""
+    arms = [_arm_sums(evidence, arm, evidence.sums.pair("proportion")) for arm in evidence.arms]
+    control = evidence.control
+    why = evidence.uncompared
+    summary = (
+        summarise(
+            arms,
+            control=control,
+            alpha=evidence.settings.alpha,
+            variance=evidence.settings.variance,
+            prior=Beta(a=evidence.settings.prior[0], b=evidence.settings.prior[1]),
+            goal=evidence.measure.goal,
+        )
+        if why is None
+        else counts_only(arms, alpha=evidence.settings.alpha, reason=Undefined(why))
+    )
+    found = looked(evidence.looks)
+    numbers = _numbers(evidence, found)
+    integrity = _integrity(evidence)
+    guards = _guards(evidence.looks)
+    decided = _verdict(evidence, found, integrity, guards)
+    return {
+        **evidence.about,
+        "alpha": evidence.settings.alpha,
+        "population": evidence.population,
+        "method": _method(evidence) if why is None else None,
+        "variants": [
+            {
+                "id": arm.id,
+                "key": arm.key,
+                "name": arm.name,
+                "isControl": arm.is_control,
+                "weight": arm.weight,
+                **_shown(evidence, one, numbers.get(arm.key)),
+            }
+            for arm, one in zip(evidence.arms, summary.arms, strict=True)
+        ],
+        "looks": [
+            {"number": item.number, "at": item.at, "cutOff": item.cut_off, "day": item.day,
+             "comparisons": list(item.comparisons)}
+            for item in evidence.looks
+        ],
+        "guardrails": [_guard_shown(item) for item in guards],
+        "exclusions": [_excluded(evidence, item) for item in evidence.exclusions],
+        "srm": _srm(evidence, integrity),
+        "verdict": None if decided is None else _verdict_shown(evidence, decided),
+        "power": _power(evidence),
+        "findings": [*evidence.findings, *_sensitive(evidence, found)],
+    }  # fmt: skip
+
+
+def _arm_sums(evidence: Evidence, arm: Arm, pair: tuple[Sequence[int], Sequence[int]]) -> ArmSums:
+    """The arm's sums by what was drawn, everybody who was assigned included."""
+    found: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for member, m, c in zip(evidence.members, *pair, strict=True):
+        if member.arm == arm.key:
+            sums = found[member.cluster or member.participant]
+            sums[0] += m
+            sums[1] += c
+    return ArmSums(
+        key=arm.key, trials=[m for m, _ in found.values()], successes=[c for _, c in found.values()]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What compares an arm with the control: of a look, or, where there is none, of the moment."""
+
+    of_look: Comparison | None
+    now: Comparison | None
+
+
+def _numbers(evidence: Evidence, recorded: Sequence[Look]) -> dict[str, _Numbers]:
+    if evidence.uncompared is not None or evidence.control is None:
+        return {}
+    stand = {one.arm: one for one in standing(recorded)}
+    now: dict[str, Comparison] = {}
+    if sum(1 for arm in evidence.arms if arm.weight) > 1:
+        present = snapshot_of(evidence, evidence.sums, day=max(_elapsed(evidence), 1e-9))
+        sequence = plan_of(
+            evidence.model_copy(
+                update={"settings": evidence.settings.model_copy(update={"decision": "sequence"})}
+            )
+        )
+        # The target is frozen at the first look; until then it is taken from what there is.
+        first = [item.sums for item in evidence.looks[:1] if item.sums is not None]
+        shots = [snapshot_of(evidence, sums, day=1e-9) for sums in first] + [present]
+        now = {one.arm: one for one in decision.looks(sequence, shots)[-1].comparisons}
+    return {
+        arm.key: _Numbers(stand.get(arm.key), now.get(arm.key)) for arm in evidence.arms if not arm.is_control
+    }
+
+
+def _elapsed(evidence: Evidence) -> float:
+    return evidence.looks[-1].day if evidence.looks else 0.0
+
+
+_OWN = (
+    "conversion_rate",
+    "probability_to_be_best",
+    "expected_loss",
+    "credible_interval",
+    "design_effect",
+    "icc",
+    "chance_to_win",
+)
+
+
+def _shown(evidence: Evidence, one: ArmSummary, numbers: _Numbers | None) -> Json:
+    exposed = [
+        m for item, m in zip(evidence.members, evidence.sums.impressions, strict=True) if item.arm == one.key
+    ]
+    found: Json = {
+        "participants": len(exposed),
+        "participantsExposed": sum(1 for m in exposed if m),
+        "impressions": one.impressions,
+        "conversions": one.conversions,
+    }
+    reasons: dict[str, str] = {}
+    for name in _OWN:
+        value = getattr(one, name)
+        found[camel(name)] = ends(value, 1.0) if isinstance(value, Interval) else value
+        if value is None:
+            reasons[camel(name)] = one.reasons[name].value
+    kind = evidence.measure.kind
+    if kind == "proportion":
+        found["mean"] = None
+        reasons["mean"] = Undefined.IS_A_PROPORTION.value
+    else:
+        # The probabilities above are of conversions per impression, not of this metric.
+        for name in (
+            "probabilityToBeBest",
+            "expectedLoss",
+            "credibleInterval",
+            "chanceToWin",
+            "designEffect",
+            "icc",
+        ):
+            if found[name] is not None or reasons[name] != Undefined.IS_CONTROL.value:
+                found[name] = None
+                reasons[name] = Undefined.NOT_OF_THIS_KIND.value
+        own = rate(
+            _arm_sums(evidence, next(a for a in evidence.arms if a.key == one.key), evidence.sums.pair(kind))
+        )
+        found["mean"] = None if own.rate is None else own.rate * evidence.scale
+        if own.rate is None:
+            reasons["mean"] = own.reasons["rate"].value
+    found |= _against(evidence, one, numbers, reasons)
+    return {**found, "reasons": dict(sorted(reasons.items()))}
+
+
+_COMPARING = ("difference", "differenceInterval", "lift", "liftInterval", "pValue", "pValueAdjusted")
+
+
+def _against(evidence: Evidence, one: ArmSummary, numbers: _Numbers | None, reasons: dict[str, str]) -> Json:
+    """What compares the arm: decided at looks for the primary metric, valid at any moment for every other."""
+    absent = dict.fromkeys((*_COMPARING, "sequential"))
+    if numbers is None or (numbers.now is None and numbers.of_look is None):
+        why = one.reasons.get("difference", Undefined.NO_CONTROL).value
+        reasons |= dict.fromkeys(absent, why)
+        return absent
+    now = None if numbers.now is None else document(numbers.now, evidence.scale)
+    shown = now
+    if evidence.primary:
+        # A recorded look is in the metric's own unit already.
+        shown = None if numbers.of_look is None else document(numbers.of_look, 1.0)
+    found: Json = {}
+    if shown is not None:
+        found = {
+            "difference": shown["difference"],
+            "differenceInterval": shown["interval"],
+            **{name: shown[name] for name in ("lift", "liftInterval", "pValue", "pValueAdjusted")},
+        }
+        codes = dict(shown["reasons"])
+        codes |= {"differenceInterval": codes.get("interval"), "difference": codes.get("estimate")}
+        reasons |= {
+            name: codes.get(name) or Undefined.NO_IMPRESSIONS.value for name, v in found.items() if v is None
+        }
+    else:
+        found = dict.fromkeys(_COMPARING)
+        reasons |= dict.fromkeys(_COMPARING, Undefined.NO_LOOK_YET.value)
+        if now is not None:
+            for name, source in (("difference", "estimate"), ("lift", "lift")):
+                found[name] = now[name]
+                reasons.pop(name)
+                if now[name] is None:
+                    reasons[name] = now["reasons"].get(source, Undefined.NO_IMPRESSIONS.value)
+    found["sequential"] = now and {"pValue": now["pValue"], "differenceInterval": now["interval"]}
+    if now is not None and now["interval"] is None:
+        found["sequential"] = None
+        reasons["sequential"] = now["reasons"].get("interval", Undefined.NO_IMPRESSIONS.value)
+    return found
+
+
+def _method(evidence: Evidence) -> Json:
+    settings = evidence.settings
+    return {
+        "decision": settings.decision,
+        "variance": settings.variance,
+        "horizonDays": settings.horizon_days,
+        "power": settings.power,
+        "minimumDetectableEffect": evidence.measure.effect or settings.effect,
+        "tuning": settings.tuning,
+        "prior": {"a": settings.prior[0], "b": settings.prior[1]},
+        "correction": "bonferroni",
+        "strata": len({member.stratum for member in evidence.members}),
+        "comparedAt": evidence.looks[-1].cut_off if evidence.looks and evidence.primary else None,
+    }
+
+
+def _integrity(evidence: Evidence) -> Integrity:
+    if evidence.uncompared is not None:
+        return Integrity(replays=None, ratio_p_value=None, leaked=False, losses={})
+    sizes = [sum(1 for item in evidence.members if item.arm == arm.key) for arm in evidence.arms]
+    silent = {
+        arm.key: sum(
+            1
+            for member, m in zip(evidence.members, evidence.sums.impressions, strict=True)
+            if member.arm == arm.key and not m
+        )
+        for arm in evidence.arms
+    }
+    by_reason: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for item in evidence.exclusions:
+        by_reason[item.reason][item.arm] = item.participants
+    by_reason["without_data"] = silent
+    seed = bytes.fromhex(evidence.seed)
+    losses = {
+        reason: srm.same_share(
+            [min(counts.get(arm.key, 0), size) for arm, size in zip(evidence.arms, sizes, strict=True)],
+            sizes,
+            seed=seed,
+        )
+        for reason, counts in sorted(by_reason.items())
+    }
+    ratio = (
+        srm.sample_ratio(sizes, [arm.weight for arm in evidence.arms])
+        if evidence.hashed and any(sizes)
+        else None
+    )
+    leaked = any(size and not arm.weight for arm, size in zip(evidence.arms, sizes, strict=True))
+    return Integrity(
+        replays=evidence.replays,
+        ratio_p_value=None if ratio is None else ratio.p_value,
+        leaked=leaked,
+        losses=losses,
+    )
+
+
+def _srm(evidence: Evidence, integrity: Integrity) -> Json | None:
+    if evidence.uncompared is not None:
+        return None
+    total = len(evidence.members)
+    return {
+        "kind": "chi_square" if evidence.hashed else "replay",
+        "replays": integrity.replays,
+        "pValue": integrity.ratio_p_value,
+        "detected": bool(integrity.broken),
+        "expected": {arm.key: total * arm.weight / 100 for arm in evidence.arms},
+        "observed": {
+            arm.key: sum(1 for item in evidence.members if item.arm == arm.key) for arm in evidence.arms
+        },
+        "withDataPValue": integrity.losses.get("without_data"),
+        "lossPValues": dict(integrity.losses),
+    }
+
+
+def _guards(ledger: Sequence[Ledgered]) -> list[Guarded]:
+    if not ledger:
+        return []
+    return [
+        Guarded(
+            metric=item["metric"],
+            arm=item["variant"],
+            state=Guard(item["state"]),
+            interval=interval_of(item["interval"]),
+            bound=item["bound"],
+        )
+        for item in ledger[-1].guardrails
+    ]
+
+
+def _guard_shown(item: Guarded) -> Json:
+    return {
+        "metric": item.metric,
+        "variant": item.arm,
+        "state": item.state.value,
+        "interval": ends(item.interval, 1.0),
+        "bound": item.bound,
+    }
+
+
+def _verdict(
+    evidence: Evidence, recorded: Sequence[Look], integrity: Integrity, guards: Sequence[Guarded]
+) -> Verdict | None:
+    """Only of the primary metric, in the population of everybody who was assigned."""
+    comparable = evidence.uncompared is None and evidence.control is not None
+    if not (evidence.primary and evidence.population == "assigned" and comparable):
+        return None
+    if sum(1 for arm in evidence.arms if arm.weight) < 2:
+        return None
+    return verdict(
+        plan_of(evidence),
+        recorded,
+        goal=evidence.measure.goal,
+        reachable=evidence.reachable,
+        integrity=integrity,
+        guarded=guards,
+        data=any(evidence.sums.impressions),
+    )
+
+
+def _verdict_shown(evidence: Evidence, found: Verdict) -> Json:
+    ids = {arm.key: arm.id for arm in evidence.arms}
+    return {
+        "status": found.status.value,
+        "variantId": None if found.arm is None else ids[found.arm],
+        "variant": found.arm,
+        "winners": list(found.winners),
+        "reasons": [_reason(item) for item in found.reasons],
+        "smallestReachablePValue": evidence.reachable,
+        "decidableAt": evidence.next_look_at,
+    }
+
+
+def _reason(item: Reason) -> Json:
+    return {
+        "code": item.code,
+        "message": item.message,
+        "formula": item.formula,
+        "inputs": dict(item.inputs),
+    }
+
+
+def _power(evidence: Evidence) -> Json | None:
+    """What can be found with who takes part, and how many the change worth finding would need; of proportions."""
+    control = next((arm for arm in evidence.arms if arm.is_control), None)
+    if control is None or evidence.measure.kind != "proportion" or evidence.uncompared is not None:
+        return None
+    own = _arm_sums(evidence, control, evidence.sums.pair("proportion"))
+    shown = summarise([own], control=None)
+    base, alike = shown.arms[0].conversion_rate, shown.arms[0].icc
+    rows = own.with_data()
+    if not base or base >= 1 or not rows:
+        return None
+    effect = base * (evidence.measure.effect or evidence.settings.effect)
+    total = sum(m for m, _ in rows)
+    common: Json = {
+        "baseline": base,
+        "impressions_each": sum(m * m for m, _ in rows) / total,
+        "icc": alike or 0.0,
+        "wanted": evidence.settings.power,
+        "alpha": evidence.settings.alpha,
+        "comparisons": max(sum(1 for arm in evidence.arms if arm.weight) - 1, 1),
+    }
+    needed = planning.participants_per_arm(effect=effect, **common) if base + effect <= 1 else None
+    return {
+        "mde": planning.detectable(participants=len(rows), **common),
+        "participantsNeeded": needed,
+        "assumes": {"baseline": base, "icc": alike, "effect": effect},
+    }
+
+
+def _excluded(evidence: Evidence, item: Excluded) -> Json:
+    ids = {arm.key: arm.id for arm in evidence.arms}
+    return {
+        "variantId": ids.get(item.arm),
+        "variant": item.arm,
+        "reason": item.reason,
+        "participants": item.participants,
+        "impressions": item.impressions,
+    }
+
+
+def _sensitive(evidence: Evidence, recorded: Sequence[Look]) -> list[Json]:
+    """A finding where the answer depends on who is left out."""
+    theirs = {one.arm: one for one in standing(looked(evidence.other_looks))}
+    differing = []
+    for one in standing(recorded):
+        other = theirs.get(one.arm)
+        if other is None or one.estimate is None or other.estimate is None:
+            continue
+        turned = one.estimate * other.estimate < 0 and (one.decided or other.decided)
+        if turned or one.decided != other.decided:
+            differing.append(one.arm)
+    if not differing:
+        return []
+    return [
+        {
+            "code": "EXCLUSION_SENSITIVE",
+            "severity": "warning",
+            "message": f"assigned and delivered do not say the same of {', '.join(differing)}",
+            "evidence": {"variants": differing},
+            "advice": "trust `assigned`; find out why hosts did not have their variant, by arm, in `exclusions`",
+        }
+    ]

@@ -1,0 +1,289 @@
+"""Gathers what an answer is made of: who was assigned, what they did, which looks are on record."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from control_plane.domain.assignment import ALGORITHM, Placement, replay
+from control_plane.domain.design import Type
+from control_plane.domain.evidence import (
+    Arm,
+    Evidence,
+    Excluded,
+    Json,
+    Ledgered,
+    Measure,
+    Member,
+    Population,
+    Settings,
+    Sums,
+)
+from control_plane.domain.experiment import Assignment, Experiment, Phase, decision, rules_of
+from control_plane.domain.intake import HASHED, MAX_BALANCED, Method, late_blocks
+from control_plane.domain.statistics.proportions import Undefined
+from control_plane.services.work import Work
+from control_plane.store.events import Total
+from control_plane.store.looks import LookRow, Snapshot
+from shared.ids import show_id
+from shared.moment import to_rfc3339
+
+UNCOMPARED = {
+    Type.PERSONALIZATION: Undefined.NOT_RANDOMIZED,
+    Type.SWITCHBACK: Undefined.SWITCHBACK_NOT_COMPUTED,
+}
+"""Types whose variants are not compared, and why."""
+_FAILED = ("refused", "rolled_back", "stuck")
+"""States of a deployment that leave a host without its variant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Sums of the members, whatever the metric: (count, units, value) by (participant, variant id) and event name."""
+
+    totals: dict[tuple[str, bytes], dict[str, dict[str, tuple[int, int, int]]]]
+
+    def sums(self, members: Sequence[tuple[str, bytes]], metric: Json, population: str) -> Sums:
+        """What a metric is computed from, in the members' order."""
+        rows = [self.totals.get(member, {}) for member in members]
+
+        def column(name: str, place: int) -> tuple[int, ...]:
+            return tuple(row.get(name, {}).get(population, (0, 0, 0))[place] for row in rows)
+
+        event = metric["eventName"]
+        denominator = metric.get("denominatorEventName")
+        return Sums(
+            impressions=column("", 0),
+            conversions=column(event, 0),
+            values=column(event, 2),
+            denominators=column(denominator, 0) if denominator else (0,) * len(rows),
+        )
+
+
+def seen(totals: Iterable[Total]) -> Seen:
+    """Totals by whom and what."""
+    found: dict[tuple[str, bytes], dict[str, dict[str, tuple[int, int, int]]]] = {}
+    for item in totals:
+        of = found.setdefault((item.participant, item.variant_id), {})
+        of[item.event_name] = {"assigned": item.assigned, "delivered": item.delivered}
+    return Seen(totals=found)
+
+
+def snapshot(found: Seen, members: Sequence[tuple[str, bytes]]) -> Snapshot:
+    """What a look keeps of it."""
+    names = sorted({name for member in members for name in found.totals.get(member, {})} | {""})
+    return {
+        "participants": [[participant, variant_id.hex()] for participant, variant_id in members],
+        "sums": {
+            population: {
+                name: [
+                    list(found.totals.get(member, {}).get(name, {}).get(population, (0, 0, 0)))
+                    for member in members
+                ]
+                for name in names
+            }
+            for population in ("assigned", "delivered")
+        },
+    }
+
+
+def remembered(kept: Snapshot) -> Seen:
+    """What a look saw."""
+    found: dict[tuple[str, bytes], dict[str, dict[str, tuple[int, int, int]]]] = {}
+    for population, names in kept["sums"].items():
+        for name, rows in names.items():
+            for (participant, variant), row in zip(kept["participants"], rows, strict=True):
+                of = found.setdefault((participant, bytes.fromhex(variant)), {}).setdefault(name, {})
+                of[population] = (row[0], row[1], row[2])
+    return Seen(totals=found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seating:
+    """Who has which variant in a phase, each pair once, and what is known of the draw."""
+
+    experiment: Experiment
+    phase: Phase | None
+    assignments: tuple[Assignment, ...]
+    """The first of every pair of participant and variant."""
+
+    @property
+    def members(self) -> list[tuple[str, bytes]]:
+        """(participant, variant id)."""
+        return [(item.participant, item.variant_id) for item in self.assignments if item.variant_id]
+
+
+def seating(work: Work, experiment: Experiment, phase: Phase | None) -> Seating:
+    """Everybody who has, had or will have a variant in the phase."""
+    pairs: dict[tuple[str, bytes], Assignment] = {}
+    for item in work.store.experiments.assignments(phase.id) if phase else []:
+        if item.variant_id is not None:
+            pairs.setdefault((item.participant, item.variant_id), item)
+    return Seating(experiment=experiment, phase=phase, assignments=tuple(pairs.values()))
+
+
+def evidence(
+    seated: Seating,
+    metric: Json,
+    population: Population,
+    sums: Sums,
+    *,
+    primary: bool,
+    about: Json,
+    looks: Sequence[Ledgered] = (),
+    other_looks: Sequence[Ledgered] = (),
+    exclusions: Sequence[Excluded] = (),
+    findings: Sequence[Json] = (),
+    next_look_at: int | None = None,
+) -> Evidence:
+    """The evidence of one metric in one population."""
+    experiment, phase = seated.experiment, seated.phase
+    keys = {variant.id: variant.key for variant in experiment.variants}
+    weights = phase.weights if phase else {variant.id: variant.weight for variant in experiment.variants}
+    reachable = decision(experiment, seated.assignments)
+    uncompared = UNCOMPARED.get(experiment.type)
+    return Evidence(
+        about=about,
+        measure=Measure(
+            name=metric["eventName"],
+            kind=metric.get("kind", "proportion"),
+            goal=metric.get("goal", "increase"),
+            margin=metric.get("margin"),
+            effect=metric.get("minimumDetectableEffect"),
+        ),
+        primary=primary,
+        population=population,
+        settings=settings_of(seated),
+        seed=(phase.seed if phase else experiment.seed).hex(),
+        arms=tuple(
+            Arm(
+                id=show_id(variant.id),
+                key=variant.key,
+                name=variant.name,
+                is_control=variant.is_control,
+                weight=weights.get(variant.id, 0),
+            )
+            for variant in experiment.arms
+        ),
+        members=tuple(
+            Member(
+                participant=item.participant,
+                arm=keys[item.variant_id],
+                block=item.block,
+                stratum=item.stratum,
+                planned=planned(item, phase),
+            )
+            for item in seated.assignments
+            if item.variant_id is not None
+        ),
+        sums=sums,
+        looks=tuple(looks),
+        other_looks=tuple(other_looks),
+        next_look_at=None if next_look_at is None else to_rfc3339(next_look_at),
+        replays=_replays(seated),
+        hashed=phase is not None and phase.algorithm == HASHED,
+        reachable=None if reachable is None or reachable.cycles is not None else reachable.reachable,
+        exclusions=tuple(exclusions),
+        uncompared=None if uncompared is None else uncompared.value,
+        findings=tuple(findings),
+    )
+
+
+def planned(item: Assignment, phase: Phase | None) -> bool:
+    """It was there when the phase began."""
+    return phase is None or (
+        item.from_at <= phase.opened_at and not item.block.startswith(late_blocks(phase.number))
+    )
+
+
+def settings_of(seated: Seating) -> Settings:
+    """How the phase is analysed: unless it says so, a closed list that was drawn in blocks by the path test."""
+    analysis = seated.experiment.design.analysis
+    closed = bool(seated.experiment.selector.get("ids")) and len(seated.assignments) <= MAX_BALANCED
+    hashed = seated.phase is not None and seated.phase.algorithm == HASHED
+    return Settings(
+        alpha=analysis.alpha,
+        decision=analysis.decision or ("path_test" if closed and not hashed else "sequence"),
+        horizon_days=float(analysis.horizon_days),
+        power=analysis.power,
+        effect=analysis.minimum_detectable_effect,
+        tuning=analysis.tuning,
+        variance=analysis.variance,
+        prior=(analysis.prior.a, analysis.prior.b),
+    )
+
+
+def _replays(seated: Seating) -> bool | None:
+    """Whether the draw, repeated, gives the record; None where it is not one draw."""
+    phase, experiment = seated.phase, seated.experiment
+    if phase is None or phase.algorithm != ALGORITHM:
+        return None
+    keys = {variant.id: variant.key for variant in experiment.variants}
+    placements = [
+        Placement(
+            participant=item.participant,
+            arm=keys[item.variant_id],
+            stratum=item.stratum,
+            block=item.block,
+            position=item.position,
+        )
+        for item in seated.assignments
+        if item.variant_id is not None and item.drawn is Method.RANDOMIZED and planned(item, phase)
+    ]
+    return replay(placements, rules_of(experiment, seed=phase.seed).arms, seed=phase.seed)
+
+
+def exclusions(work: Work, seated: Seating) -> tuple[Excluded, ...]:
+    """Who of each arm is left out of `delivered`, as things stand, and why; everybody for one reason."""
+    experiment, phase = seated.experiment, seated.phase
+    if phase is None:
+        return ()
+    keys = {variant.id: variant.key for variant in experiment.variants}
+    people: Counter[tuple[str, str]] = Counter()
+    missed: Counter[tuple[str, str]] = Counter()
+    for row in work.store.findings.seated(experiment.id, phase.id, now=work.now):
+        reason = ""
+        if row.forced:
+            reason = "forced"
+        elif row.deployment in _FAILED:
+            reason = row.deployment
+        elif row.impressions and not row.delivered:
+            reason = "never_delivered"
+        if reason:
+            people[keys[row.variant_id], reason] += 1
+            missed[keys[row.variant_id], reason] += row.impressions - row.delivered
+    return tuple(
+        Excluded(arm=arm, reason=reason, participants=count, impressions=missed[arm, reason])
+        for (arm, reason), count in sorted(people.items())
+    )
+
+
+def ledgered(
+    rows: Sequence[LookRow], metric: Json, population: str, snapshots: Sequence[Sums] = ()
+) -> tuple[Ledgered, ...]:
+    """The recorded looks of this metric, as far as they were taken of it; with the sums they saw, if given."""
+    wanted = fingerprint(metric)
+    found = []
+    for at, row in enumerate(rows):
+        primary = row.decisions.get("primary") or {}
+        if primary.get("metric") != wanted:
+            continue
+        found.append(
+            Ledgered(
+                number=row.number,
+                at=to_rfc3339(row.at),
+                cut_off=to_rfc3339(row.cut_off),
+                day=primary["day"],
+                comparisons=tuple(primary[population]),
+                guardrails=tuple(row.decisions.get("guardrails", ())),
+                sums=snapshots[at] if snapshots else None,
+            )
+        )
+    return tuple(found)
+
+
+def fingerprint(metric: Json) -> dict[str, Any]:
+    """What makes two metrics the same question."""
+    defaults = {"kind": "proportion", "goal": "increase"}
+    names = ("eventName", "kind", "goal", "denominatorEventName")
+    return {name: metric.get(name) or defaults.get(name) for name in names}

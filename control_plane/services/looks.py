@@ -1,0 +1,162 @@
+"""The ledger of looks: after each UTC day, what everybody did so far and what that decides, for good.
+
+A look is computed over a reading and recorded in the transaction that takes its timer, so nothing waits for the
+computing, a crash in between repeats it, and nothing is recorded twice. Days that passed while the process was
+away each get their look, with what is known when it is back.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from control_plane.domain import evidence as domain
+from control_plane.domain import requests
+from control_plane.domain.evidence import Json
+from control_plane.domain.experiment import Experiment, Phase
+from control_plane.services import evidence, metrics, timers
+from control_plane.services.evidence import Seating, Seen
+from control_plane.services.experiments import find
+from control_plane.services.work import Work
+from control_plane.store.looks import LookRow, Snapshot
+from shared.moment import SECOND, utc_day
+
+DAY = 86_400 * SECOND
+
+Prepared = list[tuple[LookRow, Snapshot]]
+
+
+def prepare(work: Work, request: requests.ById) -> Prepared:
+    """The looks that are due and not on record, oldest first, of every phase of the present run."""
+    experiment = find(work, request.id)
+    found: Prepared = []
+    for phase in work.store.experiments.phases(experiment.id, experiment.run):
+        found += _of_phase(work, experiment, phase)
+    return found
+
+
+def record(work: Work, request: requests.ById, prepared: Prepared) -> None:
+    """What was prepared is on record, as far as it is new, and the next look has its timer."""
+    experiment = find(work, request.id)
+    present = {phase.id for phase in work.store.experiments.phases(experiment.id, experiment.run)}
+    fresh = []
+    for look, kept in prepared:
+        last = work.store.looks.last_day(look.phase_id)
+        if look.phase_id in present and (last is None or look.day > last):
+            fresh.append((replace(look, at=work.now), kept))
+    work.store.looks.add(fresh)
+    timers.schedule(work, experiment)
+
+
+def _of_phase(work: Work, experiment: Experiment, phase: Phase) -> Iterator[tuple[LookRow, Snapshot]]:
+    days = list(_due(work, experiment, phase))
+    if not days:
+        return
+    seated = evidence.seating(work, experiment, phase)
+    earlier = work.store.looks.snapshots(phase.id)
+    for number, day in enumerate(days, start=len(earlier) + 1):
+        found = evidence.seen(work.store.events.totals(phase.id, until=day))
+        kept = evidence.snapshot(found, seated.members)
+        cut_off = min((day + 1) * DAY, phase.closed_at or work.now)
+        look = LookRow(
+            phase_id=phase.id,
+            number=number,
+            day=day,
+            cut_off=cut_off,
+            at=work.now,
+            decisions=_decisions(work, seated, [*earlier, kept], cut_off),
+        )
+        earlier.append(kept)
+        yield look, kept
+
+
+def _due(work: Work, experiment: Experiment, phase: Phase) -> Iterator[int]:
+    """The closed UTC days of the phase without a look."""
+    last = work.store.looks.last_day(phase.id)
+    first = utc_day(phase.opened_at) if last is None else last + 1
+    end = utc_day(work.now - timers.GRACE) - 1
+    for ended in (phase.closed_at, experiment.completed_at):
+        if ended is not None:
+            end = min(end, utc_day(ended))
+    yield from range(first, end + 1)
+
+
+def _decisions(work: Work, seated: Seating, snapshots: Sequence[Snapshot], cut_off: int) -> dict[str, Any]:
+    """What is recorded of a look: the comparisons of the primary metric, the guardrails, and who was left out."""
+    assert seated.phase is not None
+    days = _days(work, seated.phase, len(snapshots), cut_off)
+    wanted = metrics.by_value(work, seated.experiment.metrics)
+    seen = [evidence.remembered(kept) for kept in snapshots]
+    found: dict[str, Any] = {
+        "standings": {
+            population: work.store.events.not_counted(seated.phase.id, population=population)
+            for population in ("assigned", "delivered")
+        },
+        "lost": work.store.events.lost(seated.experiment.id),
+        "exclusions": [
+            item.model_dump(mode="json", by_alias=True) for item in evidence.exclusions(work, seated)
+        ],
+        "primary": None,
+        "guardrails": [],
+    }
+    primary = wanted.get("primary")
+    if primary is None or not _comparable(seated):
+        return found
+    found["primary"] = {
+        "metric": evidence.fingerprint(primary),
+        "day": days[-1],
+        **{
+            population: _compared(seated, primary, population, seen, days)
+            for population in ("assigned", "delivered")
+        },
+    }
+    guardrails = wanted["guardrail"]
+    for metric in guardrails:
+        item = _evidence(seated, metric, "assigned", seen[-1])
+        shots = _shots(item, seated, metric, "assigned", seen, days)
+        found["guardrails"] += domain.guardrail(item, shots, guardrails=len(guardrails))
+    return found
+
+
+def _comparable(seated: Seating) -> bool:
+    experiment = seated.experiment
+    weighted = [
+        variant for variant in experiment.variants if seated.phase and seated.phase.weights.get(variant.id)
+    ]
+    compared = experiment.type not in evidence.UNCOMPARED
+    return compared and experiment.control in weighted and len(weighted) > 1 and bool(seated.assignments)
+
+
+def _compared(
+    seated: Seating, metric: Json, population: domain.Population, seen: Sequence[Seen], days: Sequence[float]
+) -> list[Json]:
+    item = _evidence(seated, metric, population, seen[-1])
+    return list(domain.look(item, _shots(item, seated, metric, population, seen, days)))
+
+
+def _evidence(seated: Seating, metric: Json, population: domain.Population, seen: Seen) -> domain.Evidence:
+    sums = seen.sums(seated.members, metric, population)
+    return evidence.evidence(seated, metric, population, sums, primary=True, about={})
+
+
+def _shots(
+    item: domain.Evidence,
+    seated: Seating,
+    metric: Json,
+    population: str,
+    seen: Sequence[Seen],
+    days: Sequence[float],
+) -> list[Any]:
+    return [
+        domain.snapshot_of(item, one.sums(seated.members, metric, population), day=day)
+        for one, day in zip(seen, days, strict=True)
+    ]
+
+
+def _days(work: Work, phase: Phase, count: int, cut_off: int) -> list[float]:
+    """How many days after the phase's beginning each look's cut-off is, the last one's given."""
+    cut_offs = [look.cut_off for look in work.store.looks.all(phase.id)]
+    # Looks that are prepared together are not on record yet: they end with their days.
+    while len(cut_offs) < count - 1:
+        before = cut_offs[-1] if cut_offs else phase.opened_at
+        cut_offs.append((utc_day(before) + 1) * DAY)
+    return [(moment - phase.opened_at) / DAY for moment in [*cut_offs, cut_off]]
