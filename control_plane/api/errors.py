@@ -103,6 +103,7 @@ REASONS = {
     "METRIC_IN_USE": "drafts name the saved metric; they are listed",
     "METRIC_NOT_FOUND": "no saved metric of the project has this id or key",
     "NO_HELLO": "an agent's stream has to begin with Hello",
+    "PHASE_NOT_FOUND": "the run has no such phase",
     "NO_PHASES": "the experiment's type knows no other split",
     "OUTSIDE_LABELS": "this reaches beyond the labels that the key is limited to",
     "PARTICIPANT_NOT_FOUND": "no participant of the project has this id",

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from control_plane.cli import show
 from control_plane.cli.live import Shape
-from control_plane.cli.results import bar, chance, differences, percent, scale_of
+from control_plane.cli.sheet import bar, chance, differences, percent, scale_of
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 FEWEST_EVENTS = 3

@@ -8,12 +8,12 @@ from control_plane.domain import requests
 from control_plane.domain.evidence import Evidence, Excluded, Json, Population, Sums
 from control_plane.domain.experiment import Experiment, Phase
 from control_plane.domain.metrics import shown
-from control_plane.services import evidence, findings, metrics
+from control_plane.services import asked, evidence, findings
 from control_plane.services.evidence import Seating
 from control_plane.services.timers import Kind
 from control_plane.services.work import Work
 from control_plane.store.looks import LookRow
-from shared.errors import Fault, Invalid, NotFound
+from shared.errors import NotFound
 from shared.ids import show_id
 from shared.moment import to_rfc3339, utc_day
 
@@ -38,8 +38,9 @@ def get(work: Work, request: requests.GetResults) -> Results:
     experiment = work.store.experiments.find(work.project_id, request.id)
     if experiment is None or not work.caller.sees(experiment.labels):
         raise NotFound(f"there is no experiment {request.id!r}", reason="EXPERIMENT_NOT_FOUND")
-    phase = _phase(work, experiment, request.phase)
-    metric, primary = _metric(work, experiment, request, phase)
+    phase = asked.phase(work, experiment, request.phase)
+    metric, role = asked.metric(work, experiment, named=request.metric, event_name=request.event_name)
+    primary = role == "primary"
     seated = evidence.seating(work, experiment, phase)
     rows = work.store.looks.all(phase.id) if phase else []
     day = _day(request.as_of)
@@ -64,7 +65,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
         kept = [evidence.remembered(item) for item in work.store.looks.snapshots(phase.id)[: len(rows)]]
         snapshots = [item.sums(seated.members, metric, request.population) for item in kept]
     sums = seen.sums(seated.members, metric, request.population)
-    about = _about(work, experiment, phase, metric, request, last, past=past)
+    about = _about(work, experiment, phase, request, last, past=past)
     found = evidence.evidence(
         seated,
         metric,
@@ -73,6 +74,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
         primary=primary,
         about={
             **about,
+            "metric": shown(metric, role),
             "groupBy": request.group_by or None,
             "groups": _groups(seated, sums, request.group_by),
         },
@@ -83,16 +85,6 @@ def get(work: Work, request: requests.GetResults) -> Results:
         next_look_at=None if past else _next_look(work, experiment),
     )
     return Results(experiment=experiment, evidence=found, with_inputs=inputs)
-
-
-def _phase(work: Work, experiment: Experiment, wanted: str) -> Phase | None:
-    """The phase of this id or number in the present run; the present one unless another is named."""
-    if not wanted:
-        return experiment.phase
-    for phase in work.store.experiments.phases(experiment.id, experiment.run):
-        if wanted in (str(phase.number), show_id(phase.id)):
-            return phase
-    raise NotFound(f"{experiment.key} has no phase {wanted!r} in this run", reason="PHASE_NOT_FOUND")
 
 
 def _day(text: str | None) -> int | None:
@@ -118,7 +110,6 @@ def _about(
     work: Work,
     experiment: Experiment,
     phase: Phase | None,
-    metric: Json,
     request: requests.GetResults,
     last: LookRow | None,
     *,
@@ -140,7 +131,6 @@ def _about(
         "phase": phase.number if phase else None,
         "asOf": request.as_of,
         "computedAt": to_rfc3339(last.at if last else work.now),
-        "metric": shown(metric, _role(experiment, metric)),
         "analysisFingerprint": experiment.analysis_fingerprint,
         "planChanged": experiment.plan_changed,
         "exposureEvidence": "disk",
@@ -174,15 +164,6 @@ def _next_look(work: Work, experiment: Experiment) -> int | None:
     return min(ahead, default=None)
 
 
-def _role(experiment: Experiment, metric: Json) -> str | None:
-    """Where the metric stands in the experiment; None for one that does not."""
-    for role in ("primary", "secondary", "guardrail"):
-        declared = experiment.metrics.get(role) or []
-        if metric in (declared if isinstance(declared, list) else [declared]):
-            return role
-    return None
-
-
 def _groups(seated: Seating, sums: Sums, label: str) -> list[Json]:
     """Counts by the value of a label at assignment and by variant: a description, for nothing was drawn by it."""
     if not label:
@@ -214,42 +195,6 @@ def _groups(seated: Seating, sums: Sums, label: str) -> list[Json]:
         }
         for value, arms in sorted(found.items(), key=lambda item: (item[0] is None, item[0] or ""))
     ]
-
-
-def _metric(
-    work: Work, experiment: Experiment, request: requests.GetResults, phase: Phase | None
-) -> tuple[Json, bool]:
-    """The metric that is asked for, as declared, and whether the looks are of it.
-
-    By its id, key or name, or of the event that is asked for, else the primary, else the only one ever reported.
-    """
-    measured = metrics.by_value(work, experiment.metrics)
-    primary = measured.get("primary")
-    declared = [*([primary] if primary else []), *measured["secondary"], *measured["guardrail"]]
-    if request.metric:
-        named = [
-            item for item in declared if request.metric in (item.get("id"), item.get("key"), item.get("name"))
-        ]
-        if named:
-            return named[0], named[0] is primary
-        saved = metrics.find(work, request.metric)
-        return metrics.copy_of(saved), False
-    if request.event_name:
-        of_event = [item for item in declared if item["eventName"] == request.event_name]
-        if of_event:
-            return of_event[0], of_event[0] is primary
-        return {"eventName": request.event_name, "kind": "proportion", "goal": "increase"}, False
-    if primary:
-        return dict(primary), True
-    seen = work.store.events.event_names(phase.id) if phase else []
-    if len(seen) > 1:
-        fault = Fault(
-            field="eventName",
-            message=f"several conversions were reported: {', '.join(seen)}",
-            remedy="name one, or set metrics.primary",
-        )
-        raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
-    return {"eventName": seen[0] if seen else "conversion", "kind": "proportion", "goal": "increase"}, False
 
 
 def summarise_phase(work: Work, experiment: Experiment) -> list[dict[str, Any]]:

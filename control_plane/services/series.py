@@ -1,14 +1,12 @@
 """Use cases of the daily series: tallies by day, of an experiment's present phase. Raw events are never read."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from control_plane.domain.experiment import Experiment
 from control_plane.domain.series import GetTimeSeries, OnDay, Window, days, fingerprint, window
-from control_plane.services import metrics
+from control_plane.services import asked
 from control_plane.services.experiments import find
 from control_plane.services.work import Work
-from shared.errors import Fault, Invalid
 from shared.moment import utc_day
 
 
@@ -32,7 +30,7 @@ def get(work: Work, request: GetTimeSeries) -> Series:
     conversion, and where more than 366 days are asked for.
     """
     experiment = find(work, request.id)
-    metric = chosen(work, experiment, metric=request.metric, event_name=request.event_name)
+    metric, _ = asked.metric(work, experiment, named=request.metric, event_name=request.event_name)
     event_name = metric["eventName"]
     within = None
     if experiment.phase is not None:
@@ -82,34 +80,3 @@ def daily(
     """Every day of the window in a phase of the experiment, from tallies."""
     counted = work.store.series.by_day(phase_id, event_name, population=population)
     return tuple(days(counted, tuple(variant.id for variant in experiment.arms), within))
-
-
-def chosen(work: Work, experiment: Experiment, *, metric: str, event_name: str) -> dict[str, Any]:
-    """The metric that is asked for: by its id, key or event; else the primary, else of what was reported.
-
-    Raises NotFound for a metric there is not, and Invalid where both are named or it is unclear which.
-    """
-    if metric and event_name:
-        raise _refusal("metric", "stands beside eventName", "name the metric or the event, not both")
-    own = metrics.by_value(work, experiment.metrics)
-    primary = own.get("primary")
-    declared = [*([primary] if primary else []), *own["secondary"], *own["guardrail"]]
-    if metric:
-        named = [item for item in declared if metric in (item.get("id"), item.get("key"))]
-        named = named or [item for item in declared if metric == item["eventName"]]
-        return dict(named[0] if named else metrics.find(work, metric).definition)
-    if event_name:
-        of_event = [item for item in declared if item["eventName"] == event_name]
-        return dict(of_event[0]) if of_event else {"eventName": event_name, "goal": "increase"}
-    if primary:
-        return dict(primary)
-    seen = work.store.events.event_names(experiment.phase.id) if experiment.phase else []
-    if len(seen) > 1:
-        message = f"several conversions were reported: {', '.join(seen)}"
-        raise _refusal("eventName", message, "name one, or set metrics.primary")
-    return {"eventName": seen[0] if seen else "conversion", "goal": "increase"}
-
-
-def _refusal(field: str, message: str, remedy: str) -> Invalid:
-    fault = Fault(field=field, message=message, remedy=remedy)
-    return Invalid(f"{field}: {message}", reason="INVALID_FIELDS", faults=[fault])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.cli.results import BAR_CELLS, bar, differences
+from control_plane.cli.sheet import BAR_CELLS, bar, differences
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.cli.conftest import Run
 from tests.support.plane import Plane
@@ -46,7 +46,8 @@ async def test_results_are_told_on_a_narrow_screen(plane: Plane, ctl: Run, manif
     assert "no impressions yet (NO_IMPRESSIONS)" in draft.out
     assert "delivered: only while the assigned variant was on disk: Friendly 0/0" in draft.out
     tables = draft.out.split("Friendly: no")[0].splitlines()[1:]
-    assert len(tables) == 6
+    assert tables[0] == "verdict: insufficient data: nobody has had an impression yet"
+    assert len(tables) == 7
     assert max(len(line) for line in tables) <= 80
     assert (await ctl("results", "soul-tone", "--population", "nonsense")).code == 2
 
@@ -61,10 +62,12 @@ def numbers(**fields: Any) -> pb.VariantResult:
     [
         (numbers(difference=-0.021), "B against A: -2.1 points"),
         (
-            numbers(difference=0.1, difference_interval=pb.Interval(low=-0.05, high=0.25), p_value=0.0421),
+            numbers(
+                difference=0.1, difference_interval=pb.Interval(low=-0.05, high=0.25), p_value_adjusted=0.0421
+            ),
             "B against A: +10.0 points (90 %: -5.0 … +25.0), p = 0.042",
         ),
-        (numbers(difference=0.1, p_value=0.00001), "B against A: +10.0 points, p < 0.001"),
+        (numbers(difference=0.1, p_value_adjusted=0.00001), "B against A: +10.0 points, p < 0.001"),
         (numbers(), None),
     ],
 )

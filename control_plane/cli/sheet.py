@@ -1,0 +1,301 @@
+"""Results on a screen: the verdict and why, counts, rates with their intervals as bars, and why a number is absent."""
+
+from collections.abc import Iterator, Sequence
+
+from rich.text import Text
+
+from control_plane.cli import show
+from control_plane.cli.session import Session
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+BAR_CELLS = 25
+
+_MEANING = {
+    "assigned": "everything an assigned participant did, whatever was on disk",
+    "delivered": "only while the assigned variant was on disk",
+}
+_REASONS = {
+    "NO_IMPRESSIONS": "no impressions yet",
+    "TOO_FEW_PARTICIPANTS": "fewer than two participants with impressions",
+    "TOO_FEW_DATA": "fewer than ten conversions, or five participants in a variant",
+    "NO_VARIATION": "its participants do not differ",
+    "ONE_IMPRESSION_EACH": "every participant has one impression",
+    "CONVERSIONS_EXCEED_IMPRESSIONS": "more conversions than impressions",
+    "NO_CONTROL": "there is no control to compare with",
+    "NO_BASELINE": "control cannot be told from 0",
+    "NO_LOOK_YET": "the first look is taken once the first UTC day is closed",
+    "NO_ALPHA_YET": "too early in the horizon for any level to be spent",
+    "NOT_OF_THIS_KIND": "told of proportions only",
+}
+_QUIET = {"IS_CONTROL", "IS_A_PROPORTION", "NO_LOOK_YET"}
+"""Reasons that go without saying: the headline has them."""
+_UNCOMPARED = {
+    "SWITCHBACK_NOT_COMPUTED": "blocks of a switchback are not analysed yet, and summed up they prove nothing",
+    "NOT_RANDOMIZED": "rules chose the variants, so they are not compared: who has which differs in more than it",
+}
+
+
+def print_results(session: Session, found: pb.Results, *, beside: pb.Results | None = None) -> None:
+    """Everything that is known, for a person; `beside`: the other population."""
+    _headline(session, found)
+    for line in verdict_lines(found):
+        show.say(session.out, line)
+    _counts(session, found)
+    _bars(session, found)
+    for line in (*differences(found), *guardrails(found), *left_out(found)):
+        show.say(session.out, line)
+    _absent(session, found)
+    if beside is not None:
+        _beside(session, beside)
+    _not_counted(session, found)
+
+
+def print_groups(session: Session, found: pb.Results) -> None:
+    """Counts by the value of a label."""
+    show.print_table(
+        session.out,
+        (found.group_by, "variant", "participants", "impressions", "conversions", "rate"),
+        (
+            (
+                (group.value if group.HasField("value") else "(none)") if not place else "",
+                item.key,
+                item.participants,
+                item.impressions,
+                item.conversions,
+                percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
+            )
+            for group in found.groups
+            for place, item in enumerate(group.variants)
+        ),
+        empty="nobody is assigned",
+        right=("participants", "impressions", "conversions", "rate"),
+    )
+
+
+def _headline(session: Session, found: pb.Results) -> None:
+    metric = f"{found.metric.event_name} ({show.word(found.metric, 'goal')})"
+    past = f"; as of {found.as_of}" if found.HasField("as_of") else ""
+    show.say(
+        session.out, f"{found.key} is {show.word(found, 'status')}; {metric}; {_population(found)}{past}"
+    )
+
+
+def _population(found: pb.Results) -> str:
+    return f"{found.population}: {_MEANING.get(found.population, '')}".rstrip(": ")
+
+
+def _counts(session: Session, found: pb.Results) -> None:
+    show.print_table(
+        session.out,
+        ("variant", "exposed", "impressions", "conversions", "rate", "P(best)"),
+        (
+            (
+                _name(item),
+                f"{item.participants_exposed} of {item.participants}",
+                item.impressions,
+                item.conversions,
+                percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
+                chance(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
+            )
+            for item in found.variants
+        ),
+        empty="there are no variants yet",
+        right=("exposed", "impressions", "conversions", "rate", "P(best)"),
+    )
+
+
+def _bars(session: Session, found: pb.Results) -> None:
+    scale = scale_of(found.variants)
+    if scale is None:
+        return
+    show.print_table(
+        session.out,
+        (f"{_level(found)} credible", _axis(scale), ""),
+        (
+            (_name(item), Text(bar(item, scale)), _interval(item.credible_interval))
+            for item in found.variants
+            if item.HasField("credible_interval")
+        ),
+        empty="",
+    )
+
+
+def _name(item: pb.VariantResult) -> str:
+    return f"{item.name} (control)" if item.is_control else item.name
+
+
+def _level(found: pb.Results) -> str:
+    return f"{100 * (1 - found.alpha):g} %"
+
+
+def verdict_lines(found: pb.Results) -> Iterator[str]:
+    """What it says, in words: the status, the facts behind it, and when that may change."""
+    if not found.HasField("verdict"):
+        return
+    said = found.verdict
+    name = f" {said.variant}" if said.HasField("variant") else ""
+    facts = "; ".join(reason.message for reason in said.reasons)
+    yield (
+        f"verdict: {said.status.replace('_', ' ')}{name}: {facts}"
+        if facts
+        else f"verdict: {said.status}{name}"
+    )
+    if said.HasField("decidable_at") and said.status in ("undecided", "insufficient_data"):
+        yield f"next look: {show.moment(said, 'decidable_at')}"
+
+
+def why(found: pb.Results) -> Iterator[str]:
+    """Every fact behind the verdict, with its formula and what went into it."""
+    method = found.method
+    if not found.HasField("verdict"):
+        yield "there is no verdict: it is given on the primary metric, over everybody who was assigned"
+        return
+    yield (
+        f"decided by: {method.decision}; alpha {found.alpha:g} over {method.horizon_days:g} days,"
+        f" {method.correction} over the variants; power {method.power:g} for a change of"
+        f" {100 * method.minimum_detectable_effect:g} %; variance {method.variance}"
+    )
+    for reason in found.verdict.reasons:
+        yield f"{reason.code}: {reason.message}"
+        if reason.formula:
+            yield f"  {reason.formula}"
+        for key, value in show.to_json(reason).get("inputs", {}).items():
+            yield f"  {key} = {value}"
+    if found.HasField("srm"):
+        kept = "" if not found.srm.HasField("replays") else (
+            "; the draw, repeated, gives the record" if found.srm.replays else "; the draw, repeated, differs"
+        )  # fmt: skip
+        yield f"comparable: p = {found.srm.with_data_p_value:.3f} that having data is no matter of the variant{kept}"
+    for look in found.looks:
+        for item in look.comparisons:
+            limit = f"{item.critical:.3f}" if item.HasField("critical") else "none yet"
+            seen = f"{item.statistic:.3f}" if item.HasField("statistic") else "none"
+            crossed = " crossed" if item.crossed else ""
+            yield f"look {look.number}, day {look.day:.2f}: {item.variant} {seen}, critical {limit}{crossed}"
+
+
+def differences(found: pb.Results) -> Iterator[str]:
+    """Each variant against control, in a sentence with as much as is known."""
+    control = next((item.name for item in found.variants if item.is_control), "control")
+    for item in found.variants:
+        if item.is_control or not item.HasField("difference"):
+            continue
+        text = f"{item.name} against {control}: {_change(found, item.difference)}"
+        if item.HasField("lift"):
+            text += f", {100 * item.lift:+.1f} %"
+        if item.HasField("difference_interval"):
+            text += f" ({_level(found)}: {_span(found, item.difference_interval)})"
+        if item.HasField("p_value_adjusted"):
+            p = item.p_value_adjusted
+            text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+        if not item.HasField("difference_interval") and item.HasField("sequential"):
+            text += f" (at any moment: {_span(found, item.sequential.difference_interval)})"
+        yield text
+
+
+def guardrails(found: pb.Results) -> Iterator[str]:
+    """How each variant stands on each guardrail."""
+    for item in found.guardrails:
+        yield f"guardrail {item.metric}: {item.variant} {item.state.replace('_', ' ')}"
+
+
+def left_out(found: pb.Results) -> Iterator[str]:
+    """Who does not count as delivered, and whether the variants lost alike."""
+    for item in found.exclusions:
+        yield (
+            f"left out of delivered: {item.participants} of {item.variant}, {item.reason.replace('_', ' ')}"
+            f" ({item.impressions} impressions)"
+        )
+    if found.HasField("srm") and found.srm.detected:
+        yield "the variants did not lose alike, so they cannot be compared"
+
+
+def percent(rate: float) -> str:
+    """A rate to a tenth of a per cent."""
+    return f"{100 * rate:.1f} %"
+
+
+def chance(probability: float) -> str:
+    """A probability, never rounded into a certainty."""
+    if 0.0 < probability < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.999 < probability < 1.0 else percent(probability)
+
+
+def _change(found: pb.Results, value: float) -> str:
+    return f"{100 * value:+.1f} points" if _rate(found) else f"{value:+.4g}"
+
+
+def _span(found: pb.Results, interval: pb.Interval) -> str:
+    ends = (interval.low, interval.high)
+    return " … ".join(f"{100 * end:+.1f}" if _rate(found) else f"{end:+.4g}" for end in ends)
+
+
+def _rate(found: pb.Results) -> bool:
+    return found.metric.kind in ("", "proportion")
+
+
+def _interval(interval: pb.Interval) -> str:
+    return f"{100 * interval.low:.1f} … {100 * interval.high:.1f} %"
+
+
+def scale_of(variants: Sequence[pb.VariantResult]) -> tuple[float, float] | None:
+    """What the bars span: from the lowest to the highest end of any interval."""
+    given = [item.credible_interval for item in variants if item.HasField("credible_interval")]
+    if not given:
+        return None
+    low, high = min(interval.low for interval in given), max(interval.high for interval in given)
+    return (low, high) if low < high else (low, low + 1e-9)
+
+
+def _axis(scale: tuple[float, float]) -> str:
+    low, high = f"{100 * scale[0]:.1f}", f"{100 * scale[1]:.1f}"
+    return f"{low}{high:>{BAR_CELLS - len(low)}}"
+
+
+def bar(item: pb.VariantResult, scale: tuple[float, float], width: int = BAR_CELLS) -> str:
+    """The credible interval as a bar on `scale`, the rate as a dot on it."""
+    cells = [" "] * width
+    low = _cell(item.credible_interval.low, scale, width)
+    high = _cell(item.credible_interval.high, scale, width)
+    cells[low : high + 1] = "─" * (high - low + 1)
+    cells[low], cells[high] = "├", "┤"
+    if item.HasField("conversion_rate"):
+        cells[_cell(item.conversion_rate, scale, width)] = "●"
+    return "".join(cells)
+
+
+def _cell(value: float, scale: tuple[float, float], width: int) -> int:
+    share = (value - scale[0]) / (scale[1] - scale[0])
+    return min(width - 1, max(0, round(share * (width - 1))))
+
+
+def _absent(session: Session, found: pb.Results) -> None:
+    codes = {code for item in found.variants for code in item.reasons.values()}
+    for code in sorted(codes & _UNCOMPARED.keys()):
+        show.say(session.out, f"counts only: {_UNCOMPARED[code]} ({code})")
+    for item in found.variants:
+        by_reason: dict[str, list[str]] = {}
+        for name, code in sorted(item.reasons.items()):
+            if code not in _QUIET and code not in _UNCOMPARED:
+                by_reason.setdefault(code, []).append(name)
+        for code, names in sorted(by_reason.items()):
+            why = _REASONS.get(code, "not defined")
+            show.say(session.out, f"{item.name}: no {', '.join(names)}: {why} ({code})")
+
+
+def _beside(session: Session, beside: pb.Results) -> None:
+    rates = [
+        f"{item.name} {item.conversions}/{item.impressions}"
+        + (f" = {percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
+        for item in beside.variants
+    ]
+    show.say(session.out, f"{_population(beside)}: {', '.join(rates)}")
+
+
+def _not_counted(session: Session, found: pb.Results) -> None:
+    if found.rejected:
+        counts = ", ".join(f"{item.count} {item.reason}" for item in found.rejected)
+        show.say(session.out, f"not counted: {counts}")
+    if found.lost.count:
+        show.say(session.out, f"lost on hosts: {found.lost.count} records")
