@@ -21,6 +21,7 @@ from control_plane.domain.evidence import (
     document,
     ends,
     interval_of,
+    look,
     looked,
     plan_of,
     snapshot_of,
@@ -39,6 +40,7 @@ from control_plane.domain.statistics.verdict import (
     standing,
     verdict,
 )
+from shared.errors import Fault, Invalid
 
 
 def answer(evidence: Evidence) -> Json:
@@ -438,3 +440,20 @@ def _sensitive(evidence: Evidence, recorded: Sequence[Look]) -> list[Json]:
             "advice": "trust `assigned`; find out why hosts did not have their variant, by arm, in `exclusions`",
         }
     ]
+
+
+def differing_looks(evidence: Evidence) -> list[int]:
+    """Numbers of the looks whose record does not follow from the sums they saw; raises Invalid where sums are missing.
+
+    p-values are of the looks up to each, so each is computed as if it were the last.
+    """
+    shots = []
+    found = []
+    for item in evidence.looks:
+        if item.sums is None:
+            message = "has no sums; export it with include=inputs"
+            raise Invalid(f"looks.{item.number}: {message}", faults=[Fault(field="looks", message=message)])
+        shots.append(snapshot_of(evidence, item.sums, day=item.day))
+        if list(look(evidence, shots)) != list(item.comparisons):
+            found.append(item.number)
+    return found

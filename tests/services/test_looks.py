@@ -1,0 +1,252 @@
+"""The ledger of looks: each closed day once, what it decided for good, and whatever comes later."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from control_plane.domain import inference, requests
+from control_plane.domain.evidence import Evidence
+from control_plane.services import lifecycle, phases, results
+from shared.errors import NotFound
+from shared.model import Record
+from shared.moment import to_rfc3339
+from tests.services.test_timers import ticking
+from tests.support.builders import World, seconds
+from tests.support.waiting import eventually
+
+DAY = 86_400
+PEOPLE = [f"p{number:02}" for number in range(16)]
+
+
+async def begun(world: World, **fields: Any) -> tuple[bytes, dict[str, str]]:
+    """Sixteen participants in one stratum, started at the beginning of a UTC day: (agent, variant by participant)."""
+    world.clock.jump(DAY - world.clock.now() // 1_000_000 % DAY)
+    uid = await world.agent(*PEOPLE)
+    values = {"metrics": {"primary": {"eventName": "done"}}, **fields}
+    started = await world.start(await world.experiment(*PEOPLE, **values))
+    return uid, await world.assigned(started)
+
+
+def day_of(world: World, assigned: dict[str, str], rates: dict[str, int], *, each: int = 10) -> list[Record]:
+    """A day's records: of `each` impressions a participant converts as many as its variant's rate says."""
+    world.clock.jump(3600)
+    at = world.clock.now() - seconds(10)
+    found = []
+    for index, (participant, variant) in enumerate(sorted(assigned.items())):
+        for number in range(each):
+            subject = f"{participant}-{at}-{number}"
+            found.append(world.impression(participant, at=at, subject=subject))
+            if number < rates[variant] + index % 2:
+                found.append(world.conversion(participant, at=at + 1, subject=subject))
+    return found
+
+
+async def looked(world: World, count: int) -> list[dict[str, Any]]:
+    """So many looks are on record."""
+
+    async def there() -> bool:
+        await world.clock.advance(1.0)
+        return len(await world.rows("select number from look")) >= count
+
+    await eventually(there, within=20, what=f"{count} looks")
+    rows = await world.rows("select number, day, cut_off, at, decisions from look order by phase_id, number")
+    assert len(rows) == count
+    return rows
+
+
+async def close_day(world: World) -> None:
+    """The UTC day is over, and the time that is left for late reports."""
+    world.clock.jump(DAY - world.clock.now() // 1_000_000 % DAY + 16 * 60)
+
+
+async def test_each_closed_day_has_one_look_and_a_crossing_stands(world: World) -> None:
+    """A difference that is found stays found with its very numbers, whatever the days after say."""
+    uid, assigned = await begun(world)
+    assert (await world.answer())["verdict"]["status"] == "insufficient_data"
+    better, worse = {"a": 2, "b": 7}, {"a": 7, "b": 2}
+    async with ticking(world):
+        await world.report(uid, *day_of(world, assigned, better))
+        before = await world.answer()
+        assert before["variants"][1]["reasons"]["differenceInterval"] == "NO_LOOK_YET"
+        assert before["variants"][1]["difference"] == pytest.approx(0.5, abs=0.1)
+        assert before["variants"][1]["sequential"]["differenceInterval"]["low"] < 0.5
+        for number in range(1, 8):
+            await close_day(world)
+            await looked(world, number)
+            await world.report(uid, *day_of(world, assigned, better if number < 4 else worse))
+    found = await world.answer()
+    b = found["variants"][1]
+    assert [look["number"] for look in found["looks"]] == list(range(1, 8))
+    crossing = next(look["comparisons"][0] for look in found["looks"] if look["comparisons"][0]["crossed"])
+    assert (found["verdict"]["status"], found["verdict"]["variant"]) == ("winner", "b")
+    assert b["difference"] == crossing["difference"]
+    assert b["differenceInterval"] == crossing["interval"]
+    assert b["differenceInterval"]["low"] > 0
+    assert b["liftInterval"]["low"] > 0
+    assert b["pValueAdjusted"] <= 0.05
+    assert found["srm"]["replays"] is True
+    audit = await world.rows("select operation from audit where operation = 'Timer.look'")
+    assert len(audit) == 7
+
+
+async def test_what_arrives_late_leaves_the_past_as_it_was(world: World) -> None:
+    """`asOf` answers byte for byte what it answered before, though the numbers of today have grown."""
+    uid, assigned = await begun(world)
+    async with ticking(world):
+        first = day_of(world, assigned, {"a": 2, "b": 5})
+        await world.report(uid, *first)
+        date = to_rfc3339(world.clock.now())[:10]
+        await close_day(world)
+        await looked(world, 1)
+        then = json.dumps(await world.answer(asOf=date))
+        late = [
+            world.impression(PEOPLE[0], at=world.clock.now() - seconds(40_000), subject=f"late-{number}")
+            for number in range(50)
+        ]
+        await world.report(uid, *late)
+        assert json.dumps(await world.answer(asOf=date)) == then
+        assert json.loads(then)["asOf"] == date
+        now = await world.answer()
+        impressions = [sum(arm["impressions"] for arm in x["variants"]) for x in (json.loads(then), now)]
+        assert impressions == [160, 210]
+        await close_day(world)
+        await looked(world, 2)
+    assert json.dumps(await world.answer(asOf=date)) == then
+    assert await world.rows("select count(*) as n from look where cut_off > at") == [{"n": 0}]
+    empty = await world.answer(asOf="2020-01-01")
+    assert (empty["looks"], empty["variants"][0]["participants"]) == ([], 0)
+
+
+async def test_days_without_the_process_get_their_looks_when_it_is_back(world: World) -> None:
+    """One for each day, in order, with what happened up to it; and none twice when it comes back once more."""
+    uid, assigned = await begun(world)
+    await world.report(uid, *day_of(world, assigned, {"a": 2, "b": 5}))
+    world.clock.jump(DAY)
+    await world.report(uid, *day_of(world, assigned, {"a": 5, "b": 4}))
+    world.clock.jump(2 * DAY)
+    await close_day(world)
+    async with ticking(world):
+        rows = await looked(world, 4)
+    async with ticking(world):
+        await world.clock.advance(5)
+    again = await looked(world, 4)
+    assert again == rows
+    assert [row["number"] for row in rows] == [1, 2, 3, 4]
+    assert [b["day"] - a["day"] for a, b in pairwise(rows)] == [1, 1, 1]
+    days = [json.loads(row["decisions"])["primary"]["day"] for row in rows]
+    assert days == pytest.approx([1, 2, 3, 4], abs=0.01)
+    first, second = (json.loads(row["decisions"])["primary"]["assigned"][0] for row in rows[:2])
+    assert first["statistic"] != second["statistic"]
+
+
+async def test_whoever_has_the_inputs_has_the_answer(world: World) -> None:
+    """The evidence, written and read again, answers the same bytes; its looks follow from its sums."""
+    uid, assigned = await begun(
+        world, metrics={"primary": {"eventName": "done"}, "guardrail": [{"eventName": "hurt"}]}
+    )
+    async with ticking(world):
+        for number in range(1, 4):
+            await world.report(uid, *day_of(world, assigned, {"a": 3, "b": 4}))
+            await close_day(world)
+            await looked(world, number)
+    asked = requests.parse(requests.GetResults, {"id": "test", "include": "inputs"})
+    evidence = (await world.do(results.get, asked)).evidence
+    text = evidence.model_dump_json(by_alias=True)
+    read = Evidence.model_validate_json(text)
+    assert read == evidence
+    assert json.dumps(inference.answer(read)) == json.dumps(inference.answer(evidence))
+    assert inference.differing_looks(read) == []
+    changed = json.loads(text)
+    changed["looks"][1]["comparisons"][0]["statistic"] = 9.0
+    assert inference.differing_looks(Evidence.model_validate_json(json.dumps(changed))) == [2]
+
+
+async def test_a_guardrail_that_fails_is_the_verdict(world: World) -> None:
+    """However good the primary metric looks."""
+    harm = {"eventName": "hurt", "goal": "decrease", "margin": 0.1}
+    uid, assigned = await begun(world, metrics={"primary": {"eventName": "done"}, "guardrail": [harm]})
+    async with ticking(world):
+        for number in range(1, 6):
+            records = day_of(world, assigned, {"a": 2, "b": 7}, each=20)
+            at = world.clock.now() - seconds(8)
+            records += [
+                world.conversion(who, name="hurt", at=at, subject=f"{who}-{at - seconds(2)}-{place}")
+                for index, (who, variant) in enumerate(sorted(assigned.items()))
+                for place in range((12 if variant == "b" else 2) + index % 2)
+            ]
+            await world.report(uid, *records)
+            await close_day(world)
+            await looked(world, number)
+    found = await world.answer()
+    assert (found["verdict"]["status"], found["verdict"]["variant"]) == ("guardrail_failed", "b")
+    assert [(item["metric"], item["state"]) for item in found["guardrails"]] == [("hurt", "failed")]
+
+
+async def test_the_last_day_of_an_experiment_has_its_look_and_then_no_more(world: World) -> None:
+    """Completed at noon, the day is looked at once it is closed; nothing is due after that."""
+    uid, assigned = await begun(world)
+    async with ticking(world):
+        await world.report(uid, *day_of(world, assigned, {"a": 2, "b": 5}))
+        world.clock.jump(DAY // 2)
+        ended = world.clock.now()
+        await world.do(lifecycle.complete, requests.Complete(id="test"))
+        assert len(await world.rows("select id from timer where kind = 'look' and done_at is null")) == 1
+        await close_day(world)
+        (only,) = await looked(world, 1)
+        assert abs(only["cut_off"] - ended) < seconds(10)
+        await close_day(world)
+        await world.clock.advance(5)
+        await looked(world, 1)
+    assert await world.rows("select id from timer where done_at is null") == []
+
+
+async def test_every_phase_has_its_own_looks_and_answers_for_itself(world: World) -> None:
+    """A phase that was closed is asked for by its number; there is no other."""
+    uid, assigned = await begun(world)
+    async with ticking(world):
+        await world.report(uid, *day_of(world, assigned, {"a": 2, "b": 5}))
+        await close_day(world)
+        await looked(world, 1)
+        await world.do(
+            phases.open_phase,
+            requests.parse(requests.OpenPhase, {"id": "test", "weights": {"a": 25, "b": 75}}),
+        )
+        await close_day(world)
+        await looked(world, 3)
+    first, second = await world.answer(phase="1"), await world.answer()
+    assert (first["phase"], second["phase"]) == (1, 2)
+    assert sum(arm["impressions"] for arm in first["variants"]) == 160
+    assert sum(arm["impressions"] for arm in second["variants"]) == 0
+    assert [arm["weight"] for arm in first["variants"]] == [50, 50]
+    with pytest.raises(NotFound):
+        await world.answer(phase="3")
+
+
+async def test_a_group_is_described_and_nothing_else(world: World) -> None:
+    """Counts by a label's value at assignment; who has none is last."""
+    uid, assigned = await begun(world)
+    await world.report(uid, *day_of(world, assigned, {"a": 2, "b": 5}))
+    found = await world.answer(groupBy="tier")
+    (group,) = found["groups"]
+    assert (found["groupBy"], group["value"]) == ("tier", None)
+    assert sum(arm["participants"] for arm in group["variants"]) == 16
+    assert set(group["variants"][0]) == {
+        "id", "key", "participants", "impressions", "conversions", "conversionRate"
+    }  # fmt: skip
+
+
+async def test_other_metrics_have_no_verdict_but_an_interval_for_any_moment(world: World) -> None:
+    """A secondary metric, and an event nobody declared."""
+    uid, assigned = await begun(
+        world, metrics={"primary": {"eventName": "other"}, "secondary": [{"eventName": "done"}]}
+    )
+    await world.report(uid, *day_of(world, assigned, {"a": 2, "b": 6}))
+    found = await world.answer(eventName="done")
+    b = found["variants"][1]
+    assert (found["verdict"], found["metric"]["role"]) == (None, "secondary")
+    assert b["differenceInterval"] == b["sequential"]["differenceInterval"]
+    assert b["pValue"] == b["sequential"]["pValue"]
+    delivered = await world.answer(population="delivered")
+    assert delivered["verdict"] is None
