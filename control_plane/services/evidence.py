@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from control_plane.domain.assignment import ALGORITHM, Placement, replay
+from control_plane.domain.assignment import ALGORITHM, replay
 from control_plane.domain.design import Type
 from control_plane.domain.evidence import (
     Arm,
@@ -19,7 +19,14 @@ from control_plane.domain.evidence import (
     Settings,
     Sums,
 )
-from control_plane.domain.experiment import Assignment, Experiment, Phase, decision, rules_of
+from control_plane.domain.experiment import (
+    Assignment,
+    Experiment,
+    Phase,
+    decision,
+    drawn_placements,
+    rules_of,
+)
 from control_plane.domain.intake import HASHED, MAX_BALANCED, Method, late_blocks
 from control_plane.domain.statistics.proportions import Undefined
 from control_plane.services.work import Work
@@ -172,6 +179,7 @@ def evidence(
                 block=item.block,
                 stratum=item.stratum,
                 planned=planned(item, phase),
+                cluster=item.cluster,
             )
             for item in seated.assignments
             if item.variant_id is not None
@@ -218,18 +226,8 @@ def _replays(seated: Seating) -> bool | None:
     phase, experiment = seated.phase, seated.experiment
     if phase is None or phase.algorithm != ALGORITHM:
         return None
-    keys = {variant.id: variant.key for variant in experiment.variants}
-    placements = [
-        Placement(
-            participant=item.participant,
-            arm=keys[item.variant_id],
-            stratum=item.stratum,
-            block=item.block,
-            position=item.position,
-        )
-        for item in seated.assignments
-        if item.variant_id is not None and item.drawn is Method.RANDOMIZED and planned(item, phase)
-    ]
+    drawn = [item for item in seated.assignments if item.drawn is Method.RANDOMIZED and planned(item, phase)]
+    placements = drawn_placements(experiment, drawn)
     return replay(placements, rules_of(experiment, seed=phase.seed).arms, seed=phase.seed)
 
 

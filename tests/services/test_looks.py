@@ -250,3 +250,24 @@ async def test_other_metrics_have_no_verdict_but_an_interval_for_any_moment(worl
     assert b["pValue"] == b["sequential"]["pValue"]
     delivered = await world.answer(population="delivered")
     assert delivered["verdict"] is None
+
+
+async def test_a_cluster_is_one_witness(world: World) -> None:
+    """Where hosts are drawn, hosts are compared: as many units as hosts, however many participants they have."""
+    world.clock.jump(DAY - world.clock.now() // 1_000_000 % DAY)
+    hosts = [await world.agent(f"h{number}-1", f"h{number}-2") for number in range(6)]
+    people = [f"h{number}-{place}" for number in range(6) for place in (1, 2)]
+    fields = {"metrics": {"primary": {"eventName": "done"}}, "analysis": {"clusterBy": "host"}}
+    assigned = await world.assigned(await world.start(await world.experiment(*people, **fields)))
+    assert all(assigned[f"h{number}-1"] == assigned[f"h{number}-2"] for number in range(6))
+    async with ticking(world):
+        for number, uid in enumerate(hosts):
+            own = {name: variant for name, variant in assigned.items() if name.startswith(f"h{number}-")}
+            await world.report(uid, *day_of(world, own, {"a": 2, "b": 6}))
+        await close_day(world)
+        await looked(world, 1)
+    found = await world.answer()
+    assert [arm["participants"] for arm in found["variants"]] == [6, 6]
+    assert found["srm"]["replays"] is True
+    assert found["verdict"]["smallestReachablePValue"] == pytest.approx(2 / 20)
+    assert found["verdict"]["status"] == "inconclusive_design"
