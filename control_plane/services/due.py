@@ -10,11 +10,7 @@ from functools import partial
 from typing import Any
 
 from control_plane.domain import requests
-<<<<<<< HEAD
-from control_plane.services import lifecycle, phases, recalculation
-=======
-from control_plane.services import lifecycle, looks, phases
->>>>>>> b57753f (Results are one function of their evidence; each closed day has its look, recorded for good)
+from control_plane.services import lifecycle, looks, phases, recalculation
 from control_plane.services.timers import ACTOR, Kind
 from control_plane.services.work import Caller, Scope, Services, Work
 from control_plane.store.database import Tx
@@ -88,16 +84,12 @@ class Timers:
             prepared = await self._services.ask(caller, Scope.ADMIN, looks.prepare, request, _as_it_is)
             does = partial(looks.record, prepared=prepared)
         else:
-            does = _USE_CASES[Kind(timer.kind)]
+            does = _USE_CASES[timer.kind]
 
         def use_case(work: Work, request: requests.ById) -> None:
             if not work.store.timers.take(timer.id, now=work.now):
                 raise _Done
-<<<<<<< HEAD
-            _USE_CASES[timer.kind](work, request)
-=======
             does(work, request)
->>>>>>> b57753f (Results are one function of their evidence; each closed day has its look, recorded for good)
 
         await self._services.change(
             caller,

@@ -11,7 +11,7 @@ from control_plane.domain import requests
 from control_plane.domain.experiment import Experiment
 from control_plane.domain.lifecycle import allowed
 from control_plane.domain.series import GetRecalculation, RecalculateTimeSeries, Window, fingerprint
-from control_plane.services import series
+from control_plane.services import asked, series
 from control_plane.services.experiments import find
 from control_plane.services.work import Work
 from control_plane.store.recalculations import DayResult, Job, Progress, RecalculationStore
@@ -69,7 +69,7 @@ def begin(work: Work, request: RecalculateTimeSeries) -> Accepted:
     metric is not, or not any more, the one of the fingerprint.
     """
     experiment = _started(work, request.id)
-    metric = series.chosen(work, experiment, metric=request.metric, event_name="")
+    metric, _ = asked.metric(work, experiment, named=request.metric, event_name="")
     present = fingerprint(experiment, metric)
     if request.fingerprint not in ("", present):
         raise FailedPrecondition(
@@ -143,7 +143,7 @@ def results(work: Work, request: GetRecalculation) -> Results:
     under which nothing was ever asked for.
     """
     experiment = _started(work, request.id)
-    metric = series.chosen(work, experiment, metric=request.metric, event_name="")
+    metric, _ = asked.metric(work, experiment, named=request.metric, event_name="")
     present = fingerprint(experiment, metric)
     wanted = request.fingerprint or present
     store = work.store.recalculations

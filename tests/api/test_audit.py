@@ -24,10 +24,10 @@ BY_RPC = {operation.rpc: operation for operation in OPERATIONS}
 
 
 def kept(plane: Plane) -> list[dict[str, Any]]:
-    """Every entry as it is in the database, oldest first."""
+    """Every entry of a caller as it is in the database, oldest first; what timers do meanwhile is theirs."""
     with closing(sqlite3.connect(plane.data / "variantd.db")) as seen:
         seen.row_factory = sqlite3.Row
-        return [dict(row) for row in seen.execute("select * from audit order by id")]
+        return [dict(row) for row in seen.execute("select * from audit where actor <> 'timer' order by id")]
 
 
 def contents(value: Any) -> Iterator[str]:

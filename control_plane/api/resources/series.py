@@ -1,8 +1,8 @@
 """What is counted day by day."""
 
-from control_plane.api.resources.plans import metric
 from control_plane.api.resources.shown import Json, at, ident
 from control_plane.domain.experiment import Variant
+from control_plane.domain.metrics import shown
 from control_plane.domain.series import Counts, OnDay, date_of
 from control_plane.services.recalculation import Accepted, Results
 from control_plane.services.series import Series
@@ -62,7 +62,7 @@ def _job(job: Job) -> Json:
         "id": show_id(job.id),
         "experimentId": show_id(job.experiment_id),
         "phaseId": show_id(job.phase_id),
-        "metric": metric(job.metric),
+        "metric": shown(job.metric),
         "fingerprint": job.fingerprint,
         "status": job.status.value,
         "startDate": date_of(job.first_day),
@@ -82,7 +82,7 @@ def recalculated(work: Work, found: Results) -> Json:
         "experimentId": show_id(found.experiment.id),
         "key": found.experiment.key,
         "phaseId": show_id(found.phase_id),
-        "metric": metric(found.metric),
+        "metric": shown(found.metric),
         "fingerprint": found.fingerprint,
         "current": found.current,
         "status": found.status.value,
