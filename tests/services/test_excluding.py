@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import experiments, lifecycle, phases, preview, results
+from control_plane.services import experiments, lifecycle, phases, preview
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import show_id
 from shared.moment import SECOND
