@@ -15,6 +15,7 @@ from control_plane.cli import (
     create,
     deploying,
     doctor,
+    drift,
     experiments,
     export,
     findings,
@@ -80,6 +81,13 @@ add(
     apply.apply,
     """variantctl apply -f experiment.yaml --dry-run
     variantctl apply -f experiment.yaml && variantctl experiments start soul-tone""",
+)
+add(
+    app,
+    "diff",
+    drift.diff,
+    """variantctl diff -f experiment.yaml
+    variantctl diff -f soul.yaml -f tone.yaml || test $? -eq 3 && echo drifted""",
 )
 add(
     app,

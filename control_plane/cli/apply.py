@@ -52,9 +52,7 @@ def apply(
         answer = {
             "action": plan.action,
             "dryRun": dry_run,
-            "changes": [
-                {"field": item.field, "before": item.before, "after": item.after} for item in plan.changes
-            ],
+            "changes": plan.to_json(),
             "experiment": show.to_json(outcome),
             "touches": touched.to_json() if touched else None,
         }

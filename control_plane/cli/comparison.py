@@ -103,6 +103,10 @@ class Plan:
         """`create`, `update` or `none`."""
         return "create" if self.present is None else "update" if self.changes else "none"
 
+    def to_json(self) -> list[dict[str, Any]]:
+        """The changes for a program."""
+        return [{"field": item.field, "before": item.before, "after": item.after} for item in self.changes]
+
 
 def plan_of(session: Session, manifest: Manifest) -> Plan:
     """What differs from the experiment of the manifest's key. Raises Failure, also for a holdout that is not there."""
@@ -272,7 +276,7 @@ def _pairs(wanted: Sequence[VariantManifest], present: Iterable[pb.Variant]) -> 
 
 def _variant_changes(pair: Pair) -> Iterator[Change]:
     before = variant_of(pair.present) if pair.present else None
-    after = _variant(pair.wanted) if pair.wanted else None
+    after = variant_as_wanted(pair.wanted) if pair.wanted else None
     if before is None or after is None:
         yield Change(variant=pair, name="", before=before, after=after)
         return
@@ -286,7 +290,8 @@ def _variant_changes(pair: Pair) -> Iterator[Change]:
             yield Change(variant=pair, name=f"files[{path}]", before=old.get(path), after=new.get(path))
 
 
-def _variant(wanted: VariantManifest) -> dict[str, Any]:
+def variant_as_wanted(wanted: VariantManifest) -> dict[str, Any]:
+    """The fields of a variant of a manifest, as `variant_of` has those of one there is."""
     return {
         "name": wanted.name,
         "description": wanted.description,

@@ -63,7 +63,7 @@ def manifest_of(
 def document(
     key: str, fields: Mapping[str, Any], variants: Iterable[Described], place: Place
 ) -> dict[str, Any]:
-    """The manifest as a table: fields in their order, contents where `place` puts them.
+    """The manifest as a table: fields always in the same order, contents where `place` puts them.
 
     Defaults are left out, except where a project may have another one.
     """
@@ -71,13 +71,13 @@ def document(
     shown: dict[str, Any] = {"apiVersion": "variantd/v1", "kind": "Experiment", "key": key}
     shown |= {
         name: _free(value) if name in _FREE else _said(value)
-        for name, value in fields.items()
+        for name, value in ((name, fields[name]) for name in usual)
         if name in _ALWAYS_SAID or value != usual[name]
     }
     shown["analysis"] = {
-        name: value
-        for name, value in _said(fields["analysis"]).items()
-        if name == "alpha" or value != usual["analysis"][name]
+        name: fields["analysis"][name]
+        for name, value in usual["analysis"].items()
+        if name == "alpha" or fields["analysis"][name] != value
     }
     if "factors" in shown:
         shown["factors"] = [_factor(item, place) for item in fields["factors"]]
