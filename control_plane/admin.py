@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.api import resources
+from control_plane.api.witness import witness
 from control_plane.data import DataDir, write_private
 from control_plane.domain import requests
 from control_plane.services import access
@@ -42,6 +43,7 @@ class Administration:
             wake=lambda _: None,  # nothing here changes what a host should hold
             joining=Joining(addresses=(), ca_certificate=b""),
             hosts=_NoHosts(),
+            witness=witness,
         )
 
     async def create_project(self, name: str) -> Project:

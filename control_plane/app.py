@@ -26,6 +26,7 @@ from control_plane.api.rpc import EnrollmentServicer, add_operator_services
 from control_plane.api.sessions import Sessions, origin
 from control_plane.api.sync import AgentServicer
 from control_plane.api.watch import Watchers
+from control_plane.api.witness import witness
 from control_plane.config import Settings, is_wildcard
 from control_plane.data import DataDir, write_private
 from control_plane.services import access
@@ -108,6 +109,7 @@ async def _serve(
         new_id=new_id,
         wake=sessions.wake,
         hosts=sessions.reads,
+        witness=witness,
         joining=Joining(
             addresses=_reached_at(settings, settings.operator, operator_port), ca_certificate=authority.der
         ),

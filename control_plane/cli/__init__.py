@@ -12,6 +12,7 @@ import typer
 from control_plane.cli import (
     access,
     apply,
+    audit,
     create,
     deploying,
     doctor,
@@ -131,9 +132,9 @@ add(
 add(
     app,
     "audit",
-    access.audit,
+    audit.audit,
     """variantctl audit --limit 20
-    variantctl audit --resource soul-tone --from 2026-01-31T00:00:00Z""",
+    variantctl audit --resource soul-tone --from 2026-01-31T00:00:00Z --changes""",
 )
 
 _experiments = _group("experiments", "Experiments and the steps of their life.")

@@ -1,4 +1,4 @@
-"""Logging in, API keys, and who did what."""
+"""Logging in, and API keys."""
 
 import getpass
 import json
@@ -26,7 +26,7 @@ from control_plane.cli.connection import (
 from control_plane.cli.fleet import labels_of
 from control_plane.cli.session import Session, Timeout, duration, request_id, wait_until
 from shared.clock import SystemClock
-from shared.moment import SECOND, from_rfc3339
+from shared.moment import SECOND
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
@@ -133,50 +133,6 @@ def _try(session: Session, found: Peer) -> None:
     except Failure as failure:
         if failure.reason != "MISSING_SCOPE":
             raise
-
-
-def _moment(text: str) -> int:
-    try:
-        return from_rfc3339(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a moment such as 2026-01-31T12:00:00Z") from None
-
-
-def audit(
-    session: Session,
-    *,
-    operation: Annotated[
-        str, typer.Option("--operation", help="Only this one, such as ExperimentService.StartExperiment.")
-    ] = "",
-    resource: Annotated[
-        str, typer.Option("--resource", help="Only what was done to this; an experiment by id or key.")
-    ] = "",
-    actor: Annotated[str, typer.Option("--actor", help="Only by this one, such as api_key:operator.")] = "",
-    key: Annotated[str, typer.Option("--key", help="Only with the API key of this id.")] = "",
-    since: Annotated[
-        int | None, typer.Option("--from", metavar="MOMENT", parser=_moment, help="From this moment on.")
-    ] = None,
-    until: Annotated[
-        int | None, typer.Option("--to", metavar="MOMENT", parser=_moment, help="Before this moment.")
-    ] = None,
-    limit: Limit = 50,
-) -> None:
-    """Who changed what, newest first."""
-    request = pb.ListAuditLogRequest(operation=operation, resource_id=resource, actor=actor, api_key_id=key)
-    if since is not None:
-        request.from_at.FromMicroseconds(since)
-    if until is not None:
-        request.to_at.FromMicroseconds(until)
-    found = list(session.pages(session.access.ListAuditLog, request, "entries", limit=limit))
-    if session.json:
-        show.print_json(session.out, show.page(found))
-        return
-    show.print_table(
-        session.out,
-        ("at", "who", "operation", "resource"),
-        ((show.moment(item, "at"), item.actor, item.operation, item.resource_id) for item in found),
-        empty="nothing like that was changed yet",
-    )
 
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY", help="Its id, as `api-keys list` shows it.")]

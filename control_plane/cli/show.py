@@ -60,7 +60,7 @@ def _one(field: Any, value: Any) -> Any:
     if isinstance(value, Timestamp):
         return to_rfc3339(value.seconds * SECOND + value.nanos // 1000)
     if isinstance(value, Struct):
-        return MessageToDict(value)
+        return _whole(MessageToDict(value))
     if isinstance(value, Message):
         return to_json(value)
     if field.enum_type is not None:
@@ -68,6 +68,15 @@ def _one(field: Any, value: Any) -> Any:
     if field.type == FieldDescriptor.TYPE_BYTES:
         return b64encode(value).decode()
     return str(value) if field.name in _AS_TEXT else value
+
+
+def _whole(value: Any) -> Any:
+    """The value with 1.0 as 1, as REST shows it: a Struct knows no other number."""
+    if isinstance(value, dict):
+        return {name: _whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def enum_word(enum: Any, number: int) -> str | None:

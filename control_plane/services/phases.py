@@ -300,22 +300,31 @@ def admit(work: Work, request: requests.ById) -> list[str]:
 # -- forced participants
 
 
-def unforce(work: Work, request: requests.OfAssignment) -> Assignment:
-    """The assignment is as it was drawn, and the participant should hold its variant; one not forced stays as it is."""
-    experiment = find(work, request.id)
-    experiment.after(Verb.DEPLOY)
-    participant = work.store.fleet.participant(work.project_id, request.participant_id)
+def get_assignment(work: Work, request: requests.OfAssignment) -> Assignment:
+    """What a participant has in the present phase. Raises NotFound."""
+    return _assigned(work, find(work, request.id), request.participant_id)[1]
+
+
+def _assigned(work: Work, experiment: Experiment, public_id: str) -> tuple[bytes, Assignment]:
+    """Whom this name means (internal id), and what it has in the present phase. Raises NotFound."""
+    participant = work.store.fleet.participant(work.project_id, public_id)
     phase = experiment.phase
     found = None
     if participant is not None and phase is not None and work.caller.sees(participant.labels):
         found = work.store.experiments.assignment(phase.id, participant.id, now=work.now)
-    if participant is None or found is None or phase is None:
-        raise NotFound(
-            f"{request.participant_id!r} is not assigned in {experiment.key}", reason="ASSIGNMENT_NOT_FOUND"
-        )
+    if participant is None or found is None:
+        raise NotFound(f"{public_id!r} is not assigned in {experiment.key}", reason="ASSIGNMENT_NOT_FOUND")
+    return participant.id, found
+
+
+def unforce(work: Work, request: requests.OfAssignment) -> Assignment:
+    """The assignment is as it was drawn, and the participant should hold its variant; one not forced stays as it is."""
+    experiment = find(work, request.id)
+    experiment.after(Verb.DEPLOY)
+    participant_id, found = _assigned(work, experiment, request.participant_id)
     variant = next((item for item in experiment.variants if item.id == found.variant_id), None)
     if found.forced_by is None or variant is None or found.id is None:
         return found
     work.store.experiments.unforce(found.id)
-    delivery.write(work, experiment, variant, [participant.id], origin=Origin.UNFORCED)
+    delivery.write(work, experiment, variant, [participant_id], origin=Origin.UNFORCED)
     return replace(found, forced_by=None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
+from control_plane.services import record
 from control_plane.store.access import AuditEntry
 from control_plane.store.database import Database, IntegrityViolation, Tx
 from control_plane.store.store import Store
@@ -139,13 +140,33 @@ class Condition(Protocol):
         """The change is made and not yet committed."""
 
 
+class Witnessed(Protocol):
+    """What a change is about, as the API shows it; None while it is not there, or where nothing is shown of it."""
+
+    def before(self, work: Work) -> Any:
+        """As it is before the change."""
+
+    def after(self, work: Work, answer: Any) -> Any:
+        """As it is after the change that was answered so."""
+
+
+class Witness(Protocol):
+    """Knows what a request is about."""
+
+    def __call__(self, operation: str, body: Mapping[str, Any], /) -> Witnessed:
+        """What this request is about."""
+
+
 UseCase = Callable[[Work, Any], T]
 Render = Callable[[Work, T], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """Runs use cases. `wake` is told the agents whose slots changed, after the commit."""
+    """Runs use cases. `wake` is told the agents whose slots changed, after the commit.
+
+    What a change is about is on record as the `witness` shows it before and after.
+    """
 
     database: Database
     clock: Clock
@@ -153,6 +174,7 @@ class Services:
     wake: Callable[[bytes], None]
     joining: Joining
     hosts: Hosts
+    witness: Witness
 
     async def ask(
         self, caller: Caller, scope: Scope, use_case: UseCase[T], request: Any, render: Render[T]
@@ -190,6 +212,7 @@ class Services:
         """
         require(caller, scope)
         now = self.clock.now()
+        witnessed = self.witness(operation, body)
         fingerprint = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
         if request_id and caller.labels:  # what another key was answered may be outside of this one's labels
             request_id = f"{caller.key_id.hex() if caller.key_id else caller.actor} {request_id}"
@@ -203,6 +226,7 @@ class Services:
                     return _repeat(given, fingerprint), set()
             if condition is not None:
                 condition.before(item)
+            before = record.of_state(witnessed.before(item))
             answer = render(item, use_case(item, request))
             if getattr(request, "validate_only", False):
                 raise _Undone(answer)
@@ -215,15 +239,17 @@ class Services:
                 operation=operation,
                 resource_id=_resource_id(answer) or item.about or str(body.get("id", "")),
                 at=now,
+                before=before,
+                after=record.of_state(witnessed.after(item, answer)),
             )
-            access.add_audit(entry, project_id=caller.project_id, request=_on_record(request, body))
+            access.add_audit(entry, project_id=caller.project_id, request=record.of_request(request, body))
             if request_id:
                 access.keep_answer(
                     caller.project_id,
                     operation,
                     request_id,
                     fingerprint=fingerprint,
-                    answer=_without_secrets(answer),
+                    answer=record.without_secrets(answer),
                     now=now,
                 )
             return answer, item.woken
@@ -320,35 +346,6 @@ def _resource_id(answer: Any) -> str:
         return ""
     inner = answer.get("experiment")
     return str((inner if isinstance(inner, dict) else answer).get("id", ""))
-
-
-_SECRETS = ("secret", "token")
-_CONTENT = ("content", "contentBase64")
-
-
-def _without_secrets(answer: Any) -> Any:
-    """A kept answer never repeats a secret that is shown once."""
-    if isinstance(answer, dict):
-        return {key: value for key, value in answer.items() if key not in _SECRETS}
-    return answer
-
-
-def _on_record(request: Any, body: Mapping[str, Any]) -> Any:
-    """What the audit log keeps of a request: what it says itself, else all of it without content."""
-    own = getattr(request, "on_record", None)
-    return _without_content(body) if own is None else own()
-
-
-def _without_content(body: Any) -> Any:
-    """The request with every content replaced by its digest."""
-    if isinstance(body, Mapping):
-        return {
-            key: "sha256:" + hashlib.sha256(value.encode()).hexdigest()
-            if key in _CONTENT and isinstance(value, str)
-            else _without_content(value)
-            for key, value in body.items()
-        }
-    return [_without_content(item) for item in body] if isinstance(body, list | tuple) else body
 
 
 # -- pages -----------------------------------------------------------------------------------------

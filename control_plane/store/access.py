@@ -54,7 +54,7 @@ class EnrollmentToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """Who changed what."""
+    """Who changed what; `before` and `after` are JSON-shaped, None where it was not there or nothing is shown of it."""
 
     id: bytes
     actor: str
@@ -62,6 +62,8 @@ class AuditEntry:
     operation: str
     resource_id: str
     at: int
+    before: Any = None
+    after: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,8 +267,8 @@ class AccessStore:
     def add_audit(self, entry: AuditEntry, *, project_id: bytes, request: Any) -> None:
         """The change is on record; `request` holds digests instead of content."""
         self._tx.run(
-            "insert into audit (id, project_id, actor, api_key_id, operation, resource_id, request, at)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?)",
+            "insert into audit (id, project_id, actor, api_key_id, operation, resource_id, request, at,"
+            " before, after) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 entry.id,
                 project_id,
@@ -276,6 +278,7 @@ class AccessStore:
                 entry.resource_id,
                 json.dumps(request),
                 entry.at,
+                *(None if state is None else json.dumps(state) for state in (entry.before, entry.after)),
             ),
         )
 
@@ -288,7 +291,7 @@ class AccessStore:
         """
         names = json.dumps(wanted.names)
         rows = self._tx.all(
-            "select id, actor, api_key_id, operation, resource_id, at from audit"
+            "select id, actor, api_key_id, operation, resource_id, at, before, after from audit"
             " where project_id = ? and (? is null or id < ?) and ? in ('', operation) and ? in ('', actor)"
             " and (? is null or api_key_id = ?) and (? is null or at >= ?) and (? is null or at < ?)"
             " and (? = '[]' or exists (select 1 from json_each(?) name"
@@ -318,6 +321,8 @@ class AccessStore:
                 operation=row["operation"],
                 resource_id=row["resource_id"],
                 at=row["at"],
+                before=json.loads(row["before"] or "null"),
+                after=json.loads(row["after"] or "null"),
             )
             for row in rows
         ]

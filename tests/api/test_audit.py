@@ -13,6 +13,8 @@ from typing import Any
 
 from control_plane.api.examples import EXAMPLES
 from control_plane.api.operations import OPERATIONS, Operation
+from control_plane.api.witness import NOT_SHOWN
+from control_plane.services.record import BYTES_KEPT
 from shared.clock import SystemClock
 from shared.moment import SECOND, to_rfc3339
 from tests.support.clock import FakeClock
@@ -59,11 +61,13 @@ async def test_every_change_leaves_one_entry_with_digests_and_no_secret(plane: P
             assert (entry["operation"], entry["actor"]) == (rpc, "api_key:operator")
             assert entry["api_key_id"].hex() == own["id"].replace("-", "")
             assert entry["resource_id"] or not operation.named, rpc
+            held_to_its_states(operation, entry)
         if operation.changes:
             await story.tell(rpc, request_id=f"of {rpc}")
             assert len(kept(plane)) == before + 1, rpc
 
-    log = json.dumps([entry["request"] for entry in kept(plane)], ensure_ascii=False)
+    columns = ("request", "before", "after")
+    log = json.dumps([[entry[name] for name in columns] for entry in kept(plane)], ensure_ascii=False)
     said = [*contents(EXAMPLES), HOST_FILE.decode().strip()]
     assert len(said) > 4
     for text in said:
@@ -73,6 +77,121 @@ async def test_every_change_leaves_one_entry_with_digests_and_no_secret(plane: P
     assert len(story.secrets) >= 2
     for secret in [*story.secrets, plane.key]:
         assert secret not in log
+
+
+def held_to_its_states(operation: Operation, entry: dict[str, Any]) -> None:
+    """An entry shows what it was about: before and after, or only after, or (with a reason) not at all."""
+    before, after = (json.loads(entry[name] or "null") for name in ("before", "after"))
+    if operation.rpc in NOT_SHOWN:
+        assert (before, after) == (None, None), operation.rpc
+    elif operation.rpc in MAKES:
+        assert before is None, operation.rpc
+        assert after["id"], operation.rpc
+    else:
+        assert before, operation.rpc
+        assert (after is None) is (operation.rpc in UNMAKES), operation.rpc
+        same = {"version", "updatedAt", "lastSeenAt"}
+        changed = [name for name in {**(after or {})} if before[name] != after[name] and name not in same]
+        assert changed or after is None or operation.rpc in MAY_CHANGE_NOTHING, operation.rpc
+
+
+MAKES = frozenset(
+    operation.rpc
+    for operation in OPERATIONS
+    if operation.status == 201
+    and operation.rpc != "ExperimentService.OpenPhase"  # which changes its experiment
+)
+UNMAKES = frozenset(
+    operation.rpc
+    for operation in OPERATIONS
+    if operation.method == "DELETE" and operation.rpc != "AccessService.RevokeApiKey"  # which stays on record
+)
+MAY_CHANGE_NOTHING = frozenset(
+    {
+        "FleetService.MoveParticipant",  # the story's participant is on that host already
+        "AssignmentService.ForceAssignment",  # the draw may have given what is forced
+        "AssignmentService.UnforceAssignment",
+    }
+)
+
+
+async def test_who_was_forced_is_shown(plane: Plane) -> None:
+    """Forcing and unforcing show the assignment, with who forced it."""
+    variants = [
+        {"name": "A", "content": "a", "weight": 50, "isControl": True},
+        {"name": "B", "content": "b", "weight": 50},
+    ]
+    draft = {
+        "name": "T",
+        "key": "t",
+        "targetFile": "a.md",
+        "variants": variants,
+        "participantIds": ["p", "q"],
+    }
+    await plane.made("/v1/experiments", draft)
+    await plane.made("/v1/experiments/t/start", {})
+    assigned = (await plane.rest("GET", "/v1/experiments/t/assignments")).body["entities"]
+    [drawn] = [item for item in assigned if item["participantId"] == "p"]
+    [other] = {item["variantId"] for item in assigned} - {drawn["variantId"]}
+    await plane.made("/v1/experiments/t/assignments/p:force", {"variantId": other})
+    await plane.made("/v1/experiments/t/assignments/p:unforce", {})
+    forced = {**drawn, "method": "forced", "forcedBy": "api_key:operator"}
+    states = [(json.loads(entry["before"]), json.loads(entry["after"])) for entry in kept(plane)[-2:]]
+    assert states == [(drawn, forced), (forced, drawn)]
+
+
+def test_what_shows_nothing_is_an_operation_with_a_reason() -> None:
+    """No name in the list is one that nothing is called."""
+    written = {operation.rpc for operation in OPERATIONS if operation.changes or operation.asks_host}
+    assert {name for name in NOT_SHOWN if not name.startswith("Admin.")} <= written
+    assert all(NOT_SHOWN.values())
+
+
+async def test_an_entry_shows_what_a_key_without_contents_sees(plane: Plane) -> None:
+    """Before and after are the very resource, whoever changed it and whatever that one may read, on both transports."""
+    draft = {
+        "name": "Tone",
+        "key": "tone",
+        "targetFile": "a.md",
+        "variants": [{"name": "A", "content": "be kind"}],
+    }
+    await plane.made("/v1/experiments", draft)
+    reader = (await plane.made("/v1/api-keys", {"name": "r", "scopes": ["experiment:read"]}))["secret"]
+    seen = [(await plane.rest("GET", "/v1/experiments/tone", key=reader)).body]
+    for change in ({"description": "Kind wins."}, {"metadata": {"owner": {"team": "support"}}}):
+        await plane.rest("PATCH", "/v1/experiments/tone", change)
+        seen.append((await plane.rest("GET", "/v1/experiments/tone", key=reader)).body)
+    assert (await plane.rest("DELETE", "/v1/experiments/tone")).status == 204
+
+    entries = (await plane.rest("GET", f"/v1/audit-log?resourceId={seen[0]['id']}")).body["entities"]
+    states = [(entry["before"], entry["after"]) for entry in reversed(entries)]
+    assert states == [(None, seen[0]), (seen[0], seen[1]), (seen[1], seen[2]), (seen[2], None)]
+    assert seen[0]["variants"][0]["files"][0]["digest"] == f"sha256:{hashlib.sha256(b'be kind').hexdigest()}"
+    answer = await plane.grpc("AccessService.ListAuditLog", resource_id=seen[0]["id"])
+    assert [item["description"] for item in (answer.entries[1].before, answer.entries[2].after)] == [
+        "Kind wins."
+    ] * 2
+    assert not answer.entries[0].HasField("after")
+
+
+async def test_an_entry_stays_small(plane: Plane) -> None:
+    """What grows with a fleet gives way to its length and digest, which still tells whether it changed."""
+    many = [f"bot-with-a-long-name-{number}" for number in range(400)]
+    await plane.made("/v1/experiments", {"name": "Tone", "key": "tone", "participantIds": many})
+    await plane.rest("PATCH", "/v1/experiments/tone", {"description": "x"})
+    await plane.rest("PATCH", "/v1/experiments/tone", {"participantIds": many[1:]})
+    entries = [entry for entry in kept(plane) if entry["operation"].startswith("ExperimentService.")]
+    assert len(entries) == 3
+    for entry in entries:
+        for name in ("request", "before", "after"):
+            assert len(entry[name] or "") <= BYTES_KEPT, (entry["operation"], name)
+    made, described, chosen = (json.loads(entry["after"]) for entry in entries)
+    assert made["key"] == "tone"
+    assert made["participants"]["cut"]["bytes"] > BYTES_KEPT
+    assert made["participants"] == described["participants"] != chosen["participants"]
+    asked_for = json.loads(entries[0]["request"])
+    assert asked_for["name"] == "Tone"
+    assert asked_for["participantIds"]["cut"]["digest"].startswith("sha256:")
 
 
 def test_what_the_table_says_changes_is_what_writes() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from control_plane.api.reads import Reads
+from control_plane.api.witness import witness
 from control_plane.domain import requests
 from control_plane.domain.intake import Method
 from control_plane.services import deployments, experiments, fleet, holdouts, lifecycle, phases
@@ -179,6 +180,7 @@ async def watching(world: World) -> AsyncIterator[None]:
         wake=lambda _: None,
         joining=Joining(addresses=(), ca_certificate=b""),
         hosts=Reads(new_id=world.new_id, reach=lambda _: False),
+        witness=witness,
     )
     task = asyncio.create_task(Timers(services, world.clock).run())
     try:

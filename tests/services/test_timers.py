@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from control_plane.api.reads import Reads
+from control_plane.api.witness import witness
 from control_plane.domain import requests
 from control_plane.services import experiments, lifecycle
 from control_plane.services.due import Timers
@@ -36,6 +37,7 @@ async def ticking(world: World) -> AsyncIterator[set[bytes]]:
         wake=woken.add,
         joining=Joining(addresses=(), ca_certificate=b""),
         hosts=Reads(new_id=world.new_id, reach=lambda _: False),
+        witness=witness,
     )
     task = asyncio.create_task(Timers(services, world.clock).run())
     try:
@@ -78,6 +80,10 @@ async def test_an_experiment_starts_and_stops_by_itself(world: World) -> None:
         ("timer", "Timer.start"),
         ("timer", "Timer.stop"),
     ]
+    states = await world.rows(
+        "select before ->> '$.status' as was, after ->> '$.status' as became from audit order by id"
+    )
+    assert [(row["was"], row["became"]) for row in states] == [("draft", "running"), ("running", "stopped")]
 
 
 async def test_what_became_due_while_away_is_done_in_order(world: World) -> None:

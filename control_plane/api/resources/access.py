@@ -67,6 +67,8 @@ def audit(work: Work, listing: Listing) -> Json:
             "operation": entry.operation,
             "resourceId": entry.resource_id,
             "at": at(entry.at),
+            "before": entry.before,
+            "after": entry.after,
         }
 
     return page(listing, render)

@@ -7524,6 +7524,8 @@ class AuditEntry(_message.Message):
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     API_KEY_ID_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     actor: _builtins.str
@@ -7538,6 +7540,14 @@ class AuditEntry(_message.Message):
     def at(self) -> _timestamp_pb2.Timestamp:
         """When."""
 
+    @_builtins.property
+    def before(self) -> _struct_pb2.Struct:
+        """What was changed, as it is shown to whoever may not read contents; absent where it was not there before."""
+
+    @_builtins.property
+    def after(self) -> _struct_pb2.Struct:
+        """The same after the change; absent where it is not there any more. Neither is there where nothing is shown."""
+
     def __init__(
         self,
         *,
@@ -7547,14 +7557,25 @@ class AuditEntry(_message.Message):
         resource_id: _builtins.str = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
         api_key_id: _builtins.str | None = ...,
+        before: _struct_pb2.Struct | None = ...,
+        after: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id", "api_key_id", b"api_key_id", "at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_api_key_id", b"_api_key_id", "_before", b"_before", "after", b"after", "api_key_id", b"api_key_id", "at", b"at", "before", b"before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id", "actor", b"actor", "api_key_id", b"api_key_id", "at", b"at", "id", b"id", "operation", b"operation", "resource_id", b"resource_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_api_key_id", b"_api_key_id", "_before", b"_before", "actor", b"actor", "after", b"after", "api_key_id", b"api_key_id", "at", b"at", "before", b"before", "id", b"id", "operation", b"operation", "resource_id", b"resource_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
     _WhichOneofReturnType__api_key_id: _TypeAlias = _typing.Literal["api_key_id"]  # noqa: Y015
     _WhichOneofArgType__api_key_id: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id"]  # noqa: Y015
+    _WhichOneofReturnType__before: _TypeAlias = _typing.Literal["before"]  # noqa: Y015
+    _WhichOneofArgType__before: _TypeAlias = _typing.Literal["_before", b"_before"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__api_key_id) -> _WhichOneofReturnType__api_key_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before) -> _WhichOneofReturnType__before | None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
 
