@@ -12,7 +12,7 @@ would only make the variance look smaller.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from math import exp, fsum, isfinite, log, log1p, sqrt
+from math import exp, fsum, inf, isfinite, log, log1p, sqrt
 from sys import float_info
 from typing import Literal
 
@@ -48,6 +48,7 @@ class Undefined(StrEnum):
     TOO_FEW_DATA = "TOO_FEW_DATA"
     IS_A_PROPORTION = "IS_A_PROPORTION"
     NOT_OF_THIS_KIND = "NOT_OF_THIS_KIND"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,20 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """One arm's value, whatever it is the value of, with its error; `reasons` names every field that is None.
+
+    All that a comparison needs: `variance` is that of `value`, in its units squared.
+    """
+
+    key: str
+    value: float | None
+    variance: float | None
+    degrees_of_freedom: float | None
+    reasons: Mapping[str, Undefined] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
     """One arm's ratio with its error; `reasons` names every field that is None.
 
@@ -104,6 +119,17 @@ class Rate:
     degrees_of_freedom: float | None
     design_effect: float | None
     reasons: Mapping[str, Undefined] = field(default_factory=dict)
+
+    def estimate(self) -> Estimate:
+        """The rate as what can be compared."""
+        names = {"rate": "value", "variance": "variance", "degrees_of_freedom": "degrees_of_freedom"}
+        return Estimate(
+            key=self.key,
+            value=self.rate,
+            variance=self.variance,
+            degrees_of_freedom=self.degrees_of_freedom,
+            reasons={names[name]: reason for name, reason in self.reasons.items() if name in names},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,34 +165,99 @@ def rate(arm: ArmSums, *, variance: Variance = "jackknife") -> Rate:
     Not valid, either of them, below about ten conversions in both arms together.
     """
     rows = arm.with_data()
-    n = len(rows)
-    total = sum(m for m, _ in rows)
-    hits = sum(c for _, c in rows)
-    reasons: dict[str, Undefined] = {}
-    spread: float | None = None
-    freedom: float | None = None
-    if not total:
-        reasons = dict.fromkeys(("rate", "variance", "degrees_of_freedom"), Undefined.NO_IMPRESSIONS)
-    elif n < 2 or any(m == total for m, _ in rows):
-        reasons = dict.fromkeys(("variance", "degrees_of_freedom"), Undefined.TOO_FEW_PARTICIPANTS)
-    elif variance == "delta":
-        spread = n * sum((c * total - hits * m) ** 2 for m, c in rows) / ((n - 1) * total**4)
-        freedom = float(n - 1)
+    return _rate(
+        quotient(arm.key, rows, variance=variance),
+        participants=len(rows),
+        trials=sum(m for m, _ in rows),
+        successes=sum(c for _, c in rows),
+    )
+
+
+def counted(key: str, *, trials: int, successes: int) -> Rate:
+    """The rate of `trials` participants with one impression each, from the two counts alone.
+
+    What `rate` says of as many ones and zeros, in closed form: v = r(1 - r)/(M - 1) with M - 1 degrees of
+    freedom. Raises Invalid for a negative count, or more successes than trials.
+    """
+    check_counts(trials=trials, successes=successes)
+    found = Estimate(key=key, value=None, variance=None, degrees_of_freedom=None)
+    if not trials:
+        found = _unknown(found, Undefined.NO_IMPRESSIONS)
+    elif trials == 1:
+        found = _unknown(replace(found, value=float(successes)), Undefined.TOO_FEW_PARTICIPANTS)
     else:
-        spread = (n - 1) / n * fsum(((c * total - hits * m) / (total * (total - m))) ** 2 for m, c in rows)
-        squares = sum(m * m for m, _ in rows)
-        freedom = (total * total - squares) / squares
-    effect = _design_effect(spread, hits, total)
+        found = replace(
+            found,
+            value=successes / trials,
+            variance=successes * (trials - successes) / (trials * trials * (trials - 1)),
+            degrees_of_freedom=float(trials - 1),
+        )
+    return _rate(found, participants=trials, trials=trials, successes=successes)
+
+
+def check_counts(*, trials: int, successes: int) -> None:
+    """Raises Invalid unless 0 ≤ successes ≤ trials."""
+    if not 0 <= successes <= trials:
+        message = f"is {successes}, must be between 0 and the trials, {trials}"
+        raise Invalid(f"successes {message}", faults=[Fault(field="successes", message=message)])
+
+
+def quotient(key: str, rows: Sequence[tuple[int, int]], *, variance: Variance = "jackknife") -> Estimate:
+    """ΣC/ΣM of (M, C) rows in integers of any size, exact until the last division; see `rate`.
+
+    A number that a float cannot hold, or only as 0 where it is none, is None with OUT_OF_RANGE.
+    """
+    n, total, hits = len(rows), sum(m for m, _ in rows), sum(c for _, c in rows)
+    found = Estimate(key=key, value=None, variance=None, degrees_of_freedom=None)
+    if not total:
+        return _unknown(found, Undefined.NO_IMPRESSIONS)
+    try:
+        found = replace(found, value=hits / total)
+    except OverflowError:
+        return _unknown(found, Undefined.OUT_OF_RANGE)
+    if n < 2 or any(m == total for m, _ in rows):
+        return _unknown(found, Undefined.TOO_FEW_PARTICIPANTS)
+    away = [(c * total - hits * m, total - m) for m, c in rows]
+    try:
+        if variance == "delta":
+            spread = n * sum(off * off for off, _ in away) / ((n - 1) * total**4)
+            freedom = float(n - 1)
+        else:
+            spread = (n - 1) / n * fsum((off / (total * rest)) ** 2 for off, rest in away)
+            squares = sum(m * m for m, _ in rows)
+            freedom = (total * total - squares) / squares
+    except OverflowError:
+        return _unknown(found, Undefined.OUT_OF_RANGE)
+    if not in_range(spread) and any(off for off, _ in away):
+        return _unknown(found, Undefined.OUT_OF_RANGE)
+    return replace(found, variance=spread, degrees_of_freedom=freedom)
+
+
+def in_range(value: float) -> bool:
+    """Whether a positive number is one that a float holds with all its digits."""
+    return float_info.min <= value < inf
+
+
+def _unknown(found: Estimate, reason: Undefined) -> Estimate:
+    """`found` with `reason` beside everything that is None."""
+    unknown = [item.name for item in fields(found) if getattr(found, item.name) is None]
+    return replace(found, reasons=dict.fromkeys(unknown, reason))
+
+
+def _rate(own: Estimate, *, participants: int, trials: int, successes: int) -> Rate:
+    names = {"value": "rate"}
+    reasons = {names.get(name, name): reason for name, reason in own.reasons.items()}
+    effect = _design_effect(own.variance, successes, trials)
     if isinstance(effect, Undefined):
         reasons["design_effect"] = reasons.get("variance", effect)
     return Rate(
-        key=arm.key,
-        participants=n,
-        trials=total,
-        successes=hits,
-        rate=hits / total if total else None,
-        variance=spread,
-        degrees_of_freedom=freedom,
+        key=own.key,
+        participants=participants,
+        trials=trials,
+        successes=successes,
+        rate=own.value,
+        variance=own.variance,
+        degrees_of_freedom=own.degrees_of_freedom,
         design_effect=None if isinstance(effect, Undefined) else effect,
         reasons=reasons,
     )
@@ -188,34 +279,54 @@ def difference(
 ) -> Difference:
     """Treatment's rate minus control's, with interval and p.
 
-    SE² = v_t + v_c, degrees of freedom after Welch (1947) and Satterthwaite, p = 2 T(-|d|/SE) from the
-    lower tail. Valid as far as `rate`'s variances are; with a handful of participants in an arm the
+    `compared` of the two rates. Valid as far as `rate`'s variances are; with a handful of participants in an arm the
     randomisation test is. Raises Invalid for an `alpha` outside (0, 1).
     """
-    check_alpha(alpha)
     t, c = rate(treatment, variance=variance), rate(control, variance=variance)
-    found = Difference(treatment=t.key, control=c.key, alpha=alpha)
-    if t.rate is None or c.rate is None:
-        return _because(found, Undefined.NO_IMPRESSIONS)
-    # Over the common denominator, so that equal rates differ by exactly 0.
-    estimate = (t.successes * c.trials - c.successes * t.trials) / (t.trials * c.trials)
+    return compared(t.estimate(), c.estimate(), alpha=alpha)
+
+
+def compared(treatment: Estimate, control: Estimate, *, alpha: float) -> Difference:
+    """Treatment's value minus control's, of a rate, a mean or a ratio, with interval and p.
+
+    SE² = v_t + v_c, degrees of freedom after Welch (1947) and Satterthwaite, p = 2 T(-|d|/SE) from the
+    lower tail; the interval has level 1 - alpha. The estimates are of different participants. A reason an
+    arm gives for what it does not know is the difference's. Raises Invalid for an `alpha` outside (0, 1).
+    """
+    check_alpha(alpha)
+    found = Difference(treatment=treatment.key, control=control.key, alpha=alpha)
+    if treatment.value is None or control.value is None:
+        return _because(found, _reason("value", treatment, control))
+    estimate = treatment.value - control.value
+    if not isfinite(estimate):
+        return _because(found, Undefined.OUT_OF_RANGE)
     found = replace(found, estimate=estimate)
-    if t.variance is None or c.variance is None:
-        return _because(found, Undefined.TOO_FEW_PARTICIPANTS)
-    error, freedom = sqrt(t.variance + c.variance), _welch(t, c)
+    if treatment.variance is None or control.variance is None:
+        return _because(found, _reason("variance", treatment, control))
+    error, freedom = sqrt(treatment.variance + control.variance), _welch(treatment, control)
+    if not isfinite(error):
+        return _because(found, Undefined.OUT_OF_RANGE)
     found = replace(found, standard_error=error, degrees_of_freedom=freedom)
     if freedom is None:
         return _because(found, Undefined.NO_VARIATION)
-    reach = -float(special.stdtrit(freedom, alpha / 2)) * error
-    if freedom < _FEWEST_DEGREES or not isfinite(reach):
+    quantile = -float(special.stdtrit(freedom, alpha / 2))
+    if freedom < _FEWEST_DEGREES or not isfinite(quantile):
         return _because(found, Undefined.TOO_FEW_PARTICIPANTS)
-    log_p = log_two_sided_p(abs(estimate) / error, freedom)
+    reach, statistic = quantile * error, abs(estimate) / error
+    if not all(map(isfinite, (estimate - reach, estimate + reach, statistic))):
+        return _because(found, Undefined.OUT_OF_RANGE)
+    log_p = log_two_sided_p(statistic, freedom)
     return replace(
         found,
         interval=Interval(low=estimate - reach, high=estimate + reach),
         p_value=max(exp(log_p), float_info.min),
         log_p_value=log_p,
     )
+
+
+def _reason(name: str, *arms: Estimate) -> Undefined:
+    """Why the first arm that does not know `name` does not."""
+    return next(arm.reasons[name] for arm in arms if name in arm.reasons)
 
 
 def _because(found: Difference, reason: Undefined) -> Difference:
@@ -231,7 +342,7 @@ def check_alpha(alpha: float) -> None:
         raise Invalid(f"alpha {message}", faults=[Fault(field="alpha", message=message)])
 
 
-def _welch(treatment: Rate, control: Rate) -> float | None:
+def _welch(treatment: Estimate, control: Estimate) -> float | None:
     """(v_t + v_c)² / (v_t²/ν_t + v_c²/ν_c); None where nothing varies."""
     parts = [
         (arm.variance, arm.degrees_of_freedom)
@@ -253,8 +364,10 @@ def log_two_sided_p(statistic: float, freedom: float) -> float:
     if tail > float_info.min:
         return min(log(tail), 0.0)
     a, b = freedom / 2, 0.5
-    ratio = statistic / sqrt(freedom) * statistic / sqrt(freedom)
-    log_x, x = -log1p(ratio), 1 / (1 + ratio)
+    ratio = statistic / sqrt(freedom) * (statistic / sqrt(freedom))
+    # Beyond what a float holds of t²/ν, 1 + t²/ν is t²/ν.
+    log_x = -log1p(ratio) if isfinite(ratio) else log(freedom) - 2 * log(statistic)
+    x = 1 / (1 + ratio)
     steps = np.arange(int(-40 / log_x) + 2)
     series = 1 + float(np.cumprod(x * (a + b + steps) / (a + 1 + steps)).sum())
     return a * log_x - b * log1p(1 / ratio) - log(a) - float(special.betaln(a, b)) + log(series)
