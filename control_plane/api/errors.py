@@ -96,6 +96,7 @@ REASONS = {
     "NOT_JSON": "the body is not a JSON object",
     "NOT_READY": "the experiment cannot start; every fault is listed",
     "NOT_RECOVERABLE": "an expired certificate that does not prove what it has to",
+    "NOT_WITHDRAWABLE": "the host is done with it, or a verb of the experiment made it; `state` and `origin` tell",
     "NO_ANSWER": "the participant's host is connected and did not answer in time",
     "NO_API_KEY": "the request carries no key",
     "NO_CONTENT": "the variant has nothing to deploy",

@@ -64,6 +64,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "participantId": "bot-1",
         "variantId": "concise",
     },
+    "DeploymentService.WithdrawDeployment": {"id": DEPLOYMENT},
     "AssignmentService.ForceAssignment": {
         "id": "soul-tone",
         "participantId": "bot-1",

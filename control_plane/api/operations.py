@@ -228,6 +228,8 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.PageOf, deployments.list_page, resources.deployments),
     _row("DeploymentService.GetDeployment", "GET /v1/deployments/{id}", _READ,
          requests.ById, deployments.get, resources.deployment),
+    _row("DeploymentService.WithdrawDeployment", "POST /v1/deployments/{id}:withdraw", _DEPLOY,
+         requests.ById, deployments.withdraw, resources.deployment),
     _row("DeploymentService.ListOutcomes", "GET /v1/deployments/{id}/outcomes", _READ,
          requests.PageOf, deployments.list_outcomes, resources.outcomes),
     _row("ResultsService.GetResults", "GET /v1/experiments/{id}/results", _READ,

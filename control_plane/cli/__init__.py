@@ -97,6 +97,7 @@ add(
     """variantctl deploy soul-tone --participant bot-7 --variant concise --wait --timeout 2m
     variantctl deploy soul-tone -p bot-7 -v concise --wait --overwrite-drift""",
 )
+add(app, "withdraw", deploying.withdraw, "variantctl withdraw soul-tone --participant bot-7")
 add(
     app,
     "results",

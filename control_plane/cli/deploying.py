@@ -11,7 +11,7 @@ from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 HOLDS = frozenset({"applied", "confirmed"})
 FAILED = frozenset({"refused", "rolled_back", "stuck", "superseded"})
 GONE = frozenset({"withdrawn"})
-"""Nobody is asked for it any more: its host was retired."""
+"""Nobody is asked for it any more: somebody took it back, or its host was retired."""
 
 
 def deploy(
@@ -63,6 +63,25 @@ def deploy(
         )
 
 
+def withdraw(
+    session: Session,
+    *,
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")],
+    participant: Annotated[str, typer.Option("--participant", "-p", help="Whose file.")],
+) -> None:
+    """Take back what was last deployed by hand onto a participant, while its host is not done with it.
+
+    The file is to hold what it should have held before, by a newer revision; an assignment that this forced is as it
+    was drawn. What the host has applied already is undone by another `deploy`, or by `experiments unforce`.
+    """
+    newest = [item for item in current(session, experiment) if item.participant_id == participant]
+    if not newest:
+        raise Failure(f"nothing was deployed onto {participant} for {experiment}")
+    request = pb.WithdrawDeploymentRequest(id=newest[0].id, request_id=request_id())
+    deployment = session.call(session.deployments.WithdrawDeployment, request)
+    session.show(deployment, f"{participant}: {deployment.state}")
+
+
 def _settled(session: Session, deployment: pb.Deployment, timeout: float) -> pb.Deployment:
     latest = deployment
 
@@ -111,7 +130,7 @@ def wait_for(
     else:
         holding = sum(item.state in HOLDS for item in found)
         gone = sum(item.state in GONE for item in found)
-        also = f"; {gone} withdrawn, retired hosts" if gone else ""
+        also = f"; {gone} withdrawn" if gone else ""
         show.say(
             session.out, f"{experiment}: {holding} of {len(found)} participants hold what they should{also}"
         )

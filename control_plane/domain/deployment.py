@@ -41,6 +41,7 @@ class Origin(StrEnum):
     RESUME = "resume"
     SHIP = "ship"
     RESTORE = "restore"
+    ROLLBACK = "rollback"
     CLOSE = "close"
 
 
@@ -80,6 +81,11 @@ class Deployment:
     confirmed_at: int | None
     updated_at: int
     files: tuple[DeploymentFile, ...] = ()
+
+    @property
+    def by_hand(self) -> bool:
+        """Somebody put a variant onto this one participant; no verb of the experiment did."""
+        return self.origin in (Origin.MANUAL, Origin.FORCED)
 
 
 _FROM_RESULT = {

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from control_plane.domain.deployment import DeploymentFile, Origin
 from control_plane.domain.experiment import Experiment, Variant
 from control_plane.services.work import Work
-from control_plane.store.deployments import NewDeployment, Slot
+from control_plane.store.deployments import NewDeployment, Place, Slot
 from shared.model import OfferAction
 
 
@@ -57,6 +57,34 @@ def write(
 def restore(work: Work, experiment: Experiment, slots: Sequence[Slot], *, origin: Origin) -> None:
     """Every one of the slots should be what was there before, byte for byte."""
     _empty(work, experiment, slots, origin=origin, action=OfferAction.RESTORE)
+
+
+def put_back(work: Work, experiment: Experiment, place: Place, paths: Iterable[str]) -> None:
+    """The slot should hold the very bytes it should have held before, by a newer revision.
+
+    Where that was nothing, the `paths` are what was there before; of a slot that no host can know, nothing is asked.
+    """
+    if place.action is None and not place.told:
+        work.store.deployments.empty(place.participant_id, experiment.id, now=work.now)
+    else:
+        untouched = [DeploymentFile(path=path, desired=None, size=0) for path in paths]
+        work.store.deployments.desire(
+            NewDeployment(
+                id=work.new_id(),
+                project_id=work.project_id,
+                experiment_id=experiment.id,
+                variant_id=place.variant_id,
+                phase_id=experiment.phase.id if experiment.phase else None,
+                participant_id=place.participant_id,
+                slot_id=experiment.id,
+                origin=Origin.ROLLBACK,
+                action=place.action or OfferAction.RESTORE,
+                files=list(place.files) or untouched,
+                requested_by=work.caller.actor,
+            ),
+            now=work.now,
+        )
+    work.touch([place.participant_id])
 
 
 def close(work: Work, experiment: Experiment, slots: Sequence[Slot]) -> None:

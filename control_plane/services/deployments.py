@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from control_plane.domain import requests
-from control_plane.domain.deployment import Deployment, Origin
+from control_plane.domain.deployment import Deployment, Origin, State
 from control_plane.domain.experiment import Assignment
 from control_plane.domain.fleet import Presence
 from control_plane.domain.lifecycle import Verb
@@ -12,7 +12,7 @@ from control_plane.services.experiments import find, find_variant
 from control_plane.services.lifecycle import refuse_held
 from control_plane.services.work import Listing, Work, cursor_id, hex_of, listing, page_size
 from shared.errors import FailedPrecondition, NotFound
-from shared.ids import parse_id
+from shared.ids import parse_id, show_id
 
 
 def create(work: Work, request: requests.CreateDeployment) -> Deployment:
@@ -52,6 +52,54 @@ def create(work: Work, request: requests.CreateDeployment) -> Deployment:
         retry=request.retry,
     )
     return _get(work, deployment_id)
+
+
+_WITHDRAWN = {
+    "code": "WITHDRAWN",
+    "message": "somebody took it back before the host was done with it",
+    "remedy": "deploy again",
+}
+
+
+def withdraw(work: Work, request: requests.ById) -> Deployment:
+    """What was deployed by hand is not asked for any more; its slot should hold what it should have held before it.
+
+    That is a newer revision with the old digests, because the host may have been told meanwhile; where nothing was
+    asked of the slot before, it is restored. An assignment that was forced by it is as it was drawn. Repeated, it
+    changes nothing. Raises FailedPrecondition for one that the host is done with, and for one that a verb of the
+    experiment made.
+    """
+    deployment = get(work, request)
+    experiment = find(work, show_id(deployment.experiment_id))
+    if deployment.state is State.WITHDRAWN:
+        return deployment
+    _require_withdrawable(deployment)
+    experiment.after(Verb.DEPLOY)
+    place = work.store.deployments.withdraw_one(deployment.id, _WITHDRAWN, now=work.now)
+    delivery.put_back(work, experiment, place, [file.path for file in deployment.files])
+    phase = experiment.phase
+    assigned = phase and work.store.experiments.assignment(phase.id, place.participant_id, now=work.now)
+    if assigned and assigned.id is not None and place.variant_id in (None, assigned.variant_id):
+        work.store.experiments.unforce(assigned.id)
+    if phase is None and place.action is None and not place.told:
+        work.store.experiments.release_of(experiment.id, [place.participant_id])
+    return _get(work, deployment.id)
+
+
+def _require_withdrawable(deployment: Deployment) -> None:
+    state = deployment.state
+    if not deployment.by_hand:
+        why = f"it was not deployed by hand (its origin is {deployment.origin.value})"
+        remedy = "use the verbs of the experiment"
+    elif state.ended:
+        why, remedy = f"the host is done with it ({state.value})", "deploy another variant, or unforce"
+    else:
+        return
+    raise FailedPrecondition(
+        f"it cannot be withdrawn: {why}; {remedy}",
+        reason="NOT_WITHDRAWABLE",
+        details={"state": state.value, "origin": deployment.origin.value},
+    )
 
 
 def force(work: Work, request: requests.ForceAssignment) -> Assignment:

@@ -59,6 +59,20 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a slot should have held before a deployment of it; without an `action`, nothing yet.
+
+    `told`: a host may know of the deployment. What was closed holds what was written before that.
+    """
+
+    participant_id: bytes
+    told: bool
+    variant_id: bytes | None
+    action: OfferAction | None
+    files: tuple[DeploymentFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredOutcome:
     """A reported outcome; `files`, `reason` and `durations` are JSON-shaped."""
 
@@ -143,6 +157,36 @@ class DeploymentStore:
         self._tx.many(
             "update slot set withdrawn_at = ?, updated_at = ? where participant_id = ?",
             [(now, now, participant_id) for participant_id in participant_ids],
+        )
+
+    def withdraw_one(self, deployment_id: bytes, reason: dict[str, str], *, now: int) -> Place:
+        """The deployment is withdrawn, for `reason`; where its slot was before it."""
+        self._tx.run(
+            "update deployment set state = 'withdrawn', reason = ?, updated_at = ? where id = ?",
+            (json.dumps(reason), now, deployment_id),
+        )
+        row = self._tx.one(
+            "select d.participant_id, d.slot_id, d.offered_at, p.agent_uid, (select e.id from deployment e"
+            " where e.participant_id = d.participant_id and e.slot_id = d.slot_id and e.revision < d.revision"
+            " and e.state <> 'withdrawn' and e.action <> 'close' order by e.revision desc limit 1) as earlier"
+            " from deployment d join participant p on p.id = d.participant_id where d.id = ?",
+            (deployment_id,),
+        )
+        assert row is not None
+        earlier = row["earlier"] and self._tx.one("select * from deployment where id = ?", (row["earlier"],))
+        return Place(
+            participant_id=row["participant_id"],
+            told=row["offered_at"] is not None or row["agent_uid"] is not None,
+            variant_id=earlier["variant_id"] if earlier else None,
+            action=OfferAction(earlier["action"]) if earlier else None,
+            files=self._files(earlier["id"]) if earlier else (),
+        )
+
+    def empty(self, participant_id: bytes, slot_id: bytes, *, now: int) -> None:
+        """Nothing is asked of the slot any more."""
+        self._tx.run(
+            "update slot set withdrawn_at = ?, updated_at = ? where participant_id = ? and id = ?",
+            (now, now, participant_id, slot_id),
         )
 
     def slots_of(self, experiment_id: bytes) -> list[Slot]:

@@ -331,3 +331,15 @@ async def test_a_fleet_is_frozen_and_a_participant_moved(plane: Plane, running: 
     said = await running("participants", "move", "bot-1", "--to", agent)
     assert (said.code, said.out) == (0, f"bot-1 is served by {agent} (binding 2)\n")
     assert (await running("participants", "move", "bot-1", "--to", "nobody")).code == 1
+
+
+async def test_what_was_deployed_by_hand_is_taken_back(running: Run) -> None:
+    """`withdraw` takes the participant's newest deployment; what a verb of the experiment made is a conflict."""
+    words = ("withdraw", "soul-tone", "--participant", "bot-1")
+    said = await running(*words)
+    assert (said.code, "its origin is start" in said.err) == (4, True), said.err
+    assert (await running("deploy", "soul-tone", "-p", "bot-1", "-v", "concise")).code == 0
+    said = await running(*words)
+    assert (said.code, said.out) == (0, "bot-1: withdrawn\n"), said.err
+    said = await running("withdraw", "soul-tone", "-p", "bot-9")
+    assert (said.code, "nothing was deployed onto bot-9" in said.err) == (1, True)

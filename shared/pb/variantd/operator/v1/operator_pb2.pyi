@@ -4021,12 +4021,12 @@ class Deployment(_message.Message):
     agent_id: _builtins.str
     """The agent that serves the participant; absent: none yet."""
     origin: _builtins.str
-    """Why: `start`, `forced`, `manual`, `restore`, `close`."""
+    """Why: `start`, `forced`, `manual`, `restore`, `close`, `rollback` (what stood before something was withdrawn), …"""
     action: _builtins.str
     """`write`, `restore` or `close`."""
     state: _builtins.str
     """`pending`, `offered`, `applying`, `applied`, `confirmed`, `refused`, `rolled_back`, `stuck`,
-    `superseded` or `withdrawn` (its host was retired).
+    `superseded` or `withdrawn` (somebody took it back, or its host was retired).
     """
     attempts: _builtins.int
     """Attempts the host made."""
@@ -4218,6 +4218,32 @@ class GetDeploymentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDeploymentRequest: _TypeAlias = GetDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class WithdrawDeploymentRequest(_message.Message):
+    """Takes a deployment back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawDeploymentRequest: _TypeAlias = WithdrawDeploymentRequest  # noqa: Y015
 
 @_typing.final
 class ListDeploymentsRequest(_message.Message):

@@ -1523,6 +1523,11 @@ class DeploymentServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListDeploymentsRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListDeploymentsResponse.FromString,
                 _registered_method=True)
+        self.WithdrawDeployment = channel.unary_unary(
+                '/variantd.operator.v1.DeploymentService/WithdrawDeployment',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WithdrawDeploymentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Deployment.FromString,
+                _registered_method=True)
         self.ListOutcomes = channel.unary_unary(
                 '/variantd.operator.v1.DeploymentService/ListOutcomes',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListOutcomesRequest.SerializeToString,
@@ -1560,6 +1565,13 @@ class DeploymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WithdrawDeployment(self, request, context):
+        """Takes back what was deployed by hand and the host is not done with; its slot is as it was before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOutcomes(self, request, context):
         """Everything the host reported about a deployment, oldest first.
         """
@@ -1591,6 +1603,11 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
                     servicer.ListDeployments,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListDeploymentsRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListDeploymentsResponse.SerializeToString,
+            ),
+            'WithdrawDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawDeployment,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WithdrawDeploymentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Deployment.SerializeToString,
             ),
             'ListOutcomes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOutcomes,
@@ -1685,6 +1702,33 @@ class DeploymentService(object):
             '/variantd.operator.v1.DeploymentService/ListDeployments',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListDeploymentsRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListDeploymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.DeploymentService/WithdrawDeployment',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.WithdrawDeploymentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Deployment.FromString,
             options,
             channel_credentials,
             insecure,

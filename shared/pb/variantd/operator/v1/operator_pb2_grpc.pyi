@@ -470,6 +470,8 @@ class DeploymentServiceStub:
     """One deployment."""
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListDeploymentsRequest, _operator_pb2.ListDeploymentsResponse]
     """Deployments of an experiment, newest first."""
+    WithdrawDeployment: _grpc.UnaryUnaryMultiCallable[_operator_pb2.WithdrawDeploymentRequest, _operator_pb2.Deployment]
+    """Takes back what was deployed by hand and the host is not done with; its slot is as it was before."""
     ListOutcomes: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListOutcomesRequest, _operator_pb2.ListOutcomesResponse]
     """Everything the host reported about a deployment, oldest first."""
     WatchDeployments: _grpc.UnaryStreamMultiCallable[_operator_pb2.WatchDeploymentsRequest, _operator_pb2.WatchDeploymentsResponse]
@@ -486,6 +488,8 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """One deployment."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListDeploymentsRequest, _operator_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
     """Deployments of an experiment, newest first."""
+    WithdrawDeployment: _aio.UnaryUnaryMultiCallable[_operator_pb2.WithdrawDeploymentRequest, _operator_pb2.Deployment]  # type: ignore[assignment]
+    """Takes back what was deployed by hand and the host is not done with; its slot is as it was before."""
     ListOutcomes: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListOutcomesRequest, _operator_pb2.ListOutcomesResponse]  # type: ignore[assignment]
     """Everything the host reported about a deployment, oldest first."""
     WatchDeployments: _aio.UnaryStreamMultiCallable[_operator_pb2.WatchDeploymentsRequest, _operator_pb2.WatchDeploymentsResponse]  # type: ignore[assignment]
@@ -517,6 +521,14 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListDeploymentsResponse, _abc.Awaitable[_operator_pb2.ListDeploymentsResponse]]:
         """Deployments of an experiment, newest first."""
+
+    @_abc_1.abstractmethod
+    def WithdrawDeployment(
+        self,
+        request: _operator_pb2.WithdrawDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Deployment, _abc.Awaitable[_operator_pb2.Deployment]]:
+        """Takes back what was deployed by hand and the host is not done with; its slot is as it was before."""
 
     @_abc_1.abstractmethod
     def ListOutcomes(
