@@ -25,6 +25,7 @@ from control_plane.api.door import Door
 from control_plane.api.operations import EXPORT, OPERATIONS, WATCH_PATH, WATCHES
 from control_plane.api.sessions import Sessions
 from control_plane.cli import app as cli_app
+from control_plane.cli import schema
 from control_plane.config import Settings
 from control_plane.domain import findings
 from control_plane.services.events import Kept
@@ -336,7 +337,11 @@ PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "rest.md": {"operations": operations},
     "cli.md": {"variantctl": variantctl, "variantd": variantd, "variant-agent": variant_agent},
 }
-WHOLE: Mapping[str, Callable[[], str]] = {"grpc.md": grpc_page, "protocol.md": protocol_page}
+WHOLE: Mapping[str, Callable[[], str]] = {
+    "grpc.md": grpc_page,
+    "protocol.md": protocol_page,
+    "experiment.schema.json": schema.text,
+}
 
 
 def fresh() -> dict[Path, str]:

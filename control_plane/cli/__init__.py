@@ -26,6 +26,7 @@ from control_plane.cli import (
     phases,
     preview,
     results,
+    schema,
     settings,
     show,
     survey,
@@ -35,7 +36,7 @@ from control_plane.cli.session import Exit, Failure, Session, add, tell, with_gl
 
 app = typer.Typer(
     name="variantctl",
-    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 hosts did not converge, 4 conflict, 5 timed out.",
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 hosts did not converge or manifests differ, 4 conflict, 5 timed out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -90,6 +91,7 @@ add(
     """variantctl diff -f experiment.yaml
     variantctl diff -f soul.yaml -f tone.yaml || test $? -eq 3 && echo drifted""",
 )
+add(app, "schema", schema.schema, "variantctl schema > experiment.schema.json")
 add(
     app,
     "deploy",

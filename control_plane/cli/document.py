@@ -1,4 +1,7 @@
-"""The shape of a manifest: which fields there are, of which kind, and what is said of one that is wrong."""
+"""The shape of a manifest: which fields there are, of which kind, and what is said of one that is wrong.
+
+`json_schema_extra` says for the published schema what `manifest`, or the control plane, looks at besides.
+"""
 
 import difflib
 from collections.abc import Sequence
@@ -6,11 +9,49 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 
 from shared.errors import Fault
+from shared.model import PARTICIPANT_ID
 
 SETTLE_SECONDS, ALPHA = 60, 0.05
 """What holds where neither the manifest nor the project says otherwise."""
+
+
+_PART = r"([^/\\\x00.]|\.[^/\\\x00.]|\.\.[^/\\\x00])[^/\\\x00]*"
+_RFC_3339 = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?(Z|[+-][0-9]{2}:[0-9]{2})$"
+)
+_DURATION = r"^P(?=.)([0-9]{1,5}D)?(T(?=.)([0-9]{1,6}H)?([0-9]{1,7}M)?([0-9]{1,9}S)?)?$"
+_BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+
+Key = Annotated[
+    str,
+    Field(
+        json_schema_extra={
+            "pattern": "^[a-z][a-z0-9-]{0,63}$",
+            "not": {"enum": ["eligible-targets", "stats"]},
+        }
+    ),
+]
+Target = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": f"^{_PART}(/{_PART})*$"})]
+Participant = Annotated[str, Field(json_schema_extra={"pattern": f"^{PARTICIPANT_ID.pattern}$"})]
+Moment = Annotated[str, Field(json_schema_extra={"pattern": _RFC_3339})]
+Duration = Annotated[str, Field(json_schema_extra={"pattern": _DURATION})]
+Content = Annotated[str, Field(json_schema_extra={"maxLength": 1_048_576})]
+Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "pattern": _BASE64})]
+DISTINCT: JsonDict = {"uniqueItems": True}
+
+
+def _text(name: str) -> JsonDict:
+    """The field is there, and not null."""
+    return {"required": [name], "properties": {name: {"type": "string"}}}
+
+
+_SOME_LEVELS: JsonDict = {"required": ["levels"], "properties": {"levels": {"minProperties": 1}}}
+_SOME_FILES: JsonDict = {"required": ["files"], "properties": {"files": {"minItems": 1}}}
+_FOR_TARGET: JsonDict = {"anyOf": [_text("content"), _text("contentFile")], "not": _SOME_LEVELS}
+ONE_CONTENT: JsonDict = {"oneOf": [_text("content"), _text("contentFile"), _text("contentBase64")]}
 
 
 class Part(BaseModel):
@@ -20,16 +61,26 @@ class Part(BaseModel):
 
 
 class Metric(Part):
-    """A metric."""
+    """A metric, or the key of a saved one and nothing else."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                _text("key") | {"maxProperties": 1},
+                _text("eventName")
+                | {"properties": {"eventName": {"type": "string"}, "key": {"type": "null"}}},
+            ]
+        }
+    )
 
     key: str | None = None
     event_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     kind: Literal["proportion", "mean", "count", "ratio"] = "proportion"
     goal: Literal["increase", "decrease"] = "increase"
     denominator_event_name: str | None = None
-    window: str | None = None
-    margin: float | None = None
-    minimum_detectable_effect: float | None = None
+    window: Duration | None = None
+    margin: Annotated[float, Field(gt=0)] | None = None
+    minimum_detectable_effect: Annotated[float, Field(gt=0)] | None = None
     funnel_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
 
 
@@ -42,19 +93,30 @@ class Metrics(Part):
 
 
 class Selector(Part):
-    """Who is asked to take part."""
+    """Who is asked to take part: some by name, or all with the labels."""
 
-    ids: list[str] = []
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "required": ["ids", "labels"],
+                "properties": {"ids": {"minItems": 1}, "labels": {"minProperties": 1}},
+            }
+        }
+    )
+
+    ids: Annotated[list[Participant], Field(json_schema_extra=DISTINCT)] = []
     labels: dict[str, str] = {}
 
 
 class File(Part):
     """A file of a variant."""
 
-    path: Annotated[str, Field(min_length=1)]
-    content: str | None = None
+    model_config = ConfigDict(json_schema_extra=ONE_CONTENT)
+
+    path: Target
+    content: Content | None = None
     content_file: str | None = None
-    content_base64: str | None = None
+    content_base64: Base64 | None = None
 
 
 class Rule(Part):
@@ -72,14 +134,20 @@ class Rules(Part):
 
 
 class Variant(Part):
-    """A variant."""
+    """A variant: one content of the experiment's target file, or files, or a level of every factor."""
 
-    key: str | None = None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [_SOME_LEVELS, {"oneOf": [_text("content"), _text("contentFile"), _SOME_FILES]}]
+        }
+    )
+
+    key: Key | None = None
     name: Annotated[str, Field(min_length=1, max_length=200)]
     description: Annotated[str, Field(max_length=3000)] = ""
     is_control: bool = False
     weight: Annotated[int, Field(ge=0, le=100)] = 0
-    content: str | None = None
+    content: Content | None = None
     content_file: str | None = None
     files: list[File] = []
     targeting_rules: Rules = Rules()
@@ -91,27 +159,29 @@ class Variant(Part):
 class Level(Part):
     """A content of a factor."""
 
-    key: str
+    model_config = ConfigDict(json_schema_extra=ONE_CONTENT)
+
+    key: Key
     name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    content: str | None = None
+    content: Content | None = None
     content_file: str | None = None
-    content_base64: str | None = None
+    content_base64: Base64 | None = None
 
 
 class Factor(Part):
     """A target file with its contents."""
 
-    key: str
-    target_file: Annotated[str, Field(min_length=1)]
-    levels: list[Level]
+    key: Key
+    target_file: Target
+    levels: Annotated[list[Level], Field(json_schema_extra={"minItems": 1})]
 
 
 class Switchback(Part):
     """Blocks of time."""
 
-    block_duration: str
+    block_duration: Duration
     blocks: Annotated[int, Field(ge=2, le=1000)]
-    washout: str = "PT0S"
+    washout: Duration = "PT0S"
 
 
 class Exposure(Part):
@@ -139,29 +209,36 @@ class Analysis(Part):
     power: Annotated[float, Field(ge=0.5, le=0.999)] = 0.8
     minimum_detectable_effect: Annotated[float, Field(gt=0, le=10)] = 0.1
     cluster_by: Annotated[str, Field(pattern=r"^(participant|host|label:.{1,128})$")] = "participant"
-    excluded_variant_ids: list[str] = []
-    excluded_participant_ids: list[str] = []
+    excluded_variant_ids: Annotated[list[str], Field(json_schema_extra=DISTINCT)] = []
+    excluded_participant_ids: Annotated[list[Participant], Field(json_schema_extra=DISTINCT)] = []
 
 
 class Schedule(Part):
     """When it begins and ends by itself."""
 
-    start_at: str | None = None
-    end_at: str | None = None
+    start_at: Moment | None = None
+    end_at: Moment | None = None
 
 
 class Document(Part):
-    """A manifest, whole."""
+    """An experiment as `variantctl apply` takes it. Contents of variants are for its `targetFile`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["variants"], "properties": {"variants": {"contains": _FOR_TARGET}}},
+            "then": _text("targetFile"),
+        }
+    )
 
     api_version: Literal["variantd/v1"]
     kind: Literal["Experiment"]
-    key: str
+    key: Key
     name: Annotated[str, Field(min_length=1, max_length=400)]
     description: Annotated[str, Field(max_length=3000)] = ""
     type: Literal["ab", "multivariate", "personalization", "switchback"] = "ab"
     labels: dict[str, str] = {}
     metadata: dict[str, Any] = {}
-    target_file: Annotated[str, Field(min_length=1)] | None = None
+    target_file: Target | None = None
     participants: Selector = Selector()
     metrics: Metrics = Metrics()
     exposure_criteria: Exposure = Exposure()
@@ -169,7 +246,7 @@ class Document(Part):
     traffic_allocation: Annotated[int, Field(ge=0, le=100)] = 100
     targeting_rules: Rules = Rules()
     allow_host_labels: bool = False
-    strata: list[str] = []
+    strata: Annotated[list[str], Field(json_schema_extra=DISTINCT)] = []
     holdout_id: Annotated[str, Field(min_length=1)] | None = None
     schedule: Schedule | None = None
     switchback: Switchback | None = None

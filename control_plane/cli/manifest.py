@@ -341,7 +341,8 @@ def _metric_faults(metrics: shape.Metrics) -> Iterator[Fault]:
     for where, item in every:
         if item is None:
             continue
-        if item.event_name is None and item.model_fields_set != {"key"}:
+        by_key = item.key is not None and item.model_fields_set == {"key"}
+        if not by_key and (item.event_name is None or item.key is not None):
             message = "needs eventName, or the key of a saved metric and nothing else"
             yield Fault(field=f"metrics.{where}", message=message)
 
