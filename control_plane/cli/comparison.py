@@ -164,7 +164,7 @@ def make_plan(
 _USUAL = pb.Experiment(
     type="ab",
     traffic_allocation=100,
-    exposure_criteria=pb.ExposureCriteria(settle_seconds=shape.SETTLE_SECONDS),
+    exposure_criteria=ParseDict(shape.Exposure().model_dump(by_alias=True), pb.ExposureCriteria()),
     analysis=ParseDict(shape.Analysis().model_dump(by_alias=True), pb.Analysis()),
 )
 
@@ -176,10 +176,9 @@ def defaults() -> dict[str, Any]:
 
 def _filled(manifest: Manifest, present: pb.Experiment) -> Manifest:
     """With what a project decides, where the manifest does not, as the experiment has it."""
-    settle = manifest.settle_seconds
     return replace(
         manifest,
-        settle_seconds=present.exposure_criteria.settle_seconds if settle is None else settle,
+        exposure={"settleSeconds": present.exposure_criteria.settle_seconds} | manifest.exposure,
         analysis={"alpha": present.analysis.alpha} | manifest.analysis,
     )
 
@@ -206,7 +205,7 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
             "secondary": [_metric(item) for item in manifest.secondary],
             "guardrail": [_metric(item) for item in manifest.guardrail],
         },
-        "exposureCriteria": {"settleSeconds": manifest.settle_seconds},
+        "exposureCriteria": manifest.exposure,
         "analysis": manifest.analysis,
     }
 
@@ -252,7 +251,7 @@ def fields_of(present: pb.Experiment, holdouts: Mapping[str, str] | None = None)
             "secondary": [_metric_of(item) for item in measured.secondary],
             "guardrail": [_metric_of(item) for item in measured.guardrail],
         },
-        "exposureCriteria": {"settleSeconds": present.exposure_criteria.settle_seconds},
+        "exposureCriteria": show.to_json(present.exposure_criteria),
         "analysis": specs.analysis_of(present),
     }
     return _by_key(fields, holdouts)

@@ -188,6 +188,8 @@ class Exposure(Part):
     """Which events count."""
 
     settle_seconds: Annotated[int, Field(ge=0, le=86_400)] = SETTLE_SECONDS
+    requires: Literal["written", "loaded"] = "written"
+    multiple_variants: Literal["exclude", "first_seen"] = "exclude"
 
 
 class Prior(Part):
@@ -254,7 +256,7 @@ class Document(Part):
     variants: list[Variant] = []
 
 
-NOT_YET = frozenset((*("rollout", "requires", "multipleVariants", "role"),))
+NOT_YET = frozenset({"rollout", "role"})
 """Words of an experiment that this release does not act on; accepting them would be a promise."""
 
 

@@ -86,9 +86,10 @@ class VariantManifest:
 class Manifest:
     """An experiment as it should be; what the file leaves out has its default.
 
-    `intake` is who of the participants takes part and when it begins and ends, `analysis` how it is decided,
-    both as the resource shows them; excluded variants go by their keys. `settle_seconds` None, and an `analysis`
-    without `alpha`: the manifest leaves to the project, or to the experiment there is, what these are.
+    `intake` is who of the participants takes part and when it begins and ends, `exposure` which events count,
+    `analysis` how it is decided, all as the resource shows them; excluded variants go by their keys. An `exposure`
+    without `settleSeconds`, and an `analysis` without `alpha`: the manifest leaves to the project, or to the
+    experiment there is, what these are.
     """
 
     key: str
@@ -103,7 +104,7 @@ class Manifest:
     primary: Metric | None
     secondary: tuple[Metric, ...]
     guardrail: tuple[Metric, ...]
-    settle_seconds: int | None
+    exposure: dict[str, Any]
     analysis: dict[str, Any]
     intake: dict[str, Any]
     switchback: dict[str, Any] | None = None
@@ -224,7 +225,7 @@ def _manifest(
         primary=_metric(metrics.primary) if metrics.primary else None,
         secondary=tuple(_metric(item) for item in metrics.secondary),
         guardrail=tuple(_metric(item) for item in metrics.guardrail),
-        settle_seconds=_given(document.exposure_criteria, "settle_seconds"),
+        exposure=_exposure(document.exposure_criteria),
         analysis=_analysis(document.analysis),
         intake=_intake(document),
         switchback=document.switchback.model_dump() if document.switchback else None,
@@ -233,8 +234,9 @@ def _manifest(
     )
 
 
-def _given(part: shape.Part, name: str) -> Any:
-    return getattr(part, name) if name in part.model_fields_set else None
+def _exposure(criteria: shape.Exposure) -> dict[str, Any]:
+    unsaid = None if "settle_seconds" in criteria.model_fields_set else {"settle_seconds"}
+    return criteria.model_dump(by_alias=True, exclude=unsaid)
 
 
 def _analysis(analysis: shape.Analysis) -> dict[str, Any]:

@@ -71,15 +71,14 @@ def switchback(manifest: Manifest) -> pb.Switchback | None:
     return pb.Switchback(**manifest.switchback) if manifest.switchback else None
 
 
+def exposure(manifest: Manifest) -> pb.ExposureCriteria:
+    """Which events of a manifest count, to be sent."""
+    return ParseDict(manifest.exposure, pb.ExposureCriteria())
+
+
 def analysis(manifest: Manifest) -> pb.Analysis:
     """How a manifest is decided, to be sent."""
     return ParseDict(manifest.analysis, pb.Analysis())
-
-
-def exposure(manifest: Manifest) -> pb.ExposureCriteria | None:
-    """Which events of a manifest count, to be sent; None where it does not say."""
-    settle = manifest.settle_seconds
-    return None if settle is None else pb.ExposureCriteria(settle_seconds=settle)
 
 
 def analysis_of(present: pb.Experiment) -> dict[str, Any]:

@@ -74,11 +74,12 @@ def document(
         for name, value in ((name, fields[name]) for name in usual)
         if name in _ALWAYS_SAID or value != usual[name]
     }
-    shown["analysis"] = {
-        name: fields["analysis"][name]
-        for name, value in usual["analysis"].items()
-        if name == "alpha" or fields["analysis"][name] != value
-    }
+    for part, the_project_s in (("exposureCriteria", "settleSeconds"), ("analysis", "alpha")):
+        shown[part] = {
+            name: fields[part][name]
+            for name, value in usual[part].items()
+            if name == the_project_s or fields[part][name] != value
+        }
     if "factors" in shown:
         shown["factors"] = [_factor(item, place) for item in fields["factors"]]
     written = [_variant(name, item, fields["targetFile"], place) for name, item in variants]

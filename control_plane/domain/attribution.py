@@ -8,17 +8,22 @@ An event of a participant belongs to every phase whose assignment covers the mom
   disk (intention to treat).
 - *delivered*: besides, the digest in use (or else the digest on disk by the views) was the assigned
   variant's for every target file concerned, and, where the event does not say its own digest, the swap to
-  it was at least `settle` ago.
+  it was at least `settle` ago. Where content has to be *loaded*, only the event's own digest says so: what is on
+  disk may not have been read.
 
 A unit is (phase, block, participant, subject). Its first exposure is its earliest impression; a conversion
 counts from the first exposure on. A conversion without an earlier impression is pending, and counted once
 such an impression arrives.
+
+A unit that met several variants (an impression on another variant's content, and it is none of a switchback, whose
+units all do) has crossed: nothing of it is *delivered*; or, by `Several.FIRST_SEEN`, only where the other variant was
+the first that it met.
 """
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from shared.model import Digest, EventKind
@@ -32,7 +37,17 @@ class Standing(StrEnum):
     SETTLING = "settling"  # too soon after the assignment
     IN_TRANSITION = "in_transition"  # too soon after the swap
     OTHER_CONTENT = "other_content"  # something else was in use or on disk
+    OTHER_VARIANT = "other_variant"  # and that was another variant's content
     UNKNOWN_CONTENT = "unknown_content"  # no view says what was on disk
+    NOT_LOADED = "not_loaded"  # the event does not say which content was in use, and has to
+    CROSSED = "crossed"  # on the assigned content, but of a unit that met several variants
+
+
+class Several(StrEnum):
+    """What becomes of a unit that met several variants of a phase."""
+
+    EXCLUDE = "exclude"
+    FIRST_SEEN = "first_seen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +82,8 @@ class Timeline:
 class Enrolled:
     """An assignment as attribution needs it: the interval, the variant's digests by path, settle time.
 
-    Of a switchback it is one time block, and a washout that is longer is its settle time.
+    Of a switchback it is one time block, and a washout that is longer is its settle time. `others` are the other
+    variants' digests by path, and `several` the rule for who met them; both are empty for a time block.
     """
 
     phase_id: bytes
@@ -77,6 +93,9 @@ class Enrolled:
     to_at: int | None
     settle: int
     block: int = 0
+    loaded: bool = False
+    others: Mapping[str, Collection[Digest]] = field(default_factory=dict)
+    several: Several | None = None
 
     def covers(self, moment: int) -> bool:
         """The assignment was in force at `moment`."""
@@ -138,17 +157,23 @@ def _content(event: Happening, phase: Enrolled, timelines: Mapping[str, Timeline
     for path in paths:
         if event.digest is not None and (event.path or len(paths) == 1):
             if event.digest != phase.digests[path]:
-                return Standing.OTHER_CONTENT
+                return _other(event.digest, path, phase)
             continue
+        if phase.loaded:
+            return Standing.NOT_LOADED
         seen = timelines[path].at(event.occurred_at) if path in timelines else None
         if seen is None:
             return Standing.UNKNOWN_CONTENT
         since, digest = seen
         if digest != phase.digests[path]:
-            return Standing.OTHER_CONTENT
+            return _other(digest, path, phase)
         if event.occurred_at < since + phase.settle:
             return Standing.IN_TRANSITION
     return Standing.ELIGIBLE
+
+
+def _other(digest: Digest | None, path: str, phase: Enrolled) -> Standing:
+    return Standing.OTHER_VARIANT if digest in phase.others.get(path, ()) else Standing.OTHER_CONTENT
 
 
 def settle(seconds: int) -> int:
@@ -196,10 +221,14 @@ Firsts = dict[str, int | None]
 
 @dataclass(slots=True)
 class UnitState:
-    """A unit's first exposure and first conversions for both populations."""
+    """A unit's first exposure and first conversions for both populations.
+
+    `other`: it has crossed, and this was its first impression on another variant's content.
+    """
 
     assigned: Firsts
     delivered: Firsts
+    other: int | None = None
 
 
 class Tallies:
@@ -239,6 +268,57 @@ def advance(state: UnitState, key: UnitKey, events: Sequence[Attributed], tallie
     for sums, cell, count, units, value in scratch:
         _add(sums[cell], count, units, value)
     return True
+
+
+def judge(state: UnitState, events: Sequence[Attributed], several: Several | None) -> list[Attributed] | None:
+    """The events as they stand in their unit, `state.other` with them; None: ask `judge_all`.
+
+    The quick way, where none of them can change how an earlier event of the unit stands.
+    """
+    others = [item.event.occurred_at for item in events if _is_other(item)]
+    exposed = state.delivered.get("")
+    if several is None or (exposed is None and state.other is None):
+        return None if others else list(events)
+    if exposed is not None:
+        later = several is Several.FIRST_SEEN and all(moment > exposed for moment in others)
+        return list(events) if later or not others else None
+    assert state.other is not None
+    if several is Several.FIRST_SEEN and any(
+        item.event.kind is EventKind.IMPRESSION
+        and item.delivered is Standing.ELIGIBLE
+        and item.event.occurred_at <= state.other
+        for item in events
+    ):
+        return None
+    state.other = min([state.other, *others])
+    return [_crossed(item) for item in events]
+
+
+def judge_all(events: Sequence[Attributed], several: Several | None) -> list[Attributed]:
+    """All events of a unit as they stand in it, whatever was found of some of them before."""
+    plain = [as_by_itself(item) for item in events]
+    met = [
+        (item.event.occurred_at, item.event.id, _is_other(item))
+        for item in plain
+        if item.event.kind is EventKind.IMPRESSION
+        and item.delivered in (Standing.ELIGIBLE, Standing.OTHER_VARIANT)
+    ]
+    first = min(met, default=None)
+    out = any(other for *_, other in met) if several is Several.EXCLUDE else bool(first and first[2])
+    return [_crossed(item) for item in plain] if out and several is not None else plain
+
+
+def as_by_itself(item: Attributed) -> Attributed:
+    """The event as it stands whatever else its unit met: only one that would count can have crossed."""
+    return replace(item, delivered=Standing.ELIGIBLE) if item.delivered is Standing.CROSSED else item
+
+
+def _crossed(item: Attributed) -> Attributed:
+    return replace(item, delivered=Standing.CROSSED) if item.delivered is Standing.ELIGIBLE else item
+
+
+def _is_other(item: Attributed) -> bool:
+    return item.event.kind is EventKind.IMPRESSION and item.delivered is Standing.OTHER_VARIANT
 
 
 _Change = list[tuple[str, int, int, int, int]]
@@ -288,7 +368,13 @@ def recount(
                     sign * contribution.units,
                     sign * contribution.value,
                 )
-    return UnitState(assigned=_firsts(after, "assigned"), delivered=_firsts(after, "delivered"))
+    delivered = _firsts(after, "delivered")
+    others = [item.event.occurred_at for item in after if _is_other(item)]
+    return UnitState(
+        assigned=_firsts(after, "assigned"),
+        delivered=delivered,
+        other=min(others) if others and "" not in delivered else None,
+    )
 
 
 def _firsts(events: Sequence[Attributed], side: str) -> Firsts:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from control_plane.domain.attribution import Several
 from control_plane.domain.fields import (
     Duration,
     Labels,
@@ -51,9 +52,11 @@ class Selector(Request):
 
 
 class Exposure(Request):
-    """Which events count."""
+    """Which events count, and on what word they are of the `delivered` population."""
 
     settle_seconds: Annotated[int, Field(ge=0, le=86_400), BeforeValidator(whole)] = 60
+    requires: Literal["written", "loaded"] = "written"
+    multiple_variants: Several = Several.EXCLUDE
 
 
 class Prior(Request):

@@ -220,7 +220,8 @@ def _crossed(facts: Facts) -> Iterator[Finding]:
             severity=Severity.WARNING,
             message=f"{len(found)} participants held the content of several variants in this phase",
             evidence={"participants": _some(_names(found)), "share": len(found) / len(facts.seated)},
-            advice="their impressions on other content are out of `delivered`; compare both populations",
+            advice="whoever met several is out of `delivered`, as exposureCriteria.multipleVariants says;"
+            " compare both populations",
         )
 
 

@@ -14,11 +14,15 @@ from control_plane.domain.attribution import (
     Attributed,
     Enrolled,
     Happening,
+    Several,
     Tallies,
     Timeline,
     UnitKey,
     advance,
+    as_by_itself,
     attribute,
+    judge,
+    judge_all,
     recount,
     with_views,
 )
@@ -226,7 +230,6 @@ class _Ingest:
         events = self.happened.get(participant_id, [])
         nowhere: dict[bytes, Kept] = {}
         by_unit: defaultdict[UnitKey, list[Attributed]] = defaultdict(list)
-        fresh: list[Attributed] = []
         if events and enrolled:
             timelines = self._timelines(participant_id, enrolled, [event.occurred_at for event in events])
             phase_ids = {phase.phase_id for phase in enrolled}
@@ -246,41 +249,47 @@ class _Ingest:
                 for item in items:
                     key = UnitKey(item.phase_id, participant_id, event.subject, item.block)
                     by_unit[key].append(item)
-                    self._stand(item, 1)
-                fresh += items
         else:
             nowhere = {event.id: Kept.NO_EXPERIMENT for event in events}
-        judged_again = self._judge_again(participant_id, enrolled)
-        for old, new in judged_again:
-            self._stand(old, -1)
-            self._stand(new, 1)
-        moved = {
-            UnitKey(new.phase_id, participant_id, new.event.subject, new.block) for _, new in judged_again
-        }
-        for key in sorted(set(by_unit) | moved, key=lambda k: (k.phase_id, k.block, k.subject)):
-            self._count_unit(key, by_unit.get(key, []), judged_again if key in moved else [])
-        self.store.put_attributed(participant_id, [*fresh, *(new for _, new in judged_again)])
+        again: defaultdict[UnitKey, dict[bytes, Attributed]] = defaultdict(dict)
+        for item in self._judge_again(participant_id, enrolled):
+            key = UnitKey(item.phase_id, participant_id, item.event.subject, item.block)
+            again[key][item.event.id] = item
+        rules = {(phase.phase_id, phase.block): phase.several for phase in enrolled}
+        standing: list[Attributed] = []
+        for key in sorted(set(by_unit) | set(again), key=lambda k: (k.phase_id, k.block, k.subject)):
+            several = rules[key.phase_id, key.block]
+            standing += self._count_unit(key, by_unit.get(key, []), again.get(key, {}), several)
+        self.store.put_attributed(participant_id, standing)
         return nowhere
 
     def _count_unit(
-        self, key: UnitKey, fresh: Sequence[Attributed], judged_again: Sequence[tuple[Attributed, Attributed]]
-    ) -> None:
+        self,
+        key: UnitKey,
+        fresh: Sequence[Attributed],
+        again: Mapping[bytes, Attributed],
+        several: Several | None,
+    ) -> list[Attributed]:
+        """The unit's new events, and those judged again, are counted; returns whatever stands otherwise than stored."""
         state = self.store.unit(key)
-        if judged_again or not advance(state, key, fresh, self.tallies):
+        quick = None if again else judge(state, fresh, several)
+        before: list[Attributed] = []
+        if quick is not None and advance(state, key, quick, self.tallies):
+            after = quick
+        else:
             before = self.store.attributed_of(key)
-            changed = {
-                new.event.id: new
-                for _, new in judged_again
-                if (new.phase_id, new.block) == (key.phase_id, key.block)
-            }
-            after = [changed.get(item.event.id, item) for item in before] + list(fresh)
+            after = judge_all([*(again.get(item.event.id, item) for item in before), *fresh], several)
             state = recount(key, before, after, self.tallies)
+        for item in before:
+            self._stand(item, -1)
+        for item in after:
+            self._stand(item, 1)
         self.store.put_unit(key, state)
+        stored = set(before)
+        return [item for item in after if item not in stored]
 
-    def _judge_again(
-        self, participant_id: bytes, enrolled: Sequence[Enrolled]
-    ) -> list[tuple[Attributed, Attributed]]:
-        """(as it stood, as it stands) of stored events whose content a view of this batch tells otherwise."""
+    def _judge_again(self, participant_id: bytes, enrolled: Sequence[Enrolled]) -> list[Attributed]:
+        """Stored events whose content a view of this batch tells otherwise, as they stand by themselves."""
         phases = {(phase.phase_id, phase.block): phase for phase in enrolled}
         views = self.seen.get(participant_id, [])
         if not views or not phases:
@@ -292,11 +301,11 @@ class _Ingest:
         moments = [item.event.occurred_at for item in touched]
         timelines = self._timelines(participant_id, enrolled, [low, *moments])
         pairs = [
-            (item, with_views(item, phases[item.phase_id, item.block], timelines))
+            (as_by_itself(item), with_views(item, phases[item.phase_id, item.block], timelines))
             for item in touched
             if (item.phase_id, item.block) in phases
         ]
-        return [(old, new) for old, new in pairs if old != new]
+        return [new for old, new in pairs if old != new]
 
     def _timelines(
         self, participant_id: bytes, enrolled: Sequence[Enrolled], moments: Sequence[int]

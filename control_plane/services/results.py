@@ -133,7 +133,7 @@ def _about(
         "computedAt": to_rfc3339(last.at if last else work.now),
         "analysisFingerprint": experiment.analysis_fingerprint,
         "planChanged": experiment.plan_changed,
-        "exposureEvidence": "disk",
+        "exposureEvidence": "loaded" if experiment.design.exposure_criteria.requires == "loaded" else "disk",
         "rejected": [{"reason": reason, "count": count} for reason, count in sorted(standings.items())],
         "lost": {"count": lost},
     }

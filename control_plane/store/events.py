@@ -1,7 +1,9 @@
 """Views, events, and the sums that results read."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from control_plane.domain.attribution import (
     Attributed,
@@ -14,6 +16,7 @@ from control_plane.domain.attribution import (
     UnitState,
     settle,
 )
+from control_plane.domain.design import Design, Exposure
 from control_plane.store.database import Row, Tx
 from shared.model import Digest, Event, EventKind, View
 
@@ -215,28 +218,43 @@ class EventStore:
     def enrolled(self, participant_id: bytes) -> list[Enrolled]:
         """Every assignment the participant ever had, as attribution needs it."""
         rows = self._tx.all(
-            "select a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.settle_seconds from assignment a"
-            " join experiment e on e.id = a.experiment_id"
+            "select a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.id, e.settle_seconds, e.design"
+            " from assignment a join experiment e on e.id = a.experiment_id"
             " where a.participant_id = ? and a.variant_id is not null order by a.from_at",
             (participant_id,),
         )
-        digests = {key: self._variant_digests(key) for key in {row["variant_id"] for row in rows}}
+        counted = {row["id"]: _exposure(row["design"]) for row in rows}
+        digests = {key: self._digests(key) for key in counted}
+        others = {
+            key: _others(digests[experiment_id], key)
+            for key, experiment_id in {row["variant_id"]: row["id"] for row in rows}.items()
+        }
         return [
             Enrolled(
                 phase_id=row["phase_id"],
                 variant_id=row["variant_id"],
                 block=row["time_block"],
-                digests=digests[row["variant_id"]],
+                digests=digests[row["id"]].get(row["variant_id"], {}),
                 from_at=row["from_at"],
                 to_at=row["to_at"],
                 settle=settle(row["settle_seconds"]),
+                loaded=counted[row["id"]].requires == "loaded",
+                others={} if row["time_block"] else others[row["variant_id"]],
+                several=None if row["time_block"] else counted[row["id"]].multiple_variants,
             )
             for row in rows
         ]
 
-    def _variant_digests(self, variant_id: bytes) -> Mapping[str, Digest]:
-        rows = self._tx.all("select path, digest from variant_file where variant_id = ?", (variant_id,))
-        return {row["path"]: row["digest"] for row in rows}
+    def _digests(self, experiment_id: bytes) -> dict[bytes, dict[str, Digest]]:
+        """Digest by path of every variant of the experiment."""
+        found: defaultdict[bytes, dict[str, Digest]] = defaultdict(dict)
+        for row in self._tx.all(
+            "select f.variant_id, f.path, f.digest from variant v join variant_file f on f.variant_id = v.id"
+            " where v.experiment_id = ?",
+            (experiment_id,),
+        ):
+            found[row["variant_id"]][row["path"]] = row["digest"]
+        return dict(found)
 
     def attributed_between(self, participant_id: bytes, low: int, high: int | None) -> list[Attributed]:
         """Attributed events of the participant from `low` on, before `high` if given."""
@@ -303,8 +321,11 @@ class EventStore:
                 (state.assigned, row["first_assigned"]),
                 (state.delivered, row["first_delivered"]),
             ):
-                if row["event_name"] or value is not None:
+                if row["event_name"] or (value is not None and value >= 0):
                     firsts[row["event_name"]] = value
+            # Who has crossed has no first exposure in `delivered`: its place says when it met the other variant.
+            if not row["event_name"] and (row["first_delivered"] or 0) < 0:
+                state.other = -row["first_delivered"]
         return state
 
     def put_unit(self, key: UnitKey, state: UnitState) -> None:
@@ -322,7 +343,7 @@ class EventStore:
                     key.subject,
                     name,
                     state.assigned.get(name),
-                    state.delivered.get(name),
+                    -state.other if not name and state.other is not None else state.delivered.get(name),
                 )
                 for name in sorted(set(state.assigned) | set(state.delivered))
             ],
@@ -447,6 +468,19 @@ class EventStore:
             (experiment_id,),
         )
         return (row["n"] or 0) if row else 0
+
+
+@lru_cache(maxsize=256)
+def _exposure(design: str) -> Exposure:
+    """What a design says of which events count; for every batch of every participant, so each is read once."""
+    return Design.model_validate_json(design).exposure_criteria
+
+
+def _others(digests: Mapping[bytes, Mapping[str, Digest]], variant_id: bytes) -> dict[str, frozenset[Digest]]:
+    """By path, what all the other variants have there."""
+    others = [files for key, files in digests.items() if key != variant_id]
+    paths = {path for files in others for path in files}
+    return {path: frozenset(files[path] for files in others if path in files) for path in paths}
 
 
 def attributed(row: Row) -> Attributed:

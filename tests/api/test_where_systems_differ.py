@@ -1,7 +1,6 @@
 """The questions to which experiment systems have different answers, each with the answer that is given here.
 
-A question a test: what a user of another system would trip over is said, over REST, by name. Not here because the
-answer is not built: what a unit that met several variants counts as.
+A question a test: what a user of another system would trip over is said, over REST, by name.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -330,6 +329,34 @@ async def test_19_a_forced_participant_by_its_assignment(plane: Plane) -> None:
     await plane.made("/v1/participants", {"id": "stranger"})
     nobody = await plane.rest("POST", f"{AT}/assignments/stranger:force", {"variantId": "a"})
     assert (nobody.status, nobody.body["reason"]) == (404, "ASSIGNMENT_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("rule", "first", "counted"),
+    [("exclude", "own", 0), ("first_seen", "own", 2), ("first_seen", "other", 0)],
+)
+async def test_20_a_unit_exposed_to_several_variants(
+    plane: Plane, rule: str, first: str, counted: int
+) -> None:
+    """Excluded from `delivered`, or kept where its own came first, as is asked; others do not notice."""
+    criteria = {"settleSeconds": 0, "multipleVariants": rule}
+    started = await running(plane, exposureCriteria=criteria)
+    digests = {item["id"]: item["files"][0]["digest"] for item in started["variants"]}
+    own = (await held(plane))["p"]
+    (other,) = set(digests) - {own}
+    contents = [own, other, own] if first == "own" else [other, own, own]
+    met = {"kind": "impression", "participantId": "p", "target": "soul.md"}
+    several = [
+        {**met, "subject": "s", "digest": digests[id_], "occurredAt": at(100 + n)}
+        for n, id_ in enumerate(contents)
+    ]
+    once = {**met, "subject": "t", "digest": digests[own], "occurredAt": at(100)}
+    await reported(plane, *several, once)
+    body = (await plane.rest("GET", f"{AT}/results?eventName=done&population=delivered")).body
+    assert sum(arm["impressions"] for arm in body["variants"]) == counted + 1
+    told = {item["reason"]: item["count"] for item in body["rejected"]}
+    assert told == {"other_variant": 1, **({"crossed": 2} if not counted else {})}
+    assert sum(arm["impressions"] for arm in (await arms(plane)).values()) == 4
 
 
 async def test_21_best_of_all_and_better_than_control(plane: Plane) -> None:

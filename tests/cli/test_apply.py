@@ -93,6 +93,7 @@ labels: {team: a}
 metadata: {ticket: 7}
 targetFile: SOUL.md
 participants: {labels: {role: support}}
+exposureCriteria: {requires: loaded, multipleVariants: first_seen}
 analysis: {alpha: 0.1, decision: sequence, tuning: 500, prior: {a: 2}, excludedVariantIds: [odd, even]}
 variants:
   - {name: Terse, key: concise, weight: 60, isControl: true, contentFile: concise.md, config: {x: [1]}}
@@ -112,7 +113,11 @@ variants:
     assert (analysis["alpha"], analysis["decision"], analysis["tuning"]) == (0.1, "sequence", 500)
     assert (analysis["prior"], analysis["horizonDays"]) == ({"a": 2, "b": 1}, 14)
     assert set(analysis["excludedVariantIds"]) == {shown["odd"]["id"], shown["even"]["id"]}
-    assert after["exposureCriteria"] == {"settleSeconds": 0}  # of that it says nothing
+    assert after["exposureCriteria"] == {
+        "settleSeconds": 0,  # of that it says nothing
+        "requires": "loaded",
+        "multipleVariants": "first_seen",
+    }
     assert set(shown) == {"concise", "rude", "odd", "even"}
     assert (shown["concise"]["name"], shown["concise"]["weight"]) == ("Terse", 60)
     assert (shown["concise"]["isControl"], shown["concise"]["config"]) == (True, {"x": [1]})
@@ -214,7 +219,7 @@ async def test_what_a_manifest_leaves_out_the_project_says(plane: Plane, ctl: Ru
     assert (await plane.rest("PATCH", "/v1/settings", defaults)).status == 200
     change(manifest, "exposureCriteria: {settleSeconds: 0}\n", "")
     made = await applied(ctl, manifest)
-    assert made["experiment"]["exposureCriteria"] == {"settleSeconds": 5}
+    assert made["experiment"]["exposureCriteria"]["settleSeconds"] == 5
     assert made["experiment"]["analysis"]["alpha"] == 0.2
     assert not {"exposureCriteria", "analysis"} & {item["field"] for item in made["changes"]}
     assert (await applied(ctl, manifest))["action"] == "none"
@@ -233,4 +238,4 @@ async def test_what_a_manifest_leaves_out_the_project_says(plane: Plane, ctl: Ru
     )
     said = (await applied(ctl, manifest))["experiment"]
     assert (said["analysis"]["alpha"], said["analysis"]["power"]) == (0.05, 0.8)
-    assert said["exposureCriteria"] == {"settleSeconds": 60}
+    assert said["exposureCriteria"]["settleSeconds"] == 60

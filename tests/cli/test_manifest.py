@@ -44,7 +44,7 @@ def test_the_documented_shape_is_read_whole(manifest: Path) -> None:
     assert found.primary.fields == {"eventName": "resolved", "kind": "proportion", "goal": "increase"}
     assert [item.fields["eventName"] for item in found.guardrail] == ["escalated"]
     assert [item.fields["goal"] for item in found.guardrail] == ["decrease"]
-    assert found.settle_seconds == 0
+    assert found.exposure["settleSeconds"] == 0
     assert [(item.name, item.is_control, item.weight) for item in found.variants] == [
         ("Friendly", True, 50),
         ("Concise", False, 50),
@@ -132,7 +132,6 @@ rollout: {waves: [10%]}
     "part",
     [
         "rollout: {waves: [10%]}",
-        "exposureCriteria: {requires: loaded}",
         "metrics: {primary: {eventName: e, role: primary}}",
     ],
 )

@@ -116,7 +116,11 @@ def experiments(draw: st.DrawFn) -> pb.Experiment:
         status=draw(st.sampled_from([pb.EXPERIMENT_STATUS_DRAFT, pb.EXPERIMENT_STATUS_RUNNING])),
         labels=draw(st.dictionaries(SOME, TEXT, max_size=2)),
         traffic_allocation=draw(st.integers(0, 100)),
-        exposure_criteria=pb.ExposureCriteria(settle_seconds=draw(st.integers(0, 86_400))),
+        exposure_criteria=pb.ExposureCriteria(
+            settle_seconds=draw(st.integers(0, 86_400)),
+            requires=draw(st.sampled_from(["written", "loaded"])),
+            multiple_variants=draw(st.sampled_from(["exclude", "first_seen"])),
+        ),
         analysis=draw(ANALYSES),
         metrics=pb.Metrics(
             primary=draw(st.none() | METRICS),

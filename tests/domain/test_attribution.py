@@ -1,6 +1,8 @@
 """Attribution depends on which facts there are, never on the order they arrived in."""
 
+from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,25 +13,35 @@ from control_plane.domain.attribution import (
     Enrolled,
     Happening,
     Seen,
+    Several,
     Standing,
     Tallies,
     Timeline,
     UnitKey,
     UnitState,
     advance,
+    as_by_itself,
     attribute,
+    judge,
+    judge_all,
     recount,
 )
 from shared.model import EventKind, digest
 
-A, B = digest(b"a"), digest(b"b")
+A, B, C = digest(b"a"), digest(b"b"), digest(b"c")
 PHASE, VARIANT, PARTICIPANT = b"p" * 16, b"v" * 16, b"u" * 16
 DAY = 86_400_000_000
 
 
-def make_enrolled(*, from_at: int = 100, to_at: int | None = None, settle: int = 10) -> Enrolled:
+def make_enrolled(*, from_at: int = 100, to_at: int | None = None, settle: int = 10, **rule: Any) -> Enrolled:
     return Enrolled(
-        phase_id=PHASE, variant_id=VARIANT, digests={"f": A}, from_at=from_at, to_at=to_at, settle=settle
+        phase_id=PHASE,
+        variant_id=VARIANT,
+        digests={"f": A},
+        from_at=from_at,
+        to_at=to_at,
+        settle=settle,
+        **rule,
     )
 
 
@@ -46,11 +58,9 @@ def make_event(at: int, *, name: str = "", digest_used: bytes | None = None, pat
     )
 
 
-def standing(
-    event: Happening, *views: tuple[int, bytes | None], **enrolled: int | None
-) -> tuple[str, str] | None:
+def standing(event: Happening, *views: tuple[int, bytes | None], **enrolled: Any) -> tuple[str, str] | None:
     timeline = Timeline(Seen(from_at=at, id=bytes(16), digest=value) for at, value in views)
-    found = attribute(event, [make_enrolled(**enrolled)], {"f": timeline})  # type: ignore[arg-type]
+    found = attribute(event, [make_enrolled(**enrolled)], {"f": timeline})
     return (found[0].assigned.value, found[0].delivered.value) if found else None
 
 
@@ -146,6 +156,94 @@ def test_batches_in_any_order_give_the_same_tallies(
     expected_tallies, expected_state = whole(events)
     assert shown(tallies) == expected_tallies
     assert state == expected_state
+
+
+# -- several variants
+
+
+@pytest.mark.parametrize(
+    ("event", "views", "expected"),
+    [
+        (make_event(200), [(0, A), (150, B)], "other_variant"),
+        (make_event(200, digest_used=B), [(0, A)], "other_variant"),
+        (make_event(200), [(0, A), (150, C)], "other_content"),
+        (make_event(200), [(0, A), (150, None)], "other_content"),
+        (make_event(200), [(0, A)], "eligible"),
+    ],
+)
+def test_content_of_another_variant_is_told_apart(
+    event: Happening, views: list[tuple[int, bytes | None]], expected: str
+) -> None:
+    """By the digest on disk, or the one that was in use."""
+    assert standing(event, *views, others={"f": {B}}) == ("eligible", expected)
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (make_event(200), "not_loaded"),
+        (make_event(200, path="f"), "not_loaded"),
+        (make_event(200, digest_used=A), "eligible"),
+        (make_event(200, digest_used=B), "other_content"),
+    ],
+)
+def test_loaded_is_what_the_event_says_itself(event: Happening, expected: str) -> None:
+    """What is on disk may not have been read."""
+    assert standing(event, (0, A), loaded=True) == ("eligible", expected)
+
+
+@st.composite
+def met(draw: st.DrawFn) -> list[Attributed]:
+    """Events of a unit, some at one moment, on the assigned content, on another variant's, or on something else."""
+    found = []
+    for number, moment in enumerate(draw(st.lists(st.integers(1, 12), max_size=12))):
+        event = make_event(moment * DAY // 10, name=draw(st.sampled_from(["", "", "", "x"])))
+        side = draw(
+            st.sampled_from(
+                [Standing.ELIGIBLE, Standing.ELIGIBLE, Standing.OTHER_VARIANT, Standing.OTHER_CONTENT]
+            )
+        )
+        event = replace(event, id=number.to_bytes(16, "big"))
+        found.append(replace(eligible(event), delivered=side))
+    return found
+
+
+@given(met(), st.sampled_from(Several), st.data())
+def test_who_met_several_variants_follows_from_the_events_alone(
+    events: list[Attributed], several: Several, data: st.DataObject
+) -> None:
+    """However they are split and ordered, quick way or not: standings, sums and the unit are those of the whole."""
+    order = data.draw(st.permutations(events))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=6)))
+    key, tallies = UnitKey(PHASE, PARTICIPANT, ""), Tallies()
+    state, seen = UnitState(assigned={}, delivered={}), list[Attributed]()
+    for start, end in zip([0, *cuts], [*cuts, len(order)], strict=True):
+        quick = judge(state, order[start:end], several)
+        if quick is not None and advance(state, key, quick, tallies):
+            seen += quick
+        else:
+            before, seen = seen, judge_all([*seen, *order[start:end]], several)
+            state = recount(key, before, seen, tallies)
+    expected = judge_all(events, several)
+    assert {item.event.id: item.delivered for item in seen} == {
+        item.event.id: item.delivered for item in expected
+    }
+    assert (shown(tallies), state) == whole(expected)
+    assert sorted((as_by_itself(item) for item in seen), key=lambda item: item.event.id) == events
+
+
+def test_two_rules_for_who_met_several_variants() -> None:
+    """Out altogether; or in, where the assigned one was the first."""
+    assigned, other = make_event(1000), make_event(2000)
+    events = [eligible(assigned), replace(eligible(other), delivered=Standing.OTHER_VARIANT)]
+    said = {several: [item.delivered.value for item in judge_all(events, several)] for several in Several}
+    assert said == {"exclude": ["crossed", "other_variant"], "first_seen": ["eligible", "other_variant"]}
+    swapped = [replace(events[0], event=other), replace(events[1], event=assigned)]
+    assert [item.delivered.value for item in judge_all(swapped, Several.FIRST_SEEN)] == [
+        "crossed",
+        "other_variant",
+    ]
+    assert judge_all(events, None) == events
 
 
 def test_a_conversion_waits_for_its_impression() -> None:

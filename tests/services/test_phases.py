@@ -297,14 +297,16 @@ async def test_late_joiners_are_held_out_as_they_would_have_been(world: World) -
     """The holdout means the same participants whenever they come: on record, without a variant, claim or deployment."""
     made = requests.CreateHoldout(name="Quiet", key="quiet", share=50)
     await world.do(holdouts.create, made)
-    names = [f"bot-{n:02}" for n in range(12)]
+    names = [f"bot-{n:02}" for n in range(24)]
     await world.experiment(*names, name="Other", targetFile="other.md", holdoutId="quiet")
     page = await world.do(experiments.list_assignments, requests.PageOf(id="other", limit=100))
     out = {item.participant for item in page.items if item.method is Method.HOLDOUT}
-    assert out & set(names[6:])
-    await by_label(world, *names[:6], holdoutId="quiet")
+    assert 2 <= len(out) <= 22, "the seed is another each time: once in 300,000 runs that is by chance"
+    # Both among who is there at the start and among who comes late are some of either.
+    early = [name for group in (out, set(names) - out) for name in sorted(group)[::2]]
+    await by_label(world, *early, holdoutId="quiet")
     async with watching(world):
-        for name in names[6:]:
+        for name in sorted(set(names) - set(early)):
             await label(world, name, "support")
         await on_record(world, *names)
     after = await seats(world)

@@ -304,19 +304,40 @@ class ExposureCriteria(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SETTLE_SECONDS_FIELD_NUMBER: _builtins.int
+    REQUIRES_FIELD_NUMBER: _builtins.int
+    MULTIPLE_VARIANTS_FIELD_NUMBER: _builtins.int
     settle_seconds: _builtins.int
     """Events within so many seconds of an assignment or a swap do not count, 0 to 86400; default 60."""
+    requires: _builtins.str
+    """What shows that an event met the assigned content: `written` (default), that it was on disk or the event's own
+    digest; `loaded`, only the event's own digest.
+    """
+    multiple_variants: _builtins.str
+    """Whoever met several variants of a phase: `exclude` (default) from `delivered`, or `first_seen`, which keeps who
+    met the assigned one first.
+    """
     def __init__(
         self,
         *,
         settle_seconds: _builtins.int | None = ...,
+        requires: _builtins.str | None = ...,
+        multiple_variants: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_settle_seconds", b"_settle_seconds", "settle_seconds", b"settle_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_multiple_variants", b"_multiple_variants", "_requires", b"_requires", "_settle_seconds", b"_settle_seconds", "multiple_variants", b"multiple_variants", "requires", b"requires", "settle_seconds", b"settle_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_settle_seconds", b"_settle_seconds", "settle_seconds", b"settle_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_multiple_variants", b"_multiple_variants", "_requires", b"_requires", "_settle_seconds", b"_settle_seconds", "multiple_variants", b"multiple_variants", "requires", b"requires", "settle_seconds", b"settle_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__multiple_variants: _TypeAlias = _typing.Literal["multiple_variants"]  # noqa: Y015
+    _WhichOneofArgType__multiple_variants: _TypeAlias = _typing.Literal["_multiple_variants", b"_multiple_variants"]  # noqa: Y015
+    _WhichOneofReturnType__requires: _TypeAlias = _typing.Literal["requires"]  # noqa: Y015
+    _WhichOneofArgType__requires: _TypeAlias = _typing.Literal["_requires", b"_requires"]  # noqa: Y015
     _WhichOneofReturnType__settle_seconds: _TypeAlias = _typing.Literal["settle_seconds"]  # noqa: Y015
     _WhichOneofArgType__settle_seconds: _TypeAlias = _typing.Literal["_settle_seconds", b"_settle_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__multiple_variants) -> _WhichOneofReturnType__multiple_variants | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requires) -> _WhichOneofReturnType__requires | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__settle_seconds) -> _WhichOneofReturnType__settle_seconds | None: ...
 
 Global___ExposureCriteria: _TypeAlias = ExposureCriteria  # noqa: Y015
@@ -4644,7 +4665,7 @@ class Results(_message.Message):
     as_of: _builtins.str
     """The date that was asked for."""
     exposure_evidence: _builtins.str
-    """What says that a variant was there: `disk`."""
+    """What says that a variant was there: `disk`, or `loaded`, where the design asks for that."""
     group_by: _builtins.str
     """The label of `groups`."""
     inputs: _builtins.str
