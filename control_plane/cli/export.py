@@ -105,7 +105,7 @@ def export(
         for row in rows:
             print(row)
         return
-    with _whole(output) as file:
+    with whole(output) as file:
         if form is Format.PARQUET:
             _write_parquet(arrow, file, COLUMNS[what], rows)
         else:
@@ -113,9 +113,9 @@ def export(
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that is there with all of its content, durable, or as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
     try:
         try:
             with temporary.open("wb") as file:

@@ -3,13 +3,14 @@
 import enum
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from control_plane.cli import series, show
+from control_plane.cli import report, series, show
 from control_plane.cli.live import Fact, Frame, Interval, Shape, follow
 from control_plane.cli.session import Session
 from control_plane.cli.sheet import chance, percent, print_groups, print_results, why
@@ -55,6 +56,14 @@ def results(
         bool,
         typer.Option("--inputs", help="What the answer is computed from, as JSON for `variantctl analyze`."),
     ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Written as one page with plots that needs no network; needs the extra `report`.",
+        ),
+    ] = None,
     by_day: Annotated[
         bool, typer.Option("--by-day", help="What is counted on each UTC day instead.")
     ] = False,
@@ -67,6 +76,8 @@ def results(
 
     Intervals and p-values treat the participant as the unit, however many impressions it has.
     """
+    if html is not None and (watch or by_day or inputs):
+        raise typer.BadParameter("--html does not go together with --watch, --by-day or --inputs")
     if by_day:
         if watch:
             raise typer.BadParameter("--by-day and --watch do not go together")
@@ -94,6 +105,9 @@ def results(
         group_by=group_by,
         include="inputs" if inputs else "",
     )
+    if html is not None:
+        report.write(session, html, asked)
+        return
     if watch:
         follow(session, lambda: _frame(session, asked), interval=interval)
         return

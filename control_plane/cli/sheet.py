@@ -44,10 +44,12 @@ def print_results(session: Session, found: pb.Results, *, beside: pb.Results | N
     _bars(session, found)
     for line in (*differences(found), *guardrails(found), *left_out(found)):
         show.say(session.out, line)
-    _absent(session, found)
+    for line in absent(found):
+        show.say(session.out, line)
     if beside is not None:
         _beside(session, beside)
-    _not_counted(session, found)
+    for line in not_counted(found):
+        show.say(session.out, line)
 
 
 def print_groups(session: Session, found: pb.Results) -> None:
@@ -75,12 +77,11 @@ def print_groups(session: Session, found: pb.Results) -> None:
 def _headline(session: Session, found: pb.Results) -> None:
     metric = f"{found.metric.event_name} ({show.word(found.metric, 'goal')})"
     past = f"; as of {found.as_of}" if found.HasField("as_of") else ""
-    show.say(
-        session.out, f"{found.key} is {show.word(found, 'status')}; {metric}; {_population(found)}{past}"
-    )
+    show.say(session.out, f"{found.key} is {show.word(found, 'status')}; {metric}; {population(found)}{past}")
 
 
-def _population(found: pb.Results) -> str:
+def population(found: pb.Results) -> str:
+    """Whose events count, and what that means."""
     return f"{found.population}: {_MEANING.get(found.population, '')}".rstrip(": ")
 
 
@@ -110,7 +111,7 @@ def _bars(session: Session, found: pb.Results) -> None:
         return
     show.print_table(
         session.out,
-        (f"{_level(found)} credible", _axis(scale), ""),
+        (f"{level(found)} credible", _axis(scale), ""),
         (
             (_name(item), Text(bar(item, scale)), _interval(item.credible_interval))
             for item in found.variants
@@ -124,7 +125,8 @@ def _name(item: pb.VariantResult) -> str:
     return f"{item.name} (control)" if item.is_control else item.name
 
 
-def _level(found: pb.Results) -> str:
+def level(found: pb.Results) -> str:
+    """How sure every interval is."""
     return f"{100 * (1 - found.alpha):g} %"
 
 
@@ -184,7 +186,7 @@ def differences(found: pb.Results) -> Iterator[str]:
         if item.HasField("lift"):
             text += f", {100 * item.lift:+.1f} %"
         if item.HasField("difference_interval"):
-            text += f" ({_level(found)}: {_span(found, item.difference_interval)})"
+            text += f" ({level(found)}: {_span(found, item.difference_interval)})"
         if item.HasField("p_value_adjusted"):
             p = item.p_value_adjusted
             text += ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
@@ -270,18 +272,18 @@ def _cell(value: float, scale: tuple[float, float], width: int) -> int:
     return min(width - 1, max(0, round(share * (width - 1))))
 
 
-def _absent(session: Session, found: pb.Results) -> None:
+def absent(found: pb.Results) -> Iterator[str]:
+    """What is not told of a variant, and why."""
     codes = {code for item in found.variants for code in item.reasons.values()}
     for code in sorted(codes & _UNCOMPARED.keys()):
-        show.say(session.out, f"counts only: {_UNCOMPARED[code]} ({code})")
+        yield f"counts only: {_UNCOMPARED[code]} ({code})"
     for item in found.variants:
         by_reason: dict[str, list[str]] = {}
         for name, code in sorted(item.reasons.items()):
             if code not in _QUIET and code not in _UNCOMPARED:
                 by_reason.setdefault(code, []).append(name)
         for code, names in sorted(by_reason.items()):
-            why = _REASONS.get(code, "not defined")
-            show.say(session.out, f"{item.name}: no {', '.join(names)}: {why} ({code})")
+            yield f"{item.name}: no {', '.join(names)}: {_REASONS.get(code, 'not defined')} ({code})"
 
 
 def _beside(session: Session, beside: pb.Results) -> None:
@@ -290,12 +292,13 @@ def _beside(session: Session, beside: pb.Results) -> None:
         + (f" = {percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
         for item in beside.variants
     ]
-    show.say(session.out, f"{_population(beside)}: {', '.join(rates)}")
+    show.say(session.out, f"{population(beside)}: {', '.join(rates)}")
 
 
-def _not_counted(session: Session, found: pb.Results) -> None:
+def not_counted(found: pb.Results) -> Iterator[str]:
+    """Events that take part in nothing, and records that are gone."""
     if found.rejected:
         counts = ", ".join(f"{item.count} {item.reason}" for item in found.rejected)
-        show.say(session.out, f"not counted: {counts}")
+        yield f"not counted: {counts}"
     if found.lost.count:
-        show.say(session.out, f"lost on hosts: {found.lost.count} records")
+        yield f"lost on hosts: {found.lost.count} records"
