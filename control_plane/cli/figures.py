@@ -21,15 +21,15 @@ PATTERNS = ("/", "x", ".", "+", "\\", "-", "|")
 
 
 def rates(found: pb.Results, names: Mapping[str, str]) -> Figure:
-    """Rates, or the means of a metric that is no proportion, which have no credible interval."""
+    """Rates, or the means of a metric that is no proportion, with the credible interval where there is one."""
     data: list[Figure] = []
-    shares = found.metric.kind in ("", "proportion")
+    shares = of_shares(found)
     scale = 100 if shares else 1
     for at, item in enumerate(found.variants):
         value = known(item, "conversion_rate" if shares else "mean")
         if value is None:
             continue
-        row, span = [_label(names[item.key])], known(item, "credible_interval") if shares else None
+        row, span = [_label(names[item.key])], known(item, "credible_interval")
         data += _with_whiskers(
             _trace(at, names[item.key])
             | {"x": [_finite(value * scale)], "y": row, "mode": "markers", "showlegend": False},
@@ -207,7 +207,12 @@ def known(message: Any, name: str) -> Any:
 
 def unit_of(found: pb.Results) -> tuple[float, str]:
     """What a difference is multiplied with, and what then stands behind it."""
-    return (100, " points") if found.metric.kind in ("", "proportion") else (1, "")
+    return (100, " points") if of_shares(found) else (1, "")
+
+
+def of_shares(found: pb.Results) -> bool:
+    """Whether values are shown in per cent."""
+    return found.metric.kind in ("", "proportion")
 
 
 def _finite(value: float) -> float | None:

@@ -178,6 +178,7 @@ def _rates(found: pb.Results, names: Mapping[str, str]) -> str:
         "mean", "P(best)", "P(better than control)", "expected loss", "design effect", "difference", "its interval",
         "relative", "p", "p corrected",
     )  # fmt: skip
+    share = (100, " %") if figures.of_shares(found) else (1, "")
     rows = [
         (
             names[item.key],
@@ -187,7 +188,7 @@ def _rates(found: pb.Results, names: Mapping[str, str]) -> str:
             item.impressions,
             item.conversions,
             _percent(known(item, "conversion_rate")),
-            _span(known(item, "credible_interval"), 100, " %"),
+            _span(known(item, "credible_interval"), *share),
             _number(known(item, "mean")),
             _percent(known(item, "probability_to_be_best")),
             _percent(known(item, "chance_to_win")),
