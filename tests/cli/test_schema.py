@@ -156,7 +156,7 @@ BAD = [
     "metrics: {primary: {eventName: resolved, window: 3 days}}",
     "metrics: [{eventName: resolved}]",
     "exposureCriteria: {settleSeconds: -1}",
-    "exposureCriteria: {requires: loaded}",
+    "exposureCriteria: {requires: seen}",
     "analysis: {alpha: 2}",
     "analysis: {alpha: null}",
     "analysis: {clusterBy: town}",
