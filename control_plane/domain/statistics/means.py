@@ -7,7 +7,7 @@ where a sum of squares in floats says p = 1 of what is 0.049.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, ulp
+from math import ceil, inf, isfinite, ulp
 
 from control_plane.domain.statistics.proportions import Estimate, Undefined, Variance, in_range, quotient
 from shared.errors import Fault, Invalid
@@ -128,3 +128,20 @@ def _check_finite(name: str, values: Sequence[float]) -> None:
     ]
     if faults:
         raise Invalid("; ".join(f"{fault.field} {fault.message}" for fault in faults), faults=faults)
+
+
+def winsorised(arms: Sequence[Sequence[float]], *, percentile: float) -> list[list[float]]:
+    """Every arm's values with those above the percentile of all arms together set to it.
+
+    For skewed values in arms of unequal size; the percentile is declared beforehand, or it is chosen by what
+    it finds. What is compared then is the mean of the values so cut. Raises Invalid outside 50 … 100.
+    """
+    if not 50 <= percentile <= 100:
+        message = f"is {percentile}, must be between 50 and 100"
+        raise Invalid(f"percentile {message}", faults=[Fault(field="percentile", message=message)])
+    everything = sorted(value for values in arms for value in values)
+    if not everything:
+        return [[] for _ in arms]
+    # The smallest value with so many per cent at or below it: one that occurred, and no float between two.
+    limit = everything[max(ceil(percentile / 100 * len(everything)), 1) - 1]
+    return [[min(value, limit) for value in values] for values in arms]

@@ -109,10 +109,10 @@ def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
     shots = list(_in_order(design, snapshots))
     scored = [blocked.scores(shot.trials, shot.successes, design.strata) for shot in shots]
     values = [_statistics(labels, e) for e in scored]
-    course = _course(values, [shot.day for shot in shots], design.alpha, design.horizon)
+    steps = course(values, [shot.day for shot in shots], design.alpha, design.horizon)
     decided = False
     found = []
-    for shot, e, own, step in zip(shots, scored, values, course, strict=True):
+    for shot, e, own, step in zip(shots, scored, values, steps, strict=True):
         decided = decided or step.crossed
         estimate = _estimate(design, shot, e, float(own[0]))
         found.append(
@@ -149,7 +149,7 @@ def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
     rows = len(labels)
 
     def decides(alpha: float) -> bool:
-        return any(step.crossed for step in _course(values, days, alpha, design.horizon))
+        return any(step.crossed for step in course(values, days, alpha, design.horizon))
 
     if decides(design.alpha):
         low, high = 0, floor(design.alpha * rows + TIE)
@@ -164,7 +164,7 @@ def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """One look of the real draw: its critical value, whether it crossed, and how many rows are used up."""
 
     critical: float | None
@@ -172,7 +172,7 @@ class _Step:
     used: int
 
 
-def _course(values: Sequence[Floats], days: Sequence[float], alpha: float, horizon: float) -> list[_Step]:
+def course(values: Sequence[Floats], days: Sequence[float], alpha: float, horizon: float) -> list[Step]:
     """The spending of alpha over the looks; `values` are every row's statistics, look by look."""
     alive = np.ones(len(values[0]) if values else 0, dtype=bool)
     used = 0
@@ -189,7 +189,7 @@ def _course(values: Sequence[Floats], days: Sequence[float], alpha: float, horiz
             above = alive & over
             used += int(above.sum())
             alive &= ~above
-        steps.append(_Step(critical, crossed, used))
+        steps.append(Step(critical, crossed, used))
     return steps
 
 

@@ -324,6 +324,12 @@ def compared(treatment: Estimate, control: Estimate, *, alpha: float) -> Differe
     )
 
 
+def against_zero(difference: Estimate, *, alpha: float) -> Difference:
+    """Interval and p of an estimate that is a difference already: pooled phases, a main effect."""
+    nothing = Estimate(key="", value=0.0, variance=0.0, degrees_of_freedom=None)
+    return compared(difference, nothing, alpha=alpha)
+
+
 def _reason(name: str, *arms: Estimate) -> Undefined:
     """Why the first arm that does not know `name` does not."""
     return next(arm.reasons[name] for arm in arms if name in arm.reasons)
