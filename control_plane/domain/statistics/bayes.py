@@ -155,7 +155,7 @@ def beliefs(
         Beta(a=start.a + hits / d, b=start.b + (trials - hits) / d)
         for (trials, hits), d in zip(sums, divisors, strict=True)
     ]
-    found = _believed([arm.key for arm in arms], posteriors, control=control, alpha=alpha, goal=goal)
+    found = believed([arm.key for arm in arms], posteriors, control=control, alpha=alpha, goal=goal)
     return Beliefs(overdispersion=shared_d, arms=found)
 
 
@@ -185,7 +185,7 @@ def beliefs_of_values(
         if not (isfinite(away) and width > _NARROWEST * max(1.0, abs(away))):
             return Undefined.OUT_OF_RANGE
         scaled.append(Normal(mean=away, variance=width**2))
-    found = _believed([arm.key for arm in arms], scaled, control=control, alpha=alpha, goal=goal)
+    found = believed([arm.key for arm in arms], scaled, control=control, alpha=alpha, goal=goal)
     return Beliefs(
         overdispersion=None,
         arms=tuple(
@@ -200,7 +200,7 @@ def beliefs_of_values(
     )
 
 
-def _believed(
+def believed(
     keys: Sequence[str], posteriors: Sequence[Posterior], *, control: str | None, alpha: float, goal: Goal
 ) -> tuple[Belief, ...]:
     grid = _Grid([one.turned() for one in posteriors] if goal == "decrease" else posteriors)
