@@ -173,6 +173,7 @@ def test_every_link_leads_somewhere() -> None:
 
 RUN_BY = {
     "README.md": "tests/e2e/test_readme.py",
+    "docs/statistics.md": "tests/cli/test_offline.py",
     "docs/tutorial.md": "tests/e2e/test_newcomer.py",
     "docs/howto/first-host.md": "tests/e2e/test_first_host.py",
     "deploy/docker/README.md": "tests/deploy/test_docker.py",

@@ -89,6 +89,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             },
         ]
     },
+    "ResultsService.EstimateSampleSize": {
+        "baseline": 0.25,
+        "impressionsEach": 150,
+        "icc": 0.15,
+        "participants": 30,
+    },
     "ResultsService.GetResults": {"id": "soul-tone", "eventName": "resolved", "population": "delivered"},
     "ResultsService.GetTimeSeries": {"id": "soul-tone", "eventName": "resolved", "startDate": "2026-01-01"},
     "ResultsService.RecalculateTimeSeries": {"id": "soul-tone", "metric": "resolved"},

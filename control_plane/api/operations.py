@@ -14,6 +14,7 @@ from control_plane.domain import reported, requests
 from control_plane.domain.metrics import CreateMetric, UpdateMetric
 from control_plane.domain.series import GetRecalculation, GetTimeSeries, RecalculateTimeSeries
 from control_plane.domain.settings import UpdateSettings
+from control_plane.domain.sizing import SampleSize
 from control_plane.services import (
     access,
     deployments,
@@ -32,6 +33,7 @@ from control_plane.services import (
     results,
     series,
     settings,
+    sizing,
     survey,
 )
 from control_plane.services.work import Scope, Work
@@ -232,6 +234,8 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.ById, deployments.withdraw, resources.deployment),
     _row("DeploymentService.ListOutcomes", "GET /v1/deployments/{id}/outcomes", _READ,
          requests.PageOf, deployments.list_outcomes, resources.outcomes),
+    _row("ResultsService.EstimateSampleSize", "GET /v1/sample-size", _READ,
+         SampleSize, sizing.estimate, resources.sample_size),
     _row("ResultsService.GetResults", "GET /v1/experiments/{id}/results", _READ,
          requests.GetResults, results.get, resources.results),
     _row("ResultsService.GetTimeSeries", "GET /v1/experiments/{id}/results-time-series", _READ,

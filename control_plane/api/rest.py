@@ -175,6 +175,8 @@ def _query(request: web.Request, model: type[Request]) -> dict[str, Any]:
         into[key] = text
         if "int" in kind and re.fullmatch(r"-?\d{1,9}", text):
             into[key] = int(text)
+        elif "float" in kind and re.fullmatch(r"-?\d{1,15}(\.\d{1,17})?([eE][+-]?\d{1,3})?", text):
+            into[key] = float(text)
         elif "bool" in kind and text in ("true", "false"):
             into[key] = text == "true"
     return values

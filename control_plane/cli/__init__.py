@@ -23,6 +23,7 @@ from control_plane.cli import (
     fleet,
     holdouts,
     metrics,
+    offline,
     phases,
     preview,
     results,
@@ -109,6 +110,21 @@ add(
     variantctl results soul-tone --by-day --from 2026-01-01 --to 2026-01-31
     variantctl results soul-tone --population delivered --event resolved --json""",
 )
+add(
+    app,
+    "analyze",
+    offline.analyze,
+    """variantctl analyze counts.json
+    variantctl results soul-tone --inputs | variantctl analyze -""",
+)
+add(
+    app,
+    "sample-size",
+    offline.sample_size,
+    """variantctl sample-size --baseline 0.25 --effect 0.2
+    variantctl sample-size --baseline 0.25 --impressions 150 --icc 0.15 --participants 30""",
+)
+add(app, "aa", offline.aa, "variantctl aa soul-tone --runs 1000")
 add(
     app,
     "watch",

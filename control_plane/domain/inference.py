@@ -92,6 +92,7 @@ def answer(evidence: Evidence) -> Json:
         "verdict": None if decided is None else _verdict_shown(evidence, decided),
         "power": _power(evidence),
         "findings": [*evidence.findings, *_sensitive(evidence, found)],
+        "inputs": None,
     }  # fmt: skip
 
 
@@ -104,7 +105,10 @@ def _arm_sums(evidence: Evidence, arm: Arm, pair: tuple[Sequence[int], Sequence[
             sums[0] += m
             sums[1] += c
     return ArmSums(
-        key=arm.key, trials=[m for m, _ in found.values()], successes=[c for _, c in found.values()]
+        key=arm.key,
+        trials=[m for m, _ in found.values()],
+        successes=[c for _, c in found.values()],
+        signed=True,
     )
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from control_plane.domain import inference, requests
+from control_plane.domain import inference, requests, sham
 from control_plane.domain.evidence import Evidence
 from control_plane.services import lifecycle, phases, results
-from shared.errors import NotFound
+from shared.errors import Invalid, NotFound
 from shared.model import Record
 from shared.moment import to_rfc3339
 from tests.services.test_timers import ticking
@@ -271,3 +271,21 @@ async def test_a_cluster_is_one_witness(world: World) -> None:
     assert found["srm"]["replays"] is True
     assert found["verdict"]["smallestReachablePValue"] == pytest.approx(2 / 20)
     assert found["verdict"]["status"] == "inconclusive_design"
+
+
+async def test_a_a_on_the_past_decides_about_as_often_as_alpha_says(world: World) -> None:
+    """Drawn again within its blocks, the path test is wrong in at most alpha; looking with Welch's is worse."""
+    uid, assigned = await begun(world)
+    async with ticking(world):
+        for number in range(1, 5):
+            await world.report(uid, *day_of(world, assigned, {"a": 2, "b": 5}))
+            await close_day(world)
+            await looked(world, number)
+    asked = requests.parse(requests.GetResults, {"id": "test", "include": "inputs"})
+    evidence = (await world.do(results.get, asked)).evidence
+    found = sham.replay(evidence, runs=60)
+    assert (found.runs, found.looks) == (60, 4)
+    assert found.decided <= 8
+    assert sham.replay(evidence, runs=60) == found
+    with pytest.raises(Invalid, match="none yet"):
+        sham.replay(evidence.model_copy(update={"looks": ()}), runs=20)

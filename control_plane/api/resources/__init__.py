@@ -12,7 +12,7 @@ from control_plane.api.resources.access import (
     enrollment_tokens,
     settings,
 )
-from control_plane.api.resources.analysis import results
+from control_plane.api.resources.analysis import results, sample_size
 from control_plane.api.resources.delivery import deployment, deployments, outcomes, taken
 from control_plane.api.resources.designs import (
     assignments,
@@ -66,6 +66,7 @@ __all__ = [
     "recalculated",
     "recalculation",
     "results",
+    "sample_size",
     "saved_metric",
     "saved_metrics",
     "settings",

@@ -306,6 +306,7 @@ def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot)
             key=key,
             trials=[snapshot.trials[at] for at in index],
             successes=[snapshot.successes[at] for at in index],
+            signed=not plan.shares,
         )
         if not any(sums.trials):
             return Undefined.NO_IMPRESSIONS

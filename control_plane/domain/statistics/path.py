@@ -283,7 +283,8 @@ def _estimate(design: Design, snapshot: Snapshot, e: Floats, value: float) -> _E
     m, c = np.asarray(snapshot.trials, dtype=object), np.asarray(snapshot.successes, dtype=object)
     arms = [
         blocked.StratifiedArm(
-            sums=ArmSums(key=key, trials=list(m[side]), successes=list(c[side])), strata=list(strata[side])
+            sums=ArmSums(key=key, trials=list(m[side]), successes=list(c[side]), signed=True),
+            strata=list(strata[side]),
         )
         for key, side in (("treatment", treated), ("control", ~treated))
     ]

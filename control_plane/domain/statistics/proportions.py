@@ -41,6 +41,7 @@ class Undefined(StrEnum):
     NO_BASELINE = "NO_BASELINE"
     NOT_RANDOMIZED = "NOT_RANDOMIZED"
     SWITCHBACK_NOT_COMPUTED = "SWITCHBACK_NOT_COMPUTED"
+    NO_TUNING = "NO_TUNING"
     NO_LOOK_YET = "NO_LOOK_YET"
     NO_ALPHA_YET = "NO_ALPHA_YET"
     EARLIER_LOOK = "EARLIER_LOOK"
@@ -55,20 +56,21 @@ class Undefined(StrEnum):
 class ArmSums:
     """The sums of one arm: entry i of `trials` and of `successes` belong to its i-th participant.
 
-    Participants without data are in it, with zeros. Raises Invalid where the two differ in length or
-    hold a negative count.
+    Participants without data are in it, with zeros. `signed`: successes are values, which may be negative. Raises
+    Invalid where the two differ in length or hold a negative count.
     """
 
     key: str
     trials: Sequence[int]
     successes: Sequence[int]
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if len(self.trials) != len(self.successes):
             fault = Fault(field="successes", message="must have one entry for each of trials")
         elif min(self.trials, default=0) < 0:
             fault = Fault(field="trials", message="must not be negative")
-        elif min(self.successes, default=0) < 0:
+        elif not self.signed and min(self.successes, default=0) < 0:
             fault = Fault(field="successes", message="must not be negative")
         else:
             return
@@ -304,15 +306,30 @@ def compared(treatment: Estimate, control: Estimate, *, alpha: float) -> Differe
     if treatment.variance is None or control.variance is None:
         return _because(found, _reason("variance", treatment, control))
     error, freedom = sqrt(treatment.variance + control.variance), _welch(treatment, control)
+    return compared_by(
+        treatment.key, control.key, estimate=estimate, error=error, freedom=freedom, alpha=alpha
+    )
+
+
+def compared_by(
+    treatment: str, control: str, *, estimate: float, error: float, freedom: float | None, alpha: float
+) -> Difference:
+    """The difference of this size and standard error, however it was estimated, with interval and p.
+
+    Student's with `freedom` degrees of freedom; without any there is no variation. Raises Invalid for an `alpha`
+    outside (0, 1).
+    """
+    check_alpha(alpha)
+    found = Difference(treatment=treatment, control=control, alpha=alpha, estimate=estimate)
     if not isfinite(error):
         return _because(found, Undefined.OUT_OF_RANGE)
     found = replace(found, standard_error=error, degrees_of_freedom=freedom)
     if freedom is None:
         return _because(found, Undefined.NO_VARIATION)
-    quantile = -float(special.stdtrit(freedom, alpha / 2))
-    if freedom < _FEWEST_DEGREES or not isfinite(quantile):
+    reach = quantile(freedom, alpha) * error
+    if freedom < _FEWEST_DEGREES or not isfinite(reach / error):
         return _because(found, Undefined.TOO_FEW_PARTICIPANTS)
-    reach, statistic = quantile * error, abs(estimate) / error
+    statistic = abs(estimate) / error
     if not all(map(isfinite, (estimate - reach, estimate + reach, statistic))):
         return _because(found, Undefined.OUT_OF_RANGE)
     log_p = log_two_sided_p(statistic, freedom)
@@ -328,6 +345,11 @@ def against_zero(difference: Estimate, *, alpha: float) -> Difference:
     """Interval and p of an estimate that is a difference already: pooled phases, a main effect."""
     nothing = Estimate(key="", value=0.0, variance=0.0, degrees_of_freedom=None)
     return compared(difference, nothing, alpha=alpha)
+
+
+def quantile(freedom: float, alpha: float) -> float:
+    """How many errors a two-sided interval of level 1 - alpha reaches, with so many degrees of freedom."""
+    return -float(special.stdtrit(freedom, alpha / 2))
 
 
 def _reason(name: str, *arms: Estimate) -> Undefined:

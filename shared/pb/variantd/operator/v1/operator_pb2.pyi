@@ -9647,3 +9647,133 @@ class ReportServerEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportServerEventsResponse: _TypeAlias = ReportServerEventsResponse  # noqa: Y015
+
+@_typing.final
+class EstimateSampleSizeRequest(_message.Message):
+    """What is planned: a proportion and the change worth finding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASELINE_FIELD_NUMBER: _builtins.int
+    MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    IMPRESSIONS_EACH_FIELD_NUMBER: _builtins.int
+    ICC_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    baseline: _builtins.float
+    """Rate of the control, between 0 and 1."""
+    minimum_detectable_effect: _builtins.float
+    """Relative change worth finding, up or down; default 0.1."""
+    power: _builtins.float
+    """Chance to find it; default 0.8."""
+    alpha: _builtins.float
+    """Level, divided among the variants besides the control; default 0.05."""
+    variants: _builtins.int
+    """Variants with the control, 2 to 100; default 2."""
+    impressions_each: _builtins.float
+    """Impressions of each participant; default 1."""
+    icc: _builtins.float
+    """Correlation of outcomes within a participant, 0 to 1; default 0."""
+    participants: _builtins.int
+    """Participants in each variant, to ask what they can find."""
+    def __init__(
+        self,
+        *,
+        baseline: _builtins.float = ...,
+        minimum_detectable_effect: _builtins.float | None = ...,
+        power: _builtins.float | None = ...,
+        alpha: _builtins.float | None = ...,
+        variants: _builtins.int | None = ...,
+        impressions_each: _builtins.float | None = ...,
+        icc: _builtins.float | None = ...,
+        participants: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_icc", b"_icc", "_impressions_each", b"_impressions_each", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_participants", b"_participants", "_power", b"_power", "_variants", b"_variants", "alpha", b"alpha", "icc", b"icc", "impressions_each", b"impressions_each", "minimum_detectable_effect", b"minimum_detectable_effect", "participants", b"participants", "power", b"power", "variants", b"variants"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_icc", b"_icc", "_impressions_each", b"_impressions_each", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_participants", b"_participants", "_power", b"_power", "_variants", b"_variants", "alpha", b"alpha", "baseline", b"baseline", "icc", b"icc", "impressions_each", b"impressions_each", "minimum_detectable_effect", b"minimum_detectable_effect", "participants", b"participants", "power", b"power", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
+    _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
+    _WhichOneofReturnType__icc: _TypeAlias = _typing.Literal["icc"]  # noqa: Y015
+    _WhichOneofArgType__icc: _TypeAlias = _typing.Literal["_icc", b"_icc"]  # noqa: Y015
+    _WhichOneofReturnType__impressions_each: _TypeAlias = _typing.Literal["impressions_each"]  # noqa: Y015
+    _WhichOneofArgType__impressions_each: _TypeAlias = _typing.Literal["_impressions_each", b"_impressions_each"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofReturnType__participants: _TypeAlias = _typing.Literal["participants"]  # noqa: Y015
+    _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
+    _WhichOneofReturnType__power: _TypeAlias = _typing.Literal["power"]  # noqa: Y015
+    _WhichOneofArgType__power: _TypeAlias = _typing.Literal["_power", b"_power"]  # noqa: Y015
+    _WhichOneofReturnType__variants: _TypeAlias = _typing.Literal["variants"]  # noqa: Y015
+    _WhichOneofArgType__variants: _TypeAlias = _typing.Literal["_variants", b"_variants"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__icc) -> _WhichOneofReturnType__icc | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__impressions_each) -> _WhichOneofReturnType__impressions_each | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power) -> _WhichOneofReturnType__power | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variants) -> _WhichOneofReturnType__variants | None: ...
+
+Global___EstimateSampleSizeRequest: _TypeAlias = EstimateSampleSizeRequest  # noqa: Y015
+
+@_typing.final
+class SampleSize(_message.Message):
+    """What a plan needs and can find."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    DESIGN_EFFECT_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    DETECTABLE_FIELD_NUMBER: _builtins.int
+    DETECTABLE_AT_MOST_FIELD_NUMBER: _builtins.int
+    FORMULA_FIELD_NUMBER: _builtins.int
+    participants: _builtins.int
+    """Participants that each variant needs."""
+    impressions: _builtins.int
+    """Impressions that each variant needs."""
+    design_effect: _builtins.float
+    """By how much impressions of one participant are worth less than as many of others."""
+    level: _builtins.float
+    """Level of each comparison."""
+    detectable: _builtins.float
+    """Smallest absolute increase the named participants find; absent where none were named or nothing is found."""
+    detectable_at_most: _builtins.float
+    """The same with infinitely many impressions of each."""
+    formula: _builtins.str
+    """Whose formula it is."""
+    def __init__(
+        self,
+        *,
+        participants: _builtins.int = ...,
+        impressions: _builtins.int = ...,
+        design_effect: _builtins.float = ...,
+        level: _builtins.float = ...,
+        detectable: _builtins.float | None = ...,
+        detectable_at_most: _builtins.float | None = ...,
+        formula: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_detectable", b"_detectable", "_detectable_at_most", b"_detectable_at_most", "detectable", b"detectable", "detectable_at_most", b"detectable_at_most"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_detectable", b"_detectable", "_detectable_at_most", b"_detectable_at_most", "design_effect", b"design_effect", "detectable", b"detectable", "detectable_at_most", b"detectable_at_most", "formula", b"formula", "impressions", b"impressions", "level", b"level", "participants", b"participants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__detectable: _TypeAlias = _typing.Literal["detectable"]  # noqa: Y015
+    _WhichOneofArgType__detectable: _TypeAlias = _typing.Literal["_detectable", b"_detectable"]  # noqa: Y015
+    _WhichOneofReturnType__detectable_at_most: _TypeAlias = _typing.Literal["detectable_at_most"]  # noqa: Y015
+    _WhichOneofArgType__detectable_at_most: _TypeAlias = _typing.Literal["_detectable_at_most", b"_detectable_at_most"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__detectable) -> _WhichOneofReturnType__detectable | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__detectable_at_most) -> _WhichOneofReturnType__detectable_at_most | None: ...
+
+Global___SampleSize: _TypeAlias = SampleSize  # noqa: Y015

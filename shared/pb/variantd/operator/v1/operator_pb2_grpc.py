@@ -1829,6 +1829,11 @@ class ResultsServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetRecalculationRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculatedSeries.FromString,
                 _registered_method=True)
+        self.EstimateSampleSize = channel.unary_unary(
+                '/variantd.operator.v1.ResultsService/EstimateSampleSize',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.EstimateSampleSizeRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SampleSize.FromString,
+                _registered_method=True)
 
 
 class ResultsServiceServicer(object):
@@ -1870,6 +1875,13 @@ class ResultsServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EstimateSampleSize(self, request, context):
+        """How many participants a change needs, or what those there are can find; nothing is looked up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1897,6 +1909,11 @@ def add_ResultsServiceServicer_to_server(servicer, server):
                     servicer.GetRecalculation,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetRecalculationRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculatedSeries.SerializeToString,
+            ),
+            'EstimateSampleSize': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateSampleSize,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.EstimateSampleSizeRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SampleSize.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -2035,6 +2052,33 @@ class ResultsService(object):
             '/variantd.operator.v1.ResultsService/GetRecalculation',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetRecalculationRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RecalculatedSeries.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateSampleSize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ResultsService/EstimateSampleSize',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.EstimateSampleSizeRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.SampleSize.FromString,
             options,
             channel_credentials,
             insecure,

@@ -565,6 +565,8 @@ class ResultsServiceStub:
     """Has the days of the present phase computed anew for a metric, in the background."""
     GetRecalculation: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetRecalculationRequest, _operator_pb2.RecalculatedSeries]
     """The days of a metric as they were computed, and how far that is."""
+    EstimateSampleSize: _grpc.UnaryUnaryMultiCallable[_operator_pb2.EstimateSampleSizeRequest, _operator_pb2.SampleSize]
+    """How many participants a change needs, or what those there are can find; nothing is looked up."""
 
 @_typing.type_check_only
 class ResultsServiceAsyncStub(ResultsServiceStub):
@@ -581,6 +583,8 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     """Has the days of the present phase computed anew for a metric, in the background."""
     GetRecalculation: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetRecalculationRequest, _operator_pb2.RecalculatedSeries]  # type: ignore[assignment]
     """The days of a metric as they were computed, and how far that is."""
+    EstimateSampleSize: _aio.UnaryUnaryMultiCallable[_operator_pb2.EstimateSampleSizeRequest, _operator_pb2.SampleSize]  # type: ignore[assignment]
+    """How many participants a change needs, or what those there are can find; nothing is looked up."""
 
 class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the numbers say."""
@@ -624,6 +628,14 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.RecalculatedSeries, _abc.Awaitable[_operator_pb2.RecalculatedSeries]]:
         """The days of a metric as they were computed, and how far that is."""
+
+    @_abc_1.abstractmethod
+    def EstimateSampleSize(
+        self,
+        request: _operator_pb2.EstimateSampleSizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.SampleSize, _abc.Awaitable[_operator_pb2.SampleSize]]:
+        """How many participants a change needs, or what those there are can find; nothing is looked up."""
 
 def add_ResultsServiceServicer_to_server(servicer: ResultsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

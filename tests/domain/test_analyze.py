@@ -1,0 +1,212 @@
+"""Numbers at hand: what is answered, what is refused and by which name, and that it is what the parts say."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from control_plane.domain.analyze import analyze
+from control_plane.domain.sizing import SampleSize, size
+from shared.errors import Invalid
+
+
+def counts(*arms: tuple[int, int], **more: Any) -> dict[str, Any]:
+    """Variants a, b, … as (conversions, impressions)."""
+    variants = [{"key": chr(97 + at), "conversions": c, "impressions": m} for at, (c, m) in enumerate(arms)]
+    return {"variants": variants, "control": "a", **more}
+
+
+def people(*arms: list[list[int]], **more: Any) -> dict[str, Any]:
+    """Variants a, b, … as participants."""
+    return {
+        "variants": [{"key": chr(97 + at), "participants": rows} for at, rows in enumerate(arms)],
+        "control": "a",
+        **more,
+    }
+
+
+def values(*arms: list[float], **more: Any) -> dict[str, Any]:
+    """Variants a, b, … as values."""
+    variants = [{"key": chr(97 + at), "values": row} for at, row in enumerate(arms)]
+    return {"variants": variants, "control": "a", **more}
+
+
+def test_counts_are_newcombe_and_exact_probabilities() -> None:
+    """45 of 250 against 67 of 250, as the references have it."""
+    a, b = analyze(counts((45, 250), (67, 250)))["variants"]
+    low, high = confint_proportions_2indep(67, 250, 45, 250, method="newcomb", compare="diff")
+    assert (b["differenceInterval"]["low"], b["differenceInterval"]["high"]) == pytest.approx(
+        (low, high), rel=1e-9
+    )
+    assert a["probabilityToBeBest"] == pytest.approx(0.009, abs=0.001)
+    assert a["probabilityToBeBest"] + b["probabilityToBeBest"] == pytest.approx(1, abs=1e-12)
+    assert b["chanceToWin"] == pytest.approx(b["probabilityToBeBest"], abs=1e-12)
+    assert (a["conversionRate"], b["conversionRate"]) == (0.18, 0.268)
+
+
+def test_values_are_welch() -> None:
+    """Interval, p and the sequence's share of a tuning."""
+    chance = np.random.default_rng(2)
+    one, other = list(chance.normal(3, 1, 30)), list(chance.normal(4, 2, 25))
+    b = analyze(values(one, other, tuning=200))["variants"][1]
+    welch = stats.ttest_ind(other, one, equal_var=False)
+    ends = welch.confidence_interval(0.95)
+    assert b["pValue"] == pytest.approx(welch.pvalue, rel=1e-9)
+    assert tuple(b["differenceInterval"].values()) == pytest.approx((ends.low, ends.high), rel=1e-9)
+    assert b["sequential"]["pValue"] > b["pValue"]
+    assert b["lift"] == pytest.approx(np.mean(other) / np.mean(one) - 1)
+
+
+def test_participants_are_the_unit() -> None:
+    """Ten times the impressions of the same participants narrow nothing."""
+    rows = [[[10, 2], [10, 4], [10, 1], [10, 3]], [[10, 5], [10, 3], [10, 6], [10, 4]]]
+    more = [[[10 * m, 10 * c] for m, c in arm] for arm in rows]
+    one, ten = (analyze(people(*arms))["variants"][1] for arms in (rows, more))
+    for name in ("difference", "pValue", "lift"):
+        assert one[name] == pytest.approx(ten[name], rel=1e-12)
+    assert one["differenceInterval"] == pytest.approx(ten["differenceInterval"], rel=1e-12)
+    assert ten["designEffect"] == pytest.approx(10 * one["designEffect"])
+
+
+def test_the_path_test_is_the_exact_randomisation_test() -> None:
+    """Five and five in one block: 252 draws, the most extreme with its twin is 2/252; with values alike."""
+    low, high = [[40, c] for c in (8, 9, 10, 11, 12)], [[40, c] for c in (18, 19, 20, 21, 22)]
+    b = analyze(people(low, high, decision="path_test"))["variants"][1]
+    assert b["pValue"] == pytest.approx(2 / 252)
+    assert b["differenceInterval"]["low"] > 0
+    far = analyze(values([c for _, c in low], [c for _, c in high], decision="path_test"))["variants"][1]
+    assert far["pValue"] == b["pValue"]
+    assert far["difference"] == pytest.approx(10)
+    negative = analyze(values([-1.5, -2.5, 0.25, -1], [2.5, 3.5, 4, 2.75], decision="path_test"))
+    assert negative["variants"][1]["difference"] == pytest.approx(3.1875 + 1.1875)
+
+
+def test_looks_are_told_one_by_one_and_a_crossing_stands() -> None:
+    """Cumulative sums by day, alpha spent as they pass."""
+    chance = np.random.default_rng(3)
+    sums = {"a": np.zeros((8, 2), int), "b": np.zeros((8, 2), int)}
+    looks = []
+    for day in range(1, 15):
+        for key, rate in (("a", 0.25), ("b", 0.5)):
+            sums[key] += np.column_stack([np.full(8, 40), chance.binomial(40, rate, 8)])
+        looks.append({"day": day, "participants": {key: rows.tolist() for key, rows in sums.items()}})
+    found = analyze(people(sums["a"].tolist(), sums["b"].tolist(), looks=looks))
+    told = [look["comparisons"][0] for look in found["looks"]]
+    assert [look["day"] for look in found["looks"]] == list(range(1, 15))
+    assert told[-1]["decided"]
+    spent = [one["alphaSpent"] for one in told]
+    assert spent == sorted(spent)
+    assert spent[-1] <= 0.05
+
+
+def test_weights_are_tested_with_the_leak_told() -> None:
+    """Against the weights in force; somebody in an arm of weight 0 is told as such."""
+    fair = analyze(counts((10, 500), (12, 520), weights={"a": 50, "b": 50}))["srm"]
+    assert fair["pValue"] == pytest.approx(stats.chisquare([500, 520]).pvalue)
+    assert not fair["detected"]
+    assert analyze(counts((10, 500), (12, 300), weights={"a": 50, "b": 50}))["srm"]["detected"]
+    assert analyze(counts((10, 500), (1, 3), weights={"a": 100, "b": 0}))["srm"]["detected"]
+
+
+def test_corrections_and_goals() -> None:
+    """Three variants at half the level each; whoever wants less is best at less."""
+    found = analyze(counts((45, 250), (67, 250), (50, 250)))
+    assert found["method"]["intervalLevel"] == 0.975
+    b = found["variants"][1]
+    assert b["pValueAdjusted"] == pytest.approx(2 * b["pValue"])
+    less = analyze(counts((45, 250), (67, 250), goal="decrease"))["variants"]
+    assert less[0]["probabilityToBeBest"] > 0.99
+    holm = analyze({"p_values": [0.01, 0.04, 0.03], "correction": "holm"})
+    assert holm["adjusted"] == {"holm": pytest.approx([0.03, 0.06, 0.06])}
+
+
+def test_a_design_effect_widens_what_counts_say() -> None:
+    """Both the interval and the posterior; 1 changes nothing but the method."""
+    plain, wide = (analyze(counts((45, 250), (67, 250), designEffect=d))["variants"][1] for d in (1.0, 4.0))
+    assert wide["standardError"] == pytest.approx(2 * plain["standardError"])
+    assert wide["probabilityToBeBest"] < plain["probabilityToBeBest"]
+    assert wide["pValue"] > plain["pValue"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (counts((1, 10), (30, 20)), "variants.b.conversions"),
+        (counts((-1, 10), (3, 20)), "variants.a.conversions"),
+        (counts((1, 10), (2.5, 20)), "variants.b.conversions"),  # type: ignore[arg-type]
+        (counts((1, 10), (math.nan, 20)), "variants.b.conversions"),  # type: ignore[arg-type]
+        (counts((1, 10)), "variants"),
+        ({**counts((1, 10), (2, 10)), "control": None}, "control"),
+        (counts((1, 10), (2, 10), control="x"), "control"),
+        (counts((1, 10), (2, 10), alpha=1.5), "alpha"),
+        (counts((1, 10), (2, 10), nonsense=1), "nonsense"),
+        (counts((1, 10), (2, 10), weights={"x": 1}), "weights"),
+        (people([[10, 2]], [[10, 12]]), "variants.b.participants.0"),
+        (people([[10, 2]], [[-1, 0]]), "variants.b.participants.0"),
+        (people([[10, 2]], [[10, 1]], strata={"a": ["x", "y"], "b": ["x"]}), "variants.a.strata"),
+        (values([1.0], [math.inf]), "variants.b.values.0"),
+        ({"variants": [{"key": "a"}, {"key": "b", "values": [1.0]}], "control": "a"}, "variants.a"),
+        ({"p_values": [0.5, 1.5]}, "p_values[1]"),
+        ({"p_values": [0.5, math.nan]}, "pValues.1"),
+        ({"p_values": []}, None),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(asked: dict[str, Any], named: str | None) -> None:
+    """Never computed on; an empty list of p-values is nothing to adjust."""
+    if named is None:
+        assert analyze(asked)["adjusted"]["bonferroni"] == []
+        return
+    with pytest.raises(Invalid) as refused:
+        analyze(asked)
+    fields = {fault.field for fault in refused.value.faults}
+    assert named in fields or named.replace("pValues", "p_values") in fields, fields
+
+
+few = settings(max_examples=25, deadline=None)
+pairs = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda x: (min(x), max(x)))
+arms = st.lists(pairs, min_size=2, max_size=4)
+
+
+@few
+@given(arms)
+def test_every_number_is_finite_or_has_its_reason(given: list[tuple[int, int]]) -> None:
+    """Whatever the counts, impossible ones aside."""
+    found = analyze(counts(*given))
+    assert sum(arm["probabilityToBeBest"] for arm in found["variants"]) == pytest.approx(1, abs=1e-9)
+    for arm in found["variants"]:
+        for name, value in arm.items():
+            if name == "reasons":
+                continue
+            assert (value is None) == (name in arm["reasons"]), (name, arm)
+            if isinstance(value, float):
+                assert math.isfinite(value)
+
+
+@few
+@given(arms, st.randoms())
+def test_the_order_of_the_arms_changes_nothing(given: list[tuple[int, int]], chance: Any) -> None:
+    """Permuted arms have permuted answers."""
+    asked = counts(*given)
+    shuffled = {**asked, "variants": chance.sample(asked["variants"], len(given))}
+    one, other = ({arm["key"]: arm for arm in analyze(x)["variants"]} for x in (asked, shuffled))
+    for key, arm in one.items():
+        for name in ("probabilityToBeBest", "expectedLoss", "difference", "pValue"):
+            assert arm[name] == pytest.approx(other[key][name], abs=1e-12), name
+
+
+def test_planning_is_fleiss_and_ends_at_what_hosts_can_tell() -> None:
+    """As R's power.prop.test; 30 hosts an arm at ICC 0.15 never find less than 13 points."""
+    plain = size(SampleSize(baseline=0.25, minimumDetectableEffect=1.0))
+    assert plain.participants == 58  # power.prop.test(p1 = .25, p2 = .5, power = .8): 57.67
+    hosts = size(SampleSize(baseline=0.25, impressionsEach=150, icc=0.15, participants=30))
+    assert hosts.detectable == pytest.approx(0.132, abs=0.001)
+    assert hosts.detectable_at_most == pytest.approx(0.130, abs=0.001)
+    many = size(SampleSize(baseline=0.25, impressionsEach=150, icc=0.15, participants=100))
+    assert many.detectable == pytest.approx(0.0705, abs=0.0005)
+    with pytest.raises(Invalid, match="out of 0"):
+        size(SampleSize(baseline=0.6, minimumDetectableEffect=1.0))
