@@ -17,7 +17,15 @@ from control_plane.domain.fields import Request, parse
 from control_plane.domain.inference import answer, differing_looks
 from control_plane.domain.question import Arm, Pair, Question, question
 from control_plane.domain.statistics import blocked, decision, multiple, newcombe, sequence, srm
-from control_plane.domain.statistics.bayes import Beliefs, Beta, believed, overdispersion
+from control_plane.domain.statistics.bayes import (
+    Beliefs,
+    Beta,
+    DesignEffect,
+    beliefs,
+    beliefs_of_values,
+    believed,
+    lift_interval,
+)
 from control_plane.domain.statistics.decision import Plan, Unit
 from control_plane.domain.statistics.lift import fieller, lift
 from control_plane.domain.statistics.means import mean, moments
@@ -133,7 +141,7 @@ def _answered(asked: Question) -> Json:
             "tuning": asked.tuning,
             "prior": {"a": asked.prior.a, "b": asked.prior.b},
         },
-        "overdispersion": None if believes is None else believes.overdispersion,
+        "overdispersion": None if isinstance(believes, Undefined) else believes.overdispersion,
         "variants": [
             _shown(asked, at, found.get(arm.key), adjusted.get(arm.key), believes)
             for at, arm in enumerate(arms)
@@ -143,6 +151,11 @@ def _answered(asked: Question) -> Json:
     }
 
 
+def _effect(asked: Question) -> float:
+    """By how much counts are too many, as given; 1 unless it is."""
+    return asked.design_effect if isinstance(asked.design_effect, float) else 1.0
+
+
 def _own(asked: Question, arm: Arm) -> Estimate:
     """The variant's value with its error."""
     if arm.values is not None:
@@ -150,7 +163,7 @@ def _own(asked: Question, arm: Arm) -> Estimate:
     if arm.participants is not None:
         return rate(_sums(arm), variance=asked.variance).estimate()
     found = counted(arm.key, trials=arm.impressions or 0, successes=arm.conversions or 0).estimate()
-    effect = asked.design_effect or 1.0
+    effect = _effect(asked)
     if effect == 1.0 or found.variance is None or found.degrees_of_freedom is None:
         return found
     return Estimate(
@@ -276,7 +289,7 @@ def _unit(asked: Question) -> float:
 def _welch(asked: Question, arm: Arm, control: Arm, level: float) -> _Against:
     """Two values with their errors; strata taken out where they are given; counts by Newcombe's interval."""
     t, c = _own(asked, arm), _own(asked, control)
-    effect = asked.design_effect or 1.0
+    effect = _effect(asked)
     if arm.shape == "counts" and effect == 1.0:
         small = newcombe.difference(_counts(arm), _counts(control), alpha=level)
         if isinstance(small, Small):
@@ -367,39 +380,31 @@ def _sequenced(asked: Question, arm: Arm, control: Arm, found: _Against, level: 
     return replace(found, sequential=told)
 
 
-def _beliefs(asked: Question) -> Beliefs | None:
-    """The posteriors' answer for counts and participants; None for values, and where nothing can be believed."""
-    arms = asked.variants
+def _beliefs(asked: Question) -> Beliefs | Undefined:
+    """What is believed of every variant, or why nothing is."""
+    arms, control, alpha, goal = asked.variants, asked.control, asked.alpha, asked.goal
     if arms[0].shape == "values":
-        return None
-    if arms[0].shape == "counts":
-        sums = [(arm.impressions or 0, arm.conversions or 0) for arm in arms]
-        shared = asked.design_effect or 1.0
-    else:
-        sums = [
-            (sum(m for m, _ in rows), sum(c for _, c in rows))
-            for rows in (arm.participants or () for arm in arms)
-        ]
-        if not any(m for m, _ in sums):
-            return None
-        shared = asked.design_effect or overdispersion([_sums(arm) for arm in arms])
-    prior = asked.prior
-    return believed(
-        [arm.key for arm in arms],
-        [Beta(a=prior.a + c / shared, b=prior.b + (m - c) / shared) for m, c in sums],
-        control=asked.control,
-        alpha=asked.alpha,
-        goal=asked.goal,
-        overdispersion=shared,
-    )
+        own = [_own(asked, arm) for arm in arms]
+        return beliefs_of_values(own, control=control, alpha=alpha, goal=goal)
+    prior = Beta(a=asked.prior.a, b=asked.prior.b)
+    if arms[0].shape == "participants" and not isinstance(asked.design_effect, float):
+        effect: DesignEffect = "per_arm" if asked.design_effect == "per_arm" else "shared"
+        sums = [_sums(arm) for arm in arms]
+        return beliefs(sums, control=control, alpha=alpha, goal=goal, prior=prior, design_effect=effect)
+    shared = _effect(asked)
+    totals = [_totals(arm) for arm in arms]
+    posteriors = [Beta(a=prior.a + c / shared, b=prior.b + (m - c) / shared) for m, c in totals]
+    keys = [arm.key for arm in arms]
+    found = believed(keys, posteriors, control=control, alpha=alpha, goal=goal)
+    return Beliefs(overdispersion=shared, arms=found)
 
 
 _COMPARING = ("difference", "differenceInterval", "lift", "liftInterval", "pValue", "pValueAdjusted")
-_BELIEVED = ("probabilityToBeBest", "expectedLoss", "credibleInterval", "chanceToWin")
+_BELIEVED = ("liftCredibleInterval", "probabilityToBeBest", "expectedLoss", "credibleInterval", "chanceToWin")
 
 
 def _shown(
-    asked: Question, at: int, against: _Against | None, adjusted: float | None, believes: Beliefs | None
+    asked: Question, at: int, against: _Against | None, adjusted: float | None, believes: Beliefs | Undefined
 ) -> Json:
     arm = asked.variants[at]
     own = _own(asked, arm)
@@ -453,16 +458,21 @@ def _totals(arm: Arm) -> tuple[int, int]:
     return arm.impressions or 0, arm.conversions or 0
 
 
-def _belief(asked: Question, at: int, believes: Beliefs | None, reasons: dict[str, str]) -> Json:
-    if believes is None:
-        values = asked.variants[0].shape == "values"
-        why = Undefined.NOT_OF_THIS_KIND if values else Undefined.NO_IMPRESSIONS
-        reasons |= dict.fromkeys(_BELIEVED, why.value)
+def _belief(asked: Question, at: int, believes: Beliefs | Undefined, reasons: dict[str, str]) -> Json:
+    if isinstance(believes, Undefined):
+        reasons |= dict.fromkeys(_BELIEVED, believes.value)
         return dict.fromkeys(_BELIEVED)
     one = believes.arms[at]
     if one.chance_to_win is None:
-        reasons["chanceToWin"] = Undefined.IS_CONTROL.value
+        reasons |= dict.fromkeys(("chanceToWin", "liftCredibleInterval"), Undefined.IS_CONTROL.value)
+    control = next((item for item in believes.arms if item.key == asked.control), one)
+    around: Interval | Undefined | None = None
+    if one.chance_to_win is not None:
+        around = lift_interval(one.posterior, control.posterior, alpha=asked.alpha)
+        if isinstance(around, Undefined):
+            reasons["liftCredibleInterval"] = around.value
     return {
+        "liftCredibleInterval": None if isinstance(around, Undefined) else ends(around, 1.0),
         "probabilityToBeBest": one.probability_to_be_best,
         "expectedLoss": one.expected_loss,
         "credibleInterval": ends(one.credible_interval, 1.0),

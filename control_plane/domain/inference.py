@@ -27,9 +27,9 @@ from control_plane.domain.evidence import (
     snapshot_of,
 )
 from control_plane.domain.statistics import decision, planning, srm
-from control_plane.domain.statistics.bayes import Beta
+from control_plane.domain.statistics.bayes import Beta, beliefs_of_values
 from control_plane.domain.statistics.decision import Comparison, Look
-from control_plane.domain.statistics.proportions import ArmSums, Interval, Undefined, rate
+from control_plane.domain.statistics.proportions import ArmSums, Interval, Rate, Undefined, rate
 from control_plane.domain.statistics.summary import ArmSummary, counts_only, summarise
 from control_plane.domain.statistics.verdict import (
     Guard,
@@ -177,26 +177,50 @@ def _shown(evidence: Evidence, one: ArmSummary, numbers: _Numbers | None) -> Jso
         found["mean"] = None
         reasons["mean"] = Undefined.IS_A_PROPORTION.value
     else:
-        # The probabilities above are of conversions per impression, not of this metric.
-        for name in (
-            "probabilityToBeBest",
-            "expectedLoss",
-            "credibleInterval",
-            "chanceToWin",
-            "designEffect",
-            "icc",
-        ):
-            if found[name] is not None or reasons[name] != Undefined.IS_CONTROL.value:
-                found[name] = None
-                reasons[name] = Undefined.NOT_OF_THIS_KIND.value
-        own = rate(
-            _arm_sums(evidence, next(a for a in evidence.arms if a.key == one.key), evidence.sums.pair(kind))
-        )
+        found |= dict.fromkeys(("designEffect", "icc"))
+        reasons |= dict.fromkeys(("designEffect", "icc"), Undefined.NOT_OF_THIS_KIND.value)
+        found |= _believed_of(evidence, one.key, reasons)
+        own = _rate_of(evidence, one.key)
         found["mean"] = None if own.rate is None else own.rate * evidence.scale
         if own.rate is None:
             reasons["mean"] = own.reasons["rate"].value
     found |= _against(evidence, one, numbers, reasons)
     return {**found, "reasons": dict(sorted(reasons.items()))}
+
+
+def _rate_of(evidence: Evidence, key: str) -> Rate:
+    """The arm's value, in the sums' unit."""
+    arm = next(arm for arm in evidence.arms if arm.key == key)
+    return rate(
+        _arm_sums(evidence, arm, evidence.sums.pair(evidence.measure.kind)),
+        variance=evidence.settings.variance,
+    )
+
+
+def _believed_of(evidence: Evidence, key: str, reasons: dict[str, str]) -> Json:
+    """What is believed of a metric that is no proportion, in place of what its conversions say."""
+    own = [_rate_of(evidence, arm.key).estimate() for arm in evidence.arms if arm.weight]
+    found = beliefs_of_values(
+        own, control=evidence.control, alpha=evidence.settings.alpha, goal=evidence.measure.goal
+    )
+    told: Json = dict.fromkeys(("probabilityToBeBest", "expectedLoss", "credibleInterval", "chanceToWin"))
+    if evidence.uncompared is not None:
+        return told
+    for name in told:
+        reasons.pop(name, None)
+    one = None if isinstance(found, Undefined) else next((x for x in found.arms if x.key == key), None)
+    if one is None:
+        why = found if isinstance(found, Undefined) else Undefined.NO_IMPRESSIONS
+        reasons |= dict.fromkeys(told, why.value)
+        return told
+    if one.chance_to_win is None:
+        reasons["chanceToWin"] = Undefined.IS_CONTROL.value
+    return {
+        "probabilityToBeBest": one.probability_to_be_best,
+        "expectedLoss": one.expected_loss * evidence.scale,
+        "credibleInterval": ends(one.credible_interval, evidence.scale),
+        "chanceToWin": one.chance_to_win,
+    }
 
 
 _COMPARING = ("difference", "differenceInterval", "lift", "liftInterval", "pValue", "pValueAdjusted")

@@ -74,7 +74,7 @@ class Question(Request):
     decision: Literal["welch", "path_test", "sequence"] | None = None
     tuning: Annotated[float, Field(gt=0)] | None = None
     variance: Variance = "jackknife"
-    design_effect: Annotated[float, Field(ge=1)] | None = None
+    design_effect: Annotated[float, Field(ge=1)] | Literal["shared", "per_arm"] | None = None
     correction: multiple.Correction = "bonferroni"
     power: Annotated[float, Field(gt=0, lt=1)] = 0.8
     minimum_detectable_effect: Annotated[float, Field(gt=0)] = 0.1

@@ -289,3 +289,39 @@ async def test_a_a_on_the_past_decides_about_as_often_as_alpha_says(world: World
     assert sham.replay(evidence, runs=60) == found
     with pytest.raises(Invalid, match="none yet"):
         sham.replay(evidence.model_copy(update={"looks": ()}), runs=20)
+
+
+async def test_means_and_ratios_of_values_are_decided_too(world: World) -> None:
+    """Values below 0 as well: the mean, its difference in the values' unit, and what is believed of it."""
+    metrics = {
+        "primary": {"eventName": "done", "kind": "mean"},
+        "secondary": [{"eventName": "done", "kind": "ratio", "denominatorEventName": "sold", "name": "each"}],
+    }
+    uid, assigned = await begun(world, metrics=metrics)
+    async with ticking(world):
+        for number in range(1, 6):
+            world.clock.jump(3600)
+            at = world.clock.now() - seconds(10)
+            records = []
+            for index, (who, variant) in enumerate(sorted(assigned.items())):
+                subject = f"{who}-{number}"
+                value = (-20 if variant == "a" else 30) + index % 3
+                records.append(world.impression(who, at=at, subject=subject))
+                records.append(
+                    world.conversion(who, at=at + 1, subject=subject, value_micros=value * 1_000_000)
+                )
+                records.append(world.conversion(who, name="sold", at=at + 1, subject=subject))
+            await world.report(uid, *records)
+            await close_day(world)
+            await looked(world, number)
+    found = await world.answer()
+    a, b = found["variants"]
+    assert a["mean"] == pytest.approx(-95, abs=6)
+    assert b["mean"] - a["mean"] == pytest.approx(250, abs=6)
+    assert (found["verdict"]["status"], found["verdict"]["variant"]) == ("winner", "b")
+    assert b["differenceInterval"]["low"] > 40  # of the look that decided, the first
+    assert b["probabilityToBeBest"] > 0.99
+    assert b["credibleInterval"]["low"] < b["mean"] < b["credibleInterval"]["high"]
+    each = await world.answer(metric="each")
+    assert each["variants"][1]["mean"] == pytest.approx(b["mean"] / 5)
+    assert each["variants"][1]["sequential"]["differenceInterval"]["low"] > 0

@@ -203,6 +203,7 @@ def beliefs_of_values(
 def believed(
     keys: Sequence[str], posteriors: Sequence[Posterior], *, control: str | None, alpha: float, goal: Goal
 ) -> tuple[Belief, ...]:
+    """What these posteriors of the arms' values say of each arm, in the order given."""
     grid = _Grid([one.turned() for one in posteriors] if goal == "decrease" else posteriors)
     against = keys.index(control) if control in keys else None
     return tuple(
