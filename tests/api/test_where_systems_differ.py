@@ -435,6 +435,25 @@ async def test_26_a_variant_with_assignments(plane: Plane) -> None:
     assert (await shown(plane))["currentPhase"]["weights"][variant["id"]] == 0
 
 
+async def test_27_a_metric_changed_mid_run(plane: Plane) -> None:
+    """Allowed and told: the fingerprint of the start stays, and whatever shows numbers says the plan is another one."""
+
+    async def replanned(event_name: str) -> tuple[Any, Any, list[str]]:
+        metrics = {"primary": {"eventName": event_name, "goal": "increase"}}
+        assert (await plane.rest("PATCH", AT, {"metrics": metrics})).status == 200
+        results = (await plane.rest("GET", f"{AT}/results")).body
+        findings = (await plane.rest("GET", f"{AT}/findings")).body["findings"]
+        return await shown(plane), results["planChanged"], [item["code"] for item in findings]
+
+    started = await running(plane, metrics={"primary": {"eventName": "resolved", "goal": "increase"}})
+    assert (len(started["analysisFingerprint"]), started["planChanged"]) == (64, False)
+    changed, told, codes = await replanned("escalated")
+    assert changed["analysisFingerprint"] == started["analysisFingerprint"]
+    assert (changed["planChanged"], told, "PLAN_CHANGED" in codes) == (True, True, True)
+    planned, told, codes = await replanned("resolved")
+    assert (planned["planChanged"], told, "PLAN_CHANGED" in codes) == (False, False, False)
+
+
 @pytest.mark.parametrize(("kind", "status"), [("ab", 409), ("personalization", 200)])
 async def test_28_an_experiment_without_control(plane: Plane, kind: str, status: int) -> None:
     """Needed where arms are compared; personalization compares nothing."""
