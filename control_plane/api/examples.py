@@ -95,6 +95,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "icc": 0.15,
         "participants": 30,
     },
+    "EventService.ListEvents": {"kind": "conversion", "eventName": "resolved", "limit": 10},
     "ResultsService.GetResults": {"id": "soul-tone", "eventName": "resolved", "population": "delivered"},
     "ResultsService.GetTimeSeries": {"id": "soul-tone", "eventName": "resolved", "startDate": "2026-01-01"},
     "ResultsService.RecalculateTimeSeries": {"id": "soul-tone", "metric": "resolved"},

@@ -17,6 +17,7 @@ from control_plane.domain.settings import UpdateSettings
 from control_plane.domain.sizing import SampleSize
 from control_plane.services import (
     access,
+    arrivals,
     deployments,
     doctor,
     experiments,
@@ -40,7 +41,7 @@ from control_plane.services.work import Scope, Work
 
 _LABELLED = re.compile(
     r"\w+ /v1/(experiments|participants|agents)(/\{id\}.*)?|\w+ /v1/deployments/\{id\}.*"
-    r"|POST /v1/events:batch|GET /v1/fleet"
+    r"|POST /v1/events:batch|GET /v1/events|GET /v1/fleet"
 )
 
 
@@ -248,6 +249,8 @@ OPERATIONS: tuple[Operation, ...] = (
     _row("ResultsService.CheckTallies", "POST /v1/experiments/{id}/tallies:check", _READ,
          requests.ById, doctor.check_tallies, resources.tally_check,
          reads=True),
+    _row("EventService.ListEvents", "GET /v1/events", _READ,
+         arrivals.ListEvents, arrivals.list_page, resources.events),
     _row("EventService.ReportServerEvents", "POST /v1/events:batch", Scope.EVENT_WRITE,
          reported.ReportEvents, reporting.report, resources.taken),
     _row("MetricService.ListMetrics", "GET /v1/metrics", _READ,

@@ -31,6 +31,7 @@ from control_plane.cli import (
     settings,
     show,
     survey,
+    tail,
     watching,
 )
 from control_plane.cli.session import Exit, Failure, Session, add, tell, with_globals
@@ -250,6 +251,9 @@ add(
 )
 add(_api_keys, "rename", access.rename_key)
 add(_api_keys, "revoke", access.revoke_key)
+
+_events = _group("events", "Events: what applications report, as it comes in.")
+add(_events, "tail", tail.tail, "variantctl events tail --experiment soul-tone --kind conversion")
 
 _holdouts = _group(
     "holdouts", "Holdouts: shares of participants that stay out of every experiment that names them."

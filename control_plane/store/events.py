@@ -150,8 +150,9 @@ class EventStore:
         self._tx.many(
             "insert into event (id, project_id, participant_id, participant_name, agent_uid, kind, event_name,"
             " subject, path, digest, value_micros, properties, event_id, source, occurred_at, recorded_at,"
-            " received_at, epoch, seq, reason)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " received_at, epoch, seq, reason, arrival)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+            " (select coalesce(max(arrival), 0) + 1 from event where project_id = ?))",
             [
                 (
                     item.id,
@@ -174,6 +175,7 @@ class EventStore:
                     item.epoch,
                     item.seq,
                     item.reason,
+                    item.project_id,
                 )
                 for item in events
             ],

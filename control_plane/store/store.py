@@ -1,6 +1,7 @@
 """Every question the services ask of what is kept, by noun, over one transaction."""
 
 from control_plane.store.access import AccessStore
+from control_plane.store.arrivals import ArrivalStore
 from control_plane.store.database import Tx
 from control_plane.store.deployments import DeploymentStore
 from control_plane.store.doctor import DoctorStore
@@ -27,6 +28,7 @@ class Store:
         self.fleet = FleetStore(tx)
         self.deployments = DeploymentStore(tx)
         self.events = EventStore(tx)
+        self.arrivals = ArrivalStore(tx)
         self.timers = TimerStore(tx)
         self.findings = FindingStore(tx)
         self.survey = SurveyStore(tx)

@@ -13,6 +13,7 @@ from control_plane.api.resources.access import (
     settings,
 )
 from control_plane.api.resources.analysis import results, sample_size
+from control_plane.api.resources.arrivals import events
 from control_plane.api.resources.delivery import deployment, deployments, outcomes, taken
 from control_plane.api.resources.designs import (
     assignments,
@@ -47,6 +48,7 @@ __all__ = [
     "eligible_targets",
     "enrollment_token",
     "enrollment_tokens",
+    "events",
     "experiment",
     "experiments",
     "exported",

@@ -44,12 +44,12 @@ def _event(row: Row) -> Json:
         "participantId": row["public_id"],
         "variantId": show_id(row["variant_id"]),
         "timeBlock": row["block"],
-        "assigned": _status(row, "assigned"),
-        "delivered": _status(row, "delivered"),
+        "assigned": status(row, "assigned"),
+        "delivered": status(row, "delivered"),
         "targetFile": row["path"] or None,
         "digest": show_digest(row["digest"]),
         "subject": row["subject"] or None,
-        "value": _units(row["value_micros"]),
+        "value": units(row["value_micros"]),
         "properties": json.loads(row["properties"]) if row["properties"] else None,
         "source": row["source"],
         "agentId": ident(row["agent_uid"]),
@@ -61,7 +61,7 @@ def _event(row: Row) -> Json:
     }
 
 
-def _status(row: Row, population: str) -> str:
+def status(row: Row, population: str) -> str:
     """`counted`, `pending` (a conversion without an impression before it), or why it does not count."""
     if row[population] != Standing.ELIGIBLE.value:
         return str(row[population])
@@ -120,14 +120,15 @@ def _tally(row: Row) -> Json:
         "date": date_of(row["day"]),
         "assignedCount": row["assigned_count"],
         "assignedUnits": row["assigned_units"],
-        "assignedValue": _units(row["assigned_value"]),
+        "assignedValue": units(row["assigned_value"]),
         "deliveredCount": row["delivered_count"],
         "deliveredUnits": row["delivered_units"],
-        "deliveredValue": _units(row["delivered_value"]),
+        "deliveredValue": units(row["delivered_value"]),
     }
 
 
-def _units(micros: int | None) -> float | None:
+def units(micros: int | None) -> float | None:
+    """A value as it was reported."""
     return None if micros is None else micros / 1_000_000
 
 

@@ -7467,6 +7467,292 @@ class RevokeApiKeyRequest(_message.Message):
 Global___RevokeApiKeyRequest: _TypeAlias = RevokeApiKeyRequest  # noqa: Y015
 
 @_typing.final
+class ListEventsRequest(_message.Message):
+    """Asks for events; every condition has to hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    FROM_AT_FIELD_NUMBER: _builtins.int
+    TO_AT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most so many, clamped to 1 to 100; default 25."""
+    page_token: _builtins.str
+    """Where the last page ended."""
+    experiment_id: _builtins.str
+    """Only what counts, or would count, for this experiment, by id or key."""
+    participant_id: _builtins.str
+    """Only of this participant."""
+    kind: _builtins.str
+    """Only `impression` or `conversion`."""
+    event_name: _builtins.str
+    """Only conversions of this name."""
+    after: _builtins.str
+    """Only what came in after this position, the oldest first; `0`: everything. Empty: the newest first."""
+    @_builtins.property
+    def from_at(self) -> _timestamp_pb2.Timestamp:
+        """Only what happened from this moment on."""
+
+    @_builtins.property
+    def to_at(self) -> _timestamp_pb2.Timestamp:
+        """Only what happened before this moment."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str = ...,
+        experiment_id: _builtins.str = ...,
+        participant_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        event_name: _builtins.str = ...,
+        from_at: _timestamp_pb2.Timestamp | None = ...,
+        to_at: _timestamp_pb2.Timestamp | None = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_at", b"_from_at", "_page_size", b"_page_size", "_to_at", b"_to_at", "from_at", b"from_at", "page_size", b"page_size", "to_at", b"to_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_at", b"_from_at", "_page_size", b"_page_size", "_to_at", b"_to_at", "after", b"after", "event_name", b"event_name", "experiment_id", b"experiment_id", "from_at", b"from_at", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "participant_id", b"participant_id", "to_at", b"to_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__from_at: _TypeAlias = _typing.Literal["from_at"]  # noqa: Y015
+    _WhichOneofArgType__from_at: _TypeAlias = _typing.Literal["_from_at", b"_from_at"]  # noqa: Y015
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__to_at: _TypeAlias = _typing.Literal["to_at"]  # noqa: Y015
+    _WhichOneofArgType__to_at: _TypeAlias = _typing.Literal["_to_at", b"_to_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_at) -> _WhichOneofReturnType__from_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_at) -> _WhichOneofReturnType__to_at | None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    """Events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty: this was the last."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """In the order asked for."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class Event(_message.Message):
+    """One event, as it came in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    TARGET_FILE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    PROPERTIES_FIELD_NUMBER: _builtins.int
+    OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    RECORDED_AT_FIELD_NUMBER: _builtins.int
+    RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ATTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id."""
+    position: _builtins.str
+    """Where it stands in the order of arrival; to ask for what came in `after` it."""
+    event_id: _builtins.str
+    """The application's own id; absent where it gave none."""
+    source: _builtins.str
+    """`agent`, `server` or `on_open`."""
+    kind: _builtins.str
+    """`impression` or `conversion`."""
+    event_name: _builtins.str
+    """The conversion's name; absent of impressions."""
+    participant_id: _builtins.str
+    """Public id of the participant."""
+    agent_id: _builtins.str
+    """The agent that sent it; absent where a server reported it."""
+    target_file: _builtins.str
+    """The target file that was named."""
+    digest: _builtins.str
+    """The digest that was in use, where the application said it."""
+    subject: _builtins.str
+    """Whom it is about, within the participant; only to callers that may read contents."""
+    value: _builtins.float
+    """The conversion's value."""
+    epoch: _builtins.str
+    """The spool's epoch."""
+    seq: _builtins.int
+    """The place in the epoch."""
+    reason: _builtins.str
+    """Why it counts for no experiment; absent where it does."""
+    @_builtins.property
+    def properties(self) -> _struct_pb2.Struct:
+        """What the application said besides; only to callers that may read contents."""
+
+    @_builtins.property
+    def occurred_at(self) -> _timestamp_pb2.Timestamp:
+        """When it happened."""
+
+    @_builtins.property
+    def recorded_at(self) -> _timestamp_pb2.Timestamp:
+        """When the host or this control plane wrote it down."""
+
+    @_builtins.property
+    def received_at(self) -> _timestamp_pb2.Timestamp:
+        """When it came in."""
+
+    @_builtins.property
+    def attributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attribution]:
+        """What it counts for, one per phase."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        position: _builtins.str = ...,
+        event_id: _builtins.str | None = ...,
+        source: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        event_name: _builtins.str | None = ...,
+        participant_id: _builtins.str = ...,
+        agent_id: _builtins.str | None = ...,
+        target_file: _builtins.str | None = ...,
+        digest: _builtins.str | None = ...,
+        subject: _builtins.str | None = ...,
+        value: _builtins.float | None = ...,
+        properties: _struct_pb2.Struct | None = ...,
+        occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        recorded_at: _timestamp_pb2.Timestamp | None = ...,
+        received_at: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.str | None = ...,
+        seq: _builtins.int | None = ...,
+        reason: _builtins.str | None = ...,
+        attributions: _abc.Iterable[Global___Attribution] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_digest", b"_digest", "_epoch", b"_epoch", "_event_id", b"_event_id", "_event_name", b"_event_name", "_properties", b"_properties", "_reason", b"_reason", "_seq", b"_seq", "_subject", b"_subject", "_target_file", b"_target_file", "_value", b"_value", "agent_id", b"agent_id", "digest", b"digest", "epoch", b"epoch", "event_id", b"event_id", "event_name", b"event_name", "occurred_at", b"occurred_at", "properties", b"properties", "reason", b"reason", "received_at", b"received_at", "recorded_at", b"recorded_at", "seq", b"seq", "subject", b"subject", "target_file", b"target_file", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_digest", b"_digest", "_epoch", b"_epoch", "_event_id", b"_event_id", "_event_name", b"_event_name", "_properties", b"_properties", "_reason", b"_reason", "_seq", b"_seq", "_subject", b"_subject", "_target_file", b"_target_file", "_value", b"_value", "agent_id", b"agent_id", "attributions", b"attributions", "digest", b"digest", "epoch", b"epoch", "event_id", b"event_id", "event_name", b"event_name", "id", b"id", "kind", b"kind", "occurred_at", b"occurred_at", "participant_id", b"participant_id", "position", b"position", "properties", b"properties", "reason", b"reason", "received_at", b"received_at", "recorded_at", b"recorded_at", "seq", b"seq", "source", b"source", "subject", b"subject", "target_file", b"target_file", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agent_id: _TypeAlias = _typing.Literal["agent_id"]  # noqa: Y015
+    _WhichOneofArgType__agent_id: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id"]  # noqa: Y015
+    _WhichOneofReturnType__digest: _TypeAlias = _typing.Literal["digest"]  # noqa: Y015
+    _WhichOneofArgType__digest: _TypeAlias = _typing.Literal["_digest", b"_digest"]  # noqa: Y015
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
+    _WhichOneofReturnType__event_id: _TypeAlias = _typing.Literal["event_id"]  # noqa: Y015
+    _WhichOneofArgType__event_id: _TypeAlias = _typing.Literal["_event_id", b"_event_id"]  # noqa: Y015
+    _WhichOneofReturnType__event_name: _TypeAlias = _typing.Literal["event_name"]  # noqa: Y015
+    _WhichOneofArgType__event_name: _TypeAlias = _typing.Literal["_event_name", b"_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__properties: _TypeAlias = _typing.Literal["properties"]  # noqa: Y015
+    _WhichOneofArgType__properties: _TypeAlias = _typing.Literal["_properties", b"_properties"]  # noqa: Y015
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    _WhichOneofReturnType__seq: _TypeAlias = _typing.Literal["seq"]  # noqa: Y015
+    _WhichOneofArgType__seq: _TypeAlias = _typing.Literal["_seq", b"_seq"]  # noqa: Y015
+    _WhichOneofReturnType__subject: _TypeAlias = _typing.Literal["subject"]  # noqa: Y015
+    _WhichOneofArgType__subject: _TypeAlias = _typing.Literal["_subject", b"_subject"]  # noqa: Y015
+    _WhichOneofReturnType__target_file: _TypeAlias = _typing.Literal["target_file"]  # noqa: Y015
+    _WhichOneofArgType__target_file: _TypeAlias = _typing.Literal["_target_file", b"_target_file"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agent_id) -> _WhichOneofReturnType__agent_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__digest) -> _WhichOneofReturnType__digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__event_id) -> _WhichOneofReturnType__event_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__event_name) -> _WhichOneofReturnType__event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__properties) -> _WhichOneofReturnType__properties | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seq) -> _WhichOneofReturnType__seq | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subject) -> _WhichOneofReturnType__subject | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_file) -> _WhichOneofReturnType__target_file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class Attribution(_message.Message):
+    """What an event counts for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
+    PHASE_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_ID_FIELD_NUMBER: _builtins.int
+    ASSIGNED_FIELD_NUMBER: _builtins.int
+    DELIVERED_FIELD_NUMBER: _builtins.int
+    experiment_id: _builtins.str
+    """The experiment's id."""
+    phase_id: _builtins.str
+    """The phase's id."""
+    variant_id: _builtins.str
+    """The variant's id."""
+    assigned: _builtins.str
+    """In the population `assigned`: `counted`, `pending`, or why it does not count."""
+    delivered: _builtins.str
+    """In the population `delivered`, likewise."""
+    def __init__(
+        self,
+        *,
+        experiment_id: _builtins.str = ...,
+        phase_id: _builtins.str = ...,
+        variant_id: _builtins.str = ...,
+        assigned: _builtins.str = ...,
+        delivered: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "delivered", b"delivered", "experiment_id", b"experiment_id", "phase_id", b"phase_id", "variant_id", b"variant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attribution: _TypeAlias = Attribution  # noqa: Y015
+
+@_typing.final
 class ListAuditLogRequest(_message.Message):
     """Asks for the audit log."""
 

@@ -2871,7 +2871,7 @@ class FleetService(object):
 
 
 class EventServiceStub(object):
-    """Events that servers report by themselves, without an agent.
+    """Events: what servers report by themselves, what came in, and what is kept.
     """
 
     def __init__(self, channel):
@@ -2880,6 +2880,11 @@ class EventServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.ListEvents = channel.unary_unary(
+                '/variantd.operator.v1.EventService/ListEvents',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
         self.ReportServerEvents = channel.unary_unary(
                 '/variantd.operator.v1.EventService/ReportServerEvents',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsRequest.SerializeToString,
@@ -2893,8 +2898,15 @@ class EventServiceStub(object):
 
 
 class EventServiceServicer(object):
-    """Events that servers report by themselves, without an agent.
+    """Events: what servers report by themselves, what came in, and what is kept.
     """
+
+    def ListEvents(self, request, context):
+        """Events of the caller's project as they came in: the newest first, or those since a position, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ReportServerEvents(self, request, context):
         """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once.
@@ -2913,6 +2925,11 @@ class EventServiceServicer(object):
 
 def add_EventServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEventsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.SerializeToString,
+            ),
             'ReportServerEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportServerEvents,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReportServerEventsRequest.FromString,
@@ -2932,8 +2949,35 @@ def add_EventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventService(object):
-    """Events that servers report by themselves, without an agent.
+    """Events: what servers report by themselves, what came in, and what is kept.
     """
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.EventService/ListEvents',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEventsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ReportServerEvents(request,

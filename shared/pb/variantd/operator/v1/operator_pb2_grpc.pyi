@@ -863,12 +863,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class EventServiceStub:
-    """Events that servers report by themselves, without an agent."""
+    """Events: what servers report by themselves, what came in, and what is kept."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListEventsRequest, _operator_pb2.ListEventsResponse]
+    """Events of the caller's project as they came in: the newest first, or those since a position, the oldest first."""
     ReportServerEvents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReportServerEventsRequest, _operator_pb2.ReportServerEventsResponse]
     """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
     ExportEvents: _grpc.UnaryStreamMultiCallable[_operator_pb2.ExportEventsRequest, _operator_pb2.ExportEventsResponse]
@@ -876,16 +878,26 @@ class EventServiceStub:
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
-    """Events that servers report by themselves, without an agent."""
+    """Events: what servers report by themselves, what came in, and what is kept."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    ListEvents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListEventsRequest, _operator_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Events of the caller's project as they came in: the newest first, or those since a position, the oldest first."""
     ReportServerEvents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReportServerEventsRequest, _operator_pb2.ReportServerEventsResponse]  # type: ignore[assignment]
     """Takes a batch of impressions and conversions, as a whole or not at all; repeats count once."""
     ExportEvents: _aio.UnaryStreamMultiCallable[_operator_pb2.ExportEventsRequest, _operator_pb2.ExportEventsResponse]  # type: ignore[assignment]
     """Everything of one kind that is kept of an experiment, as lines of JSON."""
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Events that servers report by themselves, without an agent."""
+    """Events: what servers report by themselves, what came in, and what is kept."""
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _operator_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListEventsResponse, _abc.Awaitable[_operator_pb2.ListEventsResponse]]:
+        """Events of the caller's project as they came in: the newest first, or those since a position, the oldest first."""
 
     @_abc_1.abstractmethod
     def ReportServerEvents(
