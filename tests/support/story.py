@@ -4,12 +4,14 @@ import re
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
+from urllib.parse import urlencode
 
 from control_plane.api.examples import AGENT, API_KEY, DEPLOYMENT, EXAMPLES
 from control_plane.api.operations import OPERATIONS, Operation
 from tests.support.builders import make_hello
 from tests.support.plane import Answer, Identity, Plane
 from tests.support.stream import sharing
+from tests.support.twins import queried
 
 BY_RPC = {operation.rpc: operation for operation in OPERATIONS}
 HOST_FILE = b"You are friendly, on the host.\n"
@@ -35,9 +37,11 @@ class Story:
         }
 
     def path(self, rpc: str) -> str:
-        """The operation's path in the story."""
-        values = self.values(rpc)
-        return re.sub(r"\{(\w+)\}", lambda name: str(values[name[1]]), BY_RPC[rpc].path)
+        """The operation's path in the story, with a query where it reads."""
+        operation, values = BY_RPC[rpc], self.values(rpc)
+        asked = {name: value for name, value in values.items() if name not in operation.named}
+        query = "?" + urlencode(queried(asked)) if operation.method == "GET" and asked else ""
+        return re.sub(r"\{(\w+)\}", lambda name: str(values[name[1]]), operation.path) + query
 
     def sent(self, rpc: str, **more: Any) -> Mapping[str, Any] | None:
         """The operation's body; None where it has none."""
