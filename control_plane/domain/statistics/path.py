@@ -108,7 +108,8 @@ def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
     labels = draws(design)
     shots = list(_in_order(design, snapshots))
     scored = [blocked.scores(shot.trials, shot.successes, design.strata) for shot in shots]
-    values = [_statistics(labels, e) for e in scored]
+    rows = labels.astype(np.float64)  # once: a product would convert them at every look
+    values = [_statistics(rows, e) for e in scored]
     steps = course(values, [shot.day for shot in shots], design.alpha, design.horizon)
     decided = False
     found = []
@@ -140,7 +141,7 @@ def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
     textbook p of that look. A multiple of 1/(R+1). Found by bisection, for a decision at one level is nearly
     always one at every higher level; where it is not, the answer still agrees with the decision at alpha.
     """
-    labels = draws(design)
+    labels = draws(design).astype(np.float64)
     shots = list(_in_order(design, snapshots))
     values = [
         _statistics(labels, blocked.scores(shot.trials, shot.successes, design.strata)) for shot in shots
@@ -234,7 +235,7 @@ def _every(treated: Labels, blocks: list[NDArray[np.intp]]) -> Labels:
     return whole
 
 
-def _statistics(labels: Labels, e: Floats) -> Floats:
+def _statistics(labels: Labels | Floats, e: Floats) -> Floats:
     """The studentised statistic of every row; what `blocked.statistic` says of one."""
     n = labels.shape[1]
     treated = int(labels[0].sum())
