@@ -52,12 +52,14 @@ def adjusted(arms: Sequence[History]) -> Adjusted | Undefined:
     """r_k - θ(x_k - x̄) with x_k the arm's ratio before, x̄ that of all arms, θ pooled within the arms.
 
     With u = (y - r_k m)/M_k and w likewise of before: θ = Σ_k n² cov(u, w)/Σ_k n² var(w),
-    v_k = n/(n-1) Σ(u - θw)², n - 1 degrees of freedom. For means this is the textbook's formula. A missing
+    v_k = n/(n-1) Σ(u - θw)² (F + 1)/(F - 1), F = Σ(n_k - 1), which pays for having estimated θ (6.2 % false at
+    15 + 15 without), n - 1 degrees of freedom. For means this is the textbook's formula otherwise. A missing
     history is its stratum's mean, of all arms together. Undefined without a history that varies, or with an arm
     of fewer than two participants.
     """
     filled = [_filled(arm, arms) for arm in arms]
-    if any(len(arm.trials) < 2 or not sum(arm.trials) for arm in arms):
+    freedom = sum(len(arm.trials) - 1 for arm in arms)
+    if freedom < 2 or any(len(arm.trials) < 2 or not sum(arm.trials) for arm in arms):
         return Undefined.TOO_FEW_PARTICIPANTS
     total = sum(float(m.sum()) for m, _ in filled)
     if not total or any(not float(m.sum()) for m, _ in filled):
@@ -72,12 +74,13 @@ def adjusted(arms: Sequence[History]) -> Adjusted | Undefined:
     if not below:
         return Undefined.NO_VARIATION
     theta = sum(len(w) ** 2 * float(u @ w) / (len(w) - 1) for _, _, u, w in parts) / below
+    paid = (freedom + 1) / (freedom - 1)
     return Adjusted(
         arms=tuple(
             Estimate(
                 key=arm.key,
                 value=r - theta * (before - overall),
-                variance=len(u) / (len(u) - 1) * float(((u - theta * w) ** 2).sum()),
+                variance=paid * len(u) / (len(u) - 1) * float(((u - theta * w) ** 2).sum()),
                 degrees_of_freedom=float(len(u) - 1),
             )
             for arm, (r, before, u, w) in zip(arms, parts, strict=True)
