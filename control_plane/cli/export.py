@@ -65,6 +65,7 @@ COLUMNS: dict[What, dict[str, str]] = {
         **_EVERY,
         "timeBlock": "count",
         "eventName": "text",
+        "windowSeconds": "number",
         "date": "day",
         **dict.fromkeys(("assignedCount", "assignedUnits", "deliveredCount", "deliveredUnits"), "count"),
         **dict.fromkeys(("assignedValue", "deliveredValue"), "number"),

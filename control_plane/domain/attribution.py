@@ -13,7 +13,8 @@ An event of a participant belongs to every phase whose assignment covers the mom
 
 A unit is (phase, block, participant, subject). Its first exposure is its earliest impression; a conversion
 counts from the first exposure on. A conversion without an earlier impression is pending, and counted once
-such an impression arrives.
+such an impression arrives. Where a metric has a window, conversions within it of the first exposure are counted
+under a name of their own besides (`windowed`), so that one event serves metrics with and without.
 
 A unit that met several variants (an impression on another variant's content, and it is none of a switchback, whose
 units all do) has crossed: nothing of it is *delivered*; or, by `Several.FIRST_SEEN`, only where the other variant was
@@ -78,6 +79,23 @@ class Timeline:
         return None if index < 0 else (self._since[index], self._digests[index])
 
 
+Windows = Mapping[str, tuple[int, ...]]
+"""For how long after its unit's first exposure each conversion counts for some metric, microseconds, by event name."""
+
+WITHIN = "\x1f"
+
+
+def windowed(event_name: str, window: int | None) -> str:
+    """The name under which a conversion is counted that came within `window` microseconds; None: at any time."""
+    return event_name if window is None else f"{event_name}{WITHIN}{window}"
+
+
+def unwindowed(name: str) -> tuple[str, float | None]:
+    """(event name, window in seconds or None) behind what a conversion is counted as."""
+    own, _, window = name.partition(WITHIN)
+    return own, int(window) / SECOND if window else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolled:
     """An assignment as attribution needs it: the interval, the variant's digests by path, settle time.
@@ -96,6 +114,7 @@ class Enrolled:
     loaded: bool = False
     others: Mapping[str, Collection[Digest]] = field(default_factory=dict)
     several: Several | None = None
+    windows: Windows = field(default_factory=dict)
 
     def covers(self, moment: int) -> bool:
         """The assignment was in force at `moment`."""
@@ -126,6 +145,22 @@ class Attributed:
     assigned: Standing
     delivered: Standing
     block: int = 0
+    windows: tuple[int, ...] = ()
+    """Of the metrics of the phase that count this conversion."""
+
+    @property
+    def possible_names(self) -> list[str]:
+        """Everything the conversion may count as."""
+        own = self.event.event_name
+        return [own, *(windowed(own, window) for window in self.windows)]
+
+    def names(self, exposure: int) -> list[str]:
+        """What the event counts as in a unit that was first exposed then; '' is an impression."""
+        if self.event.kind is EventKind.IMPRESSION:
+            return [""]
+        waited = self.event.occurred_at - exposure
+        own = self.event.event_name
+        return [own, *(windowed(own, window) for window in self.windows if waited <= window)]
 
 
 def attribute(
@@ -140,6 +175,7 @@ def attribute(
             assigned=assigned,
             delivered=assigned if assigned is not Standing.ELIGIBLE else _content(event, phase, timelines),
             block=phase.block,
+            windows=phase.windows.get(event.event_name, ()) if event.kind is EventKind.CONVERSION else (),
         )
         for phase in enrolled
         if phase.covers(event.occurred_at) and (not event.path or event.path in phase.digests)
@@ -338,15 +374,19 @@ def _advance_one(firsts: Firsts, item: Attributed, standing: Standing) -> _Chang
             firsts[""] = moment
             return [("", day, 1, 1, event.value_micros or 0)]
         return None if moment < exposed else [("", day, 1, 0, event.value_micros or 0)]
-    firsts.setdefault(event.event_name, None)
+    for name in item.possible_names:
+        firsts.setdefault(name, None)
     if standing is not Standing.ELIGIBLE or exposed is None or moment < exposed:
         return []
-    first = firsts[event.event_name]
-    if first is not None and moment < first:
-        return None  # the unit's first conversion moves to another moment
-    if first is None:
-        firsts[event.event_name] = moment
-    return [(event.event_name, day, 1, int(first is None), event.value_micros or 0)]
+    change: _Change = []
+    for name in item.names(exposed):
+        first = firsts.get(name)
+        if first is not None and moment < first:
+            return None  # the unit's first conversion moves to another moment
+        if first is None:
+            firsts[name] = moment
+        change.append((name, day, 1, int(first is None), event.value_micros or 0))
+    return change
 
 
 def _add(sums: Sums, count: int, units: int, value: int) -> None:
@@ -378,16 +418,20 @@ def recount(
 
 
 def _firsts(events: Sequence[Attributed], side: str) -> Firsts:
-    eligible = [item.event for item in events if getattr(item, side) is Standing.ELIGIBLE]
-    exposure = min((e.occurred_at for e in eligible if e.kind is EventKind.IMPRESSION), default=None)
+    eligible = [item for item in events if getattr(item, side) is Standing.ELIGIBLE]
+    impressions = [x.event.occurred_at for x in eligible if x.event.kind is EventKind.IMPRESSION]
+    exposure = min(impressions, default=None)
     firsts: Firsts = {"": exposure} if exposure is not None else {}
     for item in events:
         if item.event.kind is EventKind.CONVERSION:
-            firsts.setdefault(item.event.event_name, None)
-    for event in eligible:
-        if event.kind is EventKind.CONVERSION and exposure is not None and event.occurred_at >= exposure:
-            known = firsts[event.event_name]
-            firsts[event.event_name] = event.occurred_at if known is None else min(known, event.occurred_at)
+            for name in item.possible_names:
+                firsts.setdefault(name, None)
+    for item in eligible:
+        moment = item.event.occurred_at
+        if item.event.kind is EventKind.CONVERSION and exposure is not None and moment >= exposure:
+            for name in item.names(exposure):
+                known = firsts.get(name)
+                firsts[name] = moment if known is None else min(known, moment)
     return firsts
 
 
@@ -402,12 +446,11 @@ def _contribution(key: UnitKey, events: Sequence[Attributed], side: str) -> dict
             continue
         if event.kind is EventKind.CONVERSION and (exposure is None or event.occurred_at < exposure):
             continue
-        name = event.event_name if event.kind is EventKind.CONVERSION else ""
-        variants[name] = item.variant_id
-        cell = Cell(
-            item.phase_id, item.variant_id, key.participant_id, name, utc_day(event.occurred_at), key.block
-        )
-        _add(cells[cell], 1, 0, event.value_micros or 0)
+        day = utc_day(event.occurred_at)
+        for name in item.names(event.occurred_at if exposure is None else exposure):
+            variants[name] = item.variant_id
+            cell = Cell(item.phase_id, item.variant_id, key.participant_id, name, day, key.block)
+            _add(cells[cell], 1, 0, event.value_micros or 0)
     for name, first in firsts.items():
         if first is not None:
             cell = Cell(key.phase_id, variants[name], key.participant_id, name, utc_day(first), key.block)

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from control_plane.domain.fields import Duration, Key, Request
+from control_plane.domain.attribution import windowed
+from control_plane.domain.fields import Duration, Key, Request, duration
 
 Kind = Literal["proportion", "mean", "count", "ratio"]
 Goal = Literal["increase", "decrease"]
@@ -58,6 +59,12 @@ def shown(item: dict[str, Any], role: str | None = None) -> dict[str, Any]:
         "goal": item.get("goal", "increase"),
         "role": role,
     }
+
+
+def counted_as(item: dict[str, Any]) -> str:
+    """The name under which tallies have the conversions that a metric counts."""
+    window = item.get("window")
+    return windowed(item["eventName"], None if window is None else duration(window))
 
 
 class MetricSpec(Request):

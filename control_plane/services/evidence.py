@@ -27,7 +27,8 @@ from control_plane.domain.experiment import (
     drawn_placements,
     rules_of,
 )
-from control_plane.domain.intake import HASHED, MAX_BALANCED, Method, late_blocks
+from control_plane.domain.intake import HASHED, Method, late_blocks
+from control_plane.domain.metrics import counted_as
 from control_plane.domain.statistics.proportions import Undefined
 from control_plane.services.work import Work
 from control_plane.store.events import Total
@@ -57,7 +58,7 @@ class Seen:
         def column(name: str, place: int) -> tuple[int, ...]:
             return tuple(row.get(name, {}).get(population, (0, 0, 0))[place] for row in rows)
 
-        event = metric["eventName"]
+        event = counted_as(metric)
         denominator = metric.get("denominatorEventName")
         return Sums(
             impressions=column("", 0),
@@ -207,11 +208,11 @@ def planned(item: Assignment, phase: Phase | None) -> bool:
 def settings_of(seated: Seating) -> Settings:
     """How the phase is analysed: unless it says so, a closed list that was drawn in blocks by the path test."""
     analysis = seated.experiment.design.analysis
-    closed = bool(seated.experiment.selector.get("ids")) and len(seated.assignments) <= MAX_BALANCED
     hashed = seated.phase is not None and seated.phase.algorithm == HASHED
+    default = "sequence" if hashed else seated.experiment.decided_by
     return Settings(
         alpha=analysis.alpha,
-        decision=analysis.decision or ("path_test" if closed and not hashed else "sequence"),
+        decision=analysis.decision or ("path_test" if default == "path_test" else "sequence"),
         horizon_days=float(analysis.horizon_days),
         power=analysis.power,
         effect=analysis.minimum_detectable_effect,
@@ -283,5 +284,5 @@ def ledgered(
 def fingerprint(metric: Json) -> dict[str, Any]:
     """What makes two metrics the same question."""
     defaults = {"kind": "proportion", "goal": "increase"}
-    names = ("eventName", "kind", "goal", "denominatorEventName")
+    names = ("eventName", "kind", "goal", "denominatorEventName", "window")
     return {name: metric.get(name) or defaults.get(name) for name in names}

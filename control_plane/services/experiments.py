@@ -19,7 +19,7 @@ from control_plane.domain.experiment import (
 from control_plane.domain.lifecycle import Status, Verb
 from control_plane.domain.metrics import MetricsSpec
 from control_plane.domain.targeting import TargetingRules
-from control_plane.services import excluding, factoring, limits, metrics, settings, timers
+from control_plane.services import excluding, factoring, limits, metrics, settings, timers, windows
 from control_plane.services.seating import planned
 from control_plane.services.work import (
     Listing,
@@ -356,6 +356,8 @@ def update(work: Work, request: requests.UpdateExperiment) -> View:
     if request.target_file and request.target_file != experiment.target_file:
         _retarget(work, experiment, request.target_file)
     work.store.experiments.save(changed)
+    if changed.metrics != experiment.metrics and experiment.phase is not None:
+        windows.count_anew(work, changed, work.store.events)
     if changed.factors != experiment.factors:
         for spec in factoring.recompose(work, experiment, changed):
             present = work.store.experiments.get(experiment.id)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from control_plane.domain import requests
 from control_plane.domain.evidence import Evidence, Excluded, Json, Population, Sums
 from control_plane.domain.experiment import Experiment, Phase
-from control_plane.domain.metrics import shown
+from control_plane.domain.metrics import counted_as, shown
 from control_plane.services import asked, evidence, findings
 from control_plane.services.evidence import Seating
 from control_plane.services.timers import Kind
@@ -100,7 +100,7 @@ def _seen(work: Work, phase: Phase | None, metric: Json, rows: list[LookRow], *,
         return evidence.remembered(work.store.looks.snapshot(phase.id, rows[-1].number))
     names = [
         "",
-        metric["eventName"],
+        counted_as(metric),
         *([metric["denominatorEventName"]] if metric.get("denominatorEventName") else []),
     ]
     return evidence.seen(work.store.events.totals(phase.id, names))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from control_plane.domain.experiment import Experiment
+from control_plane.domain.metrics import counted_as
 from control_plane.domain.series import GetTimeSeries, OnDay, Window, days, fingerprint, window
 from control_plane.services import asked
 from control_plane.services.experiments import find
@@ -43,7 +44,7 @@ def get(work: Work, request: GetTimeSeries) -> Series:
                 work,
                 experiment,
                 experiment.phase.id,
-                event_name,
+                counted_as(metric),
                 population=request.population,
                 within=within,
             )

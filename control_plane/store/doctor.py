@@ -48,13 +48,14 @@ class DoctorStore:
     def events(self, phase_id: bytes, participant_id: bytes) -> dict[UnitKey, list[Attributed]]:
         """Every event of the participant in the phase, by unit."""
         found: dict[UnitKey, list[Attributed]] = {}
+        windows = EventStore(self._tx).windows(phase_id)
         for row in self._tx.all(
             "select t.*, e.path, e.digest from attributed_event t join event e on e.id = t.event_id"
             " where t.phase_id = ? and t.participant_id = ?",
             (phase_id, participant_id),
         ):
             key = UnitKey(phase_id, participant_id, row["subject"], row["block"])
-            found.setdefault(key, []).append(attributed(row))
+            found.setdefault(key, []).append(attributed(row, windows))
         return found
 
     def units(self, phase_id: bytes, participant_id: bytes) -> dict[UnitKey, UnitState]:

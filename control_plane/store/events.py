@@ -1,11 +1,13 @@
 """Views, events, and the sums that results read."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from control_plane.domain.attribution import (
+    WITHIN,
     Attributed,
     Enrolled,
     Happening,
@@ -14,9 +16,11 @@ from control_plane.domain.attribution import (
     Tallies,
     UnitKey,
     UnitState,
+    Windows,
     settle,
 )
 from control_plane.domain.design import Design, Exposure
+from control_plane.domain.fields import duration
 from control_plane.store.database import Row, Tx
 from shared.model import Digest, Event, EventKind, View
 
@@ -67,6 +71,7 @@ class EventStore:
 
     def __init__(self, tx: Tx) -> None:
         self._tx = tx
+        self._of_phase: dict[bytes, Windows] = {}
 
     # -- the position of each spool
 
@@ -220,13 +225,14 @@ class EventStore:
     def enrolled(self, participant_id: bytes) -> list[Enrolled]:
         """Every assignment the participant ever had, as attribution needs it."""
         rows = self._tx.all(
-            "select a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.id, e.settle_seconds, e.design"
-            " from assignment a join experiment e on e.id = a.experiment_id"
+            "select a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.id, e.settle_seconds, e.design,"
+            " e.metrics from assignment a join experiment e on e.id = a.experiment_id"
             " where a.participant_id = ? and a.variant_id is not null order by a.from_at",
             (participant_id,),
         )
         counted = {row["id"]: _exposure(row["design"]) for row in rows}
         digests = {key: self._digests(key) for key in counted}
+        windows = {row["id"]: _windows(row["metrics"]) for row in rows}
         others = {
             key: _others(digests[experiment_id], key)
             for key, experiment_id in {row["variant_id"]: row["id"] for row in rows}.items()
@@ -243,6 +249,7 @@ class EventStore:
                 loaded=counted[row["id"]].requires == "loaded",
                 others={} if row["time_block"] else others[row["variant_id"]],
                 several=None if row["time_block"] else counted[row["id"]].multiple_variants,
+                windows=windows[row["id"]],
             )
             for row in rows
         ]
@@ -258,6 +265,29 @@ class EventStore:
             found[row["variant_id"]][row["path"]] = row["digest"]
         return dict(found)
 
+    def windows(self, phase_id: bytes) -> Windows:
+        """The windows of the metrics of the phase's experiment, by event name."""
+        if phase_id not in self._of_phase:
+            row = self._tx.one(
+                "select e.metrics from phase p join experiment e on e.id = p.experiment_id where p.id = ?",
+                (phase_id,),
+            )
+            self._of_phase[phase_id] = _windows(row["metrics"]) if row else {}
+        return self._of_phase[phase_id]
+
+    def count_anew(
+        self, phase_id: bytes, units: Iterable[tuple[UnitKey, UnitState]], tallies: Tallies
+    ) -> None:
+        """What counts within windows is this; whatever did before is gone."""
+        for table in ("tally", "unit"):
+            self._tx.run(
+                f"delete from {table} where phase_id = ? and event_name like ?",  # noqa: S608
+                (phase_id, f"%{WITHIN}%"),
+            )
+        for key, state in units:
+            self.put_unit(key, state)
+        self.add_tallies(tallies)
+
     def attributed_between(self, participant_id: bytes, low: int, high: int | None) -> list[Attributed]:
         """Attributed events of the participant from `low` on, before `high` if given."""
         rows = self._tx.all(
@@ -265,7 +295,7 @@ class EventStore:
             " where e.participant_id = ? and e.occurred_at >= ? and (? is null or e.occurred_at < ?)",
             (participant_id, low, high, high),
         )
-        return [attributed(row) for row in rows]
+        return [attributed(row, self.windows(row["phase_id"])) for row in rows]
 
     def attributed_of(self, key: UnitKey) -> list[Attributed]:
         """Every attributed event of a unit."""
@@ -274,7 +304,7 @@ class EventStore:
             " where t.phase_id = ? and t.participant_id = ? and t.block = ? and t.subject = ?",
             (key.phase_id, key.participant_id, key.block, key.subject),
         )
-        return [attributed(row) for row in rows]
+        return [attributed(row, self.windows(row["phase_id"])) for row in rows]
 
     def put_attributed(self, participant_id: bytes, items: Iterable[Attributed]) -> None:
         """The events stand in their phases as given, new or judged again."""
@@ -458,7 +488,10 @@ class EventStore:
         standings = {row["standing"]: row["count"] for row in rows}
         eligible = standings.pop(Standing.ELIGIBLE.value, 0)
         count = "delivered_count" if population == "delivered" else "assigned_count"
-        counted = self._tx.one(f"select sum({count}) as n from tally where phase_id = ?", (phase_id,))  # noqa: S608
+        counted = self._tx.one(
+            f"select sum({count}) as n from tally where phase_id = ? and event_name not like ?",  # noqa: S608
+            (phase_id, f"%{WITHIN}%"),
+        )
         pending = eligible - ((counted["n"] or 0) if counted else 0)
         return {**({"pending": pending} if pending else {}), **standings}
 
@@ -485,8 +518,20 @@ def _others(digests: Mapping[bytes, Mapping[str, Digest]], variant_id: bytes) ->
     return {path: frozenset(files[path] for files in others if path in files) for path in paths}
 
 
-def attributed(row: Row) -> Attributed:
-    """An attributed event of its row, with path and digest of the event's own."""
+@lru_cache(maxsize=256)
+def _windows(metrics: str) -> Windows:
+    """Windows by event name of an experiment's metrics as they are stored."""
+    stored = json.loads(metrics)
+    found: defaultdict[str, set[int]] = defaultdict(set)
+    primary = stored.get("primary")
+    for item in (*([primary] if primary else []), *stored.get("secondary", []), *stored.get("guardrail", [])):
+        if item.get("window") and "eventName" in item:
+            found[item["eventName"]].add(duration(item["window"]) or 0)
+    return {name: tuple(sorted(lengths)) for name, lengths in found.items()}
+
+
+def attributed(row: Row, windows: Windows) -> Attributed:
+    """An attributed event of its row, with path and digest of the event's own; `windows` are its phase's."""
     return Attributed(
         phase_id=row["phase_id"],
         variant_id=row["variant_id"],
@@ -503,4 +548,5 @@ def attributed(row: Row) -> Attributed:
         ),
         assigned=Standing(row["assigned"]),
         delivered=Standing(row["delivered"]),
+        windows=windows.get(row["event_name"], ()) if row["kind"] == EventKind.CONVERSION.value else (),
     )

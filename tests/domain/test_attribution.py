@@ -25,6 +25,7 @@ from control_plane.domain.attribution import (
     judge,
     judge_all,
     recount,
+    windowed,
 )
 from shared.model import EventKind, digest
 
@@ -119,9 +120,13 @@ def attributed_events(draw: st.DrawFn) -> list[Attributed]:
             event=event,
             assigned=Standing.ELIGIBLE,
             delivered=draw(standings),
+            windows=WINDOWS.get(event.event_name, ()),
         )
         for event in events
     ]
+
+
+WINDOWS = {"x": (DAY // 5, DAY)}
 
 
 def whole(events: list[Attributed]) -> tuple[dict[object, object], UnitState]:
@@ -244,6 +249,24 @@ def test_two_rules_for_who_met_several_variants() -> None:
         "other_variant",
     ]
     assert judge_all(events, None) == events
+
+
+def test_a_window_counts_from_the_first_exposure() -> None:
+    """Under a name of its own, besides; an earlier exposure that arrives late takes a conversion out again."""
+    first, later, near, far = (
+        eligible(make_event(1000)),
+        eligible(make_event(5000)),
+        replace(eligible(make_event(1100, name="x")), windows=(100, 5000)),
+        replace(eligible(make_event(5050, name="x")), windows=(100, 5000)),
+    )
+
+    def counts(*events: Attributed) -> dict[str, int]:
+        cells, _ = whole(list(events))
+        return {cell.event_name: sums[0] for (side, cell), sums in cells.items() if side == "assigned"}  # type: ignore[misc, attr-defined, index]
+
+    assert counts(later, far) == {"": 1, "x": 1, windowed("x", 100): 1, windowed("x", 5000): 1}
+    assert counts(later, far, first) == {"": 2, "x": 1, windowed("x", 5000): 1}
+    assert counts(first, near) == {"": 1, "x": 1, windowed("x", 100): 1, windowed("x", 5000): 1}
 
 
 def test_a_conversion_waits_for_its_impression() -> None:

@@ -20,7 +20,8 @@ async def check(world: World) -> doctor.Checked:
 async def lived(world: World, chance: Random) -> None:
     """An experiment with late views and events in any order, over two phases, a reset and a second run."""
     uid = await world.agent(*PEOPLE)
-    experiment = await world.start(await world.experiment(*PEOPLE, settle=5))
+    metrics = {"primary": {"eventName": "done", "window": "PT40S"}, "secondary": [{"eventName": "done"}]}
+    experiment = await world.start(await world.experiment(*PEOPLE, settle=5, metrics=metrics))
     for stretch in range(3):
         begun = world.clock.now()
         held = await world.assigned(experiment)

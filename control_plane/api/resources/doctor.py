@@ -1,6 +1,7 @@
 """What came out otherwise when it was added up again."""
 
 from control_plane.api.resources.shown import Json, at, ident
+from control_plane.domain.attribution import unwindowed
 from control_plane.domain.series import date_of
 from control_plane.services.doctor import Checked, Difference
 from control_plane.services.work import Scope, Work
@@ -33,7 +34,7 @@ def _difference(work: Work, item: Difference) -> Json:
         "participantId": item.participant,
         "timeBlock": item.time_block,
         "subject": (item.subject or None) if work.caller.may(Scope.CONTENT_READ) else None,
-        "eventName": item.event_name,
+        "eventName": _called(item.event_name),
         "date": None if item.day is None else date_of(item.day),
         "standing": item.standing,
     }
@@ -41,3 +42,8 @@ def _difference(work: Work, item: Difference) -> Json:
 
 def _number(value: int | None) -> str | None:
     return None if value is None else str(value)
+
+
+def _called(name: str) -> str:
+    own, window = unwindowed(name)
+    return own if window is None else f"{own} within {window:g} s"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from control_plane.api.resources.shown import Json, at, ident
-from control_plane.domain.attribution import Standing
+from control_plane.domain.attribution import Standing, unwindowed
 from control_plane.domain.series import date_of
 from control_plane.services.export import Page
 from control_plane.services.work import Scope, Work
@@ -112,11 +112,13 @@ def _exclusion(row: Row) -> Json:
 
 
 def _tally(row: Row) -> Json:
+    name, window = unwindowed(row["event_name"])
     return {
         "variantId": show_id(row["variant_id"]),
         "participantId": row["public_id"],
         "timeBlock": row["block"],
-        "eventName": row["event_name"],
+        "eventName": name,
+        "windowSeconds": window,
         "date": date_of(row["day"]),
         "assignedCount": row["assigned_count"],
         "assignedUnits": row["assigned_units"],
