@@ -5,7 +5,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from control_plane.store.assignments import PRESENT
-from control_plane.store.database import Tx
+from control_plane.store.database import Row, Tx
+
+_ByVariant = defaultdict[tuple[bytes, bytes], tuple[int, int]]
+_ByParticipant = defaultdict[bytes, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +41,8 @@ class FindingStore:
             "select a.participant_id, a.variant_id, a.forced_by, p.public_id, p.agent_uid, p.retired_at,"  # noqa: S608
             " g.conditions, d.state as deployment, (select v.state from view v join variant_file f"
             " on f.path = v.path and f.variant_id = a.variant_id where v.participant_id = a.participant_id"
-            " order by v.from_at desc, v.id desc limit 1) as state,"
-            " (select coalesce(sum(t.assigned_count), 0) from tally t where t.phase_id = a.phase_id"
-            " and t.participant_id = a.participant_id and t.event_name = ''"
-            " and (a.time_block > 0 or t.variant_id = a.variant_id))"
-            " as impressions, (select coalesce(sum(t.delivered_count), 0) from tally t where t.phase_id = a.phase_id"
-            " and t.participant_id = a.participant_id and t.event_name = ''"
-            " and (a.time_block > 0 or t.variant_id = a.variant_id))"
-            " as delivered from assignment a join participant p on p.id = a.participant_id"
+            " order by v.from_at desc, v.id desc limit 1) as state, a.time_block"
+            " from assignment a join participant p on p.id = a.participant_id"
             " left join agent g on g.uid = p.agent_uid"
             " left join slot s on s.participant_id = a.participant_id and s.experiment_id = a.experiment_id"
             " left join deployment d on d.id = s.deployment_id"
@@ -53,6 +50,12 @@ class FindingStore:
             (phase_id, now),
         )
         contents = self._contents(experiment_id, phase_id)
+        counted, of_any = self._counted(phase_id)
+
+        def counts(row: Row) -> tuple[int, int]:
+            whose = row["participant_id"]
+            return of_any[whose] if row["time_block"] else counted[whose, row["variant_id"]]
+
         return [
             SeatedRow(
                 participant=row["public_id"],
@@ -60,8 +63,8 @@ class FindingStore:
                 agent_uid=row["agent_uid"],
                 forced=row["forced_by"] is not None,
                 retired=row["retired_at"] is not None,
-                impressions=row["impressions"],
-                delivered=row["delivered"],
+                impressions=counts(row)[0],
+                delivered=counts(row)[1],
                 state=row["state"],
                 deployment=row["deployment"],
                 contents=frozenset(contents[row["participant_id"]]),
@@ -73,6 +76,20 @@ class FindingStore:
             )
             for row in rows
         ]
+
+    def _counted(self, phase_id: bytes) -> tuple[_ByVariant, _ByParticipant]:
+        """Impressions, and those delivered, by participant and variant, and by participant; in one pass."""
+        counted: _ByVariant = defaultdict(lambda: (0, 0))
+        of_any: _ByParticipant = defaultdict(lambda: (0, 0))
+        for row in self._tx.all(
+            "select variant_id, participant_id, sum(assigned_count) as m, sum(delivered_count) as d from tally"
+            " where phase_id = ? and event_name = '' group by variant_id, participant_id",
+            (phase_id,),
+        ):
+            whose = row["participant_id"]
+            counted[whose, row["variant_id"]] = row["m"], row["d"]
+            of_any[whose] = of_any[whose][0] + row["m"], of_any[whose][1] + row["d"]
+        return counted, of_any
 
     def _contents(self, experiment_id: bytes, phase_id: bytes) -> defaultdict[bytes, set[bytes]]:
         """Variants whose content was on a participant's file while it was assigned in the phase."""
