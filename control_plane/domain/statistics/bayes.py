@@ -45,8 +45,9 @@ class Beta:
         return np.asarray(special.betainc(self.a, self.b, x))
 
     def above(self, x: Floats) -> Floats:
-        """P(θ > x), with all its digits."""
-        return np.asarray(special.betaincc(self.a, self.b, x))
+        """P(θ > x), small ones too to 10⁻¹¹ of themselves."""
+        # Of 1 - θ: `betaincc` of scipy 1.17 and older takes fifteen times as long.
+        return np.asarray(special.betainc(self.b, self.a, 1 - x))
 
     def quantiles(self, levels: Floats) -> tuple[Floats, Floats]:
         """What leaves so much below, and what leaves so much above."""
