@@ -18,3 +18,22 @@ async def test_the_operator_api_is_measured_beside_bare_handlers() -> None:
     wanted = {(way, name) for way in ("REST", "gRPC") for name in ("create", "get", "list", "start")}
     assert {(row["transport"], row["operation"]) for row in rows} == wanted
     assert all(row["cpuMicros"] > 0 and row["bareCpuMicros"] > 0 and row["wallMicros"] > 0 for row in rows)
+
+
+@pytest.mark.timeout(120)
+async def test_results_are_measured_beside_one_statement_and_random_draws() -> None:
+    """Each of the three databases has its row, each number of arms too; the draws say what the integrals say."""
+    small = ("--rounds", "1", "--variants", "3", "--participants", "30", "--days", "20", "--events", "3000")
+    command = ("-m", "tests.bench.results", *small)
+    child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    found = json.loads(out.splitlines()[-1])
+    assert [row["of"] for row in found["results"]] == [
+        "3e+03 events",
+        "3e+04 events",
+        "3e+03 events, kept as rows too",
+    ]
+    assert all(row["ratio"] > 0 and row["gatherMs"] > 0 and row["answerMs"] > 0 for row in found["results"])
+    assert [row["arms"] for row in found["probabilities"]] == list(range(2, 11))
+    assert all(row["deviation"] < 0.02 for row in found["probabilities"])
