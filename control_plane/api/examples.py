@@ -100,6 +100,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ResultsService.GetTimeSeries": {"id": "soul-tone", "eventName": "resolved", "startDate": "2026-01-01"},
     "ResultsService.RecalculateTimeSeries": {"id": "soul-tone", "metric": "resolved"},
     "ResultsService.GetRecalculation": {"id": "soul-tone", "metric": "resolved"},
+    "ResultsService.ComputeResults": {"id": "soul-tone", "eventName": "resolved"},
     "ResultsService.CheckTallies": {"id": "soul-tone"},
     "ExperimentService.PauseExperiment": {"id": "soul-tone"},
     "ExperimentService.ResumeExperiment": {"id": "soul-tone"},

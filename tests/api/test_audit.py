@@ -199,7 +199,11 @@ def test_what_the_table_says_changes_is_what_writes() -> None:
     reading = [
         operation.rpc for operation in OPERATIONS if operation.method != "GET" and not operation.changes
     ]
-    assert reading == ["AssignmentService.PreviewAssignments", "ResultsService.CheckTallies"]
+    assert reading == [
+        "AssignmentService.PreviewAssignments",
+        "ResultsService.ComputeResults",
+        "ResultsService.CheckTallies",
+    ]
     assert [operation.rpc for operation in OPERATIONS if operation.asks_host] == ["FleetService.ReadFile"]
 
 

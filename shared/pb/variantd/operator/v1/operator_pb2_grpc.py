@@ -1814,6 +1814,11 @@ class ResultsServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetTimeSeriesRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TimeSeries.FromString,
                 _registered_method=True)
+        self.ComputeResults = channel.unary_unary(
+                '/variantd.operator.v1.ResultsService/ComputeResults',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetResultsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Results.FromString,
+                _registered_method=True)
         self.CheckTallies = channel.unary_unary(
                 '/variantd.operator.v1.ResultsService/CheckTallies',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.CheckTalliesRequest.SerializeToString,
@@ -1849,6 +1854,13 @@ class ResultsServiceServicer(object):
 
     def GetTimeSeries(self, request, context):
         """Results of an experiment's present phase day by day, from tallies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ComputeResults(self, request, context):
+        """The same, for whoever has to trigger it: results are computed from tallies whenever they are asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1894,6 +1906,11 @@ def add_ResultsServiceServicer_to_server(servicer, server):
                     servicer.GetTimeSeries,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetTimeSeriesRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TimeSeries.SerializeToString,
+            ),
+            'ComputeResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.ComputeResults,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetResultsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Results.SerializeToString,
             ),
             'CheckTallies': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckTallies,
@@ -1971,6 +1988,33 @@ class ResultsService(object):
             '/variantd.operator.v1.ResultsService/GetTimeSeries',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetTimeSeriesRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.TimeSeries.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComputeResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.ResultsService/ComputeResults',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetResultsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Results.FromString,
             options,
             channel_credentials,
             insecure,
