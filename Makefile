@@ -32,7 +32,7 @@ demo: $(VENV)/.run  ## Run a real experiment on this machine (ONCE=1: finish by 
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python deploy/demo/run.py $(if $(ONCE),--once)
 
 test: $(VENV)/.dev  ## Run the whole suite
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OPENBLAS_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev  ## Measure beside a limit in the same run: BENCH=api; BENCH_ARGS are its options
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bench.$(or $(BENCH),$(error say which, as in make bench BENCH=api: $(basename $(notdir $(filter-out %/__init__.py,$(wildcard tests/bench/*.py)))))) $(BENCH_ARGS)

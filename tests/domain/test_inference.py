@@ -5,7 +5,7 @@ from math import exp, inf, log, sqrt
 import mpmath
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -128,6 +128,7 @@ def test_a_baseline_of_nothing_has_no_lift() -> None:
 # -- corrections
 
 
+@settings(max_examples=20)  # statsmodels takes 50 ms for each
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_corrections_are_statsmodels(values: list[float]) -> None:
     """Each correction against its independent implementation."""
