@@ -4612,6 +4612,58 @@ class GetResultsRequest(_message.Message):
 Global___GetResultsRequest: _TypeAlias = GetResultsRequest  # noqa: Y015
 
 @_typing.final
+class ComputeResultsRequest(_message.Message):
+    """Has results computed; the fields are those of GetResultsRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    POPULATION_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id or key of the experiment."""
+    event_name: _builtins.str
+    """The conversion counted; default: the primary metric's."""
+    population: _builtins.str
+    """`assigned` (default: intention to treat) or `delivered` (the assigned variant was on disk)."""
+    metric: _builtins.str
+    """Id, key or name of a metric of the experiment, or id or key of a saved one; instead of `event_name`."""
+    phase: _builtins.str
+    """Id or number of a phase of the present run; default: the present phase."""
+    as_of: _builtins.str
+    """Inclusive UTC date, as 2026-01-31: as the last look up to then saw it."""
+    group_by: _builtins.str
+    """Name of a label: counts by its value at assignment, a description only."""
+    include: _builtins.str
+    """`inputs`: with everything the answer was computed from."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        event_name: _builtins.str = ...,
+        population: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        phase: _builtins.str = ...,
+        as_of: _builtins.str | None = ...,
+        group_by: _builtins.str = ...,
+        include: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_as_of", b"_as_of", "as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_as_of", b"_as_of", "as_of", b"as_of", "event_name", b"event_name", "group_by", b"group_by", "id", b"id", "include", b"include", "metric", b"metric", "phase", b"phase", "population", b"population"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__as_of: _TypeAlias = _typing.Literal["as_of"]  # noqa: Y015
+    _WhichOneofArgType__as_of: _TypeAlias = _typing.Literal["_as_of", b"_as_of"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__as_of) -> _WhichOneofReturnType__as_of | None: ...
+
+Global___ComputeResultsRequest: _TypeAlias = ComputeResultsRequest  # noqa: Y015
+
+@_typing.final
 class Results(_message.Message):
     """What the numbers say."""
 

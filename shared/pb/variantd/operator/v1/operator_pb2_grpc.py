@@ -1816,7 +1816,7 @@ class ResultsServiceStub(object):
                 _registered_method=True)
         self.ComputeResults = channel.unary_unary(
                 '/variantd.operator.v1.ResultsService/ComputeResults',
-                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetResultsRequest.SerializeToString,
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ComputeResultsRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Results.FromString,
                 _registered_method=True)
         self.CheckTallies = channel.unary_unary(
@@ -1909,7 +1909,7 @@ def add_ResultsServiceServicer_to_server(servicer, server):
             ),
             'ComputeResults': grpc.unary_unary_rpc_method_handler(
                     servicer.ComputeResults,
-                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetResultsRequest.FromString,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ComputeResultsRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Results.SerializeToString,
             ),
             'CheckTallies': grpc.unary_unary_rpc_method_handler(
@@ -2013,7 +2013,7 @@ class ResultsService(object):
             request,
             target,
             '/variantd.operator.v1.ResultsService/ComputeResults',
-            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.GetResultsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ComputeResultsRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Results.FromString,
             options,
             channel_credentials,

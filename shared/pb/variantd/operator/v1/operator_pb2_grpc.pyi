@@ -559,7 +559,7 @@ class ResultsServiceStub:
     """Results of an experiment's present phase, from tallies."""
     GetTimeSeries: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetTimeSeriesRequest, _operator_pb2.TimeSeries]
     """Results of an experiment's present phase day by day, from tallies."""
-    ComputeResults: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetResultsRequest, _operator_pb2.Results]
+    ComputeResults: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ComputeResultsRequest, _operator_pb2.Results]
     """The same, for whoever has to trigger it: results are computed from tallies whenever they are asked for."""
     CheckTallies: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CheckTalliesRequest, _operator_pb2.TallyCheck]
     """Adds up again, from the events that are kept, whatever results read, and tells every difference."""
@@ -579,7 +579,7 @@ class ResultsServiceAsyncStub(ResultsServiceStub):
     """Results of an experiment's present phase, from tallies."""
     GetTimeSeries: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetTimeSeriesRequest, _operator_pb2.TimeSeries]  # type: ignore[assignment]
     """Results of an experiment's present phase day by day, from tallies."""
-    ComputeResults: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetResultsRequest, _operator_pb2.Results]  # type: ignore[assignment]
+    ComputeResults: _aio.UnaryUnaryMultiCallable[_operator_pb2.ComputeResultsRequest, _operator_pb2.Results]  # type: ignore[assignment]
     """The same, for whoever has to trigger it: results are computed from tallies whenever they are asked for."""
     CheckTallies: _aio.UnaryUnaryMultiCallable[_operator_pb2.CheckTalliesRequest, _operator_pb2.TallyCheck]  # type: ignore[assignment]
     """Adds up again, from the events that are kept, whatever results read, and tells every difference."""
@@ -612,7 +612,7 @@ class ResultsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ComputeResults(
         self,
-        request: _operator_pb2.GetResultsRequest,
+        request: _operator_pb2.ComputeResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Results, _abc.Awaitable[_operator_pb2.Results]]:
         """The same, for whoever has to trigger it: results are computed from tallies whenever they are asked for."""
