@@ -25,6 +25,7 @@ _REASONS = {
     "NO_BASELINE": "control cannot be told from 0",
     "NO_LOOK_YET": "the first look is taken once the first UTC day is closed",
     "NO_ALPHA_YET": "too early in the horizon for any level to be spent",
+    "OUT_OF_RANGE": "too large or too small to be told",
     "NOT_OF_THIS_KIND": "told of proportions only",
 }
 _QUIET = {"IS_CONTROL", "IS_A_PROPORTION", "NO_LOOK_YET"}

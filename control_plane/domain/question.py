@@ -84,14 +84,32 @@ class Question(Request):
 
 def question(given: dict[str, Any]) -> Question:
     """The question behind JSON, possible in itself. Raises Invalid that names variant and field otherwise."""
+    given = {**given, "variants": _listed(given.get("variants"))}
     try:
         asked = _named(parse(Question, given))
     except Invalid as error:
-        raise _by_key(error, given.get("variants")) from None
+        raise _by_key(error, given["variants"]) from None
     faults = list(_faults(asked))
     if faults:
         raise _refused(faults)
     return asked
+
+
+def _listed(variants: Any) -> Any:
+    """The variants as a list of objects with keys: they may come by key, and call it `name` or `id`."""
+    if isinstance(variants, dict):
+        variants = [{"key": key, **one} if isinstance(one, dict) else one for key, one in variants.items()]
+    if not isinstance(variants, list):
+        return variants
+    found = []
+    for one in variants:
+        other = {"name", "id"} & set(one) if isinstance(one, dict) and "key" not in one else set()
+        if len(other) == 1:
+            (called,) = other
+            found.append({"key": one[called], **{name: v for name, v in one.items() if name != called}})
+        else:
+            found.append(one)
+    return found
 
 
 def _by_key(error: Invalid, variants: Any) -> Invalid:

@@ -133,6 +133,18 @@ def test_a_design_effect_widens_what_counts_say() -> None:
     assert wide["pValue"] > plain["pValue"]
 
 
+def test_variants_may_come_by_key_or_called_name() -> None:
+    """The same answer, whichever of the ways they are written."""
+    plain = counts((45, 250), (67, 250))
+    numbers = {one["key"]: {name: v for name, v in one.items() if name != "key"} for one in plain["variants"]}
+    by_name = [{"name": key, **rest} for key, rest in numbers.items()]
+    assert analyze({**plain, "variants": numbers}) == analyze(plain)
+    assert analyze({**plain, "variants": by_name}) == analyze(plain)
+    for wrong in (None, 3, [3], {"a": 3}):
+        with pytest.raises(Invalid, match="variants"):
+            analyze({**plain, "variants": wrong})
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
