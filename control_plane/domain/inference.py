@@ -185,6 +185,7 @@ def _shown(evidence: Evidence, one: ArmSummary, numbers: _Numbers | None) -> Jso
         if own.rate is None:
             reasons["mean"] = own.reasons["rate"].value
     found |= _against(evidence, one, numbers, reasons)
+    found["worstCase"] = _worst_case(evidence, one, reasons)
     return {**found, "reasons": dict(sorted(reasons.items()))}
 
 
@@ -221,6 +222,40 @@ def _believed_of(evidence: Evidence, key: str, reasons: dict[str, str]) -> Json:
         "credibleInterval": ends(one.credible_interval, evidence.scale),
         "chanceToWin": one.chance_to_win,
     }
+
+
+def _worst_case(evidence: Evidence, one: ArmSummary, reasons: dict[str, str]) -> Json | None:
+    """Where the difference would lie, had every silent participant never or always converted (Manski 1990)."""
+    why = None
+    if evidence.measure.kind != "proportion":
+        why = Undefined.NOT_OF_THIS_KIND.value
+    elif evidence.uncompared is not None:
+        why = evidence.uncompared
+    elif evidence.control is None:
+        why = Undefined.NO_CONTROL.value
+    elif one.key == evidence.control:
+        why = Undefined.IS_CONTROL.value
+    sides = [_spoken(evidence, key) for key in (one.key, evidence.control)]
+    if why is None and any(size == silent or converted > 1 for converted, silent, size in sides):
+        why = Undefined.NO_IMPRESSIONS.value
+    if why is not None:
+        reasons["worstCase"] = why
+        return None
+    (t, t_silent, t_size), (c, c_silent, c_size) = sides
+    low, high = srm.worst_case((t, c), (t_silent, c_silent), (t_size, c_size))
+    return {"low": low, "high": high}
+
+
+def _spoken(evidence: Evidence, key: str | None) -> tuple[float, int, int]:
+    """(rate of who has data, how many have none, how many there are)."""
+    rows = zip(evidence.members, evidence.sums.impressions, evidence.sums.conversions, strict=True)
+    own = [(m, c) for member, m, c in rows if member.arm == key]
+    trials = sum(m for m, _ in own)
+    return (
+        sum(c for _, c in own) / trials if trials else 0.0,
+        sum(1 for m, _ in own if not m),
+        len(own),
+    )
 
 
 _COMPARING = ("difference", "differenceInterval", "lift", "liftInterval", "pValue", "pValueAdjusted")

@@ -325,3 +325,17 @@ async def test_means_and_ratios_of_values_are_decided_too(world: World) -> None:
     each = await world.answer(metric="each")
     assert each["variants"][1]["mean"] == pytest.approx(b["mean"] / 5)
     assert each["variants"][1]["sequential"]["differenceInterval"]["low"] > 0
+
+
+async def test_silent_participants_have_their_worst_case(world: World) -> None:
+    """One of eight is silent in one arm: the difference could be off by an eighth of it, and no more is said."""
+    uid, assigned = await begun(world)
+    silent = next(who for who, variant in sorted(assigned.items()) if variant == "b")
+    records = day_of(world, assigned, {"a": 2, "b": 5})
+    await world.report(uid, *(record for record in records if record.body.participant != silent))
+    a, b = (await world.answer())["variants"]
+    rate = b["conversionRate"]
+    spoken = rate * 7 / 8
+    assert b["worstCase"]["low"] == pytest.approx(spoken - a["conversionRate"])
+    assert b["worstCase"]["high"] == pytest.approx(spoken + 1 / 8 - a["conversionRate"])
+    assert (a["worstCase"], a["reasons"]["worstCase"]) == (None, "IS_CONTROL")

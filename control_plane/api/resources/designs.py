@@ -233,6 +233,7 @@ def assignment(item: Assignment) -> Json:
         "position": item.position,
         "timeBlock": item.time_block or None,
         "labelsUsed": dict(item.labels_used),
+        "cluster": item.cluster or None,
         "fromAt": None if item.planned else at(item.from_at),
         "toAt": at(item.to_at),
         "forcedBy": item.forced_by,

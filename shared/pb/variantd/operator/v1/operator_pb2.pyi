@@ -2144,6 +2144,7 @@ class Assignment(_message.Message):
     LABELS_USED_FIELD_NUMBER: _builtins.int
     RETIRED_FIELD_NUMBER: _builtins.int
     TIME_BLOCK_FIELD_NUMBER: _builtins.int
+    CLUSTER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id; absent while planned."""
     experiment_id: _builtins.str
@@ -2170,6 +2171,8 @@ class Assignment(_message.Message):
     """Whether its host was retired and no other agent has declared the participant since."""
     time_block: _builtins.int
     """Block of time of a switchback, from 1; absent elsewhere."""
+    cluster: _builtins.str
+    """The cluster it was drawn with; absent where participants are drawn one by one."""
     @_builtins.property
     def from_at(self) -> _timestamp_pb2.Timestamp:
         """From when; absent while planned."""
@@ -2201,11 +2204,14 @@ class Assignment(_message.Message):
         labels_used: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         retired: _builtins.bool = ...,
         time_block: _builtins.int | None = ...,
+        cluster: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cluster", b"_cluster", "_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "cluster", b"cluster", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "phase_id", b"phase_id", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cluster", b"_cluster", "_forced_by", b"_forced_by", "_from_at", b"_from_at", "_id", b"_id", "_phase_id", b"_phase_id", "_time_block", b"_time_block", "_to_at", b"_to_at", "_variant_id", b"_variant_id", "block", b"block", "cluster", b"cluster", "experiment_id", b"experiment_id", "forced_by", b"forced_by", "from_at", b"from_at", "id", b"id", "labels_used", b"labels_used", "method", b"method", "participant_id", b"participant_id", "phase_id", b"phase_id", "planned", b"planned", "position", b"position", "retired", b"retired", "stratum", b"stratum", "time_block", b"time_block", "to_at", b"to_at", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cluster: _TypeAlias = _typing.Literal["cluster"]  # noqa: Y015
+    _WhichOneofArgType__cluster: _TypeAlias = _typing.Literal["_cluster", b"_cluster"]  # noqa: Y015
     _WhichOneofReturnType__forced_by: _TypeAlias = _typing.Literal["forced_by"]  # noqa: Y015
     _WhichOneofArgType__forced_by: _TypeAlias = _typing.Literal["_forced_by", b"_forced_by"]  # noqa: Y015
     _WhichOneofReturnType__from_at: _TypeAlias = _typing.Literal["from_at"]  # noqa: Y015
@@ -2220,6 +2226,8 @@ class Assignment(_message.Message):
     _WhichOneofArgType__to_at: _TypeAlias = _typing.Literal["_to_at", b"_to_at"]  # noqa: Y015
     _WhichOneofReturnType__variant_id: _TypeAlias = _typing.Literal["variant_id"]  # noqa: Y015
     _WhichOneofArgType__variant_id: _TypeAlias = _typing.Literal["_variant_id", b"_variant_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cluster) -> _WhichOneofReturnType__cluster | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__forced_by) -> _WhichOneofReturnType__forced_by | None: ...
     @_typing.overload
@@ -5638,6 +5646,7 @@ class VariantResult(_message.Message):
     LIFT_INTERVAL_FIELD_NUMBER: _builtins.int
     P_VALUE_ADJUSTED_FIELD_NUMBER: _builtins.int
     SEQUENTIAL_FIELD_NUMBER: _builtins.int
+    WORST_CASE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variant's id."""
     key: _builtins.str
@@ -5698,6 +5707,10 @@ class VariantResult(_message.Message):
     def sequential(self) -> Global___Sequential:
         """What may be said now, however often one looks."""
 
+    @_builtins.property
+    def worst_case(self) -> Global___Interval:
+        """Of a proportion: where the difference would lie had silent participants never, or always, converted."""
+
     def __init__(
         self,
         *,
@@ -5726,10 +5739,11 @@ class VariantResult(_message.Message):
         lift_interval: Global___Interval | None = ...,
         p_value_adjusted: _builtins.float | None = ...,
         sequential: Global___Sequential | None = ...,
+        worst_case: Global___Interval | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "probability_to_be_best", b"probability_to_be_best", "sequential", b"sequential"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "_worst_case", b"_worst_case", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "probability_to_be_best", b"probability_to_be_best", "sequential", b"sequential", "worst_case", b"worst_case"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "id", b"id", "impressions", b"impressions", "is_control", b"is_control", "key", b"key", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "name", b"name", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "participants", b"participants", "participants_exposed", b"participants_exposed", "probability_to_be_best", b"probability_to_be_best", "reasons", b"reasons", "sequential", b"sequential", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "_worst_case", b"_worst_case", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "id", b"id", "impressions", b"impressions", "is_control", b"is_control", "key", b"key", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "name", b"name", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "participants", b"participants", "participants_exposed", b"participants_exposed", "probability_to_be_best", b"probability_to_be_best", "reasons", b"reasons", "sequential", b"sequential", "weight", b"weight", "worst_case", b"worst_case"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chance_to_win: _TypeAlias = _typing.Literal["chance_to_win"]  # noqa: Y015
     _WhichOneofArgType__chance_to_win: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win"]  # noqa: Y015
@@ -5761,6 +5775,8 @@ class VariantResult(_message.Message):
     _WhichOneofArgType__probability_to_be_best: _TypeAlias = _typing.Literal["_probability_to_be_best", b"_probability_to_be_best"]  # noqa: Y015
     _WhichOneofReturnType__sequential: _TypeAlias = _typing.Literal["sequential"]  # noqa: Y015
     _WhichOneofArgType__sequential: _TypeAlias = _typing.Literal["_sequential", b"_sequential"]  # noqa: Y015
+    _WhichOneofReturnType__worst_case: _TypeAlias = _typing.Literal["worst_case"]  # noqa: Y015
+    _WhichOneofArgType__worst_case: _TypeAlias = _typing.Literal["_worst_case", b"_worst_case"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__chance_to_win) -> _WhichOneofReturnType__chance_to_win | None: ...
     @_typing.overload
@@ -5791,6 +5807,8 @@ class VariantResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__probability_to_be_best) -> _WhichOneofReturnType__probability_to_be_best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sequential) -> _WhichOneofReturnType__sequential | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__worst_case) -> _WhichOneofReturnType__worst_case | None: ...
 
 Global___VariantResult: _TypeAlias = VariantResult  # noqa: Y015
 
