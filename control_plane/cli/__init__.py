@@ -28,6 +28,7 @@ from control_plane.cli import (
     preview,
     results,
     schema,
+    series,
     settings,
     show,
     survey,
@@ -110,6 +111,13 @@ add(
     variantctl results soul-tone --watch
     variantctl results soul-tone --by-day --from 2026-01-01 --to 2026-01-31
     variantctl results soul-tone --population delivered --event resolved --json""",
+)
+add(
+    app,
+    "recalculate",
+    series.recalculate,
+    """variantctl recalculate soul-tone --wait
+    variantctl recalculate soul-tone --metric escalated --json""",
 )
 add(
     app,

@@ -102,3 +102,16 @@ async def test_results_by_day(plane: Plane, running: Run) -> None:
     for wrong in (["--from", "2020-01-01"], ["--by-day", "--watch"]):
         assert (await running("results", "soul-tone", *wrong)).code == 2
     assert "startDate" in (await running("results", "soul-tone", "--by-day", "--from", "yesterday")).err
+
+
+async def test_days_are_computed_anew_on_demand(plane: Plane, running: Run) -> None:
+    """The job is waited for, is the one REST tells of, and a metric that is not there is refused."""
+    said = await running("recalculate", "soul-tone", "--wait", "--timeout", "30s")
+    assert said.code == 0, said.err
+    assert "soul-tone; resolved; 20" in said.out
+    assert said.out.strip().endswith("1 days computed, completed")
+    told = await running("recalculate", "soul-tone", "--wait", "--json")
+    assert told.json["status"] == "completed"
+    there = (await plane.rest("GET", "/v1/experiments/soul-tone/timeseries-results")).body
+    assert there["fingerprint"] == told.json["fingerprint"]
+    assert (await running("recalculate", "soul-tone", "--metric", "nonsense")).code == 1
