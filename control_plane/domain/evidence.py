@@ -117,7 +117,8 @@ class Excluded(Part):
 class Evidence(Part):
     """Everything an answer is made of; `about` is handed through.
 
-    `sums` are of the moment of the question, `looks` of the primary metric. `uncompared`: why variants of this
+    `sums` are of the moment of the question, `first` of the first look, which freezes what a sequence aims at; `looks`
+    are of the primary metric. `uncompared`: why variants of this
     type are not compared. `others`: each arm's crossed or not in the other population, at the same looks.
     """
 
@@ -130,6 +131,7 @@ class Evidence(Part):
     arms: tuple[Arm, ...]
     members: tuple[Member, ...]
     sums: Sums
+    first: Sums | None = None
     looks: tuple[Ledgered, ...] = ()
     other_looks: tuple[Ledgered, ...] = ()
     next_look_at: str | None = None

@@ -133,8 +133,8 @@ def _numbers(evidence: Evidence, recorded: Sequence[Look]) -> dict[str, _Numbers
             )
         )
         # The target is frozen at the first look; until then it is taken from what there is.
-        first = [item.sums for item in evidence.looks[:1] if item.sums is not None]
-        shots = [snapshot_of(evidence, sums, day=1e-9) for sums in first] + [present]
+        first = [] if evidence.first is None else [snapshot_of(evidence, evidence.first, day=1e-9)]
+        shots = [*first, present]
         now = {one.arm: one for one in decision.looks(sequence, shots)[-1].comparisons}
     return {
         arm.key: _Numbers(stand.get(arm.key), now.get(arm.key)) for arm in evidence.arms if not arm.is_control

@@ -138,6 +138,7 @@ def evidence(
     *,
     primary: bool,
     about: Json,
+    first: Sums | None = None,
     looks: Sequence[Ledgered] = (),
     other_looks: Sequence[Ledgered] = (),
     exclusions: Sequence[Excluded] = (),
@@ -186,6 +187,7 @@ def evidence(
             if item.variant_id is not None
         ),
         sums=sums,
+        first=first,
         looks=tuple(looks),
         other_looks=tuple(other_looks),
         next_look_at=None if next_look_at is None else to_rfc3339(next_look_at),

@@ -65,6 +65,10 @@ def get(work: Work, request: requests.GetResults) -> Results:
         kept = [evidence.remembered(item) for item in work.store.looks.snapshots(phase.id)[: len(rows)]]
         snapshots = [item.sums(seated.members, metric, request.population) for item in kept]
     sums = seen.sums(seated.members, metric, request.population)
+    first = None
+    if phase is not None and rows:
+        opening = evidence.remembered(work.store.looks.snapshot(phase.id, rows[0].number))
+        first = opening.sums(seated.members, metric, request.population)
     about = _about(work, experiment, phase, request, last, past=past)
     found = evidence.evidence(
         seated,
@@ -78,6 +82,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
             "groupBy": request.group_by or None,
             "groups": _groups(seated, sums, request.group_by),
         },
+        first=first,
         looks=evidence.ledgered(rows, metric, request.population, snapshots) if primary else (),
         other_looks=evidence.ledgered(rows, metric, other) if primary else (),
         exclusions=_exclusions(work, seated, last, past=past),

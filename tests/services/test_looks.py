@@ -156,7 +156,10 @@ async def test_whoever_has_the_inputs_has_the_answer(world: World) -> None:
     text = evidence.model_dump_json(by_alias=True)
     read = Evidence.model_validate_json(text)
     assert read == evidence
-    assert json.dumps(inference.answer(read)) == json.dumps(inference.answer(evidence))
+    assert json.dumps(inference.answer(read)) == json.dumps(await world.answer())
+    secondary = requests.parse(requests.GetResults, {"id": "test", "include": "inputs", "eventName": "hurt"})
+    other = (await world.do(results.get, secondary)).evidence
+    assert json.dumps(inference.answer(other)) == json.dumps(await world.answer(eventName="hurt"))
     assert inference.differing_looks(read) == []
     changed = json.loads(text)
     changed["looks"][1]["comparisons"][0]["statistic"] = 9.0
