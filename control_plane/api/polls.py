@@ -70,7 +70,7 @@ class Polls:
             answer = await self._say(session, messages)
             expected = not session.said_goodbye
         except asyncio.CancelledError:
-            expected = True  # the poll was given up, not the session
+            expected = not session.said_goodbye  # else the poll was given up, not the session
             raise
         finally:
             await self._leave(session, expected=expected)

@@ -15,6 +15,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -87,10 +88,18 @@ def fill(made: Made, size: Size, *, events: int, raw: bool) -> int:
     cells = size.participants * size.days
     with closing(sqlite3.connect(made.path)) as database, database:
         seats = database.execute(
-            "select variant_id, participant_id from assignment where phase_id = ?", (made.phase,)
+            "select a.variant_id, a.participant_id, p.public_id from assignment a"
+            " join participant p on p.id = a.participant_id where a.phase_id = ?",
+            (made.phase,),
         ).fetchall()
+        seen = [[events // len(seats)] * 3] * len(seats)
+        snapshot = {
+            "participants": [[public, variant.hex()] for variant, _, public in seats],
+            "sums": {of: {"": seen, "done": seen} for of in ("assigned", "delivered")},
+        }
+        kept = zlib.compress(json.dumps(snapshot).encode())
         rows = []
-        for variant, participant in seats:
+        for variant, participant, _ in seats:
             for day in range(first, first + size.days):
                 # Two of three events are impressions.
                 m = max(1, round(2 * events / 3 / cells + random.random() - 0.5))
@@ -105,7 +114,7 @@ def fill(made: Made, size: Size, *, events: int, raw: bool) -> int:
         )
         database.executemany(
             "insert into look (phase_id, number, day, cut_off, at, decisions, snapshot) values (?, ?, ?, ?, ?, ?, ?)",
-            [_look(made, size, first, number) for number in range(size.days)],
+            [(*_look(made, size, first, number), kept) for number in range(size.days)],
         )
         if raw:
             each = max(1, events // len(seats))
@@ -121,7 +130,7 @@ def fill(made: Made, size: Size, *, events: int, raw: bool) -> int:
 
 
 def _look(made: Made, size: Size, first: int, number: int) -> tuple[Any, ...]:
-    """A look of its day: comparisons up to the horizon, as they are recorded."""
+    """A look of its day, but for its snapshot: comparisons up to the horizon, as they are recorded."""
     compared = [
         {
             "variant": f"v{at}",
@@ -144,7 +153,7 @@ def _look(made: Made, size: Size, first: int, number: int) -> tuple[Any, ...]:
     primary = {"metric": metric, "day": number + 1.0, "assigned": compared, "delivered": compared}
     decisions = {"standings": {}, "lost": 0, "exclusions": [], "primary": primary, "guardrails": []}
     end = (first + number + 1) * DAY * SECOND
-    return (made.phase, number + 1, first + number, end, end, json.dumps(decisions), b"")
+    return (made.phase, number + 1, first + number, end, end, json.dumps(decisions))
 
 
 # -- measuring

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from control_plane.domain.fleet import LEASE_SECONDS
 from tests.support.fleet import Fleet, Host, Ledger, run, running_fleet
 from tests.support.waiting import eventually
 
@@ -108,7 +109,7 @@ async def test_the_main_job_in_polls(fleet: Fleet) -> None:
 
 
 async def test_a_host_that_stops_polling_says_goodbye(fleet: Fleet) -> None:
-    """It is lost at once, and an agent started over to a stream is the same agent."""
+    """It is lost long before its lease ends, and an agent started over to a stream is the same agent."""
     host = await fleet.add_host("one", *BOTS, transport="poll")
 
     async def presence(wanted: str) -> bool:
@@ -116,7 +117,7 @@ async def test_a_host_that_stops_polling_says_goodbye(fleet: Fleet) -> None:
 
     await eventually(lambda: presence("connected"), within=20)
     assert await host.process.stop() == 0
-    assert await presence("lost")
+    await eventually(lambda: presence("lost"), within=LEASE_SECONDS / 2, what="Goodbye is believed")
     host.transport = "stream"
     host.write_config()
     await host.start()
