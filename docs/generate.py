@@ -32,6 +32,7 @@ from control_plane.services.events import Kept
 from shared.errors import Code
 from shared.ids import new_id
 from shared.model import ReasonCode
+from tests.support import faults
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reference"
@@ -317,6 +318,31 @@ def _told(action: argparse.Action) -> str:
     return " ".join((text % {"default": action.default} if "%(default)s" in text else text).split())
 
 
+# -- faults
+
+
+def fault_list() -> str:
+    """Every fault with the tests that inject it."""
+    tests = faults.injected()
+
+    def shown(number: int) -> str:
+        return "<br>".join(f"`{name.removeprefix('tests/')}`" for name in tests.get(number, ())) or "no test"
+
+    return table(
+        ("", "Fault", "What variantd must do", "Injected by"),
+        [(str(number), fault, must, shown(number)) for number, (fault, must) in faults.FAULTS.items()],
+    )
+
+
+def fault_count() -> str:
+    """How many faults a test injects."""
+    missing = [str(number) for number in faults.FAULTS if number not in faults.injected()]
+    without = f" Without a test: {', '.join(missing)}." if missing else ""
+    return (
+        f"{len(faults.FAULTS) - len(missing)} of {len(faults.FAULTS)} faults are injected by a test.{without}"
+    )
+
+
 # -- pages
 
 
@@ -336,6 +362,7 @@ PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "metrics.md": {"control plane": server_metrics, "agent": agent_metrics},
     "rest.md": {"operations": operations},
     "cli.md": {"variantctl": variantctl, "variantd": variantd, "variant-agent": variant_agent},
+    "../faults.md": {"count": fault_count, "faults": fault_list},
 }
 WHOLE: Mapping[str, Callable[[], str]] = {
     "grpc.md": grpc_page,
@@ -348,14 +375,15 @@ def fresh() -> dict[Path, str]:
     """What every page should hold."""
     pages = {PAGES / name: make() for name, make in WHOLE.items()}
     for name, parts in PARTS.items():
-        text = (PAGES / name).read_text()
+        page = (PAGES / name).resolve()
+        text = page.read_text()
         for part, make in parts.items():
             start, end = f"<!-- generated: {part} -->\n", "\n<!-- end -->"
             before, mark, rest = text.partition(start)
             if not mark or end not in rest:
-                sys.exit(f"docs/reference/{name} has no part {start.strip()} … {end.strip()}")
+                sys.exit(f"{page.relative_to(ROOT)} has no part {start.strip()} … {end.strip()}")
             text = before + mark + make() + rest[rest.index(end) :]
-        pages[PAGES / name] = text
+        pages[page] = text
     return pages
 
 

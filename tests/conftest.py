@@ -1,4 +1,8 @@
-"""Fixtures every test may use."""
+"""Fixtures every test may use.
+
+A test that injects a fault of the list in tests/support/faults.py, and checks what has to hold, carries its
+number: `@pytest.mark.fault(11, 14)`. docs/faults.md is written from these.
+"""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -42,7 +42,7 @@ def test_the_reference_pages_are_what_the_code_says() -> None:
 
 def test_a_page_that_is_not_fresh_is_named(tmp_path: Path) -> None:
     """A line that was edited by hand, or a part that lost its marks, fails with what to do."""
-    for name in ("agent", "control_plane", "shared", "protos", "docs"):
+    for name in ("agent", "control_plane", "shared", "protos", "tests", "docs"):
         (tmp_path / name).symlink_to(ROOT / name) if name != "docs" else None
     subprocess.run(["cp", "-r", ROOT / "docs", tmp_path / "docs"], check=True)
     page = tmp_path / "docs" / "reference" / "codes.md"

@@ -121,6 +121,7 @@ async def applied_host(tmp_path: Path, offer: str) -> Path | None:
     return directory
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("offer", OFFERS)
 async def test_killed_at_every_step_a_restart_finishes_or_undoes(
     tmp_path: Path, crasher: Process, offer: str
@@ -165,6 +166,7 @@ async def traced(crasher: Process, directory: Path, offer: str, *options: str) -
     return int(status)
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("offer", OFFERS)
 async def test_killed_at_every_system_call_a_restart_finishes_or_undoes(
     tmp_path: Path, crasher: Process, offer: str
