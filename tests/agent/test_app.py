@@ -214,6 +214,7 @@ async def test_agent_that_never_enrolled_serves_and_says_so(tmp_path: Path) -> N
         assert found["spool"]["depth"] == 1
 
 
+@pytest.mark.fault(12)
 async def test_full_disk_under_the_spool_stops_nothing_else(
     tmp_path: Path, control_plane: ScriptedControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def test_a_path_that_was_not_located_cannot_escape_either(root: Path, follow: bo
         workspace.stage("../out.md", workspace.fresh(b"x"), token="1")
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("link", ["../../outside/x.md", "/etc/passwd", "../outside"])
 def test_a_link_out_of_the_root_is_refused_with_and_without_following(root: Path, link: str) -> None:
     """Refusing says there is a link; following says it leads out."""
@@ -236,6 +237,7 @@ def make_special(path: Path, kind: str) -> None:
         )
 
 
+@pytest.mark.fault(21)
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["directory", "fifo", "socket", "character device", "block device"])
 def test_what_is_no_regular_file_is_refused_and_never_waited_for(
@@ -275,6 +277,7 @@ def test_a_file_too_large_to_be_put_back_is_refused(root: Path, workspace: Works
 # -- faults of the host ------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("attribute", ["i", "a"])
 @pytest.mark.parametrize("what", ["soul.md", "."])
 def test_an_immutable_or_append_only_file_or_directory_is_refused(
@@ -290,6 +293,7 @@ def test_an_immutable_or_append_only_file_or_directory_is_refused(
     assert (root / "soul.md").read_text() == "mine"
 
 
+@pytest.mark.fault(20)
 def test_a_file_made_immutable_after_the_stage_is_refused_at_the_swap(
     root: Path, workspace: Workspace
 ) -> None:
@@ -301,6 +305,7 @@ def test_a_file_made_immutable_after_the_stage_is_refused_at_the_swap(
     assert (entries(root), (root / "soul.md").read_text()) == (["soul.md"], "mine")
 
 
+@pytest.mark.fault(18)
 def test_a_bind_mounted_file_is_refused(root: Path, workspace: Workspace) -> None:
     """Before the stage where the kernel can tell, else by the rename; the file behind is untouched."""
     (root / "soul.md").write_text("mine")
@@ -313,6 +318,7 @@ def test_a_bind_mounted_file_is_refused(root: Path, workspace: Workspace) -> Non
     assert ((root / "soul.md").read_text(), (root.parent / "source").read_text()) == ("mine", "source")
 
 
+@pytest.mark.fault(11, 14)
 @pytest.mark.parametrize("options", ["size=16k", "size=1m,nr_inodes=3"])
 def test_a_full_disk_is_refused_and_the_old_content_stays(
     root: Path, workspace: Workspace, options: str
@@ -327,6 +333,7 @@ def test_a_full_disk_is_refused_and_the_old_content_stays(
         assert (root / "soul.md").read_text() == "mine"
 
 
+@pytest.mark.fault(15)
 def test_a_file_size_limit_is_refused_like_a_full_disk(root: Path, workspace: Workspace) -> None:
     """Needs no root: the limit of this very process."""
     (root / "soul.md").write_text("mine")
@@ -340,6 +347,7 @@ def test_a_file_size_limit_is_refused_like_a_full_disk(root: Path, workspace: Wo
     assert (root / "soul.md").read_text() == "mine"
 
 
+@pytest.mark.fault(16)
 def test_a_read_only_file_system_is_refused(root: Path, workspace: Workspace) -> None:
     """Mounted so after the file was there."""
     with mounted("-t", "tmpfs", "none", at=root):
@@ -417,6 +425,7 @@ except Refused as refused:
 """
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize(("when", "kept"), [("1", "mine"), ("2", "new")])
 def test_a_failed_fsync_is_never_taken_for_success(tmp_path: Path, when: str, kept: str) -> None:
     """Neither the file's nor the directory's, even if the next one would succeed."""
@@ -438,6 +447,7 @@ def test_a_failed_fsync_is_never_taken_for_success(tmp_path: Path, when: str, ke
     assert (entries(tmp_path), (tmp_path / "soul.md").read_text()) == (["soul.md"], kept)
 
 
+@pytest.mark.fault(22)
 def test_a_parent_swapped_for_a_link_during_writes_never_leads_out(root: Path, workspace: Workspace) -> None:
     """A race of two threads: every write lands inside or is refused."""
     outside = root.parent / "outside"

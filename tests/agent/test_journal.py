@@ -126,6 +126,7 @@ def damage(path: Path, kind: str) -> None:
         path.write_bytes(b"\xff\xfe\n\n")
 
 
+@pytest.mark.fault(47)
 @pytest.mark.parametrize(
     "kind",
     ["empty", "torn", "flipped bit", "zeroed", "newer version", "another slot's", "missing field", "garbage"],
@@ -152,6 +153,7 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported(tmp_path: Path, ki
     assert aside.exists()
 
 
+@pytest.mark.fault(47)
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=200), position=st.integers(0, 2000), cut=st.booleans())
 def test_no_damage_is_taken_for_a_slot(
@@ -188,6 +190,7 @@ def test_contents_are_kept_once_and_go_when_nothing_refers_to_them(tmp_path: Pat
     assert found == {"before", "original", "old", "new"}
 
 
+@pytest.mark.fault(47)
 def test_damaged_content_is_no_content(tmp_path: Path) -> None:
     """A baseline is put back exactly or not at all."""
     journal, _ = loaded(tmp_path)

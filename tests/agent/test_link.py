@@ -179,6 +179,7 @@ async def test_content_above_the_inline_limit_is_fetched(
         assert [fetch.offset for fetch in control_plane.fetches] == [0, 10_000, 17_000]
 
 
+@pytest.mark.fault(51)
 async def test_content_longer_than_offered_is_not_collected(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
@@ -360,6 +361,7 @@ def remembered(host: Host) -> int:
     return int(json.loads((host.state / "session.json").read_text())["attempt"])
 
 
+@pytest.mark.fault(33)
 async def test_back_off_grows_is_remembered_and_reset_by_a_session_that_lasts(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
@@ -414,6 +416,7 @@ async def test_refusal_is_not_retried_quickly(
 # -- trust -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(51)
 async def test_server_of_a_foreign_authority_is_refused(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:

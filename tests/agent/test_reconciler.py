@@ -312,6 +312,7 @@ async def test_a_host_that_repairs_lets_its_drift_be_written_over(tmp_path: Path
         assert (await host.apply(make_offer({"soul.md": "B"}, revision=2))).result is Result.APPLIED
 
 
+@pytest.mark.fault(23)
 async def test_what_is_observed_becomes_a_view_once(tmp_path: Path) -> None:
     """Drifted, missing, replaced by something that is no file, and back: one view per change."""
     async with running_host(tmp_path) as host:
@@ -491,6 +492,7 @@ async def test_the_host_s_check_sees_the_staged_content_and_decides(tmp_path: Pa
         assert (await host.apply(make_end(RESTORE, "soul.md", revision=3))).result is Result.APPLIED
 
 
+@pytest.mark.fault(48)
 async def test_a_check_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> None:
     """The whole process group ends at the limit, and the offer is refused."""
     clock = FakeClock()
@@ -507,6 +509,7 @@ async def test_a_check_that_hangs_is_killed_with_all_it_started(tmp_path: Path) 
         assert (host.text("soul.md"), host.leftovers()) == (None, [])
 
 
+@pytest.mark.fault(48)
 async def test_a_command_that_prints_without_end_or_cannot_start_is_a_plain_failure(tmp_path: Path) -> None:
     """Output is bounded; no command at all is a reason like any other."""
     check = script(tmp_path, "head -c 3000000 /dev/zero; exit 3")
@@ -587,6 +590,7 @@ async def test_drift_while_the_agent_was_down_is_the_first_view(tmp_path: Path) 
         assert shown(host) == [(short("edited"), ViewState.DRIFTED)]
 
 
+@pytest.mark.fault(47)
 async def test_a_journal_that_cannot_be_read_is_set_aside_and_never_guessed(tmp_path: Path) -> None:
     """The condition says so, the slot is unknown, and its baseline is lost rather than made up."""
     async with running_host(tmp_path) as host:

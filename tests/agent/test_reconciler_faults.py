@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from agent.config import AgentConfig
 from shared.model import OfferAction, ReasonCode, Result, Step, ViewState, digest
 from tests.support.clock import FakeClock
@@ -13,6 +15,7 @@ from tests.support.waiting import eventually
 RESTORE = OfferAction.RESTORE
 
 
+@pytest.mark.fault(11)
 async def test_a_full_disk_leaves_both_files_and_no_leftover(tmp_path: Path) -> None:
     """The second file does not fit: nothing changes, and it is applied once there is room."""
     (tmp_path / "root").mkdir()
@@ -32,6 +35,7 @@ async def test_a_full_disk_leaves_both_files_and_no_leftover(tmp_path: Path) -> 
             assert (host.text("a.md"), host.text("b.md")) == ("mine", None)
 
 
+@pytest.mark.fault(11)
 async def test_a_full_state_directory_refuses_before_anything_changes(tmp_path: Path) -> None:
     """Without a journal there is no apply; the outcome is owed in memory until there is room again."""
     (tmp_path / "state").mkdir()
@@ -60,6 +64,7 @@ async def test_a_full_state_directory_refuses_before_anything_changes(tmp_path: 
             assert (await host.apply(make_offer({"soul.md": "A"}))).attempt == 2
 
 
+@pytest.mark.fault(12)
 async def test_views_wait_while_the_spool_is_full(tmp_path: Path) -> None:
     """In order and as of when they happened; the apply itself goes on."""
     async with running_host(tmp_path) as host:
@@ -79,6 +84,7 @@ async def test_views_wait_while_the_spool_is_full(tmp_path: Path) -> None:
         assert host.reconciler.conditions() == ()
 
 
+@pytest.mark.fault(20)
 async def test_an_immutable_second_file_leaves_the_first(tmp_path: Path) -> None:
     """Told before the swap, so nothing was touched."""
     async with running_host(tmp_path) as host:
@@ -105,6 +111,7 @@ async def test_a_file_that_changes_during_the_check_undoes_the_whole_offer(tmp_p
         assert (host.text("a.md"), host.text("b.md"), host.leftovers()) == ("mine", "edited\n", [])
 
 
+@pytest.mark.fault(50)
 async def test_a_rollback_that_fails_is_stuck_loudly_and_the_baseline_is_kept(tmp_path: Path) -> None:
     """The slot holds what it could not undo; once the cause is gone a restore brings the baseline back."""
     with immutable(tmp_path):
@@ -129,6 +136,7 @@ async def test_a_rollback_that_fails_is_stuck_loudly_and_the_baseline_is_kept(tm
         assert host.reconciler.conditions() == ()
 
 
+@pytest.mark.fault(57)
 async def test_an_agent_stopped_during_the_reload_hook_owes_it_to_the_next_start(tmp_path: Path) -> None:
     """The hook is killed with the agent, and run again; the outcome comes then."""
     flag = tmp_path / "go"

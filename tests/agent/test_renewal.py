@@ -134,6 +134,7 @@ async def test_a_certificate_past_two_thirds_is_replaced_and_the_link_moves_over
         assert len(control_plane.renewals) == 1
 
 
+@pytest.mark.fault(43)
 async def test_nothing_is_asked_for_before_two_thirds(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
@@ -239,6 +240,7 @@ async def test_an_expired_certificate_is_recovered_at_start(
         assert host.conditions() == {}
 
 
+@pytest.mark.fault(39)
 async def test_a_certificate_that_ends_while_offline_is_recovered_once_somebody_answers(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:

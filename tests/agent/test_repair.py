@@ -4,6 +4,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from agent.repair import MAX_REPAIRS, WINDOW_SECONDS
 from shared.model import DriftPolicy, OfferAction, ReasonCode, Result, ViewState, digest
 from tests.support.clock import FakeClock
@@ -68,6 +70,7 @@ async def test_only_the_drifted_file_of_a_slot_is_written(tmp_path: Path) -> Non
         assert (host.root / "two.md").stat().st_ino == before
 
 
+@pytest.mark.fault(25)
 async def test_after_three_repairs_in_ten_minutes_the_file_is_held(tmp_path: Path) -> None:
     """A condition names it, offers are refused, and it is repaired again once the first is long enough ago."""
     clock = FakeClock()

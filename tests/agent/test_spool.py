@@ -218,6 +218,7 @@ async def test_acknowledging_twice_or_too_much_is_harmless(tmp_path: Path) -> No
         assert following.first_seq == 2
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize("cut", [1, 5, FRAME_OVERHEAD + 3])
 async def test_torn_tail_costs_that_record_only(tmp_path: Path, cut: int) -> None:
     """A write that did not finish is declared, once, in its place; the next start goes on behind it."""
@@ -235,6 +236,7 @@ async def test_torn_tail_costs_that_record_only(tmp_path: Path, cut: int) -> Non
         assert [condition.code for condition in spool.conditions()] == ["SPOOL_DAMAGED"]
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize("where", ["marker", "length", "crc", "seq", "payload"])
 @pytest.mark.parametrize("seq", [1, 3, 5])
 async def test_flipped_bit_costs_that_record_only(tmp_path: Path, where: str, seq: int) -> None:
@@ -254,6 +256,7 @@ async def test_flipped_bit_costs_that_record_only(tmp_path: Path, where: str, se
         assert sum(spool.lost().values()) == 1
 
 
+@pytest.mark.fault(45)
 async def test_zeroed_page_costs_exactly_the_records_in_it(tmp_path: Path) -> None:
     """The sequence in the next intact frame says how many are gone."""
     async with opened(tmp_path) as spool:
@@ -270,6 +273,7 @@ async def test_zeroed_page_costs_exactly_the_records_in_it(tmp_path: Path) -> No
         assert got[60:] == [f"{number:03d}" for number in range(61, 101)]
 
 
+@pytest.mark.fault(45)
 async def test_missing_segment_is_declared_record_by_record(tmp_path: Path) -> None:
     """Names of segments say which sequences stood between them."""
     async with opened(tmp_path, segment_bytes=1) as spool:
@@ -295,6 +299,7 @@ async def test_declared_loss_is_the_same_at_every_re_send(tmp_path: Path) -> Non
     assert sent[0] == sent[1]
 
 
+@pytest.mark.fault(45)
 async def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     """What another version or person put there is neither read nor deleted."""
     foreign = [tmp_path / "notes.txt", tmp_path / f"{new_id().hex()}-{1:020d}.v2.segment"]
@@ -306,6 +311,7 @@ async def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     assert all(path.read_text() == "not ours" for path in foreign)
 
 
+@pytest.mark.fault(45)
 async def test_damaged_cursor_loses_and_declares_nothing(tmp_path: Path) -> None:
     """One of its two files rots: what was acknowledged may be sent again, nothing is called missing."""
     async with opened(tmp_path, segment_bytes=1) as spool:
@@ -352,6 +358,7 @@ async def test_diverged_older_epoch_does_not_starve_behind_the_present_one(tmp_p
         assert [told(batch) for batch in await drained(spool)] == [["present"], ["old", "new"]]
 
 
+@pytest.mark.fault(12)
 async def test_full_spool_refuses_events_and_still_takes_views(tmp_path: Path) -> None:
     """The application hears it at once; what was on disk stays known; room comes back by itself."""
     async with opened(tmp_path, max_bytes=2000, segment_bytes=500) as spool:
@@ -395,6 +402,7 @@ async def test_batch_of_events_is_taken_whole_or_not_at_all(tmp_path: Path) -> N
         assert len(await spool.append_all([impression("a"), impression("b")])) == 2
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize(
     ("number", "refusal"),
     [(errno.EIO, Unavailable), (errno.ENOSPC, ResourceExhausted), (errno.EROFS, Unavailable)],
@@ -420,6 +428,7 @@ async def test_failed_sync_is_never_taken_for_success(
         assert [told(batch) for batch in await drained(spool)] == [["before", "after"]]
 
 
+@pytest.mark.fault(17)
 async def test_one_failed_sync_is_made_good_from_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from agent.spool import Receipt, Spool
 from agent.uplink import Uplink
 from shared import wire
@@ -151,6 +153,7 @@ async def test_diverged_epoch_goes_up_under_another(tmp_path: Path) -> None:
         assert len({batch.epoch for batch in ledger.batches}) == 2
 
 
+@pytest.mark.fault(36)
 async def test_mark_beyond_the_tail_is_a_divergence(tmp_path: Path) -> None:
     """A restored host's reports do not disappear below a mark that another life of it has reached."""
     ledger = Ledger()

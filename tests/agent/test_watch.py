@@ -44,6 +44,7 @@ async def seen(host: Host, text: str | None, state: ViewState) -> View:
     return found
 
 
+@pytest.mark.fault(23)
 async def test_a_change_is_told_by_the_kernel(tmp_path: Path) -> None:
     """Edited, replaced, truncated, removed and put back, while the clock stands still."""
     clock = FakeClock()
@@ -109,6 +110,7 @@ async def test_what_happens_between_two_watches_is_seen(
             await seen(host, "in between", ViewState.DRIFTED)
 
 
+@pytest.mark.fault(24)
 async def test_a_directory_put_in_the_place_of_another_is_watched_again(tmp_path: Path) -> None:
     """The kernel's watch stays with the old one; the periodic look notices."""
     clock = FakeClock()
@@ -125,6 +127,7 @@ async def test_a_directory_put_in_the_place_of_another_is_watched_again(tmp_path
             await seen(host, "y", ViewState.DRIFTED)
 
 
+@pytest.mark.fault(24)
 async def test_without_the_kernel_s_watch_the_periodic_look_goes_on_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ async def lost(plane: Plane) -> bool:
     return bool((await the_agent(plane))["presence"] == "lost")
 
 
+@pytest.mark.fault(41)
 async def test_a_ban_ends_a_poll_and_keeps_out(plane: Plane) -> None:
     """Held or not; a participant of another agent stays that agent's."""
     identity = await plane.enroll(await plane.token())

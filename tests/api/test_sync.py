@@ -57,6 +57,7 @@ async def enroll_refused(plane: Plane, token: str, *, name: str = "host") -> grp
 # -- who gets in
 
 
+@pytest.mark.fault(42)
 async def test_a_token_is_spent(plane: Plane) -> None:
     """A replayed token is refused; with maxUses 2, two hosts that race get in and a third does not."""
     once = await plane.token()
@@ -67,6 +68,7 @@ async def test_a_token_is_spent(plane: Plane) -> None:
     assert sum(isinstance(item, Identity) for item in raced) == 2
 
 
+@pytest.mark.fault(42)
 async def test_an_expired_token_is_refused(plane: Plane) -> None:
     """One second after its end a token is worth nothing."""
     token = await plane.token(ttl="PT1S")
@@ -123,6 +125,7 @@ async def test_enrolling_again_with_the_old_key_keeps_the_uid(plane: Plane) -> N
         assert (answer.agent_uid == identity.uid) is kept
 
 
+@pytest.mark.fault(41)
 async def test_a_ban_cuts_the_stream_and_keeps_out(plane: Plane) -> None:
     """A banned agent's live session ends, its batches are refused, and it does not come back."""
     identity = await plane.enroll(await plane.token())
@@ -261,6 +264,7 @@ async def test_a_second_agent_does_not_take_a_participant(plane: Plane) -> None:
     assert sorted(conditions.values()) == [[], ["PARTICIPANT_TAKEN"]]
 
 
+@pytest.mark.fault(52)
 async def test_an_agent_cannot_report_for_another(plane: Plane) -> None:
     """An outcome for a participant of another agent is acknowledged and changes nothing."""
     owner, other = await plane.enroll(await plane.token()), await plane.enroll(await plane.token())
@@ -313,6 +317,7 @@ async def test_presence_follows_the_session(plane: Plane) -> None:
     await eventually(lost)
 
 
+@pytest.mark.fault(52)
 async def test_a_malformed_message_ends_the_stream_with_its_field(plane: Plane) -> None:
     """A peer that breaks the protocol is told which field, and the server goes on."""
     identity = await plane.enroll(await plane.token())

@@ -55,6 +55,7 @@ async def test_one_failure_in_a_group_undoes_only_itself(tmp_path: Path) -> None
     await database.close()
 
 
+@pytest.mark.fault(3)
 def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
     """A process killed right after its answers finds every one of them again."""
     done = subprocess.run(
@@ -76,6 +77,7 @@ async def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
     await database.close()
 
 
+@pytest.mark.fault(7)
 async def test_a_locked_database_is_unavailable_and_recovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

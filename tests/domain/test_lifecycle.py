@@ -11,6 +11,7 @@ from shared.errors import FailedPrecondition
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("archived", [False, True])
 @pytest.mark.parametrize(("status", "verb"), [*itertools.product(Status, Verb)])
 def test_a_verb_fits_or_is_refused_with_the_way_out(status: Status, verb: Verb, archived: bool) -> None:

@@ -81,6 +81,7 @@ async def written(fleet: Fleet, host: Host) -> None:
     await eventually(applied, within=30, what="the offers are applied")
 
 
+@pytest.mark.fault(39)
 async def test_an_agent_whose_certificate_has_ended_recovers_by_itself(fleet: Fleet) -> None:
     """It starts with a certificate of yesterday, gets another where it enrolled, and takes up its work."""
     host = await fleet.add_host("one", "a1", "a2")

@@ -60,6 +60,7 @@ async def status(host: Host) -> Any:
     return json.loads(out)
 
 
+@pytest.mark.fault(23, 25)
 async def test_a_drifted_file_is_repaired_until_it_is_a_war(fleet: Fleet) -> None:
     """Edited and removed, it is back within moments; the fourth time it stays, and the operator is told."""
     host = await fleet.add_host("one", "bot-1", drift='"repair"')

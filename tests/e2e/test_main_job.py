@@ -103,6 +103,7 @@ async def test_from_create_to_restore(fleet: Fleet) -> None:
     assert await fleet.plane.results("tone", "done") == ledger.sums(assigned)
 
 
+@pytest.mark.fault(3)
 async def test_kill_9_of_the_agent_and_of_the_control_plane(fleet: Fleet) -> None:
     """Both are killed in the middle of reporting and come back; the count stays exact."""
     host = await fleet.add_host("one", "a1", "a2")
@@ -191,6 +192,7 @@ async def test_drift_is_a_fact_and_ends_the_counting(fleet: Fleet) -> None:
     assert host.file("a1").read_bytes() == b"edited by hand\n"
 
 
+@pytest.mark.fault(37)
 async def test_a_restored_control_plane_is_adopted(fleet: Fleet, tmp_path: Path) -> None:
     """From a backup a new incarnation is made; agents adopt it by themselves and take new orders from it."""
     host = await fleet.add_host("one", "a1", "a2")

@@ -58,6 +58,7 @@ async def the_agent(fleet: Fleet) -> Any:
     return agent
 
 
+@pytest.mark.fault(3)
 async def test_the_main_job_in_polls(fleet: Fleet) -> None:
     """Start, files, reports counted, a control plane killed and back, pause, restore, and a ban at the end."""
     host = await fleet.add_host("one", *BOTS, transport="poll")

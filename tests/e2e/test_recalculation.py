@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.fleet import running_fleet
 from tests.support.waiting import eventually
 
 NAMES = [f"done-{number}" for number in range(12)]
 
 
+@pytest.mark.fault(3)
 async def test_every_job_is_finished_after_a_kill_9(tmp_path: Path) -> None:
     """What was answered with 202 is done by the next process, once, with what was reported."""
     async with running_fleet(tmp_path) as fleet:

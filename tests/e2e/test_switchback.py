@@ -29,6 +29,7 @@ async def every(fleet: Fleet, what: str) -> list[dict[str, Any]]:
     return list(page["entities"])
 
 
+@pytest.mark.fault(3)
 async def test_files_follow_the_blocks_over_a_kill_9(fleet: Fleet) -> None:
     """Blocks end while the control plane is dead: back, it brings what is current, once, and stops at the end."""
     host = await fleet.add_host("one", *BOTS)

@@ -119,6 +119,7 @@ async def test_another_history_of_an_epoch_is_told_apart(world: World) -> None:
     assert len(await world.rows("select * from event")) == 1
 
 
+@pytest.mark.fault(37)
 async def test_a_restored_server_declares_what_it_forgot(world: World) -> None:
     """A batch above the mark records the exact difference as lost and goes on."""
     uid, _ = await running(world, "p")

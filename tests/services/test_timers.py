@@ -98,6 +98,7 @@ async def test_what_became_due_while_away_is_done_in_order(world: World) -> None
     assert len(await world.rows("select id from assignment")) == 1
 
 
+@pytest.mark.fault(43)
 async def test_a_clock_that_jumps_repeats_and_misses_nothing(world: World) -> None:
     """Set back, the clock passes `startAt` again and nothing happens; set forward, what is due comes."""
     await world.agent("p")
