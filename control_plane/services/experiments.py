@@ -218,13 +218,12 @@ def _json(model: requests.Request) -> dict[str, Any]:
 
 def _ensure_participants(work: Work, selector: Selector) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     limits.require_choice(work, selector)
-    unseen = []
-    for public_id in selector.ids:
-        if work.store.fleet.participant(work.project_id, public_id) is None:
-            work.store.fleet.add_participant(
-                work.new_id(), project_id=work.project_id, public_id=public_id, labels={}, now=work.now
-            )
-            unseen.append(public_id)
+    there = work.store.fleet.participants_named(work.project_id, selector.ids)
+    unseen = [public_id for public_id in selector.ids if public_id not in there]
+    for public_id in unseen:
+        work.store.fleet.add_participant(
+            work.new_id(), project_id=work.project_id, public_id=public_id, labels={}, now=work.now
+        )
     warnings = []
     if unseen:
         listed = ", ".join(unseen[:10]) + (f" and {len(unseen) - 10} more" if len(unseen) > 10 else "")

@@ -42,10 +42,10 @@ def require_choice(work: Work, selector: Selector) -> None:
     """
     if not work.caller.labels:
         return
-    for public_id in selector.ids:
-        participant = work.store.fleet.participant(work.project_id, public_id)
-        if participant is None or not work.caller.sees(participant.labels):
-            raise NotFound(f"there is no participant {public_id!r}", reason="PARTICIPANT_NOT_FOUND")
+    hidden = unseen(work, selector.ids)
+    if hidden:
+        first = next(public_id for public_id in selector.ids if public_id in hidden)
+        raise NotFound(f"there is no participant {first!r}", reason="PARTICIPANT_NOT_FOUND")
     if selector.labels:
         require_labels(work, selector.labels, field="participants.labels")
 
@@ -55,9 +55,7 @@ def require_confined(work: Work, experiment: Experiment) -> None:
     if not work.caller.labels:
         return
     ids, labels = experiment.selector.get("ids", []), experiment.selector.get("labels", {})
-    found = [work.store.fleet.participant(work.project_id, public_id) for public_id in ids]
-    outside = any(item is not None and not work.caller.sees(item.labels) for item in found)
-    if outside or (labels and not work.caller.sees(labels)):
+    if _beyond(work, ids) or (labels and not work.caller.sees(labels)):
         raise PermissionDenied(
             f"{experiment.key} chooses participants beyond the labels this key is limited to",
             reason="OUTSIDE_LABELS",
@@ -68,8 +66,7 @@ def require_served_within(work: Work, agent: Agent) -> None:
     """The agent serves nobody outside the key's labels. Raises PermissionDenied."""
     if not work.caller.labels:
         return
-    found = [work.store.fleet.participant(work.project_id, public_id) for public_id in agent.participants]
-    if any(item is not None and not work.caller.sees(item.labels) for item in found):
+    if _beyond(work, agent.participants):
         raise PermissionDenied(
             f"{agent.name} serves participants beyond the labels this key is limited to",
             reason="OUTSIDE_LABELS",
@@ -80,5 +77,11 @@ def unseen(work: Work, public_ids: Sequence[str]) -> set[str]:
     """Those of the participants that the key does not see."""
     if not work.caller.labels:
         return set()
-    found = {name: work.store.fleet.participant(work.project_id, name) for name in public_ids}
-    return {name for name, item in found.items() if item is None or not work.caller.sees(item.labels)}
+    found = work.store.fleet.participants_named(work.project_id, public_ids)
+    return {name for name in public_ids if name not in found or not work.caller.sees(found[name].labels)}
+
+
+def _beyond(work: Work, public_ids: Sequence[str]) -> bool:
+    """One of these participants is there, and the key does not see it."""
+    found = work.store.fleet.participants_named(work.project_id, public_ids)
+    return not all(work.caller.sees(item.labels) for item in found.values())

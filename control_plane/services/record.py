@@ -54,6 +54,8 @@ def bounded(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kept = dict(value)
+    if len(json.dumps(kept)) <= BYTES_KEPT:  # as nearly all do; `_written` is never longer
+        return kept
     sizes = {name: len(_written(item)) for name, item in kept.items()}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         if len(_written(kept)) <= BYTES_KEPT:

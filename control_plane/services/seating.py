@@ -53,8 +53,8 @@ def meant(work: Work, selector: dict[str, Any]) -> list[Participant]:
     """The live participants a selector names, or whose labels it matches, now."""
     ids, labels = selector.get("ids", []), selector.get("labels", {})
     if ids:
-        found = [work.store.fleet.participant(work.project_id, public_id) for public_id in ids]
-        return [item for item in found if item is not None]
+        found = work.store.fleet.participants_named(work.project_id, ids)
+        return [found[public_id] for public_id in ids if public_id in found]
     if not labels:
         return []
     everyone = work.store.fleet.participants(work.project_id)

@@ -123,7 +123,7 @@ class ExperimentStore(AssignmentStore):
                 limit,
             ),
         )
-        return [self._whole(row) for row in rows]
+        return self._wholes(rows)
 
     def delete(self, experiment_id: bytes) -> None:
         """The draft and everything in it is gone."""
@@ -142,12 +142,25 @@ class ExperimentStore(AssignmentStore):
         self._tx.run("update experiment set snapshot = ? where id = ?", (json.dumps(snapshot), experiment_id))
 
     def _whole(self, row: Row) -> Experiment:
-        return replace(
-            _experiment(row),
-            variants=self.variants(row["id"]),
-            phase=self._phase(row["phase_id"]) if row["phase_id"] else None,
-            holdout=self._holdout(row["project_id"], row["design"]),
-        )
+        return self._wholes([row])[0]
+
+    def _wholes(self, rows: Sequence[Row]) -> list[Experiment]:
+        """The experiments with everything in them, in as many statements for a page as for one."""
+        variants = self._variants_of([row["id"] for row in rows])
+        phases = self._phases_of([row["phase_id"] for row in rows if row["phase_id"]])
+        return [
+            replace(
+                _experiment(row),
+                variants=variants.get(row["id"], ()),
+                phase=phases[row["phase_id"]] if row["phase_id"] else None,
+                holdout=self._holdout(row["project_id"], row["design"]),
+            )
+            for row in rows
+        ]
+
+    def _phases_of(self, ids: Sequence[bytes]) -> dict[bytes, Phase]:
+        rows = self._tx.all(f"select * from phase where id in ({_places(ids)})", ids) if ids else []  # noqa: S608
+        return {row["id"]: _phase(row) for row in rows}
 
     def _holdout(self, project_id: bytes, design: str) -> Holdout | None:
         named = json.loads(design).get("holdoutId")
@@ -158,18 +171,27 @@ class ExperimentStore(AssignmentStore):
 
     def variants(self, experiment_id: bytes) -> tuple[Variant, ...]:
         """The experiment's variants in their order."""
+        return self._variants_of([experiment_id]).get(experiment_id, ())
+
+    def _variants_of(self, ids: Sequence[bytes]) -> dict[bytes, tuple[Variant, ...]]:
+        """Each experiment's variants in their order."""
+        if not ids:
+            return {}
         files: dict[bytes, list[VariantFile]] = {}
         for row in self._tx.all(
-            "select f.* from variant_file f join variant v on v.id = f.variant_id"
-            " where v.experiment_id = ? order by f.path",
-            (experiment_id,),
+            "select f.* from variant_file f join variant v on v.id = f.variant_id"  # noqa: S608
+            f" where v.experiment_id in ({_places(ids)}) order by f.path",
+            ids,
         ):
             file = VariantFile(path=row["path"], digest=row["digest"], size=row["size"])
             files.setdefault(row["variant_id"], []).append(file)
-        rows = self._tx.all(
-            "select * from variant where experiment_id = ? order by position", (experiment_id,)
-        )
-        return tuple(_variant(row, files.get(row["id"], [])) for row in rows)
+        found: dict[bytes, list[Variant]] = {}
+        for row in self._tx.all(
+            f"select * from variant where experiment_id in ({_places(ids)}) order by position",  # noqa: S608
+            ids,
+        ):
+            found.setdefault(row["experiment_id"], []).append(_variant(row, files.get(row["id"], [])))
+        return {experiment_id: tuple(variants) for experiment_id, variants in found.items()}
 
     def put_variant(self, variant: Variant) -> None:
         """The variant is as given, new or changed. Raises IntegrityViolation where its key is taken."""
@@ -324,10 +346,10 @@ class ExperimentStore(AssignmentStore):
         )
         return [_phase(row) for row in rows]
 
-    def _phase(self, phase_id: bytes) -> Phase:
-        row = self._tx.one("select * from phase where id = ?", (phase_id,))
-        assert row is not None
-        return _phase(row)
+
+def _places(values: Sequence[bytes]) -> str:
+    """A place for each of the values in a list of parameters: a page's, so not many."""
+    return ", ".join("?" * len(values))
 
 
 def _json(value: Any) -> str | None:

@@ -254,6 +254,15 @@ class FleetStore:
         )
         return _participant(row) if row else None
 
+    def participants_named(self, project_id: bytes, public_ids: Sequence[str]) -> dict[str, Participant]:
+        """The live participants with these public ids, by them."""
+        rows = self._tx.all(
+            f"{_PARTICIPANT} where p.project_id = ? and p.deleted_at is null"  # noqa: S608
+            " and p.public_id in (select value from json_each(?))",
+            (project_id, json.dumps(list(public_ids))),
+        )
+        return {row["public_id"]: _participant(row) for row in rows}
+
     def participants(
         self, project_id: bytes, wanted: Wanted = ANY, *, after: str = "", limit: int = 1_000_000
     ) -> list[Participant]:
