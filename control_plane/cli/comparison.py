@@ -221,6 +221,7 @@ def _metric_of(present: pb.Metric) -> dict[str, Any]:
     kept = (
         "eventName",
         "kind",
+        "of",
         "goal",
         "denominatorEventName",
         "window",

@@ -76,6 +76,7 @@ class Metric(Part):
     key: str | None = None
     event_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     kind: Literal["proportion", "mean", "count", "ratio"] = "proportion"
+    of: Literal["impressions", "subjects", "participants"] | None = None
     goal: Literal["increase", "decrease"] = "increase"
     denominator_event_name: str | None = None
     window: Duration | None = None

@@ -20,6 +20,14 @@ class Kind(enum.StrEnum):
     RATIO = "ratio"
 
 
+class Of(enum.StrEnum):
+    """What a proportion is a share of."""
+
+    IMPRESSIONS = "impressions"
+    SUBJECTS = "subjects"
+    PARTICIPANTS = "participants"
+
+
 class Role(enum.StrEnum):
     """Where it usually stands."""
 
@@ -31,6 +39,7 @@ class Role(enum.StrEnum):
 Key = Annotated[str, typer.Argument(metavar="METRIC", help="Its key or id.")]
 Event = typer.Option("--event", help="The conversion that is counted.")
 OfKind = Annotated[Kind | None, typer.Option("--kind", help="What is measured of it.")]
+OfWhat = Annotated[Of | None, typer.Option("--of", help="What a proportion is a share of.")]
 Goal = Annotated[Way | None, typer.Option("--goal", help="Which way it should move.")]
 OfRole = Annotated[Role | None, typer.Option("--role", help="Where it usually stands.")]
 Denominator = Annotated[
@@ -80,6 +89,7 @@ def create(
     event: Annotated[str, Event],
     key: Annotated[str | None, typer.Option("--key", help="Default: made from the name.")] = None,
     kind: OfKind = None,
+    of: OfWhat = None,
     goal: Goal = None,
     role: OfRole = None,
     denominator: Denominator = None,
@@ -96,7 +106,7 @@ def create(
         key=key,
         event_name=event,
         request_id=request_id(),
-        **_fields(kind, goal, role, denominator, window, margin, minimum_effect),
+        **_fields(kind, of, goal, role, denominator, window, margin, minimum_effect),
     )
     made = session.call(session.metrics.CreateMetric, request)
     session.show(made, _said(made))
@@ -109,6 +119,7 @@ def update(
     name: Annotated[str | None, typer.Option("--name", help="Its new name.")] = None,
     event: Annotated[str | None, Event] = None,
     kind: OfKind = None,
+    of: OfWhat = None,
     goal: Goal = None,
     role: OfRole = None,
     denominator: Denominator = None,
@@ -122,7 +133,7 @@ def update(
         name=name,
         event_name=event,
         request_id=request_id(),
-        **_fields(kind, goal, role, denominator, window, margin, minimum_effect),
+        **_fields(kind, of, goal, role, denominator, window, margin, minimum_effect),
     )
     changed = session.call(session.metrics.UpdateMetric, request)
     session.show(changed, _said(changed))
@@ -137,6 +148,7 @@ def delete(session: Session, metric: Key) -> None:
 
 def _fields(
     kind: Kind | None,
+    of: Of | None,
     goal: Way | None,
     role: Role | None,
     denominator: str | None,
@@ -147,6 +159,7 @@ def _fields(
     ways = {Way.INCREASE: pb.GOAL_INCREASE, Way.DECREASE: pb.GOAL_DECREASE}
     return {
         "kind": kind.value if kind else None,
+        "of": of.value if of else None,
         "goal": ways[goal] if goal else None,
         "role": role.value if role else None,
         "denominator_event_name": denominator,
@@ -158,4 +171,5 @@ def _fields(
 
 def _said(item: pb.SavedMetric) -> str:
     used = f"; named by {', '.join(item.experiments)}" if item.experiments else "; no draft names it"
-    return f"{item.key}: {item.kind} of {item.event_name}, to {show.word(item, 'goal')}{used}"
+    share = f" ({item.of})" if item.of else ""
+    return f"{item.key}: {item.kind} of {item.event_name}{share}, to {show.word(item, 'goal')}{used}"

@@ -147,9 +147,8 @@ def _metric(metric: pb.Metric) -> str:
     named = f"{metric.name}: " if metric.name else ""
     per = f" by {metric.denominator_event_name}" if metric.denominator_event_name else ""
     role = f", {metric.role}" if metric.role else ""
-    return (
-        f"{named}{metric.event_name}{per} ({metric.kind or 'proportion'}, {show.word(metric, 'goal')}{role})"
-    )
+    of = f" of {metric.of}" if metric.of else ""
+    return f"{named}{metric.event_name}{per} ({metric.kind or 'proportion'}{of}, {show.word(metric, 'goal')}{role})"
 
 
 def _verdict(found: pb.Results) -> str:
@@ -174,7 +173,8 @@ def _verdict(found: pb.Results) -> str:
 
 def _rates(found: pb.Results, names: Mapping[str, str]) -> str:
     columns = (
-        "variant", "weight", "participants", "exposed", "impressions", "conversions", "rate", "credible interval",
+        "variant", "weight", "participants", "exposed", "impressions", "conversions", "converted", "rate",
+        "credible interval",
         "mean", "P(best)", "P(better than control)", "expected loss", "design effect", "difference", "its interval",
         "relative", "p", "p corrected",
     )  # fmt: skip
@@ -187,6 +187,7 @@ def _rates(found: pb.Results, names: Mapping[str, str]) -> str:
             item.participants_exposed,
             item.impressions,
             item.conversions,
+            f"{item.converted_units} of {item.units}" if found.metric.of not in ("", "impressions") else None,
             _percent(known(item, "conversion_rate")),
             _span(known(item, "credible_interval"), *share),
             _number(known(item, "mean")),

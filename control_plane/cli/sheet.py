@@ -76,7 +76,8 @@ def print_groups(session: Session, found: pb.Results) -> None:
 
 
 def _headline(session: Session, found: pb.Results) -> None:
-    metric = f"{found.metric.event_name} ({show.word(found.metric, 'goal')})"
+    of = f" of {found.metric.of}" if found.metric.of else ""
+    metric = f"{found.metric.event_name}{of} ({show.word(found.metric, 'goal')})"
     past = f"; as of {found.as_of}" if found.HasField("as_of") else ""
     show.say(session.out, f"{found.key} is {show.word(found, 'status')}; {metric}; {population(found)}{past}")
 
@@ -87,22 +88,32 @@ def population(found: pb.Results) -> str:
 
 
 def _counts(session: Session, found: pb.Results) -> None:
+    of = found.metric.of if found.metric.of != "impressions" else ""
     show.print_table(
         session.out,
-        ("variant", "exposed", "impressions", "conversions", "rate", "P(best)"),
+        (
+            "variant",
+            "exposed",
+            "impressions",
+            "conversions",
+            *([f"{of} converted"] if of else []),
+            "rate",
+            "P(best)",
+        ),
         (
             (
                 _name(item),
                 f"{item.participants_exposed} of {item.participants}",
                 item.impressions,
                 item.conversions,
+                *([f"{item.converted_units} of {item.units}"] if of else []),
                 percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
                 chance(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
             )
             for item in found.variants
         ),
         empty="there are no variants yet",
-        right=("exposed", "impressions", "conversions", "rate", "P(best)"),
+        right=("exposed", "impressions", "conversions", f"{of} converted", "rate", "P(best)"),
     )
 
 

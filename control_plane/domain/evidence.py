@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from control_plane.domain.fields import Request
-from control_plane.domain.metrics import Goal, Kind
+from control_plane.domain.metrics import Goal, Kind, Of
 from control_plane.domain.statistics import decision
 from control_plane.domain.statistics.decision import Comparison, Look, Plan, Unit
 from control_plane.domain.statistics.path import Snapshot
@@ -29,20 +29,35 @@ class Part(Request):
 
 
 class Sums(Part):
-    """What each member did up to a moment, in the members' order; `values` are of the conversions, in millionths."""
+    """What each member did up to a moment, in the members' order; `values` are of the conversions, in millionths.
+
+    `units` are its subjects with an impression and `converted` those of them with a conversion; a member that names
+    none is its own subject.
+    """
 
     impressions: tuple[int, ...]
     conversions: tuple[int, ...]
     values: tuple[int, ...]
     denominators: tuple[int, ...]
+    units: tuple[int, ...] = ()
+    converted: tuple[int, ...] = ()
 
-    def pair(self, kind: Kind) -> tuple[Sequence[int], Sequence[int]]:
+    def pair(self, measure: "Measure") -> tuple[Sequence[int], Sequence[int]]:
         """(m, c) of each member: the metric is Σc/Σm, of a mean or ratio in millionths."""
-        if kind == "proportion":
-            return self.impressions, self.conversions
-        if kind == "ratio":
+        if measure.kind == "proportion":
+            return self.shares(measure)
+        if measure.kind == "ratio":
             return self.denominators, self.values
-        return (1,) * len(self.impressions), self.values if kind == "mean" else self.conversions
+        return (1,) * len(self.impressions), self.values if measure.kind == "mean" else self.conversions
+
+    def shares(self, measure: "Measure") -> tuple[Sequence[int], Sequence[int]]:
+        """(m, c) of each member's rate: of what the proportion is a share of, of other kinds impressions."""
+        if measure.of == "subjects":
+            return self.units, self.converted
+        if measure.of == "participants":
+            met = tuple(int(m > 0) for m in self.impressions)
+            return met, tuple(int(m and c > 0) for m, c in zip(met, self.conversions, strict=True))
+        return self.impressions, self.conversions
 
 
 class Arm(Part):
@@ -75,6 +90,7 @@ class Measure(Part):
 
     name: str
     kind: Kind = "proportion"
+    of: Of = "impressions"
     goal: Goal = "increase"
     margin: float | None = None
     effect: float | None = None
@@ -191,7 +207,7 @@ def snapshot_of(evidence: Evidence, sums: Sums, *, day: float) -> Snapshot:
     """The sums of what was drawn, in the plan's order; clusters are summed up."""
     places = {(name, arm): at for at, (name, arm, _, _) in enumerate(clusters(evidence))}
     trials, successes = [0] * len(places), [0] * len(places)
-    for member, m, c in zip(evidence.members, *sums.pair(evidence.measure.kind), strict=True):
+    for member, m, c in zip(evidence.members, *sums.pair(evidence.measure), strict=True):
         if member.planned:
             at = places[member.cluster or member.participant, member.arm]
             trials[at] += m

@@ -45,7 +45,7 @@ from shared.errors import Fault, Invalid
 
 def answer(evidence: Evidence) -> Json:
     """The whole answer, JSON-shaped. Every number that is null has its reason beside it."""
-    arms = [_arm_sums(evidence, arm, evidence.sums.pair("proportion")) for arm in evidence.arms]
+    arms = [_arm_sums(evidence, arm, evidence.sums.shares(evidence.measure)) for arm in evidence.arms]
     control = evidence.control
     why = evidence.uncompared
     summary = (
@@ -163,8 +163,14 @@ def _shown(evidence: Evidence, one: ArmSummary, numbers: _Numbers | None) -> Jso
     found: Json = {
         "participants": len(exposed),
         "participantsExposed": sum(1 for m in exposed if m),
-        "impressions": one.impressions,
-        "conversions": one.conversions,
+        "impressions": sum(exposed),
+        "conversions": sum(
+            c
+            for item, c in zip(evidence.members, evidence.sums.conversions, strict=True)
+            if item.arm == one.key
+        ),
+        "units": one.impressions,
+        "convertedUnits": one.conversions,
     }
     reasons: dict[str, str] = {}
     for name in _OWN:
@@ -193,7 +199,7 @@ def _rate_of(evidence: Evidence, key: str) -> Rate:
     """The arm's value, in the sums' unit."""
     arm = next(arm for arm in evidence.arms if arm.key == key)
     return rate(
-        _arm_sums(evidence, arm, evidence.sums.pair(evidence.measure.kind)),
+        _arm_sums(evidence, arm, evidence.sums.pair(evidence.measure)),
         variance=evidence.settings.variance,
     )
 
@@ -248,7 +254,7 @@ def _worst_case(evidence: Evidence, one: ArmSummary, reasons: dict[str, str]) ->
 
 def _spoken(evidence: Evidence, key: str | None) -> tuple[float, int, int]:
     """(rate of who has data, how many have none, how many there are)."""
-    rows = zip(evidence.members, evidence.sums.impressions, evidence.sums.conversions, strict=True)
+    rows = zip(evidence.members, *evidence.sums.shares(evidence.measure), strict=True)
     own = [(m, c) for member, m, c in rows if member.arm == key]
     trials = sum(m for m, _ in own)
     return (
@@ -446,7 +452,7 @@ def _power(evidence: Evidence) -> Json | None:
     control = next((arm for arm in evidence.arms if arm.is_control), None)
     if control is None or evidence.measure.kind != "proportion" or evidence.uncompared is not None:
         return None
-    own = _arm_sums(evidence, control, evidence.sums.pair("proportion"))
+    own = _arm_sums(evidence, control, evidence.sums.shares(evidence.measure))
     shown = summarise([own], control=None)
     base, alike = shown.arms[0].conversion_rate, shown.arms[0].icc
     rows = own.with_data()

@@ -12,6 +12,8 @@ from control_plane.domain.attribution import windowed
 from control_plane.domain.fields import Duration, Key, Request, duration
 
 Kind = Literal["proportion", "mean", "count", "ratio"]
+Of = Literal["impressions", "subjects", "participants"]
+"""What a proportion is a share of."""
 Goal = Literal["increase", "decrease"]
 Role = Literal["primary", "secondary", "guardrail"]
 EventName = Annotated[str, Field(min_length=1, max_length=128)]
@@ -25,6 +27,7 @@ class Definition(Request):
 
     event_name: EventName
     kind: Kind = "proportion"
+    of: Of | None = None
     goal: Goal = "increase"
     role: Role | None = None
     denominator_event_name: EventName | None = None
@@ -39,6 +42,8 @@ class Definition(Request):
             raise ValueError("a ratio needs denominatorEventName")
         if self.kind != "ratio" and self.denominator_event_name is not None:
             raise ValueError("only a ratio has a denominatorEventName")
+        if self.kind != "proportion" and self.of is not None:
+            raise ValueError("only a proportion is of impressions, subjects or participants")
         return self
 
     def document(self) -> dict[str, Any]:
@@ -75,6 +80,7 @@ class MetricSpec(Request):
     name: MetricName | None = None
     event_name: EventName | None = None
     kind: Kind | None = None
+    of: Of | None = None
     goal: Goal | None = None
     role: Role | None = None
     denominator_event_name: EventName | None = None
@@ -107,6 +113,8 @@ class MetricSpec(Request):
             raise ValueError("a ratio needs denominatorEventName")
         if kind != "ratio" and "denominatorEventName" in rest:
             raise ValueError("only a ratio has a denominatorEventName")
+        if kind != "proportion" and "of" in rest:
+            raise ValueError("only a proportion is of impressions, subjects or participants")
         return Definition.model_validate({"eventName": self.event_name, **rest})
 
 
@@ -132,6 +140,7 @@ class UpdateMetric(Request):
     name: MetricName = ""  # never looked at: a name cannot be taken away
     event_name: EventName = ""  # nor can the event
     kind: Kind | None = None
+    of: Of | None = None
     goal: Goal | None = None
     role: Role | None = None
     denominator_event_name: EventName | None = None

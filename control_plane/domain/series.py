@@ -140,23 +140,30 @@ def _refusal(message: str, remedy: str) -> Invalid:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What is counted of a variant; `participants` are those whose first impression it holds."""
+    """What is counted of a variant; `participants` are those whose first impression it holds.
+
+    `share`: of a proportion of subjects or participants, so many were met and so many converted for the first time.
+    """
 
     impressions: int = 0
     conversions: int = 0
     participants: int = 0
+    share: tuple[int, int] | None = None
 
     def __add__(self, other: "Counts") -> "Counts":
+        shares = [one.share for one in (self, other) if one.share is not None]
         return Counts(
             self.impressions + other.impressions,
             self.conversions + other.conversions,
             self.participants + other.participants,
+            (sum(met for met, _ in shares), sum(done for _, done in shares)) if shares else None,
         )
 
     @property
     def rate(self) -> float | None:
-        """Conversions per impression; None without an impression."""
-        return self.conversions / self.impressions if self.impressions else None
+        """Conversions per impression, or the share that converted; None without an impression."""
+        met, done = self.share or (self.impressions, self.conversions)
+        return done / met if met else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

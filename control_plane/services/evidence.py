@@ -65,6 +65,8 @@ class Seen:
             conversions=column(event, 0),
             values=column(event, 2),
             denominators=column(denominator, 0) if denominator else (0,) * len(rows),
+            units=column("", 1) if metric.get("of") == "subjects" else (),
+            converted=column(event, 1) if metric.get("of") == "subjects" else (),
         )
 
 
@@ -153,13 +155,7 @@ def evidence(
     uncompared = UNCOMPARED.get(experiment.type)
     return Evidence(
         about=about,
-        measure=Measure(
-            name=metric["eventName"],
-            kind=metric.get("kind", "proportion"),
-            goal=metric.get("goal", "increase"),
-            margin=metric.get("margin"),
-            effect=metric.get("minimumDetectableEffect"),
-        ),
+        measure=measure_of(metric),
         primary=primary,
         population=population,
         settings=settings_of(seated),
@@ -197,6 +193,18 @@ def evidence(
         exclusions=tuple(exclusions),
         uncompared=None if uncompared is None else uncompared.value,
         findings=tuple(findings),
+    )
+
+
+def measure_of(metric: Json) -> Measure:
+    """What a metric of an experiment measures."""
+    return Measure(
+        name=metric["eventName"],
+        kind=metric.get("kind", "proportion"),
+        of=metric.get("of") or "impressions",
+        goal=metric.get("goal", "increase"),
+        margin=metric.get("margin"),
+        effect=metric.get("minimumDetectableEffect"),
     )
 
 
@@ -287,4 +295,8 @@ def fingerprint(metric: Json) -> dict[str, Any]:
     """What makes two metrics the same question."""
     defaults = {"kind": "proportion", "goal": "increase"}
     names = ("eventName", "kind", "goal", "denominatorEventName", "window")
-    return {name: metric.get(name) or defaults.get(name) for name in names}
+    # Impressions are not said: looks from before anything else could be counted are of them.
+    of = metric.get("of") or "impressions"
+    return {name: metric.get(name) or defaults.get(name) for name in names} | (
+        {} if of == "impressions" else {"of": of}
+    )

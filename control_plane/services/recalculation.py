@@ -10,7 +10,6 @@ from typing import Any
 from control_plane.domain import requests
 from control_plane.domain.experiment import Experiment
 from control_plane.domain.lifecycle import allowed
-from control_plane.domain.metrics import counted_as
 from control_plane.domain.series import GetRecalculation, RecalculateTimeSeries, Window, fingerprint
 from control_plane.services import asked, series
 from control_plane.services.experiments import find
@@ -113,9 +112,7 @@ def advance(work: Work, request: requests.ById) -> None:
     done = store.days(experiment.id, job.fingerprint)
     first = done[-1].day + 1 if done else job.first_day
     within = Window(first=first, last=min(first + DAYS_AT_ONCE - 1, job.last_day))
-    found = series.daily(
-        work, experiment, job.phase_id, counted_as(job.metric), population=POPULATION, within=within
-    )
+    found = series.daily(work, experiment, job.phase_id, job.metric, population=POPULATION, within=within)
     store.put_days(
         experiment.id,
         job.fingerprint,

@@ -80,7 +80,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
             **about,
             "metric": shown(metric, role),
             "groupBy": request.group_by or None,
-            "groups": _groups(seated, sums, request.group_by),
+            "groups": _groups(seated, sums, metric, request.group_by),
         },
         first=first,
         looks=evidence.ledgered(rows, metric, request.population, snapshots) if primary else (),
@@ -169,20 +169,20 @@ def _next_look(work: Work, experiment: Experiment) -> int | None:
     return min(ahead, default=None)
 
 
-def _groups(seated: Seating, sums: Sums, label: str) -> list[Json]:
+def _groups(seated: Seating, sums: Sums, metric: Json, label: str) -> list[Json]:
     """Counts by the value of a label at assignment and by variant: a description, for nothing was drawn by it."""
     if not label:
         return []
     keys = {variant.id: variant.key for variant in seated.experiment.variants}
     ids = {variant.key: show_id(variant.id) for variant in seated.experiment.variants}
     found: dict[str | None, dict[str, list[int]]] = {}
-    for item, m, c in zip(seated.assignments, sums.impressions, sums.conversions, strict=True):
+    shares = zip(*sums.shares(evidence.measure_of(metric)), strict=True)
+    for item, m, c, share in zip(seated.assignments, sums.impressions, sums.conversions, shares, strict=True):
         if item.variant_id is None:
             continue
-        arm = found.setdefault(item.labels_used.get(label), {}).setdefault(keys[item.variant_id], [0, 0, 0])
-        arm[0] += 1
-        arm[1] += m
-        arm[2] += c
+        arm = found.setdefault(item.labels_used.get(label), {}).setdefault(keys[item.variant_id], [0] * 5)
+        for at, more in enumerate((1, m, c, *share)):
+            arm[at] += more
     return [
         {
             "value": value,
@@ -193,9 +193,9 @@ def _groups(seated: Seating, sums: Sums, label: str) -> list[Json]:
                     "participants": people,
                     "impressions": m,
                     "conversions": c,
-                    "conversionRate": c / m if m else None,
+                    "conversionRate": converted / units if units else None,
                 }
-                for key, (people, m, c) in sorted(arms.items())
+                for key, (people, m, c, units, converted) in sorted(arms.items())
             ],
         }
         for value, arms in sorted(found.items(), key=lambda item: (item[0] is None, item[0] or ""))

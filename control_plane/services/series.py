@@ -1,6 +1,8 @@
 """Use cases of the daily series: tallies by day, of an experiment's present phase. Raw events are never read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from control_plane.domain.experiment import Experiment
 from control_plane.domain.metrics import counted_as
@@ -44,7 +46,7 @@ def get(work: Work, request: GetTimeSeries) -> Series:
                 work,
                 experiment,
                 experiment.phase.id,
-                counted_as(metric),
+                metric,
                 population=request.population,
                 within=within,
             )
@@ -73,11 +75,13 @@ def daily(
     work: Work,
     experiment: Experiment,
     phase_id: bytes,
-    event_name: str,
+    metric: Mapping[str, Any],
     *,
     population: str,
     within: Window,
 ) -> tuple[OnDay, ...]:
     """Every day of the window in a phase of the experiment, from tallies."""
-    counted = work.store.series.by_day(phase_id, event_name, population=population)
+    counted = work.store.series.by_day(
+        phase_id, counted_as(dict(metric)), population=population, of=metric.get("of") or "impressions"
+    )
     return tuple(days(counted, tuple(variant.id for variant in experiment.arms), within))

@@ -113,7 +113,7 @@ class RecalculationStore:
         return [
             DayResult(
                 day=row["day"],
-                counts={bytes.fromhex(k): Counts(*v) for k, v in json.loads(row["counts"]).items()},
+                counts={bytes.fromhex(k): _counts(*v) for k, v in json.loads(row["counts"]).items()},
                 computed_at=row["computed_at"],
             )
             for row in rows
@@ -138,7 +138,7 @@ class RecalculationStore:
                     item.day,
                     json.dumps(
                         {
-                            k.hex(): (v.impressions, v.conversions, v.participants)
+                            k.hex(): (v.impressions, v.conversions, v.participants, *(v.share or ()))
                             for k, v in item.counts.items()
                         }
                     ),
@@ -147,6 +147,10 @@ class RecalculationStore:
                 for item in days
             ],
         )
+
+
+def _counts(impressions: int, conversions: int, participants: int, *share: int) -> Counts:
+    return Counts(impressions, conversions, participants, (share[0], share[1]) if share else None)
 
 
 def _job(row: Row) -> Job:

@@ -52,6 +52,7 @@ DEFINED = st.builds(
     event_name=SOME.map(lambda name: name[:128]),
     goal=st.sampled_from([pb.GOAL_INCREASE, pb.GOAL_DECREASE]),
     kind=st.sampled_from(["proportion", "mean", "count", "ratio"]),
+    of=st.none() | st.sampled_from(["impressions", "subjects", "participants"]),
     denominator_event_name=st.none() | SOME,
     window=st.none() | st.sampled_from(["PT72H", "P3D"]),
     margin=st.none() | POSITIVE,

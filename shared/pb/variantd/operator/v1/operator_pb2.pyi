@@ -168,6 +168,7 @@ class Metric(_message.Message):
     MARGIN_FIELD_NUMBER: _builtins.int
     MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
     FUNNEL_ID_FIELD_NUMBER: _builtins.int
+    OF_FIELD_NUMBER: _builtins.int
     event_name: _builtins.str
     """Name of the conversion counted, 1 to 128 characters."""
     goal: Global___Goal.ValueType
@@ -192,6 +193,8 @@ class Metric(_message.Message):
     """The smallest relative change worth finding, above 0."""
     funnel_id: _builtins.str
     """Kept, unused."""
+    of: _builtins.str
+    """What a proportion is a share of: `impressions` (absent: these), `subjects` or `participants`, each once."""
     def __init__(
         self,
         *,
@@ -207,10 +210,11 @@ class Metric(_message.Message):
         margin: _builtins.float | None = ...,
         minimum_detectable_effect: _builtins.float | None = ...,
         funnel_id: _builtins.str | None = ...,
+        of: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_of", b"_of", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "of", b"of", "role", b"role", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_id", b"_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_of", b"_of", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "of", b"of", "role", b"role", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
     _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
@@ -230,6 +234,8 @@ class Metric(_message.Message):
     _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__of: _TypeAlias = _typing.Literal["of"]  # noqa: Y015
+    _WhichOneofArgType__of: _TypeAlias = _typing.Literal["_of", b"_of"]  # noqa: Y015
     _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
     _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
     _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
@@ -252,6 +258,8 @@ class Metric(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__of) -> _WhichOneofReturnType__of | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
     @_typing.overload
@@ -5647,6 +5655,8 @@ class VariantResult(_message.Message):
     P_VALUE_ADJUSTED_FIELD_NUMBER: _builtins.int
     SEQUENTIAL_FIELD_NUMBER: _builtins.int
     WORST_CASE_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    CONVERTED_UNITS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The variant's id."""
     key: _builtins.str
@@ -5666,7 +5676,7 @@ class VariantResult(_message.Message):
     conversions: _builtins.int
     """Conversions."""
     conversion_rate: _builtins.float
-    """Conversions per impression."""
+    """Conversions per impression; of a proportion of subjects or participants, the share of `units` that converted."""
     probability_to_be_best: _builtins.float
     """Probability that this variant has the best rate."""
     expected_loss: _builtins.float
@@ -5687,6 +5697,10 @@ class VariantResult(_message.Message):
     """Relative difference."""
     p_value_adjusted: _builtins.float
     """p corrected for the number of variants."""
+    units: _builtins.int
+    """What the rate is a share of: impressions, or subjects or participants with an impression, as the metric says."""
+    converted_units: _builtins.int
+    """How many of them converted; of impressions, the conversions."""
     @_builtins.property
     def credible_interval(self) -> Global___Interval:
         """Credible interval of the rate."""
@@ -5740,10 +5754,12 @@ class VariantResult(_message.Message):
         p_value_adjusted: _builtins.float | None = ...,
         sequential: Global___Sequential | None = ...,
         worst_case: Global___Interval | None = ...,
+        units: _builtins.int = ...,
+        converted_units: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "_worst_case", b"_worst_case", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "probability_to_be_best", b"probability_to_be_best", "sequential", b"sequential", "worst_case", b"worst_case"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "_worst_case", b"_worst_case", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "id", b"id", "impressions", b"impressions", "is_control", b"is_control", "key", b"key", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "name", b"name", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "participants", b"participants", "participants_exposed", b"participants_exposed", "probability_to_be_best", b"probability_to_be_best", "reasons", b"reasons", "sequential", b"sequential", "weight", b"weight", "worst_case", b"worst_case"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win", "_conversion_rate", b"_conversion_rate", "_credible_interval", b"_credible_interval", "_design_effect", b"_design_effect", "_difference", b"_difference", "_difference_interval", b"_difference_interval", "_expected_loss", b"_expected_loss", "_icc", b"_icc", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_mean", b"_mean", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_probability_to_be_best", b"_probability_to_be_best", "_sequential", b"_sequential", "_worst_case", b"_worst_case", "chance_to_win", b"chance_to_win", "conversion_rate", b"conversion_rate", "conversions", b"conversions", "converted_units", b"converted_units", "credible_interval", b"credible_interval", "design_effect", b"design_effect", "difference", b"difference", "difference_interval", b"difference_interval", "expected_loss", b"expected_loss", "icc", b"icc", "id", b"id", "impressions", b"impressions", "is_control", b"is_control", "key", b"key", "lift", b"lift", "lift_interval", b"lift_interval", "mean", b"mean", "name", b"name", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "participants", b"participants", "participants_exposed", b"participants_exposed", "probability_to_be_best", b"probability_to_be_best", "reasons", b"reasons", "sequential", b"sequential", "units", b"units", "weight", b"weight", "worst_case", b"worst_case"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chance_to_win: _TypeAlias = _typing.Literal["chance_to_win"]  # noqa: Y015
     _WhichOneofArgType__chance_to_win: _TypeAlias = _typing.Literal["_chance_to_win", b"_chance_to_win"]  # noqa: Y015
@@ -9177,6 +9193,7 @@ class SavedMetric(_message.Message):
     EXPERIMENTS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    OF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     key: _builtins.str
@@ -9201,6 +9218,8 @@ class SavedMetric(_message.Message):
     """The smallest relative change worth finding, above 0."""
     funnel_id: _builtins.str
     """Kept, unused."""
+    of: _builtins.str
+    """What a proportion is a share of: `impressions` (absent: these), `subjects` or `participants`, each once."""
     @_builtins.property
     def experiments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys of the drafts that name it."""
@@ -9231,10 +9250,11 @@ class SavedMetric(_message.Message):
         experiments: _abc.Iterable[_builtins.str] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        of: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_role", b"_role", "_window", b"_window", "created_at", b"created_at", "denominator_event_name", b"denominator_event_name", "funnel_id", b"funnel_id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "role", b"role", "updated_at", b"updated_at", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_of", b"_of", "_role", b"_role", "_window", b"_window", "created_at", b"created_at", "denominator_event_name", b"denominator_event_name", "funnel_id", b"funnel_id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "of", b"of", "role", b"role", "updated_at", b"updated_at", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_role", b"_role", "_window", b"_window", "created_at", b"created_at", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "experiments", b"experiments", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "updated_at", b"updated_at", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_of", b"_of", "_role", b"_role", "_window", b"_window", "created_at", b"created_at", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "experiments", b"experiments", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "of", b"of", "role", b"role", "updated_at", b"updated_at", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
     _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
@@ -9246,6 +9266,8 @@ class SavedMetric(_message.Message):
     _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
     _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
     _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofReturnType__of: _TypeAlias = _typing.Literal["of"]  # noqa: Y015
+    _WhichOneofArgType__of: _TypeAlias = _typing.Literal["_of", b"_of"]  # noqa: Y015
     _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
     _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
     _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
@@ -9260,6 +9282,8 @@ class SavedMetric(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__of) -> _WhichOneofReturnType__of | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
     @_typing.overload
@@ -9363,6 +9387,7 @@ class CreateMetricRequest(_message.Message):
     MINIMUM_DETECTABLE_EFFECT_FIELD_NUMBER: _builtins.int
     FUNNEL_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OF_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What people call it."""
     key: _builtins.str
@@ -9387,6 +9412,8 @@ class CreateMetricRequest(_message.Message):
     """Kept, unused."""
     request_id: _builtins.str
     """Makes the call idempotent."""
+    of: _builtins.str
+    """What a proportion is a share of: `impressions` (absent: these), `subjects` or `participants`, each once."""
     def __init__(
         self,
         *,
@@ -9402,10 +9429,11 @@ class CreateMetricRequest(_message.Message):
         minimum_detectable_effect: _builtins.float | None = ...,
         funnel_id: _builtins.str | None = ...,
         request_id: _builtins.str = ...,
+        of: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "funnel_id", b"funnel_id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "role", b"role", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_of", b"_of", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "funnel_id", b"funnel_id", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "of", b"of", "role", b"role", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "request_id", b"request_id", "role", b"role", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_funnel_id", b"_funnel_id", "_key", b"_key", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_of", b"_of", "_role", b"_role", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "key", b"key", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "of", b"of", "request_id", b"request_id", "role", b"role", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
     _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
@@ -9419,6 +9447,8 @@ class CreateMetricRequest(_message.Message):
     _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
     _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
     _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
+    _WhichOneofReturnType__of: _TypeAlias = _typing.Literal["of"]  # noqa: Y015
+    _WhichOneofArgType__of: _TypeAlias = _typing.Literal["_of", b"_of"]  # noqa: Y015
     _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
     _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
     _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
@@ -9435,6 +9465,8 @@ class CreateMetricRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__of) -> _WhichOneofReturnType__of | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
     @_typing.overload
@@ -9461,6 +9493,7 @@ class UpdateMetricRequest(_message.Message):
     FUNNEL_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    OF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     name: _builtins.str
@@ -9485,6 +9518,8 @@ class UpdateMetricRequest(_message.Message):
     """Kept, unused."""
     request_id: _builtins.str
     """Makes the call idempotent."""
+    of: _builtins.str
+    """What a proportion is a share of: `impressions` (absent: these), `subjects` or `participants`, each once."""
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Only these fields change; one that is named and absent is emptied. Absent: what is set changes."""
@@ -9505,10 +9540,11 @@ class UpdateMetricRequest(_message.Message):
         funnel_id: _builtins.str | None = ...,
         request_id: _builtins.str = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        of: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_update_mask", b"_update_mask", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "role", b"role", "update_mask", b"update_mask", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_of", b"_of", "_role", b"_role", "_update_mask", b"_update_mask", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "of", b"of", "role", b"role", "update_mask", b"update_mask", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_role", b"_role", "_update_mask", b"_update_mask", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "request_id", b"request_id", "role", b"role", "update_mask", b"update_mask", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name", "_event_name", b"_event_name", "_funnel_id", b"_funnel_id", "_kind", b"_kind", "_margin", b"_margin", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_name", b"_name", "_of", b"_of", "_role", b"_role", "_update_mask", b"_update_mask", "_window", b"_window", "denominator_event_name", b"denominator_event_name", "event_name", b"event_name", "funnel_id", b"funnel_id", "goal", b"goal", "id", b"id", "kind", b"kind", "margin", b"margin", "minimum_detectable_effect", b"minimum_detectable_effect", "name", b"name", "of", b"of", "request_id", b"request_id", "role", b"role", "update_mask", b"update_mask", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__denominator_event_name: _TypeAlias = _typing.Literal["denominator_event_name"]  # noqa: Y015
     _WhichOneofArgType__denominator_event_name: _TypeAlias = _typing.Literal["_denominator_event_name", b"_denominator_event_name"]  # noqa: Y015
@@ -9524,6 +9560,8 @@ class UpdateMetricRequest(_message.Message):
     _WhichOneofArgType__minimum_detectable_effect: _TypeAlias = _typing.Literal["_minimum_detectable_effect", b"_minimum_detectable_effect"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__of: _TypeAlias = _typing.Literal["of"]  # noqa: Y015
+    _WhichOneofArgType__of: _TypeAlias = _typing.Literal["_of", b"_of"]  # noqa: Y015
     _WhichOneofReturnType__role: _TypeAlias = _typing.Literal["role"]  # noqa: Y015
     _WhichOneofArgType__role: _TypeAlias = _typing.Literal["_role", b"_role"]  # noqa: Y015
     _WhichOneofReturnType__update_mask: _TypeAlias = _typing.Literal["update_mask"]  # noqa: Y015
@@ -9544,6 +9582,8 @@ class UpdateMetricRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_detectable_effect) -> _WhichOneofReturnType__minimum_detectable_effect | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__of) -> _WhichOneofReturnType__of | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
     @_typing.overload
