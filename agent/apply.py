@@ -11,17 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.config import ParticipantConfig
+from agent.contents import Fetch, allow_offered, content_of
 from agent.files import Workspace
 from agent.hooks import Hooks
 from agent.journal import FileImage, Journal, Slot, SlotFile
+from agent.judge import Judge
 from agent.plan import Planned, Planner, held, successor
-from agent.policy import Refused, allow, show
+from agent.policy import Refused, allow
 from agent.repair import Repairer
 from agent.swap import Swapper, is_unchanged
 from agent.threads import blocking
 from agent.views import Views
 from shared.clock import Clock
-from shared.errors import Error
 from shared.ids import NewId
 from shared.logs import get
 from shared.model import (
@@ -31,20 +32,15 @@ from shared.model import (
     FileOutcome,
     Offer,
     OfferAction,
-    OfferedFile,
     Outcome,
     Reason,
     ReasonCode,
     Result,
     Step,
     View,
-    digest,
 )
 
 _log = get(__name__)
-
-Fetch = Callable[[Digest, int], Awaitable[bytes]]
-"""Gets content by digest and size."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +102,14 @@ class Applier:
             keep_new=config.drift is DriftPolicy.REPAIR,
             journal=journal,
             clock=clock,
+            new_id=new_id,
+        )
+        self.judge = Judge(
+            config=config,
+            workspace=self.workspace,
+            planner=self._planner,
+            hooks=self._hooks,
+            fetch=fetch,
             new_id=new_id,
         )
         self._journal, self._clock = journal, clock
@@ -214,32 +218,14 @@ class Applier:
                 allow(self.config, path, size=None)
             return {}
         for file in offer.files:
-            allow(self.config, file.path, size=len(file.content) if file.content is not None else file.size)
+            allow_offered(self.config, file)
         started = self._clock.monotonic()
-        contents = {file.path: await self._content(file) for file in offer.files}
+        contents = {
+            file.path: await content_of(file, config=self.config, fetch=self._fetch) for file in offer.files
+        }
         attempt.took["fetch"] = self._clock.monotonic() - started
         attempt.step = Step.FETCHED
         return contents
-
-    async def _content(self, file: OfferedFile) -> bytes:
-        content = file.content
-        if content is None:
-            try:
-                content = await self._fetch(file.digest or b"", file.size)
-            except (Error, OSError) as error:
-                raise Refused(
-                    ReasonCode.IO_ERROR,
-                    f"the content of {show(file.path)} could not be fetched: {type(error).__name__}",
-                    "look at the connection to the control plane, then deploy again",
-                ) from error
-        if digest(content) != file.digest:
-            raise Refused(
-                ReasonCode.DIGEST_MISMATCH,
-                f"the content that came for {show(file.path)} is not the one that was offered",
-                "deploy again; if it stays, look for what alters the connection",
-            )
-        allow(self.config, file.path, size=len(content))
-        return content
 
     # -- before the intent: files untouched ------------------------------------------------------------
 

@@ -22,7 +22,9 @@ from agent.channel import NOT_RETRIED_SOON, failure, first_line, open_channel
 from agent.config import AgentConfig
 from agent.health import Conditions
 from agent.identity import Identity
+from agent.policy import fingerprint
 from agent.polls import Polls
+from agent.preflight import Preflights
 from agent.reconciler import Reconciler
 from agent.session import Ended, Session
 from agent.sharing import Answer, Sharing, Wish
@@ -33,6 +35,7 @@ from shared.clock import Clock
 from shared.errors import Invalid, Unavailable
 from shared.ids import show_id
 from shared.model import (
+    PREFLIGHT,
     Batch,
     Condition,
     Digest,
@@ -42,6 +45,8 @@ from shared.model import (
     OutcomeKey,
     ParticipantState,
     Platform,
+    Preflight,
+    PreflightResult,
     SpoolState,
 )
 from shared.moment import SECOND, to_rfc3339
@@ -101,6 +106,7 @@ class Link:
         self._last_error = ""
         self._skew = 0
         self._sharing = Sharing(config, tell=self._answer, upload=self._upload)
+        self._preflights = Preflights(config, judge=reconciler.judge, tell=self._judged, clock=clock)
         self.limits = BATCH_LIMITS
 
     # -- what others ask and say -----------------------------------------------------------------
@@ -231,6 +237,7 @@ class Link:
         """The control plane learns what this host serves now, by the Hello of a new session."""
         self._config = config
         self._sharing.reconfigure(config)
+        self._preflights.reconfigure(config)
         if self._session is not None:
             self._session.leave("reload")
 
@@ -251,6 +258,7 @@ class Link:
         finally:
             self._now("stopped")
             await self._sharing.stop()
+            await self._preflights.stop()
             await self._close_channel()
 
     async def _pause(self, seconds: float) -> None:
@@ -283,6 +291,7 @@ class Link:
         finally:
             self._session = None
             self._session_id = ""
+            self._preflights.drop()
             self._trusted.clear()
 
     def _open_session(self, stub: "agent_pb2_grpc.AgentServiceAsyncStub") -> Session | Polls:
@@ -344,6 +353,7 @@ class Link:
         system = platform.uname()
         return Hello(
             agent_version=VERSION,
+            capabilities=(PREFLIGHT,),
             boot_id=_boot_id(),
             session_epoch=self._state.epoch,
             incarnation=self._identity.incarnation,
@@ -357,6 +367,7 @@ class Link:
                     targets=participant.targets,
                     drift=participant.drift,
                     exposure=participant.exposure,
+                    policy=fingerprint(participant),
                 )
                 for participant in self._config.participants
             ),
@@ -409,6 +420,13 @@ class Link:
 
     def wished(self, wish: Wish) -> None:
         self._sharing.wish(wish)
+
+    def asked(self, preflight: Preflight) -> None:
+        self._preflights.ask(preflight)
+
+    def _judged(self, result: PreflightResult) -> None:
+        if self._session is not None:
+            self._session.judged(result)
 
     def _answer(self, answer: Answer) -> None:
         if self._session is not None:

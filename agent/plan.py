@@ -73,6 +73,15 @@ def same(one: FileImage, other: FileImage) -> bool:
     return replace(one, made=()) == replace(other, made=())
 
 
+def one_file() -> Refused:
+    """The refusal of two paths that lead to one file."""
+    return Refused(
+        ReasonCode.SYMLINK_REFUSED,
+        "two of the offered paths are one file, behind a symbolic link",
+        "offer each file once",
+    )
+
+
 def kept(journal: Journal, wanted: FileImage | None) -> Snapshot | None:
     """The file behind an image, from what the journal keeps; None for absence or where it is gone."""
     if wanted is None or wanted.digest is None:
@@ -107,11 +116,7 @@ class Planner:
             return self._plan_restore(offer, slot)
         plan = [self._plan_write(offer, slot, file, contents[file.path]) for file in offer.files]
         if len({planned.file.real for planned in plan}) < len(plan):
-            raise Refused(
-                ReasonCode.SYMLINK_REFUSED,
-                "two of the offered paths are one file, behind a symbolic link",
-                "offer each file once",
-            )
+            raise one_file()
         return plan
 
     def _plan_write(self, offer: Offer, slot: Slot, file: OfferedFile, content: bytes) -> Planned:

@@ -4,11 +4,13 @@ Pure. The control plane may choose among a host's targets and nothing else (prom
 sends passes here first. Hides how target globs are matched.
 """
 
+import json
 import re
 from functools import lru_cache
 
 from agent.config import ParticipantConfig
-from shared.model import Reason, ReasonCode
+from shared import VERSION
+from shared.model import Reason, ReasonCode, digest
 
 TEMP_PREFIX = ".variantd-"
 """How the names of our temporary files begin; no target glob matches such a name, not even `.*`."""
@@ -79,6 +81,20 @@ def allow(participant: ParticipantConfig, path: str, *, size: int | None) -> Non
             f"{show(path)} would have {size} bytes; {participant.id} takes {participant.max_bytes}",
             "shorten the content, or raise `max_bytes` in agent.toml on the host",
         )
+
+
+def fingerprint(participant: ParticipantConfig) -> bytes:
+    """Of everything in agent.toml that decides whether `participant` takes a content, and of who decides so."""
+    decisive = (
+        VERSION,
+        str(participant.root),
+        participant.targets,
+        participant.follow_symlinks,
+        participant.max_bytes,
+        participant.drift,
+        participant.check,
+    )
+    return digest(json.dumps(decisive).encode())
 
 
 def unknown_participant(participant: str) -> Refused:

@@ -24,14 +24,16 @@ from agent.session import (
 )
 from agent.sharing import Answer
 from shared import logs, wire
+from shared import preflight as preflights
 from shared.clock import Clock
 from shared.errors import Invalid
-from shared.model import Hello, Offer, Outcome, Result, SlotState, Step
+from shared.model import Hello, Offer, Outcome, PreflightResult, Result, SlotState, Step
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 _log = logs.get(__name__)
 
 MAX_MESSAGES = 256
+MAX_ANSWERS = 200  # in one poll, which has room for outcomes besides
 PAUSE_MS = (100, WINDOW_MS)  # what a pause is held within, whatever the control plane asks for
 
 Exchange = grpc.aio.UnaryUnaryMultiCallable[pb.ExchangeRequest, pb.ExchangeResponse]
@@ -47,7 +49,7 @@ class Polls:
         self._exchange, self._hello, self._party = exchange, hello, party
         self._clock, self._random = clock, random
         self._offered: dict[tuple[str, bytes], SlotState] = {}
-        self._answers: list[Answer] = []
+        self._answers: list[pb.SyncRequest] = []
         self._admitted: tuple[bytes, bytes] | None = None
         self._trusted = False
         self._polls = 0
@@ -63,7 +65,11 @@ class Polls:
 
     def answer(self, answer: Answer) -> None:
         """The next poll tells the answer, once; where that is lost, whoever asked asks again."""
-        self._answers.append(answer)
+        self._answers.append(pb.SyncRequest(file_content=content_to_pb(answer)))
+
+    def judged(self, result: PreflightResult) -> None:
+        """The next poll tells the verdicts, once; where that is lost, they are asked for again."""
+        self._answers.append(pb.SyncRequest(preflight_result=preflights.result_to_pb(result)))
 
     def leave(self, reason: str) -> None:
         """The session says Goodbye for this reason and ends as planned; a poll that is held open is given up."""
@@ -111,8 +117,8 @@ class Polls:
             pb.SyncRequest(heartbeat=beat),
         ]
         if self._trusted:
-            answers, self._answers = self._answers, []
-            messages += [pb.SyncRequest(file_content=content_to_pb(answer)) for answer in answers]
+            answers, self._answers = self._answers[:MAX_ANSWERS], self._answers[MAX_ANSWERS:]
+            messages += answers
             room = MAX_MESSAGES - len(messages) - len(last)
             owed = self._party.unacknowledged()[:room]
             messages += [pb.SyncRequest(outcome=wire.outcome_to_pb(outcome)) for outcome in owed]
@@ -170,6 +176,8 @@ class Polls:
             self._take_offer(wire.offer_from_pb(message.offer))
         elif kind == "read_file" and self._trusted:
             self._party.wished(wish_from_pb(message.read_file))
+        elif kind == "preflight" and self._trusted:
+            self._party.asked(preflights.from_pb(message.preflight))
         elif kind == "outcome_ack" and self._trusted:
             self._party.acknowledged(wire.outcome_ack_from_pb(message.outcome_ack))
         elif kind == "heartbeat_ack":

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from agent.apply import Applier, Fetch, refused_unseen
+from agent.apply import Applier, refused_unseen
 from agent.config import AgentConfig
+from agent.contents import Fetch
 from agent.hold import Hold
 from agent.journal import Journal, Slot
+from agent.judge import Unjudged
 from agent.policy import Refused, unknown_participant
 from agent.threads import blocking
 from shared.clock import Clock
@@ -26,6 +28,7 @@ from shared.model import (
     Digest,
     FileState,
     Offer,
+    OfferedFile,
     Outcome,
     OutcomeKey,
     Reason,
@@ -282,6 +285,22 @@ class Reconciler:
                 slot = slot.acknowledged(key) if key.slot_id == slot_id else slot
             applier.save(slot)
         del keys[:]
+
+    async def judge(self, participant: str, file: OfferedFile) -> str:
+        """The real file that this content would go to; no target is touched and nothing is left on disk.
+
+        Raises Refused as an offer of it would be refused; Unjudged where the content did not come, or the host,
+        on hold, writes nothing.
+        """
+        applier = self._appliers.get(participant)
+        if applier is None:
+            raise unknown_participant(participant)
+        content = await applier.judge.content(file)
+        async with self._locks[participant]:
+            applier = self._appliers.get(participant, applier)
+            if self._hold.since is not None:
+                raise Unjudged
+            return await applier.judge.judge(file, content)
 
     def settled(self) -> bool:
         """No offer is waiting or being applied."""

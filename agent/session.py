@@ -17,9 +17,10 @@ import grpc
 
 from agent.sharing import Answer, Wish
 from shared import logs, wire
+from shared import preflight as preflights
 from shared.clock import Clock
 from shared.errors import Invalid
-from shared.model import Hello, Offer, Outcome, OutcomeKey
+from shared.model import Hello, Offer, Outcome, OutcomeKey, Preflight, PreflightResult
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 _log = logs.get(__name__)
@@ -58,6 +59,9 @@ class Party(Protocol):
 
     def wished(self, wish: Wish) -> None:
         """A trusted control plane wishes to see a file; the session's `answer` shows it."""
+
+    def asked(self, preflight: Preflight) -> None:
+        """A trusted control plane asks what the host says of content; the session's `judged` tells it."""
 
     def acknowledged(self, key: OutcomeKey) -> None:
         """An outcome is durable there."""
@@ -103,6 +107,11 @@ class Session:
         """The answer goes up on this stream."""
         if self._trusted:
             self._outbox.put_nowait(pb.SyncRequest(file_content=content_to_pb(answer)))
+
+    def judged(self, result: PreflightResult) -> None:
+        """The verdicts go up on this stream."""
+        if self._trusted:
+            self._outbox.put_nowait(pb.SyncRequest(preflight_result=preflights.result_to_pb(result)))
 
     def leave(self, reason: str) -> None:
         """The session says Goodbye for this reason and ends as planned."""
@@ -167,6 +176,8 @@ class Session:
             self._party.offered(wire.offer_from_pb(message.offer))
         elif kind == "read_file" and self._trusted:
             self._party.wished(wish_from_pb(message.read_file))
+        elif kind == "preflight" and self._trusted:
+            self._party.asked(preflights.from_pb(message.preflight))
         elif kind == "outcome_ack" and self._trusted:
             self._party.acknowledged(wire.outcome_ack_from_pb(message.outcome_ack))
         elif kind == "heartbeat_ack":

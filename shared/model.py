@@ -217,6 +217,33 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """Files of every variant, which a host is asked to judge before any of them is assigned."""
+
+    request_id: bytes
+    participant: str
+    files: tuple[OfferedFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a host says of one file's content; `refused` is None where it would take it."""
+
+    path: str
+    digest: Digest
+    refused: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreflightResult:
+    """The verdicts of a preflight, by the policy of this fingerprint; what could not be judged is left out."""
+
+    request_id: bytes
+    verdicts: tuple[Verdict, ...]
+    policy: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileOutcome:
     """One file of an outcome: what was wanted, what is there, what was there before."""
 
@@ -306,6 +333,8 @@ class ParticipantState:
     targets: tuple[str, ...] = ()
     drift: DriftPolicy = DriftPolicy.REPORT
     exposure: Exposure = Exposure.REPORTED
+    policy: bytes = b""
+    """Fingerprint of what decides about content here; empty: the agent judges none beforehand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,6 +456,12 @@ def chain(previous: bytes, record: bytes) -> bytes:
 
 MAX_INLINE_BYTES = 32 * 1024
 """Content above this does not travel inside an offer."""
+
+MAX_PREFLIGHT_FILES = 64
+"""A preflight asks about no more files."""
+
+PREFLIGHT = "preflight"
+"""The capability of an agent that answers preflights."""
 
 PARTICIPANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a participant's public id looks like: a UUID or a name."""

@@ -70,29 +70,37 @@ def _name(kind: type[E], number: int, field: str) -> E:
     try:
         return kind(wrapper.Name(number).removeprefix(prefix).lower())
     except ValueError:
-        raise _invalid(field, f"{number} is not a {kind.__name__}") from None
+        raise malformed(field, f"{number} is not a {kind.__name__}") from None
 
 
-def _invalid(field: str, message: str) -> Invalid:
+def malformed(field: str, message: str) -> Invalid:
+    """What a message is refused with whose field no correct peer sends so."""
     fault = Fault(field=field, message=message, remedy="update the older side of the connection")
     return Invalid(f"{field}: {message}", reason="MALFORMED_MESSAGE", faults=[fault])
 
 
 def _id(value: bytes, field: str) -> bytes:
     if len(value) != 16:
-        raise _invalid(field, "an id is 16 bytes")
+        raise malformed(field, "an id is 16 bytes")
     return value
 
 
 def _digest(value: bytes, field: str) -> bytes | None:
     if len(value) not in (0, 32):
-        raise _invalid(field, "a digest is 32 bytes")
+        raise malformed(field, "a digest is 32 bytes")
     return value or None
+
+
+def fingerprint(value: bytes, field: str) -> bytes:
+    """The value, at most 32 bytes. Raises Invalid naming the field."""
+    if len(value) > 32:
+        raise malformed(field, "at most 32 bytes")
+    return value
 
 
 def _text(value: str, field: str, limit: int, *, empty: bool = False) -> str:
     if len(value) > limit or not (value or empty):
-        raise _invalid(field, f"{'0' if empty else '1'} to {limit} characters")
+        raise malformed(field, f"{'0' if empty else '1'} to {limit} characters")
     return value
 
 
@@ -157,6 +165,7 @@ def hello_to_pb(hello: Hello) -> pb.Hello:
                 targets=p.targets,
                 drift_policy=_number(p.drift),
                 exposure=_number(p.exposure),
+                policy=p.policy,
             )
             for p in hello.participants
         ],
@@ -182,7 +191,7 @@ def hello_to_pb(hello: Hello) -> pb.Hello:
 def hello_from_pb(message: pb.Hello) -> Hello:
     """The Hello of a message. Raises Invalid naming the field."""
     if len(message.participants) > 10_000:
-        raise _invalid("hello.participants", "at most 10000")
+        raise malformed("hello.participants", "at most 10000")
     return Hello(
         agent_version=_text(message.agent_version, "hello.agent_version", 64),
         capabilities=tuple(message.capabilities),
@@ -199,6 +208,7 @@ def hello_from_pb(message: pb.Hello) -> Hello:
                 targets=tuple(p.targets),
                 drift=_name(DriftPolicy, p.drift_policy, "hello.participants.drift_policy"),
                 exposure=_name(Exposure, p.exposure, "hello.participants.exposure"),
+                policy=fingerprint(p.policy, "hello.participants.policy"),
             )
             for p in message.participants
         ),
@@ -260,7 +270,7 @@ def reason_to_pb(reason: Reason | None) -> pb.Reason | None:
 def reason_from_pb(message: pb.Reason, field: str) -> Reason:
     """The reason of a message. Raises Invalid naming the field."""
     if message.code not in ReasonCode.__members__:
-        raise _invalid(field + ".code", "not a reason code this server knows")
+        raise malformed(field + ".code", "not a reason code this server knows")
     return Reason(
         code=ReasonCode(message.code),
         message=_text(message.message, field + ".message", 2000, empty=True),
@@ -300,7 +310,7 @@ def outcome_from_pb(message: pb.Outcome) -> Outcome:
     """The outcome of a message. Raises Invalid naming the field."""
     d = message.durations
     if len(message.files) > 64:
-        raise _invalid("outcome.files", "at most 64")
+        raise malformed("outcome.files", "at most 64")
     return Outcome(
         participant=_text(message.participant_id, "outcome.participant_id", 128),
         slot_id=_id(message.slot_id, "outcome.slot_id"),
@@ -351,6 +361,27 @@ def outcome_ack_from_pb(message: pb.OutcomeAck) -> OutcomeKey:
 # -- control plane → agent -------------------------------------------------------------------------
 
 
+def files_to_pb(files: Iterable[OfferedFile]) -> list[pb.OfferedFile]:
+    """The messages of files."""
+    return [
+        pb.OfferedFile(path=f.path, digest=f.digest or b"", size=f.size, inline_content=f.content)
+        for f in files
+    ]
+
+
+def files_from_pb(messages: Iterable[pb.OfferedFile], field: str) -> tuple[OfferedFile, ...]:
+    """The files of messages. Raises Invalid naming the field."""
+    return tuple(
+        OfferedFile(
+            path=_text(f.path, field + ".path", 4096, empty=True),
+            digest=_digest(f.digest, field + ".digest"),
+            size=f.size,
+            content=f.inline_content if f.HasField("inline_content") else None,
+        )
+        for f in messages
+    )
+
+
 def offer_to_pb(offer: Offer) -> pb.Offer:
     """The message of an offer; content above the inline limit has to be taken out by the caller."""
     return pb.Offer(
@@ -361,10 +392,7 @@ def offer_to_pb(offer: Offer) -> pb.Offer:
         action=_number(offer.action),
         retry=offer.retry,
         overwrite_drift=offer.overwrite_drift,
-        files=[
-            pb.OfferedFile(path=f.path, digest=f.digest or b"", size=f.size, inline_content=f.content)
-            for f in offer.files
-        ],
+        files=files_to_pb(offer.files),
         applied_before=offer.applied_before,
         experiment_digests=offer.experiment_digests,
     )
@@ -373,21 +401,13 @@ def offer_to_pb(offer: Offer) -> pb.Offer:
 def offer_from_pb(message: pb.Offer) -> Offer:
     """The offer of a message. Raises Invalid naming the field."""
     if not 1 <= len(message.files) <= 64:
-        raise _invalid("offer.files", "1 to 64 files")
+        raise malformed("offer.files", "1 to 64 files")
     if len({f.path for f in message.files}) != len(message.files):
-        raise _invalid("offer.files", "paths are distinct")
+        raise malformed("offer.files", "paths are distinct")
     action = _name(OfferAction, message.action, "offer.action")
-    files = tuple(
-        OfferedFile(
-            path=_text(f.path, "offer.files.path", 4096, empty=True),
-            digest=_digest(f.digest, "offer.files.digest"),
-            size=f.size,
-            content=f.inline_content if f.HasField("inline_content") else None,
-        )
-        for f in message.files
-    )
+    files = files_from_pb(message.files, "offer.files")
     if action is OfferAction.WRITE and any(f.digest is None for f in files):
-        raise _invalid("offer.files.digest", "a file to write has a digest")
+        raise malformed("offer.files.digest", "a file to write has a digest")
     return Offer(
         deployment_id=_id(message.deployment_id, "offer.deployment_id"),
         participant=_text(message.participant_id, "offer.participant_id", 128),
@@ -446,7 +466,7 @@ def record_from_bytes(raw: bytes) -> Record:
     try:
         message = pb.SpoolRecord.FromString(raw)
     except DecodeError:
-        raise _invalid("record", "not a spool record") from None
+        raise malformed("record", "not a spool record") from None
     kind = message.WhichOneof("record")
     body: View | Event | Loss
     if kind == "view":
@@ -467,7 +487,7 @@ def record_from_bytes(raw: bytes) -> Record:
             first_seq=message.loss.first_seq,
         )
     else:
-        raise _invalid("record", "neither view, event nor loss")
+        raise malformed("record", "neither view, event nor loss")
     return Record(id=_id(message.id, "record.id"), recorded_at=message.recorded_at_us, body=body)
 
 
@@ -502,7 +522,7 @@ def batch_to_pb(batch: Batch) -> pb.ReportSpoolRequest:
 def batch_from_pb(message: pb.ReportSpoolRequest) -> Batch:
     """The batch of a request. Raises Invalid naming the field."""
     if message.first_seq < 1 or len(message.chain) != 32:
-        raise _invalid("first_seq", "sequences start at 1 and a chain hash is 32 bytes")
+        raise malformed("first_seq", "sequences start at 1 and a chain hash is 32 bytes")
     return Batch(
         epoch=_id(message.epoch, "epoch"),
         first_seq=message.first_seq,

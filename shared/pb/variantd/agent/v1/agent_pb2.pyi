@@ -876,12 +876,17 @@ class ParticipantState(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     DRIFT_POLICY_FIELD_NUMBER: _builtins.int
     EXPOSURE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     participant_id: _builtins.str
     """Public id: a UUID or a name, as agent.toml says."""
     drift_policy: Global___DriftPolicy.ValueType
     """Drift policy."""
     exposure: Global___Exposure.ValueType
     """How impressions come about."""
+    policy: _builtins.bytes
+    """Fingerprint of what here decides about content, at most 32 bytes; another one makes every verdict given before
+    stale. Empty: this agent answers no Preflight.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the workspace; the server stores them under `host.`."""
@@ -898,10 +903,11 @@ class ParticipantState(_message.Message):
         targets: _abc.Iterable[_builtins.str] | None = ...,
         drift_policy: Global___DriftPolicy.ValueType = ...,
         exposure: Global___Exposure.ValueType = ...,
+        policy: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift_policy", b"drift_policy", "exposure", b"exposure", "labels", b"labels", "participant_id", b"participant_id", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift_policy", b"drift_policy", "exposure", b"exposure", "labels", b"labels", "participant_id", b"participant_id", "policy", b"policy", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1331,21 +1337,25 @@ class PreflightResult(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """The request answered."""
+    policy: _builtins.bytes
+    """The participant's fingerprint, as in Hello, that the verdicts follow from."""
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreflightVerdict]:
-        """One verdict per file asked about, in order."""
+        """One verdict per file asked about, in order; one that could not be judged now is left out, and may be asked again."""
 
     def __init__(
         self,
         *,
         request_id: _builtins.bytes = ...,
         verdicts: _abc.Iterable[Global___PreflightVerdict] | None = ...,
+        policy: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "request_id", b"request_id", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1677,7 +1687,10 @@ Global___ReadFile: _TypeAlias = ReadFile  # noqa: Y015
 
 @_typing.final
 class Preflight(_message.Message):
-    """Asks what policy, size and check say of content, without writing it."""
+    """Asks what policy, size and check say of content, without writing it to its target. A newer one of the same
+    participant takes the place of an older; while it is open its content can be fetched. Agents that answer it say
+    `preflight` among their capabilities.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1690,7 +1703,7 @@ class Preflight(_message.Message):
     """Public id of the participant."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfferedFile]:
-        """Every variant's files."""
+        """Files of every variant, 1 to 64; a path may come with several digests."""
 
     def __init__(
         self,

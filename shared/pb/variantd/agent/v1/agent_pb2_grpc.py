@@ -208,7 +208,7 @@ class AgentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FetchContent(self, request, context):
-        """Content above the inline limit, by digest; only digests in the caller's own desired slots.
+        """Content above the inline limit, by digest; only digests in the caller's own desired slots and open preflights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

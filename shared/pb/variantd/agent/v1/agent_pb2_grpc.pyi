@@ -95,7 +95,7 @@ class AgentServiceStub:
     with the same session epoch are one session. The answer is held back a few seconds while there is nothing to say.
     """
     FetchContent: _grpc.UnaryStreamMultiCallable[_agent_pb2.FetchContentRequest, _agent_pb2.FetchContentResponse]
-    """Content above the inline limit, by digest; only digests in the caller's own desired slots."""
+    """Content above the inline limit, by digest; only digests in the caller's own desired slots and open preflights."""
     UploadContent: _grpc.StreamUnaryMultiCallable[_agent_pb2.UploadContentRequest, _agent_pb2.UploadContentResponse]
     """Content of a target file as it is now, answering ReadFile, where the host's policy shares it."""
     ReportSpool: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ReportSpoolRequest, _agent_pb2.ReportSpoolResponse]
@@ -115,7 +115,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
     with the same session epoch are one session. The answer is held back a few seconds while there is nothing to say.
     """
     FetchContent: _aio.UnaryStreamMultiCallable[_agent_pb2.FetchContentRequest, _agent_pb2.FetchContentResponse]  # type: ignore[assignment]
-    """Content above the inline limit, by digest; only digests in the caller's own desired slots."""
+    """Content above the inline limit, by digest; only digests in the caller's own desired slots and open preflights."""
     UploadContent: _aio.StreamUnaryMultiCallable[_agent_pb2.UploadContentRequest, _agent_pb2.UploadContentResponse]  # type: ignore[assignment]
     """Content of a target file as it is now, answering ReadFile, where the host's policy shares it."""
     ReportSpool: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReportSpoolRequest, _agent_pb2.ReportSpoolResponse]  # type: ignore[assignment]
@@ -150,7 +150,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.FetchContentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.FetchContentResponse], _abc.AsyncIterator[_agent_pb2.FetchContentResponse]]:
-        """Content above the inline limit, by digest; only digests in the caller's own desired slots."""
+        """Content above the inline limit, by digest; only digests in the caller's own desired slots and open preflights."""
 
     @_abc_1.abstractmethod
     def UploadContent(

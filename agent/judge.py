@@ -1,0 +1,79 @@
+"""What one participant's host would say of content, found out by the very steps that an apply takes.
+
+Policy, planning, staging beside the target and the host's check decide, as they would for an offer; then the
+staged content is gone again. No target is touched, no slot and no journal knows of it.
+"""
+
+from agent.config import ParticipantConfig
+from agent.contents import Fetch, Unfetched, allow_offered, content_of
+from agent.files import Workspace
+from agent.hooks import Hooks
+from agent.journal import Slot
+from agent.plan import Planner
+from agent.threads import blocking
+from shared.ids import NewId
+from shared.model import Offer, OfferAction, OfferedFile, Result, Step
+
+_NOBODYS = bytes(16)
+
+
+class Unjudged(Exception):
+    """No verdict can be had now, which says nothing of the content."""
+
+
+class Judge:
+    """Judges content for one participant, file by file."""
+
+    def __init__(
+        self,
+        *,
+        config: ParticipantConfig,
+        workspace: Workspace,
+        planner: Planner,
+        hooks: Hooks,
+        fetch: Fetch,
+        new_id: NewId,
+    ) -> None:
+        self._config, self._workspace, self._planner = config, workspace, planner
+        self._hooks, self._fetch, self._new_id = hooks, fetch, new_id
+
+    async def content(self, file: OfferedFile) -> bytes:
+        """The content, allowed by its path and size. Raises Refused; Unjudged where it did not come."""
+        allow_offered(self._config, file)
+        try:
+            return await content_of(file, config=self._config, fetch=self._fetch)
+        except Unfetched as failure:
+            raise Unjudged from failure
+
+    async def judge(self, file: OfferedFile, content: bytes) -> str:
+        """The real file that this content would be written to. Raises Refused as an offer of it would.
+
+        Staged and checked even where the file holds the content already: it may be written again later.
+        Whoever calls makes sure that nothing else happens to the participant meanwhile.
+        """
+        offer = Offer(
+            deployment_id=_NOBODYS,
+            participant=self._config.id,
+            slot_id=_NOBODYS,
+            revision=0,
+            action=OfferAction.WRITE,
+            files=(file,),
+        )
+        slot = Slot(
+            participant=self._config.id,
+            slot_id=_NOBODYS,
+            revision=0,
+            attempt=0,
+            action=OfferAction.WRITE,
+            step=Step.RECEIVED,
+            result=Result.REFUSED,
+        )
+        [planned] = await blocking(lambda: self._planner.plan(offer, slot, {file.path: content}))
+        new, real = planned.new, planned.file.real
+        assert new is not None
+        staged = await blocking(lambda: self._workspace.stage(real, new, token=self._new_id().hex()))
+        try:
+            await self._hooks.check(staged)
+        finally:
+            await blocking(lambda: self._workspace.discard(staged))
+        return real
