@@ -16,6 +16,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any
 
+from agent import simulate_command
 from shared import VERSION
 from shared.errors import Error, Fault, Invalid, Unavailable
 
@@ -235,6 +236,16 @@ def _reload(options: argparse.Namespace) -> int:
     return 0
 
 
+def _simulate(options: argparse.Namespace) -> int:
+    if options.worker:
+        from agent.simulate import serve_as_worker
+
+        return serve_as_worker()
+    if options.token_file is None:
+        raise Invalid("--token-file: name the file with the token that every simulated host enrolls with")
+    return simulate_command.run(options, _token(options.token_file))
+
+
 def _leave(options: argparse.Namespace) -> int:
     _, answer = _ask(
         _socket(options), "POST", "/v1/admin/leave", {"restore": options.restore}, timeout=LEAVE_SECONDS
@@ -351,6 +362,16 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--socket", type=Path, metavar="PATH", help=f"the agent's socket (default: {SOCKET})")
     _state_dir(where, default=None)
     report.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+    simulate_command.add(
+        _command(
+            commands,
+            "simulate",
+            _simulate,
+            "be a whole fleet, to size a control plane",
+            "Real sessions, certificates, files and spools of so many hosts, from a few processes, until interrupted.",
+        )
+    )
     return parser
 
 
