@@ -207,11 +207,13 @@ def _report(options: argparse.Namespace) -> int:
         "target": options.target,
         "subject": options.subject,
         "value": options.value,
+        "digest": options.digest,
     }
     if options.kind == "conversion":
         body["eventName"] = options.event
     body = {key: value for key, value in body.items() if value is not None}
-    _, answer = _ask(_socket(options), "POST", f"/v1/{options.kind}s", body)
+    route = "loaded" if options.kind == "loaded" else f"{options.kind}s"
+    _, answer = _ask(_socket(options), "POST", f"/v1/{route}", body)
     print(json.dumps(answer) if options.json else answer["id"])
     return 0
 
@@ -351,13 +353,18 @@ def _parser() -> argparse.ArgumentParser:
 
     report = _command(commands, "report", _report, "tell the running agent what happened")
     report.add_argument(
-        "kind", choices=("impression", "conversion"), help="met the content, or did something"
+        "kind",
+        choices=("impression", "conversion", "loaded"),
+        help="met the content, did something, or works with this content from now on",
     )
     report.add_argument("--participant", metavar="P", help="default: the only one that is yours")
     report.add_argument("--event", metavar="NAME", help="name of the conversion")
     report.add_argument("--value", type=float, metavar="X", help="a number that belongs to it")
     report.add_argument("--subject", metavar="S", help="user or session within the participant")
-    report.add_argument("--target", metavar="T", help="the target file it is about")
+    report.add_argument("--target", metavar="T", help="the target file it is about; loaded needs it")
+    report.add_argument(
+        "--digest", metavar="D", help="sha256:… of the content that was in use; loaded needs it"
+    )
     where = report.add_mutually_exclusive_group()
     where.add_argument("--socket", type=Path, metavar="PATH", help=f"the agent's socket (default: {SOCKET})")
     _state_dir(where, default=None)

@@ -6,15 +6,17 @@ journal alone, so a restart finishes what was begun or undoes it; each file is o
 Whoever calls makes sure that one thing at a time happens to a participant.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
+from agent import attempts
+from agent.attempts import Attempt, begun, in_place, is_done, merged, put_back, refused_unseen, with_baseline
 from agent.config import ParticipantConfig
 from agent.contents import Fetch, allow_offered, content_of
 from agent.files import Workspace
 from agent.hooks import Hooks
-from agent.journal import FileImage, Journal, Slot, SlotFile
+from agent.journal import Journal, Slot, SlotFile
 from agent.judge import Judge
 from agent.plan import Planned, Planner, held, successor
 from agent.policy import Refused, allow
@@ -28,8 +30,8 @@ from shared.logs import get
 from shared.model import (
     Digest,
     DriftPolicy,
-    Durations,
     FileOutcome,
+    Loaded,
     Offer,
     OfferAction,
     Outcome,
@@ -41,20 +43,6 @@ from shared.model import (
 )
 
 _log = get(__name__)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Attempt:
-    """Where one attempt got to."""
-
-    slot: Slot
-    offer: Offer | None = None
-    step: Step = Step.RECEIVED
-    took: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def durations(self) -> Durations:
-        return Durations(**{part: round(seconds * 1000) for part, seconds in self.took.items()})
 
 
 class Applier:
@@ -145,9 +133,9 @@ class Applier:
             slot = self.slots[offer.slot_id]
         if slot is not None and offer.revision < slot.revision:
             return self._regression(offer, slot)
-        if slot is not None and slot.outcome is not None and _is_done(slot, offer):
+        if slot is not None and slot.outcome is not None and is_done(slot, offer):
             return slot.outcome
-        attempt = _Attempt(offer=offer, slot=_begun(offer, slot))
+        attempt = Attempt(offer=offer, slot=begun(offer, slot))
         try:
             if offer.action is OfferAction.CLOSE or self._planner.nothing_to_restore(offer, attempt.slot):
                 return await self._close(attempt)
@@ -162,13 +150,13 @@ class Applier:
     def would_write(self, offer: Offer) -> bool:
         """Whether `apply` would touch files, as far as the offer itself tells."""
         slot = self.slots.get(offer.slot_id)
-        done = slot is not None and (offer.revision < slot.revision or _is_done(slot, offer))
+        done = slot is not None and (offer.revision < slot.revision or is_done(slot, offer))
         return offer.action is not OfferAction.CLOSE and not done
 
     async def put_off(self, offer: Offer, reason: Reason) -> Outcome:
         """The outcome of an offer that was not attempted: attempt 0. The slot does not take it up."""
-        slot = replace(_begun(offer, self.slots.get(offer.slot_id)), attempt=0)
-        files = await blocking(lambda: self._file_outcomes(_Attempt(offer=offer, slot=slot), None))
+        slot = replace(begun(offer, self.slots.get(offer.slot_id)), attempt=0)
+        files = await blocking(lambda: self._file_outcomes(Attempt(offer=offer, slot=slot), None))
         return replace(refused_unseen(offer, reason, now=self._clock.now()), attempt=0, files=files)
 
     async def give_back(self, slot: Slot) -> Reason | None:
@@ -195,13 +183,31 @@ class Applier:
         await blocking(lambda: self.save(after))
         return None if outcome.result.holds else outcome.reason
 
-    async def _close(self, attempt: _Attempt) -> Outcome:
+    async def _close(self, attempt: Attempt) -> Outcome:
         attempt.step = Step.SWAPPED
         closed = replace(attempt.slot, closed=True, result=Result.APPLIED)
         self.slots[closed.slot_id] = closed
         for file in closed.files:
             await self.views.look(file, from_at=self._clock.now())
         return await self._end(closed, attempt)
+
+    async def loaded(self, receipt: Loaded) -> list[Outcome]:
+        """The receipt is on record with the slot that holds the file; an outcome where all the slot is loaded now."""
+        outcomes = []
+        for slot, file in self.held():
+            if file.path != receipt.path or slot.intends:
+                continue
+            after = attempts.loaded(slot, receipt)
+            if after == slot:
+                continue
+            if attempts.is_loaded(after) and not attempts.is_loaded(slot) and after.result.holds:
+                attempt = Attempt(slot=after, step=Step.LOADED)
+                outcomes.append(await self._end(after, attempt))
+            elif attempts.loaded_digests(after) == attempts.loaded_digests(slot):
+                self.slots[slot.slot_id] = after  # said again: not worth a write
+            else:
+                await blocking(lambda after=after: self.save(after))  # type: ignore[misc]
+        return outcomes
 
     def _regression(self, offer: Offer, slot: Slot) -> Outcome:
         reason = Reason(
@@ -211,7 +217,7 @@ class Applier:
         )
         return refused_unseen(offer, reason, now=self._clock.now())
 
-    async def _contents(self, offer: Offer, attempt: _Attempt) -> dict[str, bytes]:
+    async def _contents(self, offer: Offer, attempt: Attempt) -> dict[str, bytes]:
         """Every file's content, right by digest. Policy comes first: what is not allowed is never fetched."""
         if offer.action is OfferAction.RESTORE:
             for path in {file.path for file in offer.files} | {file.path for file in attempt.slot.files}:
@@ -229,7 +235,7 @@ class Applier:
 
     # -- before the intent: files untouched ------------------------------------------------------------
 
-    async def _staged(self, plan: list[Planned], attempt: _Attempt, offer: Offer) -> list[Planned]:
+    async def _staged(self, plan: list[Planned], attempt: Attempt, offer: Offer) -> list[Planned]:
         """`plan` with every new content durable beside its target, and accepted by the host's check."""
         done: list[Planned] = []
         try:
@@ -251,11 +257,11 @@ class Applier:
 
     # -- from the intent on: every end is reachable from the journal -------------------------------------
 
-    async def _swap(self, plan: list[Planned], attempt: _Attempt) -> Outcome:
+    async def _swap(self, plan: list[Planned], attempt: Attempt) -> Outcome:
         started = self._clock.monotonic()
         intent = replace(
             attempt.slot,
-            files=_merged(attempt.slot, plan),
+            files=merged(attempt.slot, plan),
             step=Step.CHECKED,
             result=Result.IN_PROGRESS,
             reload_owed=bool(self.config.reload) and any(not is_unchanged(p.file) for p in plan),
@@ -271,21 +277,21 @@ class Applier:
         return await self._conclude(intent, attempt, failure, swapped_at=swapped_at)
 
     async def _conclude(
-        self, intent: Slot, attempt: _Attempt, failure: Reason | None, *, swapped_at: dict[str, int]
+        self, intent: Slot, attempt: Attempt, failure: Reason | None, *, swapped_at: dict[str, int]
     ) -> Outcome:
         """The reload hook ran where it is owed, or all is undone; the end is journalled."""
         swapped = failure is None
         if swapped:
             attempt.step = Step.SWAPPED
             # The journal follows with the final; in memory already, so that views say who holds the file.
-            self.slots[intent.slot_id] = _done(intent)
+            self.slots[intent.slot_id] = in_place(intent)
             await self._look_at(intent, swapped_at)
             failure = await self._reload(intent, attempt)
         if failure is None:
-            return await self._end(replace(_done(intent), result=Result.APPLIED), attempt, intent=intent)
+            return await self._end(replace(in_place(intent), result=Result.APPLIED), attempt, intent=intent)
         touched, stuck = await blocking(lambda: self._swapper.back(intent))
         there = await blocking(lambda: self._swapper.already_new(intent)) if stuck else []
-        undone = _undone(intent, but=there)
+        undone = put_back(intent, but=there, touched=touched)
         self.slots[intent.slot_id] = undone
         await self._look_at(intent, {})
         if swapped and intent.reload_owed:
@@ -300,7 +306,7 @@ class Applier:
             if file.change is not None:
                 await self.views.look(file, from_at=swapped_at.get(file.path, self._clock.now()))
 
-    async def _reload(self, intent: Slot, attempt: _Attempt) -> Reason | None:
+    async def _reload(self, intent: Slot, attempt: Attempt) -> Reason | None:
         if not intent.reload_owed or not self.config.reload:
             return None
         attempt.step = Step.RELOAD_OWED
@@ -323,18 +329,18 @@ class Applier:
         return [await self._recover(slot) for slot in tuple(self.slots.values()) if slot.intends]
 
     async def _recover(self, intent: Slot) -> Outcome:
-        attempt = _Attempt(slot=intent, step=Step.CHECKED)
+        attempt = Attempt(slot=intent, step=Step.CHECKED)
         there = await blocking(lambda: self._swapper.already_new(intent))
         failure = await blocking(lambda: self._swapper.forward(intent))
         # A rename of this moment is as of now; one that the stop came after is as of the intent.
         swapped_at = {file.path: intent.swapped_at for file in there}
         return await self._conclude(intent, attempt, failure, swapped_at=swapped_at)
 
-    async def _refuse(self, attempt: _Attempt, reason: Reason) -> Outcome:
+    async def _refuse(self, attempt: Attempt, reason: Reason) -> Outcome:
         return await self._end(replace(attempt.slot, result=Result.REFUSED), attempt, reason=reason)
 
     async def _end(
-        self, slot: Slot, attempt: _Attempt, *, intent: Slot | None = None, reason: Reason | None = None
+        self, slot: Slot, attempt: Attempt, *, intent: Slot | None = None, reason: Reason | None = None
     ) -> Outcome:
         """The attempt's outcome is journalled with the slot."""
         files = await blocking(lambda: self._file_outcomes(attempt, intent))
@@ -373,7 +379,7 @@ class Applier:
                 known = later[1].before
                 # What somebody else had put there between the two slots is the baseline, and stays it.
                 if known is None or known.digest == file.applied:
-                    self.save(_with_baseline(later[0], later[1], file.before))
+                    self.save(with_baseline(later[0], later[1], file.before))
         self.save(slot)
 
     def save(self, slot: Slot) -> None:
@@ -387,7 +393,18 @@ class Applier:
         else:
             self.unsaved.discard(slot.slot_id)
 
-    def _file_outcomes(self, attempt: _Attempt, intent: Slot | None) -> tuple[FileOutcome, ...]:
+    def _file_outcomes(self, attempt: Attempt, intent: Slot | None) -> tuple[FileOutcome, ...]:
+        if attempt.step is Step.LOADED:
+            return tuple(
+                FileOutcome(
+                    path=file.path,
+                    desired=file.applied,
+                    running=self._running(file.path),
+                    previous=file.applied,
+                )
+                for file in attempt.slot.files
+                if file.applied is not None
+            )
         changes = {file.path: file.change for file in intent.files if file.change} if intent else {}
         offered = {file.path: file.digest for file in attempt.offer.files} if attempt.offer else {}
         outcomes = []
@@ -409,76 +426,3 @@ class Applier:
             return self.workspace.digest(self.workspace.locate(path))
         except Refused:
             return None
-
-
-def refused_unseen(offer: Offer, reason: Reason, *, now: int) -> Outcome:
-    """The outcome of an offer that never got as far as a slot's journal."""
-    return Outcome(
-        participant=offer.participant,
-        slot_id=offer.slot_id,
-        revision=offer.revision,
-        attempt=1,
-        step=Step.RECEIVED,
-        result=Result.REFUSED,
-        files=tuple(
-            FileOutcome(path=file.path, desired=file.digest, running=None, previous=None)
-            for file in offer.files
-            if file.path
-        ),
-        occurred_at=now,
-        reason=reason,
-    )
-
-
-def _begun(offer: Offer, slot: Slot | None) -> Slot:
-    if slot is None:
-        return Slot(
-            participant=offer.participant,
-            slot_id=offer.slot_id,
-            revision=offer.revision,
-            attempt=1,
-            action=offer.action,
-            step=Step.RECEIVED,
-            result=Result.REFUSED,
-        )
-    attempt = slot.attempt + 1 if slot.revision == offer.revision else 1
-    return replace(slot, revision=offer.revision, attempt=attempt, action=offer.action)
-
-
-def _is_done(slot: Slot, offer: Offer) -> bool:
-    """The very same offer was applied; somebody who wants it written over a drift says so."""
-    same_offer = slot.revision == offer.revision and slot.action is offer.action
-    return same_offer and slot.result.holds and not offer.overwrite_drift
-
-
-def _done(intent: Slot) -> Slot:
-    """The slot once everything it intends is in place."""
-    if intent.action is OfferAction.RESTORE:
-        files = tuple(replace(file, change=None, applied=None) for file in intent.files)
-        return replace(intent, files=files, closed=True, reload_owed=False)
-    files = tuple(
-        replace(file, change=None, applied=file.change.new.digest) if file.change else file
-        for file in intent.files
-    )
-    return replace(intent, files=files, closed=False, reload_owed=False)
-
-
-def _undone(intent: Slot, *, but: Iterable[SlotFile]) -> Slot:
-    """The slot once nothing it intended is in place `but` what could not be undone: that it holds."""
-    stuck = {file.path for file in but}
-    done = _done(intent)
-    files = tuple(
-        done_file if file.path in stuck else replace(file, change=None)
-        for file, done_file in zip(intent.files, done.files, strict=True)
-    )
-    return replace(intent, files=files, reload_owed=False, closed=intent.closed and not stuck)
-
-
-def _merged(slot: Slot, plan: Iterable[Planned]) -> tuple[SlotFile, ...]:
-    files = {file.path: file for file in slot.files} | {planned.file.path: planned.file for planned in plan}
-    return tuple(files.values())
-
-
-def _with_baseline(slot: Slot, file: SlotFile, before: FileImage | None) -> Slot:
-    files = tuple(replace(entry, before=before) if entry is file else entry for entry in slot.files)
-    return replace(slot, files=files)

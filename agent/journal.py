@@ -67,8 +67,9 @@ class SlotFile:
     """One target of a slot.
 
     `real` is the file behind `path`; `before` is None where the baseline is lost; `original` is set only in
-    the slot that wrote the target first. `applied` is what the slot last put there, None: nothing yet.
-    Among open slots over one real file the highest `order` holds it. `change` is set from intent to final.
+    the slot that wrote the target first. `applied` is what the slot last put there, None: nothing yet;
+    `loaded` what the application said since then that it works with, and `loaded_at` when. Among open slots
+    over one real file the highest `order` holds it. `change` is set from intent to final.
     """
 
     path: str
@@ -78,6 +79,8 @@ class SlotFile:
     applied: Digest | None = None
     order: int = 0
     change: Change | None = None
+    loaded: Digest | None = None
+    loaded_at: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +268,8 @@ def _to_json(slot: Slot) -> dict[str, Any]:
                     "new": _image_to_json(file.change.new),
                     "temp": file.change.temp,
                 },
+                "loaded": _hex(file.loaded),
+                "loadedAt": file.loaded_at,
             }
             for file in slot.files
         ],
@@ -324,6 +329,9 @@ def _file_from_json(entry: Mapping[str, Any]) -> SlotFile:
         applied=_unhex(entry["applied"]),
         order=int(entry["order"]),
         change=change,
+        # What this version added: an older agent's journal has none of it.
+        loaded=_unhex(entry.get("loaded")),
+        loaded_at=int(entry.get("loadedAt", 0)),
     )
 
 

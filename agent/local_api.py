@@ -7,13 +7,11 @@ content type but JSON are refused. A report is answered only after it is durable
 
 import hmac
 import pwd
-import socket
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,17 +20,17 @@ from aiohttp import web
 
 from agent import reports
 from agent.config import AgentConfig, ParticipantConfig
+from agent.doors import is_loopback, listen_on_loopback, listen_on_socket
 from agent.peer import commands_the_agent, is_on_socket, uid_of
 from agent.policy import Refused, allow
 from agent.reconciler import Reconciler
-from agent.reports import Report
+from agent.reports import Receipt, Report
 from agent.spool import Spool
 from shared import logs
 from shared.clock import Clock
 from shared.errors import (
     Code,
     Error,
-    FailedPrecondition,
     Fault,
     Invalid,
     NotFound,
@@ -42,6 +40,7 @@ from shared.errors import (
 )
 from shared.ids import NewId, show_id
 from shared.model import EventKind, show_digest
+from shared.moment import to_rfc3339
 
 _log = logs.get(__name__)
 
@@ -61,7 +60,8 @@ _HTTP = {
 
 
 _REASONS = {
-    404: "there is nothing at this path; reports go to /v1/impressions, /v1/conversions, /v1/events:batch",
+    404: "there is nothing at this path; reports go to /v1/impressions, /v1/conversions, /v1/events:batch,"
+    " /v1/loaded",
     413: f"a request has at most {MAX_BODY} bytes; send fewer events at once",
 }
 
@@ -121,7 +121,7 @@ class LocalApi:
         self._token = _read_token(config.local_token_file)
         self._runner: web.AppRunner | None = None
         self._socket: tuple[int, int] | None = None  # device and inode of ours
-        self.accepted = dict.fromkeys(EventKind, 0)
+        self.accepted = dict.fromkeys((*map(str, EventKind), "loaded"), 0)
         self.refused: dict[int, int] = {}
 
     def reconfigure(self, config: AgentConfig) -> None:
@@ -143,17 +143,18 @@ class LocalApi:
                 web.post("/v1/impressions", self._impressions),
                 web.post("/v1/conversions", self._conversions),
                 web.post("/v1/events:batch", self._batch),
+                web.post("/v1/loaded", self._loaded),
                 web.get("/v1/content", self._content),
                 *self._admin,
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
         await self._runner.setup()
-        listener = _listen_on_socket(self._config.socket)
+        listener = listen_on_socket(self._config.socket)
         at = self._config.socket.stat()
         self._socket = (at.st_dev, at.st_ino)
         await web.SockSite(self._runner, listener).start()
-        loopback = _listen_on_loopback(self._config.local_http)
+        loopback = listen_on_loopback(self._config.local_http)
         host, port = loopback.getsockname()[:2]
         await web.SockSite(self._runner, loopback).start()
         shown = f"[{host}]" if ":" in host else host
@@ -267,26 +268,38 @@ class LocalApi:
     async def _keep(self, caller: Caller, parsed: list[Report]) -> list[str]:
         """The ids of the reports' records, all of them durable; none is kept where it raises."""
         participants = [self._participant(caller, report.participant, report.where) for report in parsed]
-        faults = [
-            fault
-            for report, participant in zip(parsed, participants, strict=True)
-            for fault in _target_faults(participant, report)
-        ]
+        self._admit(list(zip(parsed, participants, strict=True)))
+        events = [report.event(p.id) for report, p in zip(parsed, participants, strict=True)]
+        records = await self._spool.append_all(events)
+        for event in events:
+            self.accepted[event.kind.value] += 1
+        return [show_id(record.id) for record in records]
+
+    def _admit(self, parsed: Sequence[tuple[Report | Receipt, ParticipantConfig]]) -> None:
+        """Raises Invalid for targets that are none, ResourceExhausted where a participant says too much."""
+        faults = [fault for report, participant in parsed for fault in _target_faults(participant, report)]
         if faults:
             listed = "; ".join(f"{fault.field} {fault.message}" for fault in faults)
             raise Invalid(f"the report is not valid: {listed}", reason="BAD_REPORT", faults=faults)
         now = self._clock.monotonic()
-        for name in sorted({participant.id for participant in participants}):
-            count = sum(participant.id == name for participant in participants)
-            if not self._buckets[name].take(count, now):
+        names = [participant.id for _, participant in parsed]
+        for name in sorted(set(names)):
+            if not self._buckets[name].take(names.count(name), now):
                 raise ResourceExhausted(
                     f"{name} reports faster than the agent takes it", reason="RATE_LIMITED"
                 )
-        events = [report.event(p.id) for report, p in zip(parsed, participants, strict=True)]
-        records = await self._spool.append_all(events)
-        for event in events:
-            self.accepted[event.kind] += 1
-        return [show_id(record.id) for record in records]
+
+    async def _loaded(self, request: web.Request) -> web.Response:
+        """What the application says it loaded is durable as said, whatever is on disk."""
+        caller = self._caller(request)
+        receipt = reports.parse_loaded(await _json_body(request), now=self._clock.now())
+        participant = self._participant(caller, receipt.participant)
+        self._admit([(receipt, participant)])
+        loaded = receipt.loaded(participant.id, now=self._clock.now())
+        record = await self._spool.append(loaded)
+        self.accepted["loaded"] += 1
+        self._reconciler.loaded(loaded)
+        return web.json_response({"id": show_id(record.id)}, status=202)
 
     # -- questions -------------------------------------------------------------------------------
 
@@ -312,6 +325,8 @@ class LocalApi:
                 "digest": show_digest(holding.digest),
                 "desiredDigest": show_digest(holding.desired),
                 "state": holding.state.value,
+                "loadedDigest": show_digest(holding.loaded.digest if holding.loaded else None),
+                "loadedAt": to_rfc3339(holding.loaded.loaded_at) if holding.loaded else None,
                 "slotId": show_id(holding.slot_id),
             }
         )
@@ -338,7 +353,7 @@ class LocalApi:
 def _refuse_web_pages(request: web.Request) -> None:
     if "Origin" in request.headers:
         raise PermissionDenied("requests of web pages are not served", reason="ORIGIN_REFUSED")
-    if not is_on_socket(request) and not _is_loopback(_host_name(request.headers.get("Host", ""))):
+    if not is_on_socket(request) and not is_loopback(_host_name(request.headers.get("Host", ""))):
         raise PermissionDenied("this address is served under its own name only", reason="HOST_REFUSED")
 
 
@@ -355,7 +370,7 @@ async def _json_body(request: web.Request) -> bytes:
     return await request.read()
 
 
-def _target_faults(participant: ParticipantConfig, report: Report) -> list[Fault]:
+def _target_faults(participant: ParticipantConfig, report: Report | Receipt) -> list[Fault]:
     if not report.target:
         return []
     try:
@@ -414,66 +429,3 @@ def _read_token(path: Path | None) -> bytes | None:
             f"agent.local_token_file {path}: a token has at least 16 characters", reason="BAD_CONFIG"
         )
     return token
-
-
-def _listen_on_socket(path: Path) -> socket.socket:
-    """A listening socket at `path`, open to every user of the host; a dead one there is replaced."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if path.is_socket():
-            if _is_served(path):
-                raise FailedPrecondition(f"another process serves the socket {path}; give this agent its own")
-            path.unlink()
-        listener.bind(str(path))
-        path.chmod(0o666)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        why = error.strerror or str(error)
-        raise Invalid(f"agent.socket {path}: {why}", reason="BAD_CONFIG") from None
-    except Error:
-        listener.close()
-        raise
-    return listener
-
-
-def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return False
-    return True
-
-
-def _listen_on_loopback(address: str) -> socket.socket:
-    """A listening TCP socket on a loopback address, HOST:PORT."""
-    parts = urlsplit("//" + address)
-    try:
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port = "", None
-    if port is None or not _is_loopback(host):
-        raise Invalid(
-            f"agent.local_http {address!r} is no loopback address; write 127.0.0.1:7410", reason="BAD_CONFIG"
-        )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise Invalid(f"agent.local_http {address}: {error.strerror}", reason="BAD_CONFIG") from None
-    return listener
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from agent.apply import Applier, refused_unseen
+from agent.apply import Applier
+from agent.attempts import refused_unseen
 from agent.config import AgentConfig
 from agent.contents import Fetch
 from agent.hold import Hold
-from agent.journal import Journal, Slot
+from agent.journal import Journal, Slot, SlotFile
 from agent.judge import Unjudged
 from agent.policy import Refused, unknown_participant
 from agent.threads import blocking
@@ -27,6 +28,7 @@ from shared.model import (
     Condition,
     Digest,
     FileState,
+    Loaded,
     Offer,
     OfferedFile,
     Outcome,
@@ -56,12 +58,16 @@ _log = get(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """What a target holds: `digest` and `state` as last seen on disk, `desired` as the slot put it there."""
+    """What a target holds: `digest` and `state` as last seen on disk, `desired` as the slot put it there.
+
+    `loaded` is what the application said last that it works with, since that came onto the disk.
+    """
 
     slot_id: bytes
     digest: Digest | None
     desired: Digest | None
     state: ViewState
+    loaded: Loaded | None
 
 
 class Reconciler:
@@ -98,6 +104,7 @@ class Reconciler:
         }
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._queued: defaultdict[str, dict[bytes, Offer]] = defaultdict(dict)
+        self._receipts: defaultdict[str, dict[str, Loaded]] = defaultdict(dict)
         self._acknowledged: defaultdict[str, list[OutcomeKey]] = defaultdict(list)
         self._unjournalled: OrderedDict[OutcomeKey, Outcome] = OrderedDict()
         self._busy: set[str] = set()
@@ -179,6 +186,7 @@ class Reconciler:
         try:
             async with limit:
                 self._pending.discard(participant)
+                await self._take_receipts(participant)
                 while queued:
                     async with self._locks[participant]:
                         if queued:  # a reconfiguration may have emptied it meanwhile
@@ -190,6 +198,15 @@ class Reconciler:
         finally:
             self._busy.discard(participant)
             self._wake.set()
+
+    async def _take_receipts(self, participant: str) -> None:
+        receipts = self._receipts[participant]
+        async with self._locks[participant]:
+            while receipts:
+                receipt = receipts.pop(next(iter(receipts)))
+                if participant in self._appliers:
+                    for outcome in await self._appliers[participant].loaded(receipt):
+                        self._report(outcome, journalled=True)
 
     async def _apply(self, applier: Applier, offer: Offer) -> None:
         before = applier.slots.get(offer.slot_id)
@@ -240,6 +257,15 @@ class Reconciler:
     def _refuse_unknown(self, offer: Offer) -> None:
         reason = unknown_participant(offer.participant).reason
         self._report(refused_unseen(offer, reason, now=self._clock.now()), journalled=False)
+
+    def loaded(self, receipt: Loaded) -> None:
+        """What the application says it works with will be on record with its slot; never waits.
+
+        The fact itself goes to the control plane by the spool, whatever the slot holds.
+        """
+        self._receipts[receipt.participant][receipt.path] = receipt
+        self._pending.add(receipt.participant)
+        self._wake.set()
 
     def unacknowledged(self) -> tuple[Outcome, ...]:
         """Every outcome the control plane has not acknowledged, oldest first within a slot."""
@@ -427,9 +453,19 @@ class Reconciler:
             view = applier.views.seen.get(file.path) if applier else None
             if file.path == path and view is not None:
                 return Holding(
-                    slot_id=slot.slot_id, digest=view.digest, desired=file.applied, state=view.state
+                    slot_id=slot.slot_id,
+                    digest=view.digest,
+                    desired=file.applied,
+                    state=view.state,
+                    loaded=self._loaded(participant, file),
                 )
         return None
+
+    def _loaded(self, participant: str, file: SlotFile) -> Loaded | None:
+        queued = self._receipts[participant].get(file.path)
+        if queued is not None or file.loaded is None:
+            return queued
+        return Loaded(participant=participant, path=file.path, digest=file.loaded, loaded_at=file.loaded_at)
 
     # -- how it goes ---------------------------------------------------------------------------------
 

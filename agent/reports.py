@@ -6,13 +6,13 @@ here is refused further up. No pydantic: an agent at rest imports little.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 from shared.errors import Fault, Invalid
-from shared.model import Digest, Event, EventKind, parse_digest
+from shared.model import Digest, Event, EventKind, Loaded, parse_digest
 from shared.moment import SECOND, from_rfc3339
 
 FUTURE_SECONDS = 300
@@ -67,6 +67,28 @@ class Report:
             event_id=self.event_id,
             properties_json=self.properties_json,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """That the application loaded this content of a target; `where` is for faults found later, as in a `Report`."""
+
+    where: str
+    participant: str | None
+    target: str
+    digest: Digest
+
+    def loaded(self, participant: str, *, now: int) -> Loaded:
+        """The receipt as a fact of `participant`'s."""
+        return Loaded(participant=participant, path=self.target, digest=self.digest, loaded_at=now)
+
+
+def parse_loaded(body: bytes, *, now: int) -> Receipt:
+    """The receipt in a request's body. Raises Invalid that lists every fault by field."""
+    faults: list[Fault] = []
+    receipt = _Reader(_object(body), "", faults, now).receipt()
+    _raise(faults)
+    return receipt
 
 
 def parse_one(body: bytes, kind: EventKind, *, now: int) -> Report:
@@ -132,8 +154,7 @@ class _Reader:
     def report(self, kind: EventKind, known: frozenset[str]) -> Report:
         if kind is EventKind.IMPRESSION:
             known -= {"eventName"}
-        for key in sorted(set(self._table) - known):
-            self._faults.append(_unknown(self._where + key, ", ".join(sorted(known))))
+        self._refuse_unknown(known)
         return Report(
             kind=kind,
             where=self._where,
@@ -149,6 +170,19 @@ class _Reader:
             occurred_at=self._moment(),
             properties_json=self._properties(),
         )
+
+    def receipt(self) -> Receipt:
+        self._refuse_unknown({"participantId", "target", "digest"})
+        return Receipt(
+            where=self._where,
+            participant=self._text("participantId", MAX_NAME) or None,
+            target=self._text("target", MAX_TARGET, required=True),
+            digest=self._digest(required=True) or b"",
+        )
+
+    def _refuse_unknown(self, known: Set[str]) -> None:
+        for key in sorted(set(self._table) - known):
+            self._faults.append(_unknown(self._where + key, ", ".join(sorted(known))))
 
     def _fault(self, key: str, message: str, remedy: str = "") -> None:
         self._faults.append(Fault(field=self._where + key, message=message, remedy=remedy))
@@ -185,8 +219,8 @@ class _Reader:
             self._fault("value", "is out of range", "within ±9.2e12")
         return None
 
-    def _digest(self) -> Digest | None:
-        text = self._text("digest", 71)
+    def _digest(self, *, required: bool = False) -> Digest | None:
+        text = self._text("digest", 71, required=required)
         try:
             return parse_digest(text) if text else None
         except ValueError as error:

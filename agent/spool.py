@@ -44,6 +44,7 @@ from shared.model import (
     Batch,
     Condition,
     Event,
+    Loaded,
     Record,
     SpoolState,
     View,
@@ -121,11 +122,11 @@ class Spool:
 
     # -- what others call ------------------------------------------------------------------------
 
-    async def append(self, body: View | Event) -> Record:
+    async def append(self, body: View | Loaded | Event) -> Record:
         """The record of `body` is durable."""
         return (await self.append_all([body]))[0]
 
-    async def append_all(self, bodies: Sequence[View | Event]) -> list[Record]:
+    async def append_all(self, bodies: Sequence[View | Loaded | Event]) -> list[Record]:
         """The records of all `bodies` are durable, in order; of none of them where it raises."""
         now = self._clock.now()
         records = [Record(id=self._new_id(), recorded_at=now, body=body) for body in bodies]

@@ -148,7 +148,7 @@ class Status(Collector):
             return
         accepted = _family("reports")
         for kind, count in self.api.accepted.items():
-            accepted.add_metric([kind.value], count)
+            accepted.add_metric([kind], count)
         yield accepted
         refused = _family("requests_refused")
         for status, count in self.api.refused.items():

@@ -15,6 +15,7 @@ from agent.threads import blocking
 from shared.errors import Error
 from shared.logs import get
 from shared.model import Digest, View, ViewState, show_digest
+from shared.moment import to_rfc3339
 
 MAX_OWED = 1024
 """Views of one participant that wait to be recorded; beyond that the oldest go."""
@@ -85,6 +86,8 @@ class Views:
                     "desiredDigest": show_digest(file.applied),
                     "runningDigest": show_digest(view.digest) if view is not None else None,
                     "state": self._state(slot, file.real, view).value,
+                    "loadedDigest": show_digest(file.loaded),
+                    "loadedAt": to_rfc3339(file.loaded_at) if file.loaded else None,
                 }
                 for file in slot.files
                 for view in [self.seen.get(file.path)]

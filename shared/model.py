@@ -396,6 +396,16 @@ class View:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """An application said that from `loaded_at` on it works with this content of a target, whatever is on disk."""
+
+    participant: str
+    path: str
+    digest: Digest
+    loaded_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """A report that was accepted. `event_name` is empty for an impression, `subject` for none."""
 
@@ -428,7 +438,7 @@ class Record:
 
     id: bytes
     recorded_at: int
-    body: View | Event | Loss
+    body: View | Loaded | Event | Loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from shared.model import (
     FileOutcome,
     FileState,
     Hello,
+    Loaded,
     Loss,
     Offer,
     OfferAction,
@@ -435,6 +436,11 @@ def record_to_bytes(record: Record) -> bytes:
         message.view.digest = body.digest or b""
         message.view.state = _number(body.state)
         message.view.from_at_us = body.from_at
+    elif isinstance(body, Loaded):
+        message.loaded.participant_id = body.participant
+        message.loaded.path = body.path
+        message.loaded.digest = body.digest
+        message.loaded.loaded_at_us = body.loaded_at
     elif isinstance(body, Event):
         message.event.CopyFrom(_event_to_pb(body))
     else:
@@ -468,7 +474,7 @@ def record_from_bytes(raw: bytes) -> Record:
     except DecodeError:
         raise malformed("record", "not a spool record") from None
     kind = message.WhichOneof("record")
-    body: View | Event | Loss
+    body: View | Loaded | Event | Loss
     if kind == "view":
         body = View(
             participant=_text(message.view.participant_id, "view.participant_id", 128),
@@ -476,6 +482,16 @@ def record_from_bytes(raw: bytes) -> Record:
             digest=_digest(message.view.digest, "view.digest"),
             state=_name(ViewState, message.view.state, "view.state"),
             from_at=message.view.from_at_us,
+        )
+    elif kind == "loaded":
+        loaded = _digest(message.loaded.digest, "loaded.digest")
+        if loaded is None:
+            raise malformed("loaded.digest", "a receipt has a digest")
+        body = Loaded(
+            participant=_text(message.loaded.participant_id, "loaded.participant_id", 128),
+            path=_text(message.loaded.path, "loaded.path", 4096),
+            digest=loaded,
+            loaded_at=message.loaded.loaded_at_us,
         )
     elif kind == "event":
         body = _event_from_pb(message.event)
@@ -487,7 +503,7 @@ def record_from_bytes(raw: bytes) -> Record:
             first_seq=message.loss.first_seq,
         )
     else:
-        raise malformed("record", "neither view, event nor loss")
+        raise malformed("record", "neither view, receipt, event nor loss")
     return Record(id=_id(message.id, "record.id"), recorded_at=message.recorded_at_us, body=body)
 
 

@@ -8,8 +8,8 @@ An event of a participant belongs to every phase whose assignment covers the mom
   disk (intention to treat).
 - *delivered*: besides, the digest in use (or else the digest on disk by the views) was the assigned
   variant's for every target file concerned, and, where the event does not say its own digest, the swap to
-  it was at least `settle` ago. Where content has to be *loaded*, only the event's own digest says so: what is on
-  disk may not have been read.
+  it was at least `settle` ago. Where content has to be *loaded*, what is on disk may not have been read: the event's
+  own digest says so, or else the application's last receipt since that content came onto the disk.
 
 A unit is (phase, block, participant, subject). Its first exposure is its earliest impression; a conversion
 counts from the first exposure on. A conversion without an earlier impression is pending, and counted once
@@ -40,7 +40,9 @@ class Standing(StrEnum):
     OTHER_CONTENT = "other_content"  # something else was in use or on disk
     OTHER_VARIANT = "other_variant"  # and that was another variant's content
     UNKNOWN_CONTENT = "unknown_content"  # no view says what was on disk
-    NOT_LOADED = "not_loaded"  # the event does not say which content was in use, and has to
+    NOT_LOADED = (
+        "not_loaded"  # nobody said that the content was in use, neither event nor receipt, and has to
+    )
     CROSSED = "crossed"  # on the assigned content, but of a unit that met several variants
 
 
@@ -53,7 +55,7 @@ class Several(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A view: from `from_at` on, the file held `digest`."""
+    """A view: from `from_at` on, the file held `digest`. Of a receipt: from then on the application worked with it."""
 
     from_at: int
     id: bytes
@@ -61,9 +63,9 @@ class Seen:
 
 
 class Timeline:
-    """What one target file held, by its views; order and repetition of the views do not matter."""
+    """What a target file held, by its views, and what was loaded, by receipts; in any order, repeated or not."""
 
-    def __init__(self, views: Iterable[Seen]) -> None:
+    def __init__(self, views: Iterable[Seen], receipts: Iterable[Seen] = ()) -> None:
         ordered = sorted(views, key=lambda view: (view.from_at, view.id))
         self._since: list[int] = []
         self._digests: list[Digest | None] = []
@@ -72,6 +74,13 @@ class Timeline:
                 continue  # said again, not changed
             self._since.append(view.from_at)
             self._digests.append(view.digest)
+        self._receipts = sorted(receipts, key=lambda receipt: (receipt.from_at, receipt.id))
+
+    def loaded(self, since: int, moment: int) -> Digest | None:
+        """What the application said last that it loaded, from `since` to `moment`; None: it said nothing."""
+        index = bisect_right(self._receipts, moment, key=lambda receipt: receipt.from_at) - 1
+        found = self._receipts[index] if index >= 0 else None
+        return found.digest if found is not None and found.from_at >= since else None
 
     def at(self, moment: int) -> tuple[int, Digest | None] | None:
         """(since when, digest) on disk at `moment`; None before the first view."""
@@ -195,17 +204,35 @@ def _content(event: Happening, phase: Enrolled, timelines: Mapping[str, Timeline
             if event.digest != phase.digests[path]:
                 return _other(event.digest, path, phase)
             continue
-        if phase.loaded:
-            return Standing.NOT_LOADED
-        seen = timelines[path].at(event.occurred_at) if path in timelines else None
-        if seen is None:
-            return Standing.UNKNOWN_CONTENT
-        since, digest = seen
-        if digest != phase.digests[path]:
-            return _other(digest, path, phase)
-        if event.occurred_at < since + phase.settle:
-            return Standing.IN_TRANSITION
+        speaks = (_loading if phase.loaded else _on_disk)(event.occurred_at, path, phase, timelines.get(path))
+        if speaks is not None:
+            return speaks
     return Standing.ELIGIBLE
+
+
+def _on_disk(moment: int, path: str, phase: Enrolled, timeline: Timeline | None) -> Standing | None:
+    """What speaks against it by the views."""
+    seen = timeline.at(moment) if timeline is not None else None
+    if seen is None:
+        return Standing.UNKNOWN_CONTENT
+    since, digest = seen
+    if digest != phase.digests[path]:
+        return _other(digest, path, phase)
+    return Standing.IN_TRANSITION if moment < since + phase.settle else None
+
+
+def _loading(moment: int, path: str, phase: Enrolled, timeline: Timeline | None) -> Standing | None:
+    """What speaks against it by receipts: one says what was loaded until something else comes onto the disk.
+
+    No settling time: it is the application itself that says from when on.
+    """
+    seen = timeline.at(moment) if timeline is not None else None
+    loaded = timeline.loaded(seen[0], moment) if timeline is not None and seen is not None else None
+    if seen is None or loaded is None:
+        return Standing.NOT_LOADED
+    if loaded != phase.digests[path]:
+        return _other(loaded, path, phase)
+    return None if seen[1] == loaded else Standing.OTHER_CONTENT
 
 
 def _other(digest: Digest | None, path: str, phase: Enrolled) -> Standing:

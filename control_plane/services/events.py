@@ -29,7 +29,7 @@ from control_plane.domain.attribution import (
 from control_plane.store.events import EventStore, StoredEvent
 from shared import wire
 from shared.errors import Invalid, ResourceExhausted
-from shared.model import CHAIN_START, Batch, Event, EventKind, Loss, Record, View, chain
+from shared.model import CHAIN_START, Batch, Event, EventKind, Loaded, Loss, Record, View, chain
 from shared.moment import SECOND, utc_day
 
 MAX_RECORDS = 1_000
@@ -143,7 +143,7 @@ class _Ingest:
     lost: list[tuple[bytes, str, int]] = field(default_factory=list)
     stored: list[StoredEvent] = field(default_factory=list)
     happened: defaultdict[bytes, list[Happening]] = field(default_factory=lambda: defaultdict(list))
-    seen: defaultdict[bytes, list[View]] = field(default_factory=lambda: defaultdict(list))
+    seen: defaultdict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     standings: defaultdict[tuple[bytes, str, str], int] = field(default_factory=lambda: defaultdict(int))
     tallies: Tallies = field(default_factory=Tallies)
 
@@ -151,6 +151,7 @@ class _Ingest:
         """What is new of the batch is stored and counted; the events as they are kept."""
         known = self.store.known([record.id for _, record in records])
         views: list[tuple[bytes, bytes, View]] = []
+        receipts: list[tuple[bytes, bytes, Loaded]] = []
         for seq, record in records:
             if record.id in known:
                 continue
@@ -160,10 +161,15 @@ class _Ingest:
                     (record.body.epoch or self.epoch or b"", record.body.reason, record.body.count)
                 )
             elif isinstance(record.body, View):
-                self._see(record.id, record.body, views)
+                if participant_id := self._seen(record.body.participant, record.body.from_at):
+                    views.append((record.id, participant_id, record.body))
+            elif isinstance(record.body, Loaded):
+                if participant_id := self._seen(record.body.participant, record.body.loaded_at):
+                    receipts.append((record.id, participant_id, record.body))
             else:
                 self._hear(seq, record, record.body)
         self.store.add_views(views, now=self.source.now)
+        self.store.add_receipts(receipts, now=self.source.now)
         return self._count()
 
     def decoded(self, first_seq: int, raws: Sequence[bytes]) -> Iterable[tuple[int, Record]]:
@@ -174,11 +180,12 @@ class _Ingest:
             except Invalid:
                 self.lost.append((self.epoch or b"", "malformed", 1))
 
-    def _see(self, record_id: bytes, view: View, views: list[tuple[bytes, bytes, View]]) -> None:
-        participant_id = self.participants.get(view.participant)
+    def _seen(self, participant: str, since: int) -> bytes | None:
+        """Whose view or receipt it is, if anybody's; what it tells may change how events stand from then on."""
+        participant_id = self.participants.get(participant)
         if participant_id is not None:
-            views.append((record_id, participant_id, view))
-            self.seen[participant_id].append(view)
+            self.seen[participant_id].append(since)
+        return participant_id
 
     def _hear(self, seq: int | None, record: Record, event: Event) -> None:
         participant_id = self.participants.get(event.participant)
@@ -289,12 +296,12 @@ class _Ingest:
         return [item for item in after if item not in stored]
 
     def _judge_again(self, participant_id: bytes, enrolled: Sequence[Enrolled]) -> list[Attributed]:
-        """Stored events whose content a view of this batch tells otherwise, as they stand by themselves."""
+        """Stored events of which a view or receipt of this batch tells otherwise, as they stand by themselves."""
         phases = {(phase.phase_id, phase.block): phase for phase in enrolled}
-        views = self.seen.get(participant_id, [])
-        if not views or not phases:
+        since = self.seen.get(participant_id, [])
+        if not since or not phases:
             return []
-        low = min(view.from_at for view in views)
+        low = min(since)
         touched = self.store.attributed_between(participant_id, low, None)
         if not touched:
             return []
@@ -312,8 +319,16 @@ class _Ingest:
     ) -> dict[str, Timeline]:
         settle = max(phase.settle for phase in enrolled)
         paths = sorted({path for phase in enrolled for path in phase.digests})
+        asking = {path for phase in enrolled if phase.loaded for path in phase.digests}
         low, high = min(moments) - settle, max(moments)
-        return {path: Timeline(self.store.views(participant_id, path, low=low, high=high)) for path in paths}
+        timelines = {}
+        for path in paths:
+            receipts = self.store.receipts(participant_id, path, low=low, high=high) if path in asking else []
+            # From the first receipt on: whether anything else was on disk since is what decides.
+            since = min([low, *(receipt.from_at for receipt in receipts[:1])])
+            views = self.store.views(participant_id, path, low=since, high=high)
+            timelines[path] = Timeline(views, receipts)
+        return timelines
 
     def _stand(self, item: Attributed, change: int) -> None:
         self.standings[(item.phase_id, "assigned", item.assigned.value)] += change

@@ -22,7 +22,7 @@ from control_plane.domain.attribution import (
 from control_plane.domain.design import Design, Exposure
 from control_plane.domain.fields import duration
 from control_plane.store.database import Row, Tx
-from shared.model import Digest, Event, EventKind, View
+from shared.model import Digest, Event, EventKind, Loaded, View
 
 _NO_DAY = 1 << 40
 """After every day."""
@@ -107,7 +107,7 @@ class EventStore:
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
             marks = ", ".join("?" * len(chunk))
-            for table in ("event", "view"):
+            for table in ("event", "view", "receipt"):
                 rows = self._tx.all(f"select id from {table} where id in ({marks})", chunk)  # noqa: S608
                 found.update(row["id"] for row in rows)
         return found
@@ -141,6 +141,26 @@ class EventStore:
             (participant_id, path, high, participant_id, path, low),
         )
         return [Seen(from_at=row["from_at"], id=row["id"], digest=row["digest"]) for row in rows]
+
+    def add_receipts(self, receipts: Iterable[tuple[bytes, bytes, Loaded]], *, now: int) -> None:
+        """(record id, participant's internal id, receipt), all stored."""
+        self._tx.many(
+            "insert into receipt (participant_id, path, at, id, digest, received_at) values (?, ?, ?, ?, ?, ?)",
+            [
+                (participant_id, item.path, item.loaded_at, record_id, item.digest, now)
+                for record_id, participant_id, item in receipts
+            ],
+        )
+
+    def receipts(self, participant_id: bytes, path: str, *, low: int, high: int) -> list[Seen]:
+        """Receipts of a target file from `low` to `high`, and the last one before."""
+        rows = self._tx.all(
+            "select at, id, digest from receipt where participant_id = ? and path = ? and at <= ?"
+            " and at >= coalesce((select max(at) from receipt where participant_id = ? and path = ?"
+            " and at <= ?), 0) order by at, id",
+            (participant_id, path, high, participant_id, path, low),
+        )
+        return [Seen(from_at=row["at"], id=row["id"], digest=row["digest"]) for row in rows]
 
     def next_view_at(self, participant_id: bytes, path: str, moment: int) -> int | None:
         """When the first view after `moment` begins."""

@@ -19,7 +19,7 @@ from agent.spool import Spool
 from shared import wire
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import new_id, parse_id
-from shared.model import Event, EventKind, Offer, OfferAction, OfferedFile, View, digest, show_digest
+from shared.model import Event, EventKind, Loaded, Offer, OfferAction, OfferedFile, View, digest, show_digest
 from shared.moment import SECOND, to_rfc3339
 from tests.support.clock import FakeClock
 from tests.support.control_plane import in_background
@@ -147,6 +147,31 @@ async def test_least_report_says_nothing(tmp_path: Path) -> None:
         (event,) = await agent.events()
         assert (event.participant, event.kind) == ("bot-1", EventKind.IMPRESSION)
         assert event.occurred_at == agent.clock.now()
+
+
+async def test_what_was_loaded_is_durable_as_it_was_said(tmp_path: Path) -> None:
+    """In its place among views and events; whatever is on disk, and a body that is wrong names every field."""
+    async with serving(tmp_path) as agent:
+        assert (await agent.post("/v1/impressions", {})).status == 202
+        body = {"target": "SOUL.md", "digest": show_digest(digest(b"x"))}
+        answer = await agent.post("/v1/loaded", body)
+        assert (answer.status, list(answer.body)) == (202, ["id"])
+        batch = await agent.spool.next_batch(10, 1 << 20)
+        assert batch is not None
+        first, second = (wire.record_from_bytes(raw) for raw in batch.records)
+        assert isinstance(first.body, Event)
+        assert second.id == parse_id(answer.body["id"])
+        at = agent.clock.now()
+        assert second.body == Loaded(participant="bot-1", path="SOUL.md", digest=digest(b"x"), loaded_at=at)
+        assert agent.api.accepted == {"impression": 1, "conversion": 0, "loaded": 1}
+        assert set((await agent.post("/v1/loaded", {"eventName": "x"})).faults) == {
+            "eventName",
+            "target",
+            "digest",
+        }
+        assert set((await agent.post("/v1/loaded", {**body, "target": "../x"})).faults) == {"target"}
+        assert (await call(agent.http, "/v1/loaded", body=body)).status == 403
+        assert (await agent.post("/v1/loaded", {**body, "participantId": "bot-9"})).status == 404
 
 
 async def test_batch_is_kept_in_order(tmp_path: Path) -> None:

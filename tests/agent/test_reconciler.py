@@ -649,5 +649,7 @@ async def test_status_says_per_slot_and_file_what_an_operator_asks(tmp_path: Pat
                 "desiredDigest": "sha256:" + digest(b"A").hex(),
                 "runningDigest": "sha256:" + digest(b"x").hex(),
                 "state": "drifted",
+                "loadedDigest": None,
+                "loadedAt": None,
             }
         ]

@@ -184,6 +184,36 @@ def test_content_of_another_variant_is_told_apart(
 
 
 @pytest.mark.parametrize(
+    ("views", "receipts", "expected"),
+    [
+        ([(0, A)], [(150, A)], "eligible"),
+        ([(0, A)], [(200, A)], "eligible"),
+        ([(0, A)], [(201, A)], "not_loaded"),
+        ([(0, B), (195, A)], [(196, A)], "eligible"),  # the application's word needs no settling time
+        ([(0, B), (195, A)], [(150, A)], "not_loaded"),  # new on disk: what was loaded before says nothing
+        ([(0, A), (100, B), (150, A)], [(50, A)], "not_loaded"),
+        ([(0, A), (100, A), (150, A)], [(50, A)], "eligible"),  # said again, not changed
+        ([(0, A)], [(50, A), (100, B)], "other_variant"),
+        ([(0, A)], [(50, B), (100, A)], "eligible"),
+        ([(0, A)], [(50, A), (100, C)], "other_content"),
+        ([(0, B)], [(50, B)], "other_variant"),
+        ([(0, B)], [(50, A)], "other_content"),  # loaded, they say, and not on disk
+        ([], [(50, A)], "not_loaded"),
+    ],
+)
+def test_a_receipt_says_what_was_loaded(
+    views: list[tuple[int, bytes]], receipts: list[tuple[int, bytes]], expected: str
+) -> None:
+    """From then on, until something else comes onto the disk or the application says otherwise."""
+    facts = [
+        [Seen(from_at=at, id=bytes(16), digest=value) for at, value in said] for said in (views, receipts)
+    ]
+    rule = make_enrolled(loaded=True, others={"f": {B}})
+    [found] = attribute(make_event(200), [rule], {"f": Timeline(*facts)})
+    assert (found.assigned.value, found.delivered.value) == ("eligible", expected)
+
+
+@pytest.mark.parametrize(
     ("event", "expected"),
     [
         (make_event(200), "not_loaded"),

@@ -137,6 +137,44 @@ async def test_loaded_asks_for_the_event_s_own_word(world: World) -> None:
     assert await counted(world) == (1, {"not_loaded": 1, "other_variant": 1})
 
 
+@pytest.mark.parametrize("order", list(permutations(range(5))))
+async def test_receipts_in_any_order_of_arrival(world: World, order: tuple[int, ...]) -> None:
+    """What counts follows from what was loaded when, not from when that was heard."""
+    uid, mine, other = await running(world, requires="loaded")
+    now = world.clock.now()
+    records = [
+        world.view("p", content_digest(mine), at=now + seconds(1)),
+        world.impression("p", at=now + seconds(2), subject="early"),
+        world.loaded("p", content_digest(mine), at=now + seconds(3)),
+        world.impression("p", at=now + seconds(4), subject="late"),
+        world.view("p", content_digest(mine), at=now + seconds(100)),  # a restart says it again
+    ]
+    for place in order:
+        await world.report(uid, records[place])
+    assert await counted(world) == (1, {"not_loaded": 1})
+    await world.report(uid, world.impression("p", at=now + seconds(300), subject="much later"))
+    assert await counted(world) == (2, {"not_loaded": 1})
+    # Something else was on disk in between, as is heard only now: the receipt is none of what came back.
+    await world.report(uid, world.view("p", content_digest("x"), at=now + seconds(50)))
+    assert await counted(world) == (1, {"not_loaded": 2})
+    await world.report(uid, world.loaded("p", content_digest(other), at=now + seconds(110)))
+    assert await counted(world) == (1, {"not_loaded": 1, "other_variant": 1})
+    await world.report(uid, world.loaded("p", content_digest(mine), at=now + seconds(111)))
+    assert await counted(world) == (2, {"not_loaded": 1})
+
+
+async def test_receipts_are_facts_of_their_own(world: World) -> None:
+    """Stored once, of whoever the agent serves; no experiment that goes by the disk asks for them."""
+    uid, mine, _ = await running(world)
+    now = world.clock.now()
+    receipt = world.loaded("p", content_digest("x"), at=now + seconds(2))
+    await world.report(uid, receipt, world.loaded("q", content_digest("x"), at=now))
+    await world.report(uid, receipt)
+    assert len(await world.rows("select * from receipt")) == 1
+    await world.report(uid, *lived(world, now, [mine]))
+    assert await counted(world) == (1, {})
+
+
 async def test_a_variant_by_hand_is_another_variant(world: World) -> None:
     """Whoever was forced met it, and is out of `delivered` from then on; in `assigned` nothing changes."""
     uid, mine, other = await running(world)

@@ -22,6 +22,7 @@ from shared.model import (
     Event,
     EventKind,
     Hello,
+    Loaded,
     ParticipantState,
     Platform,
     Record,
@@ -158,6 +159,11 @@ class World:
     def view(self, participant: str, value: Digest | None, *, at: int, path: str = "soul.md") -> Record:
         """A view record."""
         body = View(participant=participant, path=path, digest=value, state=ViewState.APPLIED, from_at=at)
+        return Record(id=self.new_id(), recorded_at=at, body=body)
+
+    def loaded(self, participant: str, value: Digest, *, at: int, path: str = "soul.md") -> Record:
+        """A receipt record."""
+        body = Loaded(participant=participant, path=path, digest=value, loaded_at=at)
         return Record(id=self.new_id(), recorded_at=at, body=body)
 
     def impression(self, participant: str, *, at: int, **fields: Any) -> Record:

@@ -1957,6 +1957,7 @@ class SpoolRecord(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
     id: _builtins.bytes
     """Id of the record; dedupes it for ever."""
     recorded_at_us: _builtins.int
@@ -1973,6 +1974,10 @@ class SpoolRecord(_message.Message):
     def loss(self) -> Global___Loss:
         """What is not here and never will be."""
 
+    @_builtins.property
+    def loaded(self) -> Global___Loaded:
+        """What the application says it loaded."""
+
     def __init__(
         self,
         *,
@@ -1981,12 +1986,13 @@ class SpoolRecord(_message.Message):
         view: Global___View | None = ...,
         event: Global___Event | None = ...,
         loss: Global___Loss | None = ...,
+        loaded: Global___Loaded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "loss", b"loss", "record", b"record", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "loaded", b"loaded", "loss", b"loss", "record", b"record", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "id", b"id", "loss", b"loss", "record", b"record", "recorded_at_us", b"recorded_at_us", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "id", b"id", "loaded", b"loaded", "loss", b"loss", "record", b"record", "recorded_at_us", b"recorded_at_us", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["view", "event", "loss"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["view", "event", "loss", "loaded"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -2029,6 +2035,40 @@ class View(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___View: _TypeAlias = View  # noqa: Y015
+
+@_typing.final
+class Loaded(_message.Message):
+    """An application said that from `loaded_at_us` on it works with this content of a target file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    LOADED_AT_US_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
+    """Public id of the participant."""
+    path: _builtins.str
+    """Path relative to the participant's root."""
+    digest: _builtins.bytes
+    """Digest of what it loaded; what is on disk may be something else."""
+    loaded_at_us: _builtins.int
+    """When the agent was told."""
+    def __init__(
+        self,
+        *,
+        participant_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        loaded_at_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "loaded_at_us", b"loaded_at_us", "participant_id", b"participant_id", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Loaded: _TypeAlias = Loaded  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):

@@ -318,7 +318,7 @@ class ExposureCriteria(_message.Message):
     """Events within so many seconds of an assignment or a swap do not count, 0 to 86400; default 60."""
     requires: _builtins.str
     """What shows that an event met the assigned content: `written` (default), that it was on disk or the event's own
-    digest; `loaded`, only the event's own digest.
+    digest; `loaded`, that the application said it loaded it, or the event's own digest.
     """
     multiple_variants: _builtins.str
     """Whoever met several variants of a phase: `exclude` (default) from `delivered`, or `first_seen`, which keeps who

@@ -1,0 +1,147 @@
+"""What becomes of a slot's record: begun, in place, undone, refused before there was one.
+
+Pure. The apply machine does things; here is what is on record of a slot once they are done.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from agent.journal import FileImage, Slot, SlotFile
+from agent.plan import Planned
+from shared.model import (
+    Digest,
+    Durations,
+    FileOutcome,
+    Loaded,
+    Offer,
+    OfferAction,
+    Outcome,
+    Reason,
+    Result,
+    Step,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Attempt:
+    """Where one attempt got to, and how long its parts took, in seconds."""
+
+    slot: Slot
+    offer: Offer | None = None
+    step: Step = Step.RECEIVED
+    took: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def durations(self) -> Durations:
+        return Durations(**{part: round(seconds * 1000) for part, seconds in self.took.items()})
+
+
+def loaded(slot: Slot, receipt: Loaded) -> Slot:
+    """The slot once the application said so; what it said before the content came onto the disk is not of it."""
+    if receipt.loaded_at < slot.swapped_at or slot.closed:
+        return slot
+    files = tuple(
+        replace(file, loaded=receipt.digest, loaded_at=receipt.loaded_at)
+        if file.path == receipt.path and file.applied is not None
+        else file
+        for file in slot.files
+    )
+    return replace(slot, files=files)
+
+
+def is_loaded(slot: Slot) -> bool:
+    """The application works with every file of the slot as it was written."""
+    held = [file for file in slot.files if file.applied is not None]
+    return bool(held) and all(file.loaded == file.applied for file in held)
+
+
+def loaded_digests(slot: Slot) -> list[Digest | None]:
+    """What the application works with, file by file."""
+    return [file.loaded for file in slot.files]
+
+
+def refused_unseen(offer: Offer, reason: Reason, *, now: int) -> Outcome:
+    """The outcome of an offer that never got as far as a slot's journal."""
+    return Outcome(
+        participant=offer.participant,
+        slot_id=offer.slot_id,
+        revision=offer.revision,
+        attempt=1,
+        step=Step.RECEIVED,
+        result=Result.REFUSED,
+        files=tuple(
+            FileOutcome(path=file.path, desired=file.digest, running=None, previous=None)
+            for file in offer.files
+            if file.path
+        ),
+        occurred_at=now,
+        reason=reason,
+    )
+
+
+def begun(offer: Offer, slot: Slot | None) -> Slot:
+    """The slot as it takes the offer up: the next attempt at its revision."""
+    if slot is None:
+        return Slot(
+            participant=offer.participant,
+            slot_id=offer.slot_id,
+            revision=offer.revision,
+            attempt=1,
+            action=offer.action,
+            step=Step.RECEIVED,
+            result=Result.REFUSED,
+        )
+    attempt = slot.attempt + 1 if slot.revision == offer.revision else 1
+    return replace(slot, revision=offer.revision, attempt=attempt, action=offer.action)
+
+
+def is_done(slot: Slot, offer: Offer) -> bool:
+    """The very same offer was applied; somebody who wants it written over a drift says so."""
+    same_offer = slot.revision == offer.revision and slot.action is offer.action
+    return same_offer and slot.result.holds and not offer.overwrite_drift
+
+
+def in_place(intent: Slot) -> Slot:
+    """The slot once everything it intends is in place."""
+    if intent.action is OfferAction.RESTORE:
+        files = tuple(replace(file, change=None, applied=None) for file in intent.files)
+        return replace(intent, files=files, closed=True, reload_owed=False)
+    files = tuple(_in_place(file) for file in intent.files)
+    return replace(intent, files=files, closed=False, reload_owed=False)
+
+
+def _in_place(file: SlotFile) -> SlotFile:
+    if file.change is None:
+        return file
+    new = file.change.new.digest
+    # What was loaded was loaded of the content before, unless that stays.
+    loaded = file.loaded if file.change.old.digest == new else None
+    return replace(file, change=None, applied=new, loaded=loaded)
+
+
+def put_back(intent: Slot, *, but: Iterable[SlotFile], touched: bool) -> Slot:
+    """The slot once nothing it intended is in place `but` what could not be undone: that it holds.
+
+    `touched`: something of it had been in place, so that what was loaded before may not be any more.
+    """
+    stuck = {file.path for file in but}
+    done = in_place(intent)
+    files = tuple(
+        done_file
+        if file.path in stuck
+        else replace(file, change=None, loaded=None if touched and file.change else file.loaded)
+        for file, done_file in zip(intent.files, done.files, strict=True)
+    )
+    return replace(intent, files=files, reload_owed=False, closed=intent.closed and not stuck)
+
+
+def merged(slot: Slot, plan: Iterable[Planned]) -> tuple[SlotFile, ...]:
+    """The slot's files with those of the plan."""
+    files = {file.path: file for file in slot.files} | {planned.file.path: planned.file for planned in plan}
+    return tuple(files.values())
+
+
+def with_baseline(slot: Slot, file: SlotFile, before: FileImage | None) -> Slot:
+    """The slot with another baseline of one of its files."""
+    files = tuple(replace(entry, before=before) if entry is file else entry for entry in slot.files)
+    return replace(slot, files=files)
