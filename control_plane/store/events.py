@@ -11,7 +11,6 @@ from control_plane.domain.attribution import (
     Attributed,
     Enrolled,
     Happening,
-    Seen,
     Standing,
     Tallies,
     UnitKey,
@@ -22,7 +21,8 @@ from control_plane.domain.attribution import (
 from control_plane.domain.design import Design, Exposure
 from control_plane.domain.fields import duration
 from control_plane.store.database import Row, Tx
-from shared.model import Digest, Event, EventKind, Loaded, View
+from control_plane.store.sightings import Sightings
+from shared.model import Digest, Event, EventKind
 
 _NO_DAY = 1 << 40
 """After every day."""
@@ -66,11 +66,11 @@ class Total:
     delivered: tuple[int, int, int]
 
 
-class EventStore:
-    """Views, events and tallies, within one transaction."""
+class EventStore(Sightings):
+    """Views, receipts, events and tallies, within one transaction."""
 
     def __init__(self, tx: Tx) -> None:
-        self._tx = tx
+        super().__init__(tx)
         self._of_phase: dict[bytes, Windows] = {}
 
     # -- the position of each spool
@@ -120,55 +120,6 @@ class EventStore:
             (project_id, key, event_id, now),
         )
         return changed > 0
-
-    def add_views(self, views: Iterable[tuple[bytes, bytes, View]], *, now: int) -> None:
-        """(record id, participant's internal id, view), all stored."""
-        self._tx.many(
-            "insert into view (participant_id, path, from_at, id, digest, state, received_at)"
-            " values (?, ?, ?, ?, ?, ?, ?)",
-            [
-                (participant_id, view.path, view.from_at, record_id, view.digest, view.state.value, now)
-                for record_id, participant_id, view in views
-            ],
-        )
-
-    def views(self, participant_id: bytes, path: str, *, low: int, high: int) -> list[Seen]:
-        """Views of a target file from `low` to `high`, and the last one before."""
-        rows = self._tx.all(
-            "select from_at, id, digest from view where participant_id = ? and path = ? and from_at <= ?"
-            " and from_at >= coalesce((select max(from_at) from view where participant_id = ? and path = ?"
-            " and from_at <= ?), 0) order by from_at, id",
-            (participant_id, path, high, participant_id, path, low),
-        )
-        return [Seen(from_at=row["from_at"], id=row["id"], digest=row["digest"]) for row in rows]
-
-    def add_receipts(self, receipts: Iterable[tuple[bytes, bytes, Loaded]], *, now: int) -> None:
-        """(record id, participant's internal id, receipt), all stored."""
-        self._tx.many(
-            "insert into receipt (participant_id, path, at, id, digest, received_at) values (?, ?, ?, ?, ?, ?)",
-            [
-                (participant_id, item.path, item.loaded_at, record_id, item.digest, now)
-                for record_id, participant_id, item in receipts
-            ],
-        )
-
-    def receipts(self, participant_id: bytes, path: str, *, low: int, high: int) -> list[Seen]:
-        """Receipts of a target file from `low` to `high`, and the last one before."""
-        rows = self._tx.all(
-            "select at, id, digest from receipt where participant_id = ? and path = ? and at <= ?"
-            " and at >= coalesce((select max(at) from receipt where participant_id = ? and path = ?"
-            " and at <= ?), 0) order by at, id",
-            (participant_id, path, high, participant_id, path, low),
-        )
-        return [Seen(from_at=row["at"], id=row["id"], digest=row["digest"]) for row in rows]
-
-    def next_view_at(self, participant_id: bytes, path: str, moment: int) -> int | None:
-        """When the first view after `moment` begins."""
-        row = self._tx.one(
-            "select min(from_at) as at from view where participant_id = ? and path = ? and from_at > ?",
-            (participant_id, path, moment),
-        )
-        return row["at"] if row else None
 
     def add_events(self, events: Iterable[StoredEvent]) -> None:
         """The events are stored."""
