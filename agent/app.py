@@ -23,6 +23,7 @@ from agent.local_api import LocalApi
 from agent.reconciler import Reconciler
 from agent.reload import Reload
 from agent.renewal import Renewal
+from agent.room import SHARE
 from agent.spool import Spool
 from agent.status import Status
 from agent.uplink import Uplink
@@ -113,7 +114,8 @@ class _Agent:
         self._left = asyncio.Event()
         self._owed: deque[View] = deque(maxlen=MAX_OWED)
         self._owes = asyncio.Event()
-        self._spool = Spool(state_dir / "spool", clock=clock, new_id=new_id)
+        self._spool = Spool(state_dir / "spool", clock=clock, new_id=new_id, when_full=config.spool_full)
+        self._share(config)
         try:
             self._reconciler = Reconciler(
                 config=config,
@@ -191,12 +193,16 @@ class _Agent:
                 read=read,
                 reconciler=self._reconciler,
                 api=self._api,
-                told=(status.reconfigure, self._link.reconfigure),
+                told=(status.reconfigure, self._link.reconfigure, self._share),
                 clock=clock,
             )
         except BaseException:
             self._spool.close()
             raise
+
+    def _share(self, config: AgentConfig) -> None:
+        """None of several participants can keep the others' reports out of the spool."""
+        self._spool.room.share = SHARE if len(config.participants) > 1 else 1.0
 
     async def _record(self, view: View) -> None:
         """The view is durable, or owed until the spool takes it: what fills a disk must not stop the host."""

@@ -8,12 +8,20 @@ import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from socket import gethostname
 from typing import Any, NamedTuple
 
 from shared.errors import Fault, Invalid
 from shared.model import PARTICIPANT_ID, DriftPolicy, Exposure
+
+
+class WhenFull(StrEnum):
+    """What becomes of a report that finds the spool full."""
+
+    BLOCK = "block"
+    DROP_NEWEST = "drop_newest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +63,7 @@ class AgentConfig:
     participants: tuple[ParticipantConfig, ...]
     log_level: str = "info"
     transport: str = "stream"
+    spool_full: WhenFull = WhenFull.BLOCK
 
 
 class Key(NamedTuple):
@@ -79,6 +88,11 @@ AGENT_KEYS: Mapping[str, Key] = {
         "stream",
         "how the host talks with the control plane: `stream`, or `poll` behind a proxy that cuts gRPC streams,"
         " see [polls](#polls)",
+    ),
+    "spool_full": Key(
+        "block",
+        "what becomes of reports while the spool is full: `block` refuses them (429), `drop_newest` takes and counts"
+        " them, see [a full spool](#a-full-spool)",
     ),
 }
 PARTICIPANT_KEYS: Mapping[str, Key] = {
@@ -209,6 +223,7 @@ def parse(table: dict[str, Any], *, relative_to: Path) -> AgentConfig:
         local_token_file=relative_to / token_file if token_file else None,
         log_level=agent.choice("log_level", ("debug", "info", "warning", "error"), "info"),
         transport=agent.choice("transport", ("stream", "poll"), "stream"),
+        spool_full=WhenFull(agent.choice("spool_full", tuple(WhenFull), WhenFull.BLOCK)),
         participants=tuple(_participants(table.get("participants", []), relative_to, faults)),
     )
     for attribute in ("id", "root"):

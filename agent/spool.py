@@ -7,44 +7,40 @@ many reporters share one fsync and each is answered only after it.
 A position is (epoch, seq): every start of the daemon opens a new epoch, sequences are contiguous from 1. A
 record that cannot be read any more is replaced, at its own sequence, by a `Loss` of one record with an id
 made of epoch and sequence: what is sent stays contiguous and the same at every re-send, and the chain hash
-is over what is sent. A torn tail is declared too, although its writer may never have been answered.
+is over what is sent. What a full spool dropped is a `Loss` too, at a sequence that only the cursor knows.
 
 At most one segment is in memory at a time, so neither a backlog nor its age costs memory or start-up time.
 """
 
 import asyncio
-import errno
-import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from agent.config import WhenFull
+from agent.cursor import Account, Cursor, Position, start_of
 from agent.durable import sync_directory
-from agent.segments import (
-    FRAME_OVERHEAD,
-    MAX_PAYLOAD,
-    Cursor,
-    Epoch,
-    Item,
-    Segment,
-    find_epochs,
-    segment_name,
-    to_frame,
-)
+from agent.epochs import MAX_KEPT, SPOOL_FULL, Epoch, Item, contents, remove_mark
+from agent.room import Room
+from agent.segments import FRAME_OVERHEAD, MAX_PAYLOAD
+from agent.tail import FULL, Tail
 from shared import logs, wire
 from shared.clock import Clock
 from shared.errors import Error, Invalid, ResourceExhausted, Unavailable
 from shared.ids import NewId
 from shared.model import (
+    CHAIN_START,
     Batch,
     Condition,
     Event,
     Loaded,
+    Loss,
     Record,
     SpoolState,
     View,
@@ -57,7 +53,7 @@ T = TypeVar("T")
 SEGMENT_BYTES = 1024 * 1024
 MAX_BYTES = 1024 * 1024 * 1024
 GROUP = 512  # appends in one commit: bounds how long the first of them waits for the last
-VIEW_RESERVE = 8  # views may use 1/8 more than events: what was on disk stays known on a full spool
+GROUP_BYTES = 1024 * 1024  # and how long a segment can get, at most a request more than twice its size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,26 +67,40 @@ class Receipt:
     diverged: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(kw_only=True)
 class _Append:
     records: list[tuple[Record, bytes]]
     future: "Future[None]" = field(default_factory=Future)
 
-    @property
-    def size(self) -> int:
-        return sum(len(raw) + FRAME_OVERHEAD for _, raw in self.records)
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk by participant."""
+        sizes: dict[str, int] = {}
+        for record, raw in self.records:
+            whose = "" if isinstance(record.body, Loss) else record.body.participant
+            sizes[whose] = sizes.get(whose, 0) + len(raw) + FRAME_OVERHEAD
+        return sizes
 
     @property
+    def size(self) -> int:
+        return sum(self.sizes.values())
+
+    @cached_property
     def reserved(self) -> bool:
+        """What was on disk has room of its own and is never dropped."""
         return all(isinstance(record.body, View) for record, _ in self.records)
+
+    def refuse(self, error: BaseException) -> None:
+        self.future.set_exception(error)
 
 
 class Spool:
     """The spool in one directory; opening it begins a new epoch and starts its thread.
 
     Everything but the constructor and `close` may be called from one event loop only. Errors of the disk
-    leave as `ResourceExhausted` (no space, or `max_bytes` reached: reason SPOOL_FULL) or `Unavailable`
-    (reason SPOOL_UNWRITABLE); a call that raises has stored nothing that counts.
+    leave as `ResourceExhausted` (no space, `max_bytes` reached, or one participant's share of them: reason
+    SPOOL_FULL) or `Unavailable` (reason SPOOL_UNWRITABLE); a call that raises has stored nothing that counts.
+    With `when_full` DROP_NEWEST, events that find no space are counted, durably, in place of being refused.
     """
 
     def __init__(
@@ -101,18 +111,23 @@ class Spool:
         new_id: NewId,
         max_bytes: int = MAX_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
+        when_full: WhenFull = WhenFull.BLOCK,
     ) -> None:
         self._directory, self._clock, self._new_id = directory, clock, new_id
-        self._max_bytes, self._segment_bytes = max_bytes, segment_bytes
-        self._fd: int | None = None  # of the last segment of the last epoch, while that is written to
+        self._when_full = when_full
+        self._tail = Tail(directory, segment_bytes=segment_bytes)
+        self._handed = (b"", 0)  # the epoch and last sequence of the batch handed out last
         self._conditions: dict[str, Condition] = {}
         self._oldest_at = 0
         self._listener: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cursor = Cursor(directory)
-        self._lost = self._cursor.lost
-        self._epochs = find_epochs(directory, self._cursor)
-        self._epochs.append(Epoch(id=new_id()))
+        found = contents(directory, self._cursor)
+        self._epochs, self._damaged = found.epochs, found.damaged
+        self._epochs.append(Epoch.begun(new_id()))
+        self.room = Room(max_bytes)
+        """Who may take how much of `max_bytes`."""
+        self._say_what_was_found(found.newer)
         self._forget_finished()
         self._find_oldest()
         self._state = self._count()
@@ -123,18 +138,18 @@ class Spool:
     # -- what others call ------------------------------------------------------------------------
 
     async def append(self, body: View | Loaded | Event) -> Record:
-        """The record of `body` is durable."""
+        """The record of `body` is durable, or dropped and counted as such."""
         return (await self.append_all([body]))[0]
 
     async def append_all(self, bodies: Sequence[View | Loaded | Event]) -> list[Record]:
-        """The records of all `bodies` are durable, in order; of none of them where it raises."""
+        """The records of all `bodies` are durable, in order, or dropped; of none of them where it raises."""
         now = self._clock.now()
         records = [Record(id=self._new_id(), recorded_at=now, body=body) for body in bodies]
         encoded = [(record, wire.record_to_bytes(record)) for record in records]
         if any(len(raw) > MAX_PAYLOAD for _, raw in encoded):
             raise Invalid(f"a record has at most {MAX_PAYLOAD} bytes", reason="RECORD_TOO_LARGE")
         if encoded:
-            work = _Append(encoded)
+            work = _Append(records=encoded)
             self._put(work)
             # Shielded: a caller that goes away must not take its future from the writer.
             await asyncio.shield(asyncio.wrap_future(work.future))
@@ -143,7 +158,7 @@ class Spool:
     async def next_batch(self, limit_records: int, limit_bytes: int) -> Batch | None:
         """The first unacknowledged records, of one epoch, the oldest first; None where there are none.
 
-        At least one record, whatever `limit_bytes` says. Asking again gives the same again.
+        At least one record, whatever `limit_bytes` says. Asking again gives the same again, or its beginning.
         """
         return await self._do(lambda: self._batch(limit_records, limit_bytes))
 
@@ -156,10 +171,10 @@ class Spool:
         await self._do(lambda: self._acknowledge(epoch, through_seq))
 
     async def diverged(self, epoch: bytes) -> None:
-        """What is unacknowledged of `epoch` stands in a new epoch, with the same record ids.
+        """What is unacknowledged of `epoch` is sent as a new epoch, with the same record ids; needs no space.
 
-        The new epoch is the present one from here on, so what is appended later stays behind it. A crash
-        on the way leaves both; the control plane drops the second by record id.
+        What is appended later stays behind it, in an epoch of its own. After a crash on the way the old one
+        is sent, and diverges again.
         """
         await self._do(lambda: self._diverge(epoch))
 
@@ -169,7 +184,12 @@ class Spool:
 
     def lost(self) -> dict[str, int]:
         """Records declared lost and acknowledged as such, by reason, since this spool exists."""
-        return dict(self._lost)
+        return dict(self._cursor.account.lost)
+
+    @property
+    def dropped(self) -> int:
+        """Events that a full spool took without keeping them, since it exists; each is declared lost."""
+        return self._cursor.account.dropped
 
     def conditions(self) -> tuple[Condition, ...]:
         """What is wrong with the spool now."""
@@ -193,9 +213,7 @@ class Spool:
         """What was appended is on disk, the thread has ended. Repeating it changes nothing."""
         self._queue.put(None)
         self._thread.join()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._tail.close()
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -224,9 +242,12 @@ class Spool:
     def _loop(self) -> None:
         while True:
             waiting = [self._queue.get()]
+            size = 0
             with suppress(queue.Empty):
-                while len(waiting) < GROUP:
-                    waiting.append(self._queue.get_nowait())
+                while len(waiting) < GROUP and size < GROUP_BYTES:
+                    work = self._queue.get_nowait()
+                    size += work.size if isinstance(work, _Append) else 0
+                    waiting.append(work)
             appends: list[_Append] = []
             for work in waiting:
                 if isinstance(work, _Append):
@@ -240,43 +261,73 @@ class Spool:
             self._commit(appends)
 
     def _commit(self, group: list[_Append]) -> None:
-        """Every one of `group` is answered: durable, or refused."""
-        accepted = self._admitted(group)
-        if not accepted:
-            return
-        try:
-            self._write([raw for work in accepted for _, raw in work.records])
-        except OSError as error:
+        """Every one of `group` is answered: durable, dropped, or refused."""
+        accepted, over = self._admitted(group)
+        if accepted:
+            try:
+                self._tail.write(self._epochs[-1], [raw for work in accepted for _, raw in work.records])
+            except OSError as error:
+                refusal = self._refusal(error)
+                if isinstance(refusal, ResourceExhausted):
+                    over += [(work, refusal) for work in accepted]
+                else:
+                    for work in accepted:
+                        work.refuse(refusal)
+                accepted = []
+            except BaseException as error:
+                for work in accepted:
+                    work.refuse(error)
+                accepted = []
+        if accepted:
+            self._conditions.pop("SPOOL_UNWRITABLE", None)
+            if not over:
+                self._conditions.pop("SPOOL_FULL", None)
+                self._conditions.pop("SPOOL_SHARE", None)
+            if not self._oldest_at:
+                self._oldest_at = accepted[0].records[0][0].recorded_at
             for work in accepted:
-                work.future.set_exception(self._refusal(error))
-            return
-        except BaseException as error:
-            for work in accepted:
-                work.future.set_exception(error)
-            return
-        self._conditions.pop("SPOOL_UNWRITABLE", None)
-        if len(accepted) == len(group):
-            self._conditions.pop("SPOOL_FULL", None)
-        if not self._oldest_at:
-            self._oldest_at = accepted[0].records[0][0].recorded_at
+                self.room.take(work.sizes)
+        dropped = self._turned_away(over)
         self._settle()
-        for work in accepted:
+        for work in (*accepted, *dropped):
             work.future.set_result(None)
 
-    def _admitted(self, group: list[_Append]) -> list[_Append]:
-        """Those of `group` that fit; the others are refused."""
+    def _admitted(self, group: list[_Append]) -> tuple[list[_Append], list[tuple[_Append, Error]]]:
+        """Those of `group` that fit, and the others with what to tell them."""
         accepted: list[_Append] = []
+        over: list[tuple[_Append, Error]] = []
         used = self._used()
+        self.room.begin(used - self._epochs[-1].size)
         for work in group:
-            limit = self._max_bytes + (self._max_bytes // VIEW_RESERVE if work.reserved else 0)
-            if used + work.size > limit and not accepted and self._made_room():
+            why = self.room.refusal(work.sizes, used, reserved=work.reserved)
+            if why and not accepted and self._made_room():
                 used = self._used()
-            if used + work.size > limit:
-                work.future.set_exception(self._full(f"holds {used} of at most {self._max_bytes} bytes"))
+                why = self.room.refusal(work.sizes, used, reserved=work.reserved)
+            if why:
+                is_share = used + work.size <= self.room.max_bytes
+                over.append((work, self._full(why, code="SPOOL_SHARE" if is_share else "SPOOL_FULL")))
                 continue
             accepted.append(work)
             used += work.size
-        return accepted
+        return accepted, over
+
+    def _turned_away(self, over: list[tuple[_Append, Error]]) -> list[_Append]:
+        """Those of `over` that are counted as dropped, durably; the others are refused."""
+        dropped: list[_Append] = []
+        for work, refusal in over:
+            if self._when_full is WhenFull.DROP_NEWEST and not work.reserved:
+                dropped.append(work)
+            else:
+                work.refuse(refusal)
+        if dropped:
+            try:
+                self._drop(sum(len(work.records) for work in dropped))
+            except OSError as error:
+                refusal = self._refusal(error)
+                for work in dropped:
+                    work.refuse(refusal)
+                return []
+        return dropped
 
     def _settle(self) -> None:
         self._state = self._count()
@@ -288,85 +339,40 @@ class Spool:
     def _count(self) -> SpoolState:
         depth = sum(epoch.tail - epoch.acked for epoch in self._epochs)
         return SpoolState(
-            epoch=self._epochs[-1].id,
+            epoch=self._epochs[-1].at.sent_as,
             depth=depth,
             size=self._used(),
             oldest_at=self._oldest_at if depth else 0,
         )
 
     def _used(self) -> int:
-        return sum(segment.size for epoch in self._epochs for segment in epoch.segments)
+        return sum(epoch.size for epoch in self._epochs)
 
-    # -- writing ---------------------------------------------------------------------------------
-
-    def _write(self, raws: Sequence[bytes]) -> None:
-        """`raws` are durable behind the tail of the present epoch. Raises OSError, having stored nothing.
-
-        After an fsync that failed, what the page cache says of the file is worthless: the group is written
-        again from memory to a fresh file, once.
-        """
-        epoch = self._epochs[-1]
-        data = b"".join(to_frame(seq, raw) for seq, raw in enumerate(raws, epoch.tail + 1))
-        for last_try in (False, True):
-            try:
-                segment = self._segment(epoch)
-                fd = self._fd
-                assert fd is not None
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fdatasync(fd)  # the size is part of what it makes durable
-            except OSError as error:
-                self._abandon(epoch)
-                if last_try or error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-            else:
-                segment.size += len(data)
-                epoch.tail += len(raws)
-                return
-
-    def _segment(self, epoch: Epoch) -> Segment:
-        """The segment to write to, durable in its directory."""
-        if self._fd is not None and epoch.segments[-1].size >= self._segment_bytes:
-            os.close(self._fd)
-            self._fd = None
-        if self._fd is None:
-            path = self._directory / segment_name(epoch.id, epoch.tail + 1)
-            self._fd = os.open(
-                path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
-            )
-            epoch.segments.append(Segment(first_seq=epoch.tail + 1, path=path))
-            sync_directory(self._directory)
-        return epoch.segments[-1]
-
-    def _abandon(self, epoch: Epoch) -> None:
-        """The segment ends before the write that failed; what comes next goes to a fresh file.
-
-        Where even cutting it fails, the rest is ignored anyway once a next segment exists: a segment ends
-        where the next one begins.
-        """
-        if self._fd is None:
-            return
-        segment = epoch.segments[-1]
-        with suppress(OSError):
-            os.ftruncate(self._fd, segment.size)
-        os.close(self._fd)
-        self._fd = None
-        if not segment.size:
-            epoch.segments.pop()
-            with suppress(OSError):
-                segment.path.unlink()
+    # -- room ------------------------------------------------------------------------------------
 
     def _made_room(self) -> bool:
         """Whether the open segment could be deleted, all of it being acknowledged."""
         epoch = self._epochs[-1]
-        if self._fd is None or epoch.acked < epoch.tail:
+        if not self._tail.is_open or epoch.acked < epoch.tail:
             return False
-        os.close(self._fd)
-        self._fd = None
-        with suppress(OSError):
-            self._delete_segments(epoch)
+        self._tail.release()
+        self._retire(epoch, len(epoch.segments))
         return True
+
+    def _drop(self, count: int) -> None:
+        """So many events are counted as dropped, durably, in space that is taken already. Raises OSError."""
+        epoch = self._epochs[-1]
+        seq = epoch.tail
+        if seq not in epoch.drops or self._handed >= (epoch.id, seq):
+            seq += 1  # what was sent once stays as it is
+        before = dict(epoch.drops)
+        epoch.drops[seq] = epoch.drops.get(seq, 0) + count
+        try:
+            self._save(dropped=self.dropped + count, twice=True)
+        except OSError:
+            epoch.drops = before
+            raise
+        epoch.tail = seq
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -374,113 +380,175 @@ class Spool:
         for epoch in self._epochs:
             raws: list[bytes] = []
             size = 0
+            whose, through = self._handed
             for item in epoch.items():
                 size += len(item.raw)
                 if raws and (size > limit_bytes or len(raws) >= limit_records):
                     break
-                if item.lost:
-                    self._damaged(epoch, item)
+                if whose == epoch.id and epoch.acked < through < item.seq:
+                    break
+                if item.lost and item.lost != SPOOL_FULL:
+                    self._met_damage(epoch, item)
                 raws.append(item.raw)
             if raws:
+                self._handed = (epoch.id, epoch.acked + len(raws))
                 return Batch(
-                    epoch=epoch.id,
-                    first_seq=epoch.acked + 1,
-                    chain=epoch.chain,
+                    epoch=epoch.at.sent_as,
+                    first_seq=epoch.acked + 1 - epoch.at.base,
+                    chain=epoch.at.chain,
                     records=tuple(raws),
-                    tail_seq=epoch.tail,
+                    tail_seq=epoch.tail - epoch.at.base,
                 )
         return None
 
+    def _sent_as(self, epoch_id: bytes) -> Epoch | None:
+        return next((epoch for epoch in self._epochs if epoch.at.sent_as == epoch_id), None)
+
     def _acknowledge(self, epoch_id: bytes, through_seq: int) -> None:
-        epoch = next((epoch for epoch in self._epochs if epoch.id == epoch_id), None)
-        if epoch is None or through_seq <= epoch.acked:
+        epoch = self._sent_as(epoch_id)
+        if epoch is None or through_seq + epoch.at.base <= epoch.acked:
             return
-        value, acked, resume = epoch.chain, epoch.acked, epoch.resume
-        lost: dict[str, int] = dict(self._lost)
+        value, acked, resume = epoch.at.chain, epoch.acked, epoch.resume
+        lost, given = self.lost(), []
         for item in epoch.items():
-            if item.seq > through_seq:
+            if item.seq > through_seq + epoch.at.base:
                 break
             value, acked, resume = chain(value, item.raw), item.seq, item.resume
             if item.lost:
-                lost[item.lost] = lost.get(item.lost, 0) + 1
-        epoch.chain, epoch.acked, epoch.resume, self._lost = value, acked, resume, lost
-        self._cursor.save(self._epochs, self._lost)
+                lost[item.lost] = lost.get(item.lost, 0) + item.count
+            elif epoch is self._epochs[-1]:
+                given.append((wire.participant_of(item.raw), len(item.raw) + FRAME_OVERHEAD))
+        self._move(epoch, replace(epoch.at, acked=acked, chain=value), lost=lost)
+        epoch.resume = resume
+        epoch.drops = {seq: count for seq, count in epoch.drops.items() if seq > acked}
+        for whose, size in given:
+            self.room.give_back(whose, size)
         self._forget_finished()
-        if self._used() < self._max_bytes:
-            self._conditions.pop("SPOOL_FULL", None)  # as far as is known; the next append finds out
+        self._conditions.pop("SPOOL_UNWRITABLE", None)
+        if self._used() < self.room.max_bytes:
+            # As far as is known; the next append finds out.
+            self._conditions.pop("SPOOL_FULL", None)
+            self._conditions.pop("SPOOL_SHARE", None)
         self._find_oldest()
 
     def _diverge(self, epoch_id: bytes) -> None:
-        epoch = next((epoch for epoch in self._epochs if epoch.id == epoch_id), None)
+        epoch = self._sent_as(epoch_id)
         if epoch is None:
             return
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-        self._epochs.append(Epoch(id=self._new_id()))
-        group: list[bytes] = []
-        for item in epoch.items():
-            group.append(item.raw)
-            if len(group) == GROUP:
-                self._write(group)
-                group = []
-        if group:
-            self._write(group)
+        sent_as = self._new_id()
+        self._move(epoch, Position(acked=epoch.acked, chain=CHAIN_START, sent_as=sent_as, base=epoch.acked))
+        self._tail.close()
+        self._epochs.remove(epoch)
+        self._epochs += [epoch, Epoch.begun(self._new_id())]
+        self.room.clear()
         _log.warning("spool.diverged", epoch=epoch_id.hex(), again=epoch.tail - epoch.acked)
-        epoch.acked = epoch.tail
-        self._cursor.save(self._epochs, self._lost)
         self._forget_finished()
+
+    def _move(self, epoch: Epoch, at: Position, *, lost: dict[str, int] | None = None) -> None:
+        """The epoch stands at `at`, durably. Raises OSError, and then it stands where it stood."""
+        before, epoch.at = epoch.at, at
+        try:
+            self._save(lost=lost)
+        except OSError:
+            epoch.at = before
+            raise
+
+    def _save(
+        self, *, lost: dict[str, int] | None = None, dropped: int | None = None, twice: bool = False
+    ) -> None:
+        account = Account(
+            # One that nothing is acknowledged of needs no place, however many starts an outage sees.
+            positions={e.id: e.at for e in self._epochs if e.at != start_of(e.id)},
+            drops={(e.id, seq): n for e in self._epochs for seq, n in e.drops.items() if seq > e.acked},
+            lost=self.lost() if lost is None else lost,
+            dropped=self.dropped if dropped is None else dropped,
+        )
+        self._cursor.save(account, twice=twice or account.drops != self._cursor.account.drops)
 
     def _forget_finished(self) -> None:
         """Segments without unacknowledged records are deleted, and epochs without segments forgotten."""
         gone = False
         for epoch in self._epochs:
-            while len(epoch.segments) > 1 and epoch.segments[1].first_seq <= epoch.acked + 1:
-                epoch.segments.pop(0).path.unlink(missing_ok=True)
-                gone = True
-            if epoch is not self._epochs[-1] and epoch.acked >= epoch.tail and epoch.segments:
-                self._delete_segments(epoch)
-                gone = True
+            is_present = epoch is self._epochs[-1]
+            done = sum(1 for segment in epoch.segments[1:] if segment.first_seq <= epoch.acked + 1)
+            if not is_present and epoch.acked >= epoch.tail:
+                done = len(epoch.segments)
+            gone = self._retire(epoch, done) or gone
+            if not is_present and epoch.acked >= epoch.tail and not epoch.segments:
+                with suppress(OSError):
+                    remove_mark(self._directory, epoch)
+                    gone = True
         if gone:
-            sync_directory(self._directory)  # before the cursor forgets them
-        self._epochs = [e for e in self._epochs if e is self._epochs[-1] or e.acked < e.tail]
+            with suppress(OSError):
+                sync_directory(self._directory)  # before the cursor forgets them
+        self._epochs = [e for e in self._epochs if e is self._epochs[-1] or e.acked < e.tail or e.segments]
 
-    def _delete_segments(self, epoch: Epoch) -> None:
-        for segment in epoch.segments:
-            segment.path.unlink(missing_ok=True)
-        epoch.segments = []
+    def _retire(self, epoch: Epoch, count: int) -> bool:
+        """Whether any of the epoch's first `count` segments is gone; one that cannot be deleted stays for later."""
+        for done in range(count):
+            segment = epoch.segments[0]
+            try:
+                kept = segment.retire()
+            except OSError as error:
+                _log.warning("spool.segment_stays", name=segment.path.name, error=error.strerror)
+                return done > 0
+            epoch.segments.pop(0)
+            epoch.size -= segment.size
+            if kept is not None:
+                self._keep(kept)
+        return count > 0
 
     def _find_oldest(self) -> None:
         self._oldest_at = 0
         for epoch in self._epochs:
-            for item in epoch.items():
-                with suppress(Invalid):
-                    self._oldest_at = wire.record_from_bytes(item.raw).recorded_at
-                return
+            with suppress(OSError):
+                for item in epoch.items():
+                    with suppress(Invalid):
+                        self._oldest_at = wire.record_from_bytes(item.raw).recorded_at
+                    return
 
     # -- what is wrong ---------------------------------------------------------------------------
 
     def _refusal(self, error: OSError) -> Error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return self._full("finds no space on its disk")
+        if error.errno in FULL:
+            return self._full("the spool finds no space on its disk")
         message = f"the spool cannot be used: {error.strerror}"
         self._condition("SPOOL_UNWRITABLE", "error", message)
         return Unavailable(message, reason="SPOOL_UNWRITABLE")
 
-    def _full(self, how: str) -> Error:
-        message = f"the spool {how}; it empties once the control plane can be reached"
-        self._condition("SPOOL_FULL", "error", message)
+    def _full(self, how: str, *, code: str = "SPOOL_FULL") -> Error:
+        message = f"{how}; it empties once the control plane can be reached"
+        drops = self._when_full is WhenFull.DROP_NEWEST
+        told = f"{message}; reports are dropped and counted meanwhile" if drops else message
+        self._condition(code, "error" if code == "SPOOL_FULL" else "warning", told)
         return ResourceExhausted(message, reason="SPOOL_FULL")
 
-    def _damaged(self, epoch: Epoch, item: Item) -> None:
-        if self._condition(
-            "SPOOL_DAMAGED", "warning", "records of the spool were damaged on disk; see /metrics"
-        ):
-            _log.error("spool.damaged", epoch=epoch.id.hex(), seq=item.seq, reason=item.lost)
+    def _met_damage(self, epoch: Epoch, item: Item) -> None:
+        _log.error("spool.damaged", epoch=epoch.id.hex(), seq=item.seq, reason=item.lost)
+        self._condition("SPOOL_DAMAGED", "warning", self._damage())
 
-    def _condition(self, code: str, severity: str, message: str) -> bool:
-        """Whether it is new."""
+    def _damage(self) -> str:
+        kept = f"; {len(self._damaged)} damaged files are kept as {self._directory}/*.damaged"
+        return "records of the spool were damaged on disk and are declared lost" + (
+            kept if self._damaged else ""
+        )
+
+    def _keep(self, path: Path) -> None:
+        """A damaged segment stays for whoever looks into it, unless it is one of too many."""
+        self._damaged.append(path)
+        while len(self._damaged) > MAX_KEPT:
+            with suppress(OSError):
+                self._damaged.pop(0).unlink()
+        self._condition("SPOOL_DAMAGED", "warning", self._damage())
+
+    def _say_what_was_found(self, newer: int) -> None:
+        if self._damaged:
+            self._condition("SPOOL_DAMAGED", "warning", self._damage())
+        if newer:
+            message = f"{newer} segments of the spool wait for the newer version of the agent that wrote them"
+            self._condition("SPOOL_NEWER", "warning", message)
+
+    def _condition(self, code: str, severity: str, message: str) -> None:
         known = self._conditions.get(code)
         since = known.since_at if known else self._clock.now()
         self._conditions[code] = Condition(code=code, severity=severity, since_at=since, message=message)
-        return known is None

@@ -102,6 +102,7 @@ class Status(Collector):
             "bytes": state.size,
             "oldestAt": to_rfc3339(state.oldest_at) if state.oldest_at else None,
             "lost": self._spool.lost(),
+            "dropped": self._spool.dropped,
             "acknowledged": self._uplink.acknowledged,
         }
 
@@ -126,6 +127,7 @@ class Status(Collector):
         age = (self._clock.now() - state.oldest_at) / SECOND if state.oldest_at else 0.0
         yield _one("spool_oldest_age_seconds", age)
         yield _one("spool_acknowledged", self._uplink.acknowledged)
+        yield _one("spool_dropped", self._spool.dropped)
         lost = _family("spool_lost")
         for reason, count in self._spool.lost().items():
             lost.add_metric([reason], count)
@@ -168,7 +170,8 @@ METRICS: Mapping[str, tuple[type[Family], str, tuple[str, ...]]] = {
     "spool_bytes": (GaugeMetricFamily, "bytes of the spool on disk", ()),
     "spool_oldest_age_seconds": (GaugeMetricFamily, "age of the oldest record not acknowledged", ()),
     "spool_acknowledged": (CounterMetricFamily, "records the control plane acknowledged", ()),
-    "spool_lost": (CounterMetricFamily, "records declared lost", ("reason",)),
+    "spool_lost": (CounterMetricFamily, "records declared lost, and acknowledged as such", ("reason",)),
+    "spool_dropped": (CounterMetricFamily, "reports that a full spool took without keeping them", ()),
 }
 """Every metric without its prefix: kind, what it says, labels."""
 

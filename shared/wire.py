@@ -467,6 +467,16 @@ def _event_to_pb(event: Event) -> pb.Event:
     )
 
 
+def participant_of(raw: bytes) -> str:
+    """Whose record spooled bytes are; empty where nobody's, or where they cannot be read."""
+    try:
+        message = pb.SpoolRecord.FromString(raw)
+    except DecodeError:
+        return ""
+    kind = message.WhichOneof("record")
+    return str(getattr(getattr(message, kind), "participant_id", "")) if kind else ""
+
+
 def record_from_bytes(raw: bytes) -> Record:
     """The record behind spooled bytes. Raises Invalid naming the field."""
     try:

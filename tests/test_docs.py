@@ -102,6 +102,7 @@ def test_the_defaults_of_agent_toml_are_the_ones_it_has(tmp_path: Path) -> None:
         "local_http": found.local_http,
         "socket": str(found.socket),
         "log_level": found.log_level,
+        "spool_full": found.spool_full.value,
         "drift": own.drift.value,
         "symlinks": "follow-within-root" if own.follow_symlinks else "refuse",
         "max_bytes": str(own.max_bytes),

@@ -152,11 +152,13 @@ class _Ingest:
         known = self.store.known([record.id for _, record in records])
         views: list[tuple[bytes, bytes, View]] = []
         receipts: list[tuple[bytes, bytes, Loaded]] = []
+        losses: list[bytes] = []
         for seq, record in records:
             if record.id in known:
                 continue
             known.add(record.id)
             if isinstance(record.body, Loss):
+                losses.append(record.id)
                 self.lost.append(
                     (record.body.epoch or self.epoch or b"", record.body.reason, record.body.count)
                 )
@@ -168,6 +170,7 @@ class _Ingest:
                     receipts.append((record.id, participant_id, record.body))
             else:
                 self._hear(seq, record, record.body)
+        self.store.note_losses(losses)
         self.store.add_views(views, now=self.source.now)
         self.store.add_receipts(receipts, now=self.source.now)
         return self._count()

@@ -99,6 +99,10 @@ class EventStore(Sightings):
             (agent_uid, epoch, reason, count),
         )
 
+    def note_losses(self, ids: Sequence[bytes]) -> None:
+        """The declared losses of these record ids are counted."""
+        self._tx.many("insert into loss (id) values (?)", [(record_id,) for record_id in ids])
+
     # -- facts
 
     def known(self, ids: Sequence[bytes]) -> set[bytes]:
@@ -107,7 +111,7 @@ class EventStore(Sightings):
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
             marks = ", ".join("?" * len(chunk))
-            for table in ("event", "view", "receipt"):
+            for table in ("event", "view", "receipt", "loss"):
                 rows = self._tx.all(f"select id from {table} where id in ({marks})", chunk)  # noqa: S608
                 found.update(row["id"] for row in rows)
         return found

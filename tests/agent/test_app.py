@@ -28,6 +28,7 @@ from shared.ids import new_id, show_id
 from shared.model import (
     Event,
     EventKind,
+    Loss,
     Offer,
     OfferAction,
     OfferedFile,
@@ -243,6 +244,32 @@ async def test_full_disk_under_the_spool_stops_nothing_else(
             return (await call(local, "/readyz")).status == 200
 
         await eventually(ready)
+
+
+@pytest.mark.fault(12)
+async def test_a_full_spool_may_drop_and_count_instead(
+    tmp_path: Path, control_plane: ScriptedControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`spool_full = "drop_newest"`: the application hears 202, and how many were dropped goes up."""
+    path = make_host(tmp_path)
+    path.write_text(path.read_text().replace("[agent]", '[agent]\nspool_full = "drop_newest"', 1))
+    await enrolled(tmp_path, control_plane)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    async with running(tmp_path) as local:
+        for _ in range(3):
+            assert (await call(local, "/v1/impressions", body={})).status == 202
+        assert (await call(local, "/status")).body["spool"]["dropped"] == 3
+        assert "variant_agent_spool_dropped_total 3.0" in (await call(local, "/metrics")).body
+        monkeypatch.undo()
+
+        def losses() -> int:
+            return sum(r.body.count for r in control_plane.records if isinstance(r.body, Loss))
+
+        await eventually(lambda: losses() == 3)
 
 
 async def test_second_agent_on_the_state_directory_is_refused(tmp_path: Path) -> None:

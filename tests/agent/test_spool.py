@@ -339,15 +339,36 @@ async def test_diverged_epoch_is_sent_again_under_a_new_one(tmp_path: Path) -> N
         again = await spool.next_batch(10, 1 << 20)
         assert again is not None
         assert again.epoch not in (before.epoch, bytes(16))
-        assert (again.first_seq, again.chain) == (1, CHAIN_START)
-        assert records(again) == kept[1:]
-        assert spool.state().epoch == again.epoch
+        assert (again.first_seq, again.chain, again.tail_seq) == (1, CHAIN_START, 3)
+        assert records(again) == kept[1:4]
+        assert spool.state().epoch != again.epoch
     async with opened(tmp_path) as spool:
-        assert [records(batch) for batch in await drained(spool)] == [kept[1:]]
+        assert [records(batch) for batch in await drained(spool)] == [kept[1:4], kept[4:]]
+
+
+async def test_divergence_needs_no_space_and_may_come_again(tmp_path: Path) -> None:
+    """The files stay as they are; only the name and the place they are sent under are others."""
+    async with opened(tmp_path, segment_bytes=200) as spool:
+        for number in range(6):
+            await spool.append(impression(str(number)))
+        files = {path: path.read_bytes() for path in segments(tmp_path)}
+        epoch = spool.state().epoch
+        await spool.acknowledge(epoch, 1)
+        for _ in range(2):
+            await spool.diverged(epoch)
+            batch = await spool.next_batch(2, 1 << 20)
+            assert batch is not None
+            epoch = batch.epoch
+            assert (batch.first_seq, batch.tail_seq, told(batch)) == (1, 5, ["1", "2"])
+        assert {path: path.read_bytes() for path in segments(tmp_path)} == files
+        await spool.acknowledge(epoch, 2)
+        await spool.diverged(epoch)
+        assert [told(batch) for batch in await drained(spool)] == [["3", "4", "5"]]
+        assert segments(tmp_path) == []
 
 
 async def test_diverged_older_epoch_does_not_starve_behind_the_present_one(tmp_path: Path) -> None:
-    """The new epoch becomes the present one, so the one that was present closes and empties first."""
+    """What is appended from then on is an epoch behind it, so the one that was present empties first."""
     async with opened(tmp_path) as spool:
         await spool.append(impression("old"))
         old = spool.state().epoch
@@ -355,7 +376,7 @@ async def test_diverged_older_epoch_does_not_starve_behind_the_present_one(tmp_p
         await spool.append(impression("present"))
         await spool.diverged(old)
         await spool.append(impression("new"))
-        assert [told(batch) for batch in await drained(spool)] == [["present"], ["old", "new"]]
+        assert [told(batch) for batch in await drained(spool)] == [["present"], ["old"], ["new"]]
 
 
 @pytest.mark.fault(12)

@@ -10,48 +10,18 @@ import pytest
 
 from agent.spool import Receipt, Spool
 from agent.uplink import Uplink
-from shared import wire
 from shared.clock import Clock, SystemClock
-from shared.errors import Error, Invalid, Unavailable
+from shared.errors import Invalid, Unavailable
 from shared.ids import new_id
-from shared.model import CHAIN_START, Batch, Event, EventKind, chain
+from shared.model import Batch, Event, EventKind
 from tests.support.clock import FakeClock
 from tests.support.control_plane import in_background
+from tests.support.ledger import Ledger
 from tests.support.waiting import eventually, ticked
 
 
 def impression(subject: str) -> Event:
     return Event(participant="bot-1", kind=EventKind.IMPRESSION, subject=subject, occurred_at=1)
-
-
-class Ledger:
-    """Takes batches as the control plane does: by high-water mark and chain, and each record id once."""
-
-    def __init__(self) -> None:
-        self.marks: dict[bytes, tuple[int, bytes]] = {}
-        self.records: dict[bytes, str] = {}
-        self.batches: list[Batch] = []
-        self.faults: list[Error | str] = []  # for the next batches
-
-    async def __call__(self, batch: Batch) -> Receipt:
-        self.batches.append(batch)
-        fault = self.faults.pop(0) if self.faults else None
-        if isinstance(fault, Error):
-            raise fault
-        mark, known = self.marks.get(batch.epoch, (0, CHAIN_START))
-        value = batch.chain
-        for seq, raw in enumerate(batch.records, batch.first_seq):
-            if seq == mark + 1 and value != known:
-                return Receipt(through_seq=mark, diverged=True)
-            value = chain(value, raw)
-            if seq > mark:
-                record = wire.record_from_bytes(raw)
-                assert isinstance(record.body, Event)
-                self.records.setdefault(record.id, record.body.subject)
-        self.marks[batch.epoch] = (max(mark, seq), value)
-        if fault == "answer lost":
-            raise Unavailable
-        return Receipt(through_seq=self.marks[batch.epoch][0])
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import pytest
 from control_plane.domain import requests
 from control_plane.services import lifecycle
 from control_plane.services.events import Verdict
-from shared.model import Batch, Record
+from shared.model import Batch, Loss, Record
 from tests.support.builders import Spooled, World, content_digest, seconds
 
 
@@ -104,6 +104,19 @@ async def test_the_same_records_under_a_new_epoch_count_once(world: World) -> No
     report = await world.send(uid, Spooled(epoch=world.new_id()).batch(*records))
     assert report.verdict is Verdict.OK
     assert [row["assigned_count"] for row in await world.rows("select * from tally")] == [3]
+
+
+async def test_a_declared_loss_under_a_new_epoch_counts_once(world: World) -> None:
+    """What a host declared and sends again after EPOCH_DIVERGED is the same loss."""
+    uid, _ = await running(world, "p")
+    now = world.clock.now()
+    loss = Record(
+        id=world.new_id(), recorded_at=now, body=Loss(reason="spool_full", count=7, epoch=bytes(16))
+    )
+    await world.send(uid, Spooled(epoch=world.new_id()).batch(loss))
+    await world.send(uid, Spooled(epoch=world.new_id()).batch(loss, world.impression("p", at=now)))
+    assert await world.rows("select reason, count from spool_loss") == [{"reason": "spool_full", "count": 7}]
+    assert len(await world.rows("select * from event")) == 1
 
 
 async def test_another_history_of_an_epoch_is_told_apart(world: World) -> None:

@@ -2145,7 +2145,7 @@ class Loss(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     FIRST_SEQ_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why: `corrupt`, `torn`, `missing_segment`, `spool_full`."""
+    """Why: `corrupt`, `torn`, `missing_segment`, `unreadable`, `spool_full`."""
     count: _builtins.int
     """How many records."""
     epoch: _builtins.bytes
