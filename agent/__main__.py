@@ -143,7 +143,7 @@ def _run(options: argparse.Namespace) -> int:
     from shared.lifecycle import on_signals
 
     config = load(options.config)
-    logs.configure(level=config.log_level)
+    logs.configure(level=config.log_level, waits=False)
 
     async def serve() -> None:
         stop, hangup = asyncio.Event(), asyncio.Event()

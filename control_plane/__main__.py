@@ -176,7 +176,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         "advertise": arguments.advertise,
     }
     settings = config.load(arguments.config, options)
-    logs.configure(level=settings.log_level)
+    logs.configure(level=settings.log_level, waits=False)
 
     async def serve() -> None:
         stop = asyncio.Event()

@@ -7,12 +7,12 @@ is told (`tests.support.network`). Orders are numbered contents of one target fi
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from agent import app
 from agent import identity as identities
@@ -20,6 +20,7 @@ from agent.config import load
 from agent.enrollment import enroll
 from shared.clock import Clock, SystemClock
 from tests.support.control_plane import in_background
+from tests.support.fleet import Fleet
 from tests.support.local import call
 from tests.support.network import Network, proxied
 from tests.support.oracle import Oracle
@@ -95,20 +96,31 @@ class ArenaHost:
         await eventually(is_not, within=within, what=f"{self.name} notices")
 
 
-@dataclass
-class Arena:
-    """A running control plane, its hosts and their oracle."""
+class Target(Protocol):
+    """A host of either kind, as far as orders and reports go."""
 
-    folder: Path
-    plane: Plane
+    @property
+    def name(self) -> str: ...
+    @property
+    def participants(self) -> Sequence[str]: ...
+    @property
+    def socket(self) -> Path | str: ...
+    def file(self, participant: str) -> Path: ...
+
+
+@dataclass
+class Trial:
+    """An experiment of numbered contents, whose orders and reports the oracle is told of."""
+
     oracle: Oracle
-    hosts: list[ArenaHost] = field(default_factory=list)
+    post: Callable[[str, Any], Awaitable[Any]]
+    get: Callable[[str], Awaitable[Any]]
     size: int = 0
     versions: int = 16
+    targets: Sequence[Target] = ()
     experiment: dict[str, Any] = field(default_factory=dict)
     _orders: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _events: Iterator[int] = field(default_factory=itertools.count)
-    _agents: dict[str, str] = field(default_factory=dict)
 
     async def begin(self, *others: str) -> None:
         """An experiment over all participants, and `others`, has started: everybody is to hold the first version."""
@@ -122,27 +134,23 @@ class Arena:
             }
             for number in range(1, self.versions + 1)
         ]
-        participants = [name for host in self.hosts for name in host.participants]
-        participants += others
-        self.experiment = await self.plane.made(
-            "/v1/experiments",
-            {
-                "name": "Arena",
-                "key": "arena",
-                "targetFile": TARGET,
-                "variants": variants,
-                "participantIds": participants,
-                "exposureCriteria": {"settleSeconds": 0},
-            },
-        )
+        participants = [name for host in self.targets for name in host.participants]
+        values = {
+            "name": "Arena",
+            "key": "arena",
+            "targetFile": TARGET,
+            "variants": variants,
+            "participantIds": [*participants, *others],
+            "exposureCriteria": {"settleSeconds": 0},
+        }
+        self.experiment = await self.post("/v1/experiments", values)
         first = next(self._orders)
-        for host in self.hosts:
+        for host in self.targets:
             for name in host.participants:
                 self.oracle.ordered(host.file(name), content(first, size=self.size))
-        answer = await self.plane.rest("POST", "/v1/experiments/arena/start")
-        assert answer.status == 200, answer.body
+        await self.post("/v1/experiments/arena/start", None)
 
-    async def order(self, host: ArenaHost) -> int:
+    async def order(self, host: Target) -> int:
         """Everybody on the host is to hold the next version; its number."""
         number = next(self._orders)
         for name in host.participants:
@@ -154,20 +162,24 @@ class Arena:
         """The participant is to hold that version."""
         variant = next(v["id"] for v in self.experiment["variants"] if v["key"] == f"v{version}")
         order = {"participantId": participant, "variantId": variant}
-        await self.plane.made("/v1/experiments/arena/deployments", order)
+        await self.post("/v1/experiments/arena/deployments", order)
 
-    async def report(self, host: ArenaHost, count: int) -> None:
+    async def report(self, host: Target, count: int) -> None:
         """So many impressions were accepted by the host's local API."""
         for _ in range(count):
-            name = host.participants[next(self._events) % len(host.participants)]
-            assert await self.oracle.report(host.socket, name, f"e{next(self._events)}")
+            assert await self.try_report(host)
 
-    async def presence(self, host: ArenaHost) -> str:
+    async def try_report(self, host: Target) -> bool:
+        """Whether one impression was accepted."""
+        number = next(self._events)
+        name = host.participants[number % len(host.participants)]
+        return await self.oracle.report(host.socket, name, f"e{number}")
+
+    async def presence(self, host: Target) -> str:
         """How the control plane shows the host."""
-        answer = await self.plane.rest("GET", f"/v1/participants/{host.participants[0]}")
-        return str(answer.body["presence"])
+        return str((await self.get(f"/v1/participants/{host.participants[0]}"))["presence"])
 
-    async def shown(self, host: ArenaHost, presence: str, *, within: float = 10.0) -> None:
+    async def shown(self, host: Target, presence: str, *, within: float = 10.0) -> None:
         """The control plane shows the host so, within the bound."""
 
         async def is_shown() -> bool:
@@ -175,15 +187,37 @@ class Arena:
 
         await eventually(is_shown, within=within, what=f"{host.name} is shown {presence}")
 
-    async def operator(self) -> int:
-        """The status of one cheap question."""
-        return (await self.plane.rest("GET", "/v1/experiments?limit=1")).status
-
     async def settled(self, *, within: float = 20.0) -> None:
         """Faults are over: files converge, every report is accounted for, everything seen was ordered."""
         await self.oracle.converged(within=within)
         await self.oracle.accounted(within=within)
         self.oracle.whole()
+
+
+@dataclass
+class Arena(Trial):
+    """A trial on a control plane and hosts of this process."""
+
+    plane: Plane = None  # type: ignore[assignment]
+    hosts: list[ArenaHost] = field(default_factory=list)
+
+    async def operator(self) -> int:
+        """The status of one cheap question."""
+        return (await self.plane.rest("GET", "/v1/experiments?limit=1")).status
+
+
+def trial_on(fleet: Fleet) -> Trial:
+    """A trial on the hosts of a fleet of real processes, as they are now."""
+    made = Trial(
+        oracle=Oracle(database=fleet.plane.data / "variantd.db"),
+        post=fleet.plane.post,
+        get=fleet.plane.get,
+        targets=fleet.hosts,
+    )
+    for host in fleet.hosts:
+        for name in host.participants:
+            made.oracle.target(host.file(name))
+    return made
 
 
 def reroute(state: Path, address: str) -> None:
@@ -224,7 +258,11 @@ async def arena(
     """
     async with running_plane(folder / "data", clock=clock, **settings) as plane:
         oracle = Oracle(database=folder / "data" / "variantd.db")
-        made = Arena(folder=folder, plane=plane, oracle=oracle, size=size, versions=versions)
+
+        async def get(path: str) -> Any:
+            return (await plane.rest("GET", path)).body
+
+        made = Arena(oracle=oracle, post=plane.made, get=get, plane=plane, size=size, versions=versions)
         async with AsyncExitStack() as stack:
             for number, participants in enumerate(hosts or (("bot-1",),), start=1):
                 at = folder / f"host-{number}"
@@ -240,4 +278,5 @@ async def arena(
                 for name in participants:
                     oracle.target(host.file(name))
                 made.hosts.append(host)
+            made.targets = made.hosts
             yield made

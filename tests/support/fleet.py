@@ -23,6 +23,15 @@ INHERITED = {name: value for name, value in os.environ.items() if name != "GRPC_
 ENVIRONMENT = {**INHERITED, "VARIANT_AGENT_RECONNECT_JITTER": "0.1", "PYTHONUNBUFFERED": "1"}
 
 
+def program(name: str, *, quick: bool) -> list[str]:
+    """How a console script is run; `quick`: with its waits shortened."""
+    return (
+        [sys.executable, "-P", str(Path(__file__).with_name("quick.py")), name]
+        if quick
+        else [str(BIN / name)]
+    )
+
+
 @dataclass
 class Process:
     """One of our console scripts, running."""
@@ -43,6 +52,21 @@ class Process:
         assert self.child is not None
         self.child.send_signal(signal.SIGKILL)
         await self.child.wait()
+
+    def pause(self) -> None:
+        """The process stands still until `resume`."""
+        assert self.child is not None
+        self.child.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """The process goes on where it was."""
+        assert self.child is not None
+        self.child.send_signal(signal.SIGCONT)
+
+    @property
+    def pid(self) -> int:
+        assert self.child is not None
+        return self.child.pid
 
     async def stop(self) -> int:
         """The process was asked to stop and has; its exit code."""
@@ -101,7 +125,7 @@ class ControlPlane:
             lambda: self.process.running() and (self.data / "addresses.json").exists(), within=30
         )
         self.addresses = json.loads((self.data / "addresses.json").read_text())
-        command = [str(BIN / "variantd"), "serve", "--data-dir", str(self.data)]
+        command = self.process.command[: self.process.command.index("--data-dir") + 2]
         for name, address in self.addresses.items():
             command += [f"--{name}", address]
         self.process.command = command
@@ -253,6 +277,7 @@ class Fleet:
     folder: Path
     plane: ControlPlane
     hosts: list[Host] = field(default_factory=list)
+    quick: bool = False
 
     async def add_host(
         self,
@@ -261,12 +286,13 @@ class Fleet:
         targets: str = '["*.md"]',
         own: dict[str, dict[str, str]] | None = None,
         transport: str = "stream",
+        starts: bool = True,
         **settings: str,
     ) -> Host:
-        """An enrolled, running agent that serves these participants."""
+        """An enrolled agent that serves these participants, running unless told otherwise."""
         folder = self.folder / name
         folder.mkdir()
-        command = [str(BIN / "variant-agent"), "run", "--config", str(folder / "agent.toml")]
+        command = [*program("variant-agent", quick=self.quick), "run", "--config", str(folder / "agent.toml")]
         command += ["--state-dir", str(folder / "state")]
         process = Process(command=command, log=self.folder / f"{name}.log")
         host = Host(
@@ -282,7 +308,8 @@ class Fleet:
         token = (await self.plane.post("/v1/enrollment-tokens", {"name": name}))["token"]
         await host.enroll(token)
         self.hosts.append(host)
-        await host.start()
+        if starts:
+            await host.start()
         return host
 
     async def assigned(self, experiment: str) -> dict[str, str]:
@@ -303,14 +330,14 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running_fleet(folder: Path) -> AsyncIterator[Fleet]:
-    """A control plane, up; every process of the fleet is stopped at the end."""
+async def running_fleet(folder: Path, *, quick: bool = False) -> AsyncIterator[Fleet]:
+    """A control plane, up; every process of the fleet is stopped at the end. `quick`: they wait for less long."""
     data = folder / "data"
-    command = [str(BIN / "variantd"), "serve", "--data-dir", str(data)]
+    command = [*program("variantd", quick=quick), "serve", "--data-dir", str(data)]
     command += ["--http", "127.0.0.1:0", "--operator", "127.0.0.1:0", "--agents", "127.0.0.1:0"]
     process = Process(command=command, log=folder / "variantd.log")
     async with aiohttp.ClientSession() as http:
-        fleet = Fleet(folder=folder, plane=ControlPlane(data=data, process=process, http=http))
+        fleet = Fleet(folder=folder, plane=ControlPlane(data=data, process=process, http=http), quick=quick)
         try:
             await fleet.plane.start()
             yield fleet
