@@ -23,7 +23,7 @@ from control_plane.store.database import Tx
 from control_plane.store.deployments import Desired
 from control_plane.store.store import Store
 from shared import logs, tls, wire
-from shared.errors import PermissionDenied
+from shared.errors import PermissionDenied, Unavailable
 from shared.ids import NewId
 from shared.model import MAX_INLINE_BYTES, Hello, Offer, OfferAction, Outcome
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
@@ -39,6 +39,7 @@ MAX_BATCH_BYTES = 2 * 1_048_576
 BUSY_WINDOW_MS = 5_000
 GATHER_SECONDS = 0.01
 """Outcomes of a session are gathered for so long into one transaction."""
+STORE_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +261,13 @@ class Session:
         offered, self._offered = self._offered, []
         if offered:
             now = self._services.clock.now()
-            await self._services.database.write(lambda tx: Store(tx).deployments.offered(offered, now=now))
+            try:
+                await self._services.database.write(
+                    lambda tx: Store(tx).deployments.offered(offered, now=now)
+                )
+            except Unavailable as failure:  # noted with the next one: the agent has its offer all the same
+                _log.warning("offers.not_noted", agent=self.agent_uid.hex(), error=failure.message)
+                self._offered = offered + self._offered
 
     def heard(self, message: pb.SyncRequest) -> None:
         """The message is taken up. Raises Invalid naming the field of one that is malformed."""
@@ -285,13 +292,20 @@ class Session:
             self.end()
 
     async def record(self) -> None:
-        """Outcomes are stored, then acknowledged, for ever; one that cannot be stored ends the session."""
+        """Outcomes are stored, then acknowledged, for ever; one that never can be stored ends the session.
+
+        While the database takes nothing (a full disk, a lock) they wait, and nothing else of the session does.
+        """
         while True:
             await self._outcome_signal.wait()
             await asyncio.sleep(GATHER_SECONDS)
             self._outcome_signal.clear()
             try:
                 await self.store()
+            except Unavailable as failure:
+                _log.warning("outcomes.not_stored", agent=self.agent_uid.hex(), error=failure.message)
+                await asyncio.sleep(STORE_AGAIN_SECONDS)
+                self._outcome_signal.set()
             except Exception as failure:
                 _log.warning("outcomes.not_stored", agent=self.agent_uid.hex(), error=str(failure))
                 self.end()
@@ -302,7 +316,11 @@ class Session:
         batch, self._outcomes = self._outcomes, []
         if not batch:
             return
-        states = await self._services.database.write(lambda tx: self._store(tx, batch))
+        try:
+            states = await self._services.database.write(lambda tx: self._store(tx, batch))
+        except Unavailable:
+            self._outcomes = batch + self._outcomes
+            raise
         for outcome, state in zip(batch, states, strict=True):
             self._tell(outcome, state)
             self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))

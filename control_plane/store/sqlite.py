@@ -117,7 +117,8 @@ class SqliteDatabase:
             self._commit(group)
             if stopping:
                 break
-        self._connection.execute("pragma wal_checkpoint(truncate)")
+        with suppress(sqlite3.Error):  # what is committed is in the log, which the next start reads
+            self._connection.execute("pragma wal_checkpoint(truncate)")
         self._connection.close()
 
     def _commit(self, group: "list[_Work]") -> None:

@@ -1,0 +1,111 @@
+"""Faults of the control plane's own disk and database: full, or locked by somebody else.
+
+Whole system in this process; what has to hold afterwards is the oracle's to say.
+"""
+
+import asyncio
+import itertools
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.arena import Arena, ArenaHost, arena
+from tests.support.privileged import mounted
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+LOCKER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("begin immediate")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@asynccontextmanager
+async def locked(database: Path) -> AsyncIterator[None]:
+    """Another process holds the database's write lock."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-c", LOCKER, str(database),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert await process.stdout.readline() == b"locked\n"
+    try:
+        yield
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def refuses_writes(system: Arena, host: ArenaHost) -> None:
+    """Writes are refused with what to make of it, soon; reads and sessions go on, and so does the host."""
+    for number in itertools.count():
+        async with asyncio.timeout(10):
+            answer = await system.plane.rest("POST", "/v1/participants", {"id": f"more-{number}"})
+        if answer.status != 201:
+            break
+        assert number < 10_000, "there was room for everything"
+    assert (answer.status, answer.body["reason"]) == (503, "DATABASE_UNAVAILABLE"), answer.body
+    with pytest.raises(AssertionError, match="DATABASE_UNAVAILABLE"):
+        await system.deploy("bot-1", 2)
+    for path in ("/v1/experiments/arena", "/v1/participants/bot-1", "/v1/experiments/arena/results"):
+        assert (await system.plane.rest("GET", path)).status == 200, path
+    await system.report(host, 10)
+    assert (await host.status())["session"]["state"] == "connected"
+
+
+async def recovered(system: Arena, host: ArenaHost) -> None:
+    """Everything works again by itself, in the session that was open, and nothing was lost."""
+    await system.shown(host, "connected")
+    await system.order(host)
+    await system.settled()
+    checked = sqlite3.connect(system.oracle.database).execute("pragma integrity_check").fetchone()
+    assert checked == ("ok",)
+
+
+@pytest.mark.fault(13)
+async def test_a_full_disk_refuses_writes_and_nothing_else(tmp_path: Path) -> None:
+    """Until there is room again."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    with mounted("-t", "tmpfs", "-o", "size=6m,mode=700", "none", at=data):
+        async with arena(tmp_path) as system, system.hosts[0].running():
+            [host] = system.hosts
+            async with system.oracle.watching():
+                await system.begin()
+                await system.oracle.converged()
+                await host.connected()
+                attempts = host.network.attempts
+                with (data / "filler").open("wb", buffering=0) as filler:
+                    try:
+                        while True:
+                            filler.write(b"x" * 4096)
+                    except OSError:
+                        pass
+                await refuses_writes(system, host)
+                (data / "filler").unlink()
+                await recovered(system, host)
+                assert host.network.attempts == attempts
+
+
+@pytest.mark.fault(7)
+async def test_a_lock_held_by_another_process_refuses_writes_and_nothing_else(tmp_path: Path) -> None:
+    """After a bounded wait; until the lock is gone."""
+    async with arena(tmp_path) as system, system.hosts[0].running():
+        [host] = system.hosts
+        async with system.oracle.watching():
+            await system.begin()
+            await system.oracle.converged()
+            await host.connected()
+            attempts = host.network.attempts
+            async with locked(system.oracle.database):
+                await refuses_writes(system, host)
+            await recovered(system, host)
+            assert host.network.attempts == attempts
