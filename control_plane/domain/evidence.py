@@ -134,8 +134,9 @@ class Evidence(Part):
     """Everything an answer is made of; `about` is handed through.
 
     `sums` are of the moment of the question, `first` of the first look, which freezes what a sequence aims at; `looks`
-    are of the primary metric. `uncompared`: why variants of this
-    type are not compared. `others`: each arm's crossed or not in the other population, at the same looks.
+    are of the primary metric, and `unspent` is the share of its alpha that earlier phases have left. `uncompared`: why
+    variants of this type are not compared. `others`: each arm's crossed or not in the other population, at the same
+    looks.
     """
 
     about: Json
@@ -148,6 +149,7 @@ class Evidence(Part):
     members: tuple[Member, ...]
     sums: Sums
     first: Sums | None = None
+    unspent: float = 1.0
     looks: tuple[Ledgered, ...] = ()
     other_looks: tuple[Ledgered, ...] = ()
     next_look_at: str | None = None
@@ -190,6 +192,7 @@ def plan_of(evidence: Evidence, *, comparisons: int = 0, effect: float | None = 
         variance=evidence.settings.variance,
         shares=evidence.measure.kind == "proportion",
         comparisons=comparisons,
+        unspent=evidence.unspent,
     )
 
 
@@ -222,11 +225,11 @@ def look(evidence: Evidence, snapshots: Sequence[Snapshot]) -> tuple[Json, ...]:
 
 
 def guardrail(evidence: Evidence, snapshots: Sequence[Snapshot], *, guardrails: int) -> tuple[Json, ...]:
-    """Each arm's state on one of so many guardrails after these looks, as it is recorded."""
+    """Each arm's state on one of so many guardrails after these looks, as it is recorded; watched anew in a phase."""
     others = sum(1 for arm in evidence.arms if arm.weight) - 1
     plan = plan_of(
         evidence.model_copy(
-            update={"settings": evidence.settings.model_copy(update={"decision": "sequence"})}
+            update={"settings": evidence.settings.model_copy(update={"decision": "sequence"}), "unspent": 1.0}
         ),
         comparisons=guardrails * max(others, 1),
         effect=evidence.measure.margin,
@@ -256,6 +259,7 @@ def document(one: Comparison, scale: float) -> Json:
         "statistic": one.statistic,
         "critical": one.critical,
         "alphaSpent": one.alpha_spent,
+        "unspent": one.unspent,
         "difference": None if one.estimate is None else one.estimate * scale,
         "interval": ends(one.interval, scale),
         "lift": one.lift,
@@ -283,6 +287,7 @@ def _comparison(found: Json) -> Comparison:
         crossed=found["crossed"],
         decided=found["decided"],
         reasons={name: Undefined(reason) for name, reason in found["reasons"].items()},
+        unspent=found.get("unspent"),
     )
 
 

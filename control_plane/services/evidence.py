@@ -141,6 +141,7 @@ def evidence(
     primary: bool,
     about: Json,
     first: Sums | None = None,
+    unspent: float = 1.0,
     looks: Sequence[Ledgered] = (),
     other_looks: Sequence[Ledgered] = (),
     exclusions: Sequence[Excluded] = (),
@@ -184,6 +185,7 @@ def evidence(
         ),
         sums=sums,
         first=first,
+        unspent=unspent,
         looks=tuple(looks),
         other_looks=tuple(other_looks),
         next_look_at=None if next_look_at is None else to_rfc3339(next_look_at),
@@ -289,6 +291,19 @@ def ledgered(
             )
         )
     return tuple(found)
+
+
+def unspent(earlier: Iterable[Sequence[LookRow]], metric: Json, population: str) -> float:
+    """The share of alpha that the looks of earlier phases at this metric have left; of several arms, the least.
+
+    `earlier` are the looks of each of the phases.
+    """
+    found = 1.0
+    for rows in earlier:
+        looks = [item for item in ledgered(rows, metric, population) if item.comparisons]
+        left = [one.get("unspent") for one in looks[-1].comparisons] if looks else []
+        found *= min((share for share in left if share is not None), default=1.0)
+    return found
 
 
 def fingerprint(metric: Json) -> dict[str, Any]:

@@ -29,8 +29,11 @@ def prepare(work: Work, request: requests.ById) -> Prepared:
     """The looks that are due and not on record, oldest first, of every phase of the present run."""
     experiment = find(work, request.id)
     found: Prepared = []
+    earlier: list[list[LookRow]] = []
     for phase in work.store.experiments.phases(experiment.id, experiment.run):
-        found += _of_phase(work, experiment, phase)
+        fresh = list(_of_phase(work, experiment, phase, earlier))
+        found += fresh
+        earlier.append([*work.store.looks.all(phase.id), *(look for look, _ in fresh)])
     return found
 
 
@@ -47,7 +50,9 @@ def record(work: Work, request: requests.ById, prepared: Prepared) -> None:
     timers.schedule(work, experiment)
 
 
-def _of_phase(work: Work, experiment: Experiment, phase: Phase) -> Iterator[tuple[LookRow, Snapshot]]:
+def _of_phase(
+    work: Work, experiment: Experiment, phase: Phase, former: Sequence[Sequence[LookRow]]
+) -> Iterator[tuple[LookRow, Snapshot]]:
     days = list(_due(work, experiment, phase))
     if not days:
         return
@@ -63,7 +68,7 @@ def _of_phase(work: Work, experiment: Experiment, phase: Phase) -> Iterator[tupl
             day=day,
             cut_off=cut_off,
             at=work.now,
-            decisions=_decisions(work, seated, [*earlier, kept], cut_off),
+            decisions=_decisions(work, seated, [*earlier, kept], cut_off, former),
         )
         earlier.append(kept)
         yield look, kept
@@ -80,8 +85,17 @@ def _due(work: Work, experiment: Experiment, phase: Phase) -> Iterator[int]:
     yield from range(first, end + 1)
 
 
-def _decisions(work: Work, seated: Seating, snapshots: Sequence[Snapshot], cut_off: int) -> dict[str, Any]:
-    """What is recorded of a look: the comparisons of the primary metric, the guardrails, and who was left out."""
+def _decisions(
+    work: Work,
+    seated: Seating,
+    snapshots: Sequence[Snapshot],
+    cut_off: int,
+    former: Sequence[Sequence[LookRow]],
+) -> dict[str, Any]:
+    """What is recorded of a look: the comparisons of the primary metric, the guardrails, and who was left out.
+
+    `former` are the looks of the phases before, which have spent some of alpha.
+    """
     assert seated.phase is not None
     days = _days(work, seated.phase, len(snapshots), cut_off)
     wanted = metrics.by_value(work, seated.experiment.metrics)
@@ -105,7 +119,9 @@ def _decisions(work: Work, seated: Seating, snapshots: Sequence[Snapshot], cut_o
         "metric": evidence.fingerprint(primary),
         "day": days[-1],
         **{
-            population: _compared(seated, primary, population, seen, days)
+            population: _compared(
+                seated, primary, population, seen, days, evidence.unspent(former, primary, population)
+            )
             for population in ("assigned", "delivered")
         },
     }
@@ -127,15 +143,22 @@ def _comparable(seated: Seating) -> bool:
 
 
 def _compared(
-    seated: Seating, metric: Json, population: domain.Population, seen: Sequence[Seen], days: Sequence[float]
+    seated: Seating,
+    metric: Json,
+    population: domain.Population,
+    seen: Sequence[Seen],
+    days: Sequence[float],
+    unspent: float,
 ) -> list[Json]:
-    item = _evidence(seated, metric, population, seen[-1])
+    item = _evidence(seated, metric, population, seen[-1], unspent=unspent)
     return list(domain.look(item, _shots(item, seated, metric, population, seen, days)))
 
 
-def _evidence(seated: Seating, metric: Json, population: domain.Population, seen: Seen) -> domain.Evidence:
+def _evidence(
+    seated: Seating, metric: Json, population: domain.Population, seen: Seen, *, unspent: float = 1.0
+) -> domain.Evidence:
     sums = seen.sums(seated.members, metric, population)
-    return evidence.evidence(seated, metric, population, sums, primary=True, about={})
+    return evidence.evidence(seated, metric, population, sums, primary=True, about={}, unspent=unspent)
 
 
 def _shots(

@@ -65,6 +65,11 @@ def get(work: Work, request: requests.GetResults) -> Results:
         kept = [evidence.remembered(item) for item in work.store.looks.snapshots(phase.id)[: len(rows)]]
         snapshots = [item.sums(seated.members, metric, request.population) for item in kept]
     sums = seen.sums(seated.members, metric, request.population)
+    earlier = [
+        [row for row in work.store.looks.all(item.id) if not past or (day is not None and row.day <= day)]
+        for item in work.store.experiments.phases(experiment.id, experiment.run)
+        if phase is not None and item.number < phase.number
+    ]
     first = None
     if phase is not None and rows:
         opening = evidence.remembered(work.store.looks.snapshot(phase.id, rows[0].number))
@@ -83,6 +88,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
             "groups": _groups(seated, sums, metric, request.group_by),
         },
         first=first,
+        unspent=evidence.unspent(earlier, metric, request.population) if primary else 1.0,
         looks=evidence.ledgered(rows, metric, request.population, snapshots) if primary else (),
         other_looks=evidence.ledgered(rows, metric, other) if primary else (),
         exclusions=_exclusions(work, seated, last, past=past),

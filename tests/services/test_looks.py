@@ -227,6 +227,41 @@ async def test_every_phase_has_its_own_looks_and_answers_for_itself(world: World
         await world.answer(phase="3")
 
 
+async def test_a_phase_has_the_alpha_that_earlier_ones_have_left(world: World) -> None:
+    """What the path test used up by the last look of phase 1 is not there in phase 2, nor in what can be made again."""
+    uid, assigned = await begun(world, analysis={"horizonDays": 4})
+    async with ticking(world):
+        for number in (1, 2):
+            await world.report(uid, *day_of(world, assigned, {"a": 3, "b": 3}))
+            await close_day(world)
+            await looked(world, number)
+        world.clock.jump(3600)
+        wanted = {"id": "test", "seed": "ab" * 32}
+        started = await world.do(phases.open_phase, requests.parse(requests.OpenPhase, wanted))
+        again = await world.assigned(started[0].experiment)
+        await world.report(uid, *day_of(world, again, {"a": 3, "b": 3}))
+        await close_day(world)
+        await looked(world, 4)
+    first, second = await world.answer(phase="1"), await world.answer()
+    last = first["looks"][-1]["comparisons"][0]
+    unspent = 1 - last["alphaSpent"] / 0.05
+    assert 0.49 < unspent < 0.9
+    assert (first["method"]["alphaUnspent"], second["method"]["alphaUnspent"]) == (1.0, last["unspent"])
+    assert last["unspent"] == pytest.approx(unspent, abs=1e-12)
+    asked = requests.parse(requests.GetResults, {"id": "test", "include": "inputs"})
+    read = Evidence.model_validate_json(
+        (await world.do(results.get, asked)).evidence.model_dump_json(by_alias=True)
+    )
+    assert inference.differing_looks(read) == []
+    whole = read.model_copy(update={"unspent": 1.0})
+    assert inference.differing_looks(whole) == [1], (
+        "with all of alpha the look would have said something else"
+    )
+    assert json.dumps(inference.answer(read)) == json.dumps(await world.answer())
+    for item in read.looks[0].comparisons:
+        assert item["alphaSpent"] <= 0.05 * unspent * 0.3
+
+
 async def test_a_group_is_described_and_nothing_else(world: World) -> None:
     """Counts by a label's value at assignment; who has none is last."""
     uid, assigned = await begun(world)

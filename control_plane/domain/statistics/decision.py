@@ -59,6 +59,8 @@ class Plan:
     shares: bool = True
     comparisons: int = 0
     """Among how many alpha is divided; 0: the arms besides the control."""
+    unspent: float = 1.0
+    """Share of alpha that earlier phases of the run have left."""
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -67,6 +69,8 @@ class Plan:
             faults.append(Fault(field="arms", message="have a key that is there twice"))
         if self.control not in self.arms:
             faults.append(Fault(field="control", message=f"{self.control!r} is not one of the arms"))
+        if not 0 <= self.unspent <= 1:
+            faults.append(Fault(field="unspent", message="must be between 0 and 1"))
         if len(self.arms) < 2:
             faults.append(Fault(field="arms", message="are less than two, so there is nothing to compare"))
         strangers = sorted({unit.arm for unit in self.units} - set(self.arms))
@@ -77,8 +81,8 @@ class Plan:
 
     @property
     def level(self) -> float:
-        """The level of each comparison: alpha divided by their number."""
-        return self.alpha / self.divisor
+        """The level of each comparison: what is left of alpha divided by their number; 0 where nothing is."""
+        return self.alpha * self.unspent / self.divisor
 
     @property
     def divisor(self) -> int:
@@ -97,8 +101,9 @@ class Comparison:
 
     `interval` and `lift_interval` are at the level of the comparison and exclude 0 exactly where this look
     crosses. `p_value` of a path test is of all looks together and computed for the last one only; of a sequence it
-    is of this look. `p_adjusted`, min(1, (K-1) p), is at most alpha exactly where it is decided (sequence: where
-    this look crosses). `decided` stays once it is.
+    is of this look. `p_adjusted`, min(1, (K-1) p) over the share of alpha that was left, is at most alpha exactly
+    where it is decided (sequence: where this look crosses). `decided` stays once it is. `unspent` is the share of
+    the level that is left should another phase follow.
     """
 
     arm: str
@@ -114,6 +119,7 @@ class Comparison:
     crossed: bool
     decided: bool
     reasons: Mapping[str, Undefined] = field(default_factory=dict)
+    unspent: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +161,8 @@ def _of_arm(plan: Plan, arm: str, snapshots: Sequence[Snapshot]) -> list[Compari
         for snapshot in _of_size(plan, snapshots)
     ]
     units = [plan.units[at] for at in index]
+    if not plan.level:
+        return [_without_alpha(plan, arm, units, snapshot) for snapshot in own]
     return (
         _by_path(plan, arm, units, own) if plan.method == "path_test" else _by_sequence(plan, arm, units, own)
     )
@@ -166,6 +174,18 @@ def _of_size(plan: Plan, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
             fault = Fault(field=f"looks[{at}]", message="must have the sums of every participant of the plan")
             raise Invalid(f"{fault.field} {fault.message}", faults=[fault])
         yield snapshot
+
+
+def _without_alpha(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot) -> Comparison:
+    """What differs, of which nothing may be said: earlier phases have spent all of alpha."""
+    now = _difference(plan, arm, units, snapshot)
+    if isinstance(now, Undefined):
+        return _comparison(plan, arm, decided=False, reasons=dict.fromkeys(_COMPARED, now), crossed=False)
+    reasons = dict.fromkeys((*_INFERRED, "alpha_spent"), Undefined.ALPHA_SPENT)
+    relative = _lift(now.treatment, now.control)
+    return _comparison(
+        plan, arm, estimate=now.estimate, decided=False, reasons=reasons, crossed=False, relative=relative
+    )
 
 
 def _by_path(plan: Plan, arm: str, units: Sequence[Unit], snapshots: Sequence[Snapshot]) -> list[Comparison]:
@@ -207,6 +227,7 @@ def _by_path(plan: Plan, arm: str, units: Sequence[Unit], snapshots: Sequence[Sn
                 crossed=look.crossed,
                 decided=look.decided,
                 reasons=reasons,
+                unspent=max(1 - look.alpha_spent / plan.level, 0.0),
             )
         )
     return found
@@ -221,13 +242,17 @@ def _by_sequence(
 ) -> list[Comparison]:
     target: float | None = None
     decided = False
+    unspent = 1.0
     found = []
     for snapshot in snapshots:
         now = _difference(plan, arm, units, snapshot)
         if isinstance(now, Undefined):
             found.append(
-                _comparison(plan, arm, decided=decided, reasons=dict.fromkeys(_COMPARED, now), crossed=False)
-            )
+                _comparison(
+                    plan, arm, decided=decided, reasons=dict.fromkeys(_COMPARED, now), crossed=False,
+                    unspent=unspent,
+                )
+            )  # fmt: skip
             continue
         if target is None and now.control.rate and plan.tuning is None:
             effect = plan.effect * abs(now.control.rate)
@@ -240,7 +265,7 @@ def _by_sequence(
             found.append(
                 _comparison(
                     plan, arm, estimate=now.estimate, decided=decided, reasons=reasons, crossed=False,
-                    relative=_lift(now.treatment, now.control),
+                    relative=_lift(now.treatment, now.control), unspent=unspent,
                 )
             )  # fmt: skip
             continue
@@ -253,6 +278,7 @@ def _by_sequence(
         )
         crossed = not always.interval.low <= 0 <= always.interval.high
         decided = decided or crossed
+        unspent = always.unspent
         found.append(_sequential(plan, arm, now, always, crossed=crossed, decided=decided))
     return found
 
@@ -273,6 +299,7 @@ def _sequential(
         crossed=crossed,
         decided=decided,
         reasons={},
+        unspent=always.unspent,
     )
 
 
@@ -325,7 +352,7 @@ def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot)
                 path.Side(rate=found.control_rate, variance=found.variance - found.treatment_variance),
             )
     t, c = (proportions.rate(item, variance=plan.variance) for item in arms)
-    plain = proportions.difference(*arms, alpha=plan.level, variance=plan.variance)
+    plain = proportions.difference(*arms, alpha=plan.alpha, variance=plan.variance)
     if plain.estimate is None or plain.standard_error is None or t.rate is None or c.rate is None:
         return plain.reasons.get("standard_error", Undefined.TOO_FEW_PARTICIPANTS)
     if not plain.standard_error:
@@ -395,6 +422,7 @@ def _comparison(
     relative: float | Undefined = Undefined.NO_IMPRESSIONS,
     around: Interval | Undefined = Undefined.NO_IMPRESSIONS,
     p: float | None = None,
+    unspent: float | None = None,
 ) -> Comparison:
     why = dict(reasons)
     if isinstance(relative, Undefined):
@@ -421,8 +449,9 @@ def _comparison(
         lift=None if isinstance(relative, Undefined) else relative,
         lift_interval=None if isinstance(around, Undefined) else around,
         p_value=p,
-        p_adjusted=None if p is None else min(1.0, plan.divisor * p),
+        p_adjusted=None if p is None else min(1.0, plan.divisor * p / plan.unspent),
         crossed=crossed,
         decided=decided,
         reasons=why,
+        unspent=0.0 if not plan.level else unspent,
     )

@@ -24,6 +24,9 @@ class Always:
     interval: Interval
     boundary: float
     """How many errors the interval reaches to either side."""
+    unspent: float
+    """Share of alpha that is left for other data to come: min(1, E), for E is the capital of a fair bet, which is
+    staked again as a whole (of E times the next E, no more than alpha ever reaches 1/alpha)."""
 
 
 def information_target(*, alpha: float, power: float, effect: float) -> float:
@@ -75,6 +78,7 @@ def always_valid(
         p_value=min(1.0, exp(-log_evidence)),
         interval=Interval(low=estimate - reach * standard_error, high=estimate + reach * standard_error),
         boundary=reach,
+        unspent=exp(min(log_evidence, 0.0)),
     )
 
 

@@ -190,12 +190,13 @@ def _of(
 
 
 def _too_small(plan: Plan, reachable: float) -> Reason:
+    spent = "" if plan.unspent == 1 else ", for earlier phases have spent alpha; a reset begins anew"
     return Reason(
         code="DESIGN_CANNOT_DECIDE",
         message=f"no outcome could be significant: the smallest reachable p is {reachable:.2g},"
-        f" a decision needs {plan.level:.2g}",
+        f" a decision needs {plan.level:.2g}{spent}",
         formula="2 / ∏ C(n_t + n_c, n_t) over the blocks of the draw; 1 / ∏ where a block is unequal",
-        inputs={"smallestReachablePValue": reachable, "level": plan.level},
+        inputs={"smallestReachablePValue": reachable, "level": plan.level, "unspent": plan.unspent},
     )
 
 
@@ -224,6 +225,7 @@ def _crossed(plan: Plan, item: Comparison) -> Reason:
             "critical": item.critical,
             "alphaSpent": item.alpha_spent,
             "level": plan.level,
+            "unspent": plan.unspent,
             "pValue": item.p_value,
             "pValueAdjusted": item.p_adjusted,
         },
@@ -241,7 +243,7 @@ def _best_untested(won: Sequence[Comparison]) -> Reason:
 def _over(plan: Plan, stand: Sequence[Comparison]) -> Reason:
     return Reason(
         code="HORIZON_OVER",
-        message=f"{plan.horizon:g} days are over; going on is a new phase",
+        message=f"{plan.horizon:g} days are over; going on is a new phase with the alpha that is left",
         inputs={
             "horizonDays": plan.horizon,
             "differences": [

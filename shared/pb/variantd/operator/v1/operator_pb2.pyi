@@ -4884,6 +4884,7 @@ class ResultsMethod(_message.Message):
     CORRECTION_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
     COMPARED_AT_FIELD_NUMBER: _builtins.int
+    ALPHA_UNSPENT_FIELD_NUMBER: _builtins.int
     variance: _builtins.str
     """Variance of a rate: `jackknife` or `delta`."""
     decision: _builtins.str
@@ -4900,6 +4901,8 @@ class ResultsMethod(_message.Message):
     """How several variants are corrected for: `bonferroni`."""
     strata: _builtins.int
     """Strata of the draw."""
+    alpha_unspent: _builtins.float
+    """Share of alpha that earlier phases of the run have left."""
     @_builtins.property
     def prior(self) -> Global___BetaPrior:
         """Prior of every rate."""
@@ -4921,10 +4924,11 @@ class ResultsMethod(_message.Message):
         correction: _builtins.str = ...,
         strata: _builtins.int = ...,
         compared_at: _timestamp_pb2.Timestamp | None = ...,
+        alpha_unspent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_tuning", b"_tuning", "compared_at", b"compared_at", "prior", b"prior", "tuning", b"tuning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_tuning", b"_tuning", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_tuning", b"_tuning", "alpha_unspent", b"alpha_unspent", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__compared_at: _TypeAlias = _typing.Literal["compared_at"]  # noqa: Y015
     _WhichOneofArgType__compared_at: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at"]  # noqa: Y015
@@ -5046,6 +5050,7 @@ class LookComparison(_message.Message):
     CROSSED_FIELD_NUMBER: _builtins.int
     DECIDED_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    UNSPENT_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     """The variant's key."""
     statistic: _builtins.float
@@ -5066,6 +5071,8 @@ class LookComparison(_message.Message):
     """Whether this look crossed."""
     decided: _builtins.bool
     """Whether this look or an earlier one did."""
+    unspent: _builtins.float
+    """Share of the comparison's level that is left should another phase follow."""
     @_builtins.property
     def interval(self) -> Global___Interval:
         """Its interval at the level of the comparison; excludes 0 exactly where this look crosses."""
@@ -5094,10 +5101,11 @@ class LookComparison(_message.Message):
         crossed: _builtins.bool = ...,
         decided: _builtins.bool = ...,
         reasons: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        unspent: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha_spent", b"_alpha_spent", "_critical", b"_critical", "_difference", b"_difference", "_interval", b"_interval", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_statistic", b"_statistic", "alpha_spent", b"alpha_spent", "critical", b"critical", "difference", b"difference", "interval", b"interval", "lift", b"lift", "lift_interval", b"lift_interval", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "statistic", b"statistic"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha_spent", b"_alpha_spent", "_critical", b"_critical", "_difference", b"_difference", "_interval", b"_interval", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_statistic", b"_statistic", "_unspent", b"_unspent", "alpha_spent", b"alpha_spent", "critical", b"critical", "difference", b"difference", "interval", b"interval", "lift", b"lift", "lift_interval", b"lift_interval", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "statistic", b"statistic", "unspent", b"unspent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha_spent", b"_alpha_spent", "_critical", b"_critical", "_difference", b"_difference", "_interval", b"_interval", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_statistic", b"_statistic", "alpha_spent", b"alpha_spent", "critical", b"critical", "crossed", b"crossed", "decided", b"decided", "difference", b"difference", "interval", b"interval", "lift", b"lift", "lift_interval", b"lift_interval", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "reasons", b"reasons", "statistic", b"statistic", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha_spent", b"_alpha_spent", "_critical", b"_critical", "_difference", b"_difference", "_interval", b"_interval", "_lift", b"_lift", "_lift_interval", b"_lift_interval", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_statistic", b"_statistic", "_unspent", b"_unspent", "alpha_spent", b"alpha_spent", "critical", b"critical", "crossed", b"crossed", "decided", b"decided", "difference", b"difference", "interval", b"interval", "lift", b"lift", "lift_interval", b"lift_interval", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "reasons", b"reasons", "statistic", b"statistic", "unspent", b"unspent", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha_spent: _TypeAlias = _typing.Literal["alpha_spent"]  # noqa: Y015
     _WhichOneofArgType__alpha_spent: _TypeAlias = _typing.Literal["_alpha_spent", b"_alpha_spent"]  # noqa: Y015
@@ -5117,6 +5125,8 @@ class LookComparison(_message.Message):
     _WhichOneofArgType__p_value_adjusted: _TypeAlias = _typing.Literal["_p_value_adjusted", b"_p_value_adjusted"]  # noqa: Y015
     _WhichOneofReturnType__statistic: _TypeAlias = _typing.Literal["statistic"]  # noqa: Y015
     _WhichOneofArgType__statistic: _TypeAlias = _typing.Literal["_statistic", b"_statistic"]  # noqa: Y015
+    _WhichOneofReturnType__unspent: _TypeAlias = _typing.Literal["unspent"]  # noqa: Y015
+    _WhichOneofArgType__unspent: _TypeAlias = _typing.Literal["_unspent", b"_unspent"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha_spent) -> _WhichOneofReturnType__alpha_spent | None: ...
     @_typing.overload
@@ -5135,6 +5145,8 @@ class LookComparison(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value_adjusted) -> _WhichOneofReturnType__p_value_adjusted | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__statistic) -> _WhichOneofReturnType__statistic | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unspent) -> _WhichOneofReturnType__unspent | None: ...
 
 Global___LookComparison: _TypeAlias = LookComparison  # noqa: Y015
 
