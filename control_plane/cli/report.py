@@ -23,6 +23,7 @@ from control_plane.cli.sheet import (
     guardrails,
     level,
     not_counted,
+    pooled,
     population,
     verdict_lines,
     why,
@@ -130,7 +131,7 @@ def _head(found: pb.Results) -> str:
     facts = {
         "metric": _metric(metric),
         "population": population(found),
-        "phase": f"{found.phase}, {found.phase_id}" if found.HasField("phase") else "none yet",
+        "phase": _phase(found),
         "status": show.word(found, "status"),
         "as of": found.as_of if found.HasField("as_of") else None,
         "computed": show.moment(found, "computed_at"),
@@ -143,6 +144,12 @@ def _head(found: pb.Results) -> str:
     return f"<h1>{_text(found.key)}</h1>\n{_table(('', ''), rows)}"
 
 
+def _phase(found: pb.Results) -> str:
+    if found.phases:
+        return "pooled: " + ", ".join(str(item.number) for item in found.phases)
+    return f"{found.phase}, {found.phase_id}" if found.HasField("phase") else "none yet"
+
+
 def _metric(metric: pb.Metric) -> str:
     named = f"{metric.name}: " if metric.name else ""
     per = f" by {metric.denominator_event_name}" if metric.denominator_event_name else ""
@@ -152,7 +159,7 @@ def _metric(metric: pb.Metric) -> str:
 
 
 def _verdict(found: pb.Results) -> str:
-    first, *rest = (*verdict_lines(found), *differences(found), *guardrails(found), "")
+    first, *rest = (*verdict_lines(found), *differences(found), *pooled(found), *guardrails(found), "")
     rows = [
         (
             reason.code,
@@ -243,9 +250,10 @@ def _looks(found: pb.Results, names: Mapping[str, str]) -> str:
 
 def _by_day(found: pb.Results, days: pb.TimeSeries | None, names: Mapping[str, str]) -> str:
     if days is None:
-        return _section(
-            "Impressions by day", "<p>Days are kept of the present phase; this is an earlier one.</p>"
+        said = "Days are kept of the present phase; " + (
+            "this is all of them." if found.phases else "this is an earlier one."
         )
+        return _section("Impressions by day", f"<p>{said}</p>")
     rows = [
         (
             day.date,

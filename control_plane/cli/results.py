@@ -41,7 +41,8 @@ def results(
         typer.Option("--metric", metavar="METRIC", help="Id, key or name of a metric instead of an event."),
     ] = "",
     phase: Annotated[
-        str, typer.Option("--phase", metavar="PHASE", help="Number or id of a phase of this run.")
+        str,
+        typer.Option("--phase", metavar="PHASE", help="Number or id of a phase of this run, or `pooled`."),
     ] = "",
     as_of: Annotated[
         str, typer.Option("--as-of", metavar="DATE", help="As the look of that UTC date saw it.")

@@ -25,10 +25,11 @@ _REASONS = {
     "NO_BASELINE": "control cannot be told from 0",
     "NO_LOOK_YET": "the first look is taken once the first UTC day is closed",
     "NO_ALPHA_YET": "too early in the horizon for any level to be spent",
+    "ALPHA_SPENT": "earlier phases have spent all of alpha; a reset begins anew",
     "OUT_OF_RANGE": "too large or too small to be told",
     "NOT_OF_THIS_KIND": "told of proportions only",
 }
-_QUIET = {"IS_CONTROL", "IS_A_PROPORTION", "NO_LOOK_YET"}
+_QUIET = {"IS_CONTROL", "IS_A_PROPORTION", "NO_LOOK_YET", "OF_ONE_PHASE"}
 """Reasons that go without saying: the headline has them."""
 _UNCOMPARED = {
     "SWITCHBACK_NOT_COMPUTED": "blocks of a switchback are not analysed yet, and summed up they prove nothing",
@@ -43,7 +44,7 @@ def print_results(session: Session, found: pb.Results, *, beside: pb.Results | N
         show.say(session.out, line)
     _counts(session, found)
     _bars(session, found)
-    for line in (*differences(found), *guardrails(found), *left_out(found)):
+    for line in (*differences(found), *pooled(found), *guardrails(found), *left_out(found)):
         show.say(session.out, line)
     for line in absent(found):
         show.say(session.out, line)
@@ -205,6 +206,16 @@ def differences(found: pb.Results) -> Iterator[str]:
         if not item.HasField("difference_interval") and item.HasField("sequential"):
             text += f" (at any moment: {_span(found, item.sequential.difference_interval)})"
         yield text
+
+
+def pooled(found: pb.Results) -> Iterator[str]:
+    """What each of the phases has to do with it, where they are pooled."""
+    if found.phases:
+        yield "phases pooled: no rates and no verdict, for their variants may be split otherwise in each"
+    for phase in found.phases:
+        for item in phase.variants:
+            own = _change(found, item.difference) if item.HasField("difference") else "nothing to say"
+            yield f"phase {phase.number}, {100 * item.share:.0f} % of the weight: {item.variant} {own}"
 
 
 def guardrails(found: pb.Results) -> Iterator[str]:

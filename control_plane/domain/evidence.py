@@ -130,13 +130,23 @@ class Excluded(Part):
     impressions: int
 
 
+class Stretch(Part):
+    """A phase of several: who was assigned in it and what they did; `first` as its first look saw it."""
+
+    id: str
+    number: int
+    members: tuple[Member, ...]
+    sums: Sums
+    first: Sums | None = None
+
+
 class Evidence(Part):
     """Everything an answer is made of; `about` is handed through.
 
     `sums` are of the moment of the question, `first` of the first look, which freezes what a sequence aims at; `looks`
     are of the primary metric, and `unspent` is the share of its alpha that earlier phases have left. `uncompared`: why
     variants of this type are not compared. `others`: each arm's crossed or not in the other population, at the same
-    looks.
+    looks. `pooled` are the phases, where the question is about all of them.
     """
 
     about: Json
@@ -159,6 +169,7 @@ class Evidence(Part):
     exclusions: tuple[Excluded, ...] = ()
     uncompared: str | None = None
     findings: tuple[Json, ...] = Field(default=())
+    pooled: tuple[Stretch, ...] = ()
 
     @property
     def control(self) -> str | None:

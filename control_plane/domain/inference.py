@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from control_plane.domain import pooling
 from control_plane.domain.evidence import (
     Arm,
     Evidence,
@@ -45,6 +46,8 @@ from shared.errors import Fault, Invalid
 
 def answer(evidence: Evidence) -> Json:
     """The whole answer, JSON-shaped. Every number that is null has its reason beside it."""
+    if evidence.pooled:
+        return pooling.answer(evidence)
     arms = [_arm_sums(evidence, arm, evidence.sums.shares(evidence.measure)) for arm in evidence.arms]
     control = evidence.control
     why = evidence.uncompared
@@ -92,6 +95,7 @@ def answer(evidence: Evidence) -> Json:
         "verdict": None if decided is None else _verdict_shown(evidence, decided),
         "power": _power(evidence),
         "findings": [*evidence.findings, *_sensitive(evidence, found)],
+        "phases": [],
         "inputs": None,
     }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain.assignment import ALGORITHM, replay
@@ -17,6 +17,7 @@ from control_plane.domain.evidence import (
     Member,
     Population,
     Settings,
+    Stretch,
     Sums,
 )
 from control_plane.domain.experiment import (
@@ -122,6 +123,10 @@ class Seating:
         """(participant, variant id)."""
         return [(item.participant, item.variant_id) for item in self.assignments if item.variant_id]
 
+    def replace_members(self, assignments: Iterable[Assignment]) -> "Seating":
+        """The same phase with these assignments only."""
+        return replace(self, assignments=tuple(assignments))
+
 
 def seating(work: Work, experiment: Experiment, phase: Phase | None) -> Seating:
     """Everybody who has, had or will have a variant in the phase."""
@@ -150,7 +155,6 @@ def evidence(
 ) -> Evidence:
     """The evidence of one metric in one population."""
     experiment, phase = seated.experiment, seated.phase
-    keys = {variant.id: variant.key for variant in experiment.variants}
     weights = phase.weights if phase else {variant.id: variant.weight for variant in experiment.variants}
     reachable = decision(experiment, seated.assignments)
     uncompared = UNCOMPARED.get(experiment.type)
@@ -171,18 +175,7 @@ def evidence(
             )
             for variant in experiment.arms
         ),
-        members=tuple(
-            Member(
-                participant=item.participant,
-                arm=keys[item.variant_id],
-                block=item.block,
-                stratum=item.stratum,
-                planned=planned(item, phase),
-                cluster=item.cluster,
-            )
-            for item in seated.assignments
-            if item.variant_id is not None
-        ),
+        members=members_of(seated),
         sums=sums,
         first=first,
         unspent=unspent,
@@ -195,6 +188,35 @@ def evidence(
         exclusions=tuple(exclusions),
         uncompared=None if uncompared is None else uncompared.value,
         findings=tuple(findings),
+    )
+
+
+def members_of(seated: Seating) -> tuple[Member, ...]:
+    """Who is assigned, as evidence has them."""
+    keys = {variant.id: variant.key for variant in seated.experiment.variants}
+    return tuple(
+        Member(
+            participant=item.participant,
+            arm=keys[item.variant_id],
+            block=item.block,
+            stratum=item.stratum,
+            planned=planned(item, seated.phase),
+            cluster=item.cluster,
+        )
+        for item in seated.assignments
+        if item.variant_id is not None
+    )
+
+
+def stretch(seated: Seating, sums: Sums, *, first: Sums | None) -> Stretch:
+    """A phase of several, as evidence has it."""
+    assert seated.phase is not None
+    return Stretch(
+        id=show_id(seated.phase.id),
+        number=seated.phase.number,
+        members=members_of(seated),
+        sums=sums,
+        first=first,
     )
 
 

@@ -1,10 +1,12 @@
 """Use cases of results: tallies and the ledger of looks in, the whole answer out."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, get_args
 
-from control_plane.domain import requests
+from control_plane.domain import pooling, requests
 from control_plane.domain.evidence import Evidence, Excluded, Json, Population, Sums
 from control_plane.domain.experiment import Experiment, Phase
 from control_plane.domain.metrics import counted_as, shown
@@ -17,6 +19,8 @@ from shared.errors import NotFound
 from shared.ids import show_id
 from shared.moment import to_rfc3339, utc_day
 
+POOLED = "pooled"
+"""In place of a phase: all of the run."""
 POPULATIONS: tuple[Population, ...] = get_args(Population)
 
 
@@ -33,69 +37,135 @@ def get(work: Work, request: requests.GetResults) -> Results:
     """Results of a phase for one metric and population, from tallies and recorded looks only.
 
     With `as_of`, an inclusive UTC date, as the last look up to then saw it: what arrived later is not in it. Raises
-    Invalid where it is unclear which conversion is meant, NotFound for a phase that there is not.
+    Invalid where it is unclear which conversion is meant, NotFound for a phase that there is not. Phase `pooled` is
+    all phases of the run that began, as one.
     """
     experiment = work.store.experiments.find(work.project_id, request.id)
     if experiment is None or not work.caller.sees(experiment.labels):
         raise NotFound(f"there is no experiment {request.id!r}", reason="EXPERIMENT_NOT_FOUND")
-    phase = asked.phase(work, experiment, request.phase)
     metric, role = asked.metric(work, experiment, named=request.metric, event_name=request.event_name)
-    primary = role == "primary"
-    seated = evidence.seating(work, experiment, phase)
-    rows = work.store.looks.all(phase.id) if phase else []
     day = _day(request.as_of)
     past = day is not None and day < utc_day(work.now)
-    if past:
-        rows = [row for row in rows if day is not None and row.day <= day]
-    seen = _seen(work, phase, metric, rows, past=past)
-    if past:
-        there = set(seen.totals)
-        seated = Seating(
-            experiment=experiment,
-            phase=phase,
-            assignments=tuple(
-                item for item in seated.assignments if (item.participant, item.variant_id) in there
-            ),
-        )
-    last = rows[-1] if past and rows else None
+    moment = _Moment(day=day if past else None, metric=metric, population=request.population)
+    began = work.store.experiments.phases(experiment.id, experiment.run)
+    if request.phase == POOLED and began:
+        return _pooled(work, experiment, request, role, [_known(work, experiment, x, moment) for x in began])
+    phase = asked.phase(work, experiment, "" if request.phase == POOLED else request.phase)
+    primary = role == "primary"
+    known = _known(work, experiment, phase, moment)
+    rows = known.rows
     other = next(item for item in POPULATIONS if item != request.population)
     inputs = request.include == "inputs"
     snapshots = []
     if inputs and phase is not None:
         kept = [evidence.remembered(item) for item in work.store.looks.snapshots(phase.id)[: len(rows)]]
-        snapshots = [item.sums(seated.members, metric, request.population) for item in kept]
-    sums = seen.sums(seated.members, metric, request.population)
+        snapshots = [item.sums(known.seated.members, metric, request.population) for item in kept]
     earlier = [
-        [row for row in work.store.looks.all(item.id) if not past or (day is not None and row.day <= day)]
-        for item in work.store.experiments.phases(experiment.id, experiment.run)
+        moment.up_to(work.store.looks.all(item.id))
+        for item in began
         if phase is not None and item.number < phase.number
     ]
-    first = None
-    if phase is not None and rows:
-        opening = evidence.remembered(work.store.looks.snapshot(phase.id, rows[0].number))
-        first = opening.sums(seated.members, metric, request.population)
-    about = _about(work, experiment, phase, request, last, past=past)
     found = evidence.evidence(
-        seated,
+        known.seated,
         metric,
         request.population,
-        sums,
+        known.sums,
         primary=primary,
         about={
-            **about,
+            **_about(work, experiment, request, [known], phase=phase),
             "metric": shown(metric, role),
             "groupBy": request.group_by or None,
-            "groups": _groups(seated, sums, metric, request.group_by),
+            "groups": _groups(known.seated, known.sums, metric, request.group_by),
         },
-        first=first,
+        first=known.first,
         unspent=evidence.unspent(earlier, metric, request.population) if primary else 1.0,
         looks=evidence.ledgered(rows, metric, request.population, snapshots) if primary else (),
         other_looks=evidence.ledgered(rows, metric, other) if primary else (),
-        exclusions=_exclusions(work, seated, last, past=past),
+        exclusions=_exclusions(work, known),
         findings=() if past else _findings(work, request),
         next_look_at=None if past else _next_look(work, experiment),
     )
     return Results(experiment=experiment, evidence=found, with_inputs=inputs)
+
+
+def _pooled(
+    work: Work,
+    experiment: Experiment,
+    request: requests.GetResults,
+    role: str | None,
+    known: Sequence["_Known"],
+) -> Results:
+    """Every phase of the run as one; no look is of them together, so there is no verdict."""
+    pooling.refuse_groups(request.group_by)
+    metric, past = known[0].moment.metric, known[0].moment.day is not None
+    nothing = known[-1].seated.replace_members(())
+    found = evidence.evidence(
+        nothing,
+        metric,
+        request.population,
+        Sums(impressions=(), conversions=(), values=(), denominators=()),
+        primary=False,
+        about={
+            **_about(work, experiment, request, known, phase=None),
+            "metric": shown(metric, role),
+            "groupBy": None,
+            "groups": [],
+        },
+        findings=() if past else _findings(work, request),
+    )
+    stretches = [evidence.stretch(item.seated, item.sums, first=item.first) for item in known]
+    return Results(
+        experiment=experiment,
+        evidence=found.model_copy(update={"pooled": tuple(stretches)}),
+        with_inputs=request.include == "inputs",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Moment:
+    """What is asked, and as of which closed UTC day; None: as things stand."""
+
+    day: int | None
+    metric: Json
+    population: Population
+
+    def up_to(self, rows: Sequence[LookRow]) -> list[LookRow]:
+        """The looks that were there then."""
+        return [row for row in rows if self.day is None or row.day <= self.day]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What is known of a phase: its looks, who was assigned, and what they did; `first` as the first look saw it."""
+
+    moment: _Moment
+    phase: Phase | None
+    rows: list[LookRow]
+    seated: Seating
+    sums: Sums
+    first: Sums | None
+
+    @property
+    def last(self) -> LookRow | None:
+        """The look that the past is seen with; None: it is the present, or there is none."""
+        return self.rows[-1] if self.moment.day is not None and self.rows else None
+
+
+def _known(work: Work, experiment: Experiment, phase: Phase | None, moment: _Moment) -> _Known:
+    seated = evidence.seating(work, experiment, phase)
+    rows = moment.up_to(work.store.looks.all(phase.id)) if phase else []
+    seen = _seen(work, phase, moment.metric, rows, past=moment.day is not None)
+    if moment.day is not None:
+        there = set(seen.totals)
+        seated = seated.replace_members(
+            item for item in seated.assignments if (item.participant, item.variant_id) in there
+        )
+    first = None
+    if phase is not None and rows:
+        opening = evidence.remembered(work.store.looks.snapshot(phase.id, rows[0].number))
+        first = opening.sums(seated.members, moment.metric, moment.population)
+    sums = seen.sums(seated.members, moment.metric, moment.population)
+    return _Known(moment=moment, phase=phase, rows=rows, seated=seated, sums=sums, first=first)
 
 
 def _day(text: str | None) -> int | None:
@@ -120,20 +190,22 @@ def _seen(work: Work, phase: Phase | None, metric: Json, rows: list[LookRow], *,
 def _about(
     work: Work,
     experiment: Experiment,
-    phase: Phase | None,
     request: requests.GetResults,
-    last: LookRow | None,
+    known: Sequence[_Known],
     *,
-    past: bool,
+    phase: Phase | None,
 ) -> Json:
-    """What the answer says of itself."""
-    if last is not None:
-        standings, lost = last.decisions["standings"][request.population], last.decisions["lost"]
-    elif phase is None or past:
-        standings, lost = {}, 0
-    else:
-        standings = work.store.events.not_counted(phase.id, population=request.population)
-        lost = work.store.events.lost(experiment.id)
+    """What the answer says of itself; `phase`: the one it is of."""
+    standings: Counter[str] = Counter()
+    lost = 0
+    for item in known:
+        if item.last is not None:
+            standings.update(item.last.decisions["standings"][request.population])
+            lost = max(lost, item.last.decisions["lost"])
+        elif item.phase is not None and item.moment.day is None:
+            standings.update(work.store.events.not_counted(item.phase.id, population=request.population))
+            lost = work.store.events.lost(experiment.id)
+    seen = [item.last.at for item in known if item.last is not None]
     return {
         "experimentId": show_id(experiment.id),
         "key": experiment.key,
@@ -141,7 +213,7 @@ def _about(
         "phaseId": show_id(phase.id) if phase else None,
         "phase": phase.number if phase else None,
         "asOf": request.as_of,
-        "computedAt": to_rfc3339(last.at if last else work.now),
+        "computedAt": to_rfc3339(max(seen, default=work.now)),
         "analysisFingerprint": experiment.analysis_fingerprint,
         "planChanged": experiment.plan_changed,
         "exposureEvidence": "loaded" if experiment.design.exposure_criteria.requires == "loaded" else "disk",
@@ -150,10 +222,10 @@ def _about(
     }
 
 
-def _exclusions(work: Work, seated: Seating, last: LookRow | None, *, past: bool) -> tuple[Excluded, ...]:
-    if last is not None:
-        return tuple(requests.parse(Excluded, item) for item in last.decisions["exclusions"])
-    return () if past else evidence.exclusions(work, seated)
+def _exclusions(work: Work, known: _Known) -> tuple[Excluded, ...]:
+    if known.last is not None:
+        return tuple(requests.parse(Excluded, item) for item in known.last.decisions["exclusions"])
+    return () if known.moment.day is not None else evidence.exclusions(work, known.seated)
 
 
 def _findings(work: Work, request: requests.GetResults) -> tuple[Json, ...]:

@@ -115,3 +115,24 @@ async def test_days_are_computed_anew_on_demand(plane: Plane, running: Run) -> N
     there = (await plane.rest("GET", "/v1/experiments/soul-tone/timeseries-results")).body
     assert there["fingerprint"] == told.json["fingerprint"]
     assert (await running("recalculate", "soul-tone", "--metric", "nonsense")).code == 1
+
+
+async def test_phases_are_pooled_where_that_is_asked_for(plane: Plane, running: Run, tmp_path: Path) -> None:
+    """Each phase's weight in words, no rate over them; REST has the same, and the page says what it is of."""
+    variants = (await plane.rest("GET", "/v1/experiments/soul-tone")).body["variants"]
+    weights = {item["key"]: weight for item, weight in zip(variants, (40, 60), strict=True)}
+    await plane.made("/v1/experiments/soul-tone/phases", {"weights": weights})
+    said = await running("results", "soul-tone", "--phase", "pooled")
+    assert said.code == 0, said.err
+    assert "phases pooled: no rates and no verdict" in said.out
+    assert "phase 2, 0 % of the weight: concise nothing to say" in said.out
+    told = (await running("results", "soul-tone", "--phase", "pooled", "--json")).json
+    there = (await plane.rest("GET", "/v1/experiments/soul-tone/results?phase=pooled")).body
+    assert told["phases"] == there["phases"]
+    assert [item["number"] for item in there["phases"]] == [1, 2]
+    assert there["phases"][0]["variants"] == [{"variant": "concise", "share": 0.0, "difference": None}]
+    page = tmp_path / "pooled.html"
+    written = await running("results", "soul-tone", "--phase", "pooled", "--html", str(page))
+    assert written.code == 0, written.err
+    assert "pooled: 1, 2" in page.read_text()
+    assert (await running("results", "soul-tone", "--phase", "pooled", "--group-by", "team")).code == 1

@@ -49,11 +49,11 @@ def pooled(key: str, phases: Sequence[Phase]) -> Estimate:
     Phases with fewer than two of an arm are left out; the scores have one mean per stratum, so d_p is in the
     units of the rate where strata are about equally divided.
     """
-    usable = [phase for phase in phases if min(_sizes(phase)) > 1 and any(phase.trials)]
+    usable = [phase for phase in phases if weight_of(phase)]
     if not usable:
         reasons = dict.fromkeys(("value", "variance", "degrees_of_freedom"), Undefined.TOO_FEW_PARTICIPANTS)
         return Estimate(key=key, value=None, variance=None, degrees_of_freedom=None, reasons=reasons)
-    weights = [n_t * n_c / (n_t + n_c) for n_t, n_c in map(_sizes, usable)]
+    weights = [weight_of(phase) for phase in usable]
     whole, value = sum(weights), 0.0
     summed: dict[str, float] = defaultdict(float)
     for phase, weight in zip(usable, weights, strict=True):
@@ -72,6 +72,12 @@ def pooled(key: str, phases: Sequence[Phase]) -> Estimate:
         variance=sum(own * own for own in summed.values()),
         degrees_of_freedom=float(max(len(summed) - 2 * len(usable), min(fewest, len(summed) - 2))),
     )
+
+
+def weight_of(phase: Phase) -> float:
+    """W = n_t n_c/(n_t + n_c); 0 for one that says nothing: fewer than two of an arm, or no data."""
+    n_t, n_c = _sizes(phase)
+    return n_t * n_c / (n_t + n_c) if min(n_t, n_c) > 1 and any(phase.trials) else 0.0
 
 
 def _sizes(phase: Phase) -> tuple[int, int]:

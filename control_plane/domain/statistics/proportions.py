@@ -51,6 +51,7 @@ class Undefined(StrEnum):
     IS_A_PROPORTION = "IS_A_PROPORTION"
     NOT_OF_THIS_KIND = "NOT_OF_THIS_KIND"
     OUT_OF_RANGE = "OUT_OF_RANGE"
+    OF_ONE_PHASE = "OF_ONE_PHASE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4598,7 +4598,7 @@ class GetResultsRequest(_message.Message):
     metric: _builtins.str
     """Id, key or name of a metric of the experiment, or id or key of a saved one; instead of `event_name`."""
     phase: _builtins.str
-    """Id or number of a phase of the present run; default: the present phase."""
+    """Id or number of a phase of the present run, or `pooled`: all of them as one; default: the present phase."""
     as_of: _builtins.str
     """Inclusive UTC date, as 2026-01-31: as the last look up to then saw it."""
     group_by: _builtins.str
@@ -4650,7 +4650,7 @@ class ComputeResultsRequest(_message.Message):
     metric: _builtins.str
     """Id, key or name of a metric of the experiment, or id or key of a saved one; instead of `event_name`."""
     phase: _builtins.str
-    """Id or number of a phase of the present run; default: the present phase."""
+    """Id or number of a phase of the present run, or `pooled`: all of them as one; default: the present phase."""
     as_of: _builtins.str
     """Inclusive UTC date, as 2026-01-31: as the last look up to then saw it."""
     group_by: _builtins.str
@@ -4712,6 +4712,7 @@ class Results(_message.Message):
     GROUP_BY_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """The experiment's id."""
     key: _builtins.str
@@ -4719,7 +4720,7 @@ class Results(_message.Message):
     status: Global___ExperimentStatus.ValueType
     """Status."""
     phase_id: _builtins.str
-    """The phase the numbers are of; absent in draft."""
+    """The phase the numbers are of; absent in draft, and where phases are pooled."""
     alpha: _builtins.float
     """Level of every interval and p-value."""
     population: _builtins.str
@@ -4729,7 +4730,7 @@ class Results(_message.Message):
     plan_changed: _builtins.bool
     """Whether the metrics are others than at the start."""
     phase: _builtins.int
-    """Number of the phase within the run; absent in draft."""
+    """Number of the phase within the run; absent in draft, and where phases are pooled."""
     as_of: _builtins.str
     """The date that was asked for."""
     exposure_evidence: _builtins.str
@@ -4794,6 +4795,10 @@ class Results(_message.Message):
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultsGroup]:
         """Counts by the label's value, absent value last."""
 
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PooledPhase]:
+        """Where phases are pooled: each of them, in order."""
+
     def __init__(
         self,
         *,
@@ -4824,10 +4829,11 @@ class Results(_message.Message):
         group_by: _builtins.str | None = ...,
         groups: _abc.Iterable[Global___ResultsGroup] | None = ...,
         inputs: _builtins.str | None = ...,
+        phases: _abc.Iterable[Global___PooledPhase] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "group_by", b"group_by", "inputs", b"inputs", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "power", b"power", "srm", b"srm", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "key", b"key", "looks", b"looks", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "key", b"key", "looks", b"looks", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "phases", b"phases", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
     _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
@@ -4867,6 +4873,70 @@ class Results(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__verdict) -> _WhichOneofReturnType__verdict | None: ...
 
 Global___Results: _TypeAlias = Results  # noqa: Y015
+
+@_typing.final
+class PooledPhase(_message.Message):
+    """A phase's part in a pooled answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The phase's id."""
+    number: _builtins.int
+    """Its number within the run."""
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___PooledDifference]:
+        """Each variant besides the control."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        variants: _abc.Iterable[Global___PooledDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "number", b"number", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PooledPhase: _TypeAlias = PooledPhase  # noqa: Y015
+
+@_typing.final
+class PooledDifference(_message.Message):
+    """A variant against control in one of the pooled phases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    """The variant's key."""
+    share: _builtins.float
+    """Weight of the phase in the pooled difference, 0 to 1; 0 where it says nothing."""
+    difference: _builtins.float
+    """Its difference from control, in the metric's unit."""
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        share: _builtins.float = ...,
+        difference: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "difference", b"difference"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "difference", b"difference", "share", b"share", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+
+Global___PooledDifference: _TypeAlias = PooledDifference  # noqa: Y015
 
 @_typing.final
 class ResultsMethod(_message.Message):
