@@ -248,6 +248,22 @@ def _simulate(options: argparse.Namespace) -> int:
     return simulate_command.run(options, _token(options.token_file))
 
 
+def _adopt(options: argparse.Namespace) -> int:
+    _, answer = _ask(_socket(options), "POST", "/v1/admin/adopt", {"incarnation": options.incarnation})
+    proposal = answer["proposal"]
+    if answer["adopted"]:
+        print(f"follows {proposal['incarnation']} from now on")
+        return 0
+    if proposal is None:
+        print("nothing to adopt: the control plane proposes no other incarnation of its database")
+        return 0
+    print(f"incarnation   {proposal['incarnation']}")
+    print(f"instead of    {proposal['follows']}")
+    print(f"standing      {proposal['standing']}: {proposal['meaning']}")
+    print(f"`variant-agent adopt {proposal['incarnation']}` follows it: offers are taken, reports go up")
+    return 0
+
+
 def _leave(options: argparse.Namespace) -> int:
     _, answer = _ask(
         _socket(options), "POST", "/v1/admin/leave", {"restore": options.restore}, timeout=LEAVE_SECONDS
@@ -436,6 +452,16 @@ def _admin_commands(commands: Any) -> None:
         " rules. For root or the agent's user.",
     )
     _state_dir(reload, default=None)
+    adopt = _command(
+        commands,
+        "adopt",
+        _adopt,
+        "follow a control plane whose database was restored, by hand",
+        "Without INCARNATION it shows what the control plane proposes and how that is proven; with it, that one is"
+        " followed, durably. What is not signed by the authority is never proposed. For root or the agent's user.",
+    )
+    adopt.add_argument("incarnation", nargs="?", default="", metavar="INCARNATION", help="as it is shown")
+    _state_dir(adopt, default=None)
     leave = _command(
         commands,
         "leave",

@@ -25,8 +25,10 @@ class Admin:
         release: Callable[[], Awaitable[Answer]],
         reload: Callable[[], Awaitable[Answer]],
         leave: Callable[..., Awaitable[Answer]],
+        adopt: Callable[[str], Awaitable[Answer]],
     ) -> None:
         self._hold, self._release, self._reload, self._leave = hold, release, reload, leave
+        self._adopt = adopt
 
     def routes(self) -> list[web.RouteDef]:
         """For the local API to serve; failures leave as its problems do."""
@@ -34,6 +36,7 @@ class Admin:
             web.post("/v1/admin/hold", self._post_hold),
             web.post("/v1/admin/reload", self._post_reload),
             web.post("/v1/admin/leave", self._post_leave),
+            web.post("/v1/admin/adopt", self._post_adopt),
         ]
 
     async def _post_hold(self, request: web.Request) -> web.Response:
@@ -48,9 +51,13 @@ class Admin:
         order = await _order(request, "restore")
         return web.json_response(await self._leave(restore=order["restore"]))
 
+    async def _post_adopt(self, request: web.Request) -> web.Response:
+        order = await _order(request, texts=("incarnation",))
+        return web.json_response(await self._adopt(order["incarnation"]))
 
-async def _order(request: web.Request, *flags: str) -> dict[str, bool]:
-    """The flags of an order from somebody who may give it. Raises PermissionDenied or Invalid."""
+
+async def _order(request: web.Request, *flags: str, texts: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Flags and texts of an order from somebody who may give it. Raises PermissionDenied or Invalid."""
     if not is_on_socket(request) or not commands_the_agent(uid_of(request)):
         raise PermissionDenied(
             "only root and the agent's own user may say this, on the agent's socket", reason="NOT_ADMIN"
@@ -63,11 +70,16 @@ async def _order(request: web.Request, *flags: str) -> dict[str, bool]:
         body = None
     if not isinstance(body, dict):
         raise Invalid("the order is not a JSON object", reason="NOT_JSON")
-    faults = [Fault(field=key, message="is not a field") for key in sorted(set(body) - set(flags))]
+    faults = [
+        Fault(field=key, message="is not a field") for key in sorted(set(body) - set(flags) - set(texts))
+    ]
     faults += [
         Fault(field=flag, message="must be true or false")
         for flag in flags
         if not isinstance(body.get(flag), bool)
+    ]
+    faults += [
+        Fault(field=text, message="must be a text") for text in texts if not isinstance(body.get(text), str)
     ]
     if faults:
         listed = "; ".join(f"{fault.field} {fault.message}" for fault in faults)

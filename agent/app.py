@@ -31,7 +31,7 @@ from agent.watch import Watch
 from shared import VERSION, logs
 from shared.clock import Clock, SystemClock
 from shared.errors import Invalid, ResourceExhausted, Unavailable
-from shared.ids import NewId, new_id, system_random
+from shared.ids import NewId, new_id, parse_id, system_random
 from shared.lifecycle import run_until, sd_notify
 from shared.model import Condition, View
 from shared.moment import to_rfc3339
@@ -123,7 +123,7 @@ class _Agent:
                 clock=clock,
                 new_id=new_id,
                 record_view=self._record,
-                fetch=lambda digest, size: self._link.fetch(digest, size),
+                fetch=lambda digest, size: self._link.calls.fetch(digest, size),
                 on_outcome=lambda outcome: self._link.outcome(outcome),
                 on_change=lambda: self._watch.changed(),
             )
@@ -141,7 +141,7 @@ class _Agent:
             self._renewal = Renewal(link=self._link, state_dir=state_dir, clock=clock, random=random)
             self._uplink = Uplink(
                 spool=self._spool,
-                report=self._link.report,
+                report=self._link.calls.report,
                 clock=clock,
                 random=random,
                 limits=lambda: self._link.limits,
@@ -183,6 +183,7 @@ class _Agent:
                     release=self._release,
                     reload=lambda: self._reload.reload(),
                     leave=self._leave,
+                    adopt=self._adopt,
                 ).routes(),
                 clock=clock,
                 new_id=new_id,
@@ -245,6 +246,17 @@ class _Agent:
         if not faults:
             self._left.set()
         return {"leaves": not faults, "faults": faults, "remaining": remaining}
+
+    async def _adopt(self, incarnation: str) -> Answer:
+        """The incarnation of that id is followed; without one, nothing but what is proposed is said."""
+        if not incarnation:
+            proposal = self._link.proposal
+            return {"adopted": False, "proposal": proposal.show() if proposal else None}
+        try:
+            proposal = await self._link.adopt(parse_id(incarnation) or b"")
+        except OSError as error:
+            raise Unavailable(f"{error.filename or 'the state directory'}: {error.strerror}") from None
+        return {"adopted": True, "proposal": proposal.show()}
 
     def _conditions(self) -> tuple[Condition, ...]:
         return self._health.conditions()

@@ -64,6 +64,7 @@ class AgentConfig:
     log_level: str = "info"
     transport: str = "stream"
     spool_full: WhenFull = WhenFull.BLOCK
+    adopt: str = "signed"
 
 
 class Key(NamedTuple):
@@ -93,6 +94,11 @@ AGENT_KEYS: Mapping[str, Key] = {
         "block",
         "what becomes of reports while the spool is full: `block` refuses them (429), `drop_newest` takes and counts"
         " them, see [a full spool](#a-full-spool)",
+    ),
+    "adopt": Key(
+        "signed",
+        "how a restored control plane is followed: `signed` by itself where it proves to succeed the one before,"
+        " `manual` only by `variant-agent adopt`",
     ),
 }
 PARTICIPANT_KEYS: Mapping[str, Key] = {
@@ -224,6 +230,7 @@ def parse(table: dict[str, Any], *, relative_to: Path) -> AgentConfig:
         log_level=agent.choice("log_level", ("debug", "info", "warning", "error"), "info"),
         transport=agent.choice("transport", ("stream", "poll"), "stream"),
         spool_full=WhenFull(agent.choice("spool_full", tuple(WhenFull), WhenFull.BLOCK)),
+        adopt=agent.choice("adopt", ("signed", "manual"), "signed"),
         participants=tuple(_participants(table.get("participants", []), relative_to, faults)),
     )
     for attribute in ("id", "root"):

@@ -14,11 +14,12 @@ import grpc
 from agent import identity as identities
 from agent.channel import failure, first_line, open_channel
 from agent.identity import Identity
-from shared import tls, wire
+from shared import tls
 from shared.errors import FailedPrecondition, Invalid, Unauthenticated, Unavailable
 from shared.ids import show_id
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
+from shared.ticket import ticket_from_token
 
 CALL_SECONDS = 30.0
 
@@ -31,7 +32,7 @@ async def enroll(token: str, state_dir: Path, *, name: str) -> Identity:
     Over a live identity the agent keeps its uid, by proof of the old key. Raises Invalid for a text that is
     no token, Unauthenticated where it is refused, Unavailable where nobody proved to be its control plane.
     """
-    ticket = wire.ticket_from_token(token)
+    ticket = ticket_from_token(token)
     try:
         ca = tls.der_to_pem(ticket.ca_certificate)
     except ValueError:

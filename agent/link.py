@@ -7,44 +7,38 @@ acknowledged. Lives in exactly one event loop, on one channel for as long as its
 
 import asyncio
 import os
-import platform
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from socket import gethostname
 
 import grpc
 
 from agent import identity as identities
-from agent.channel import NOT_RETRIED_SOON, failure, first_line, open_channel
+from agent import trust
+from agent.calls import Calls, prove
+from agent.channel import NOT_RETRIED_SOON, first_line, open_channel
 from agent.config import AgentConfig
+from agent.greeting import greeting
 from agent.health import Conditions
 from agent.identity import Identity
-from agent.policy import fingerprint
 from agent.polls import Polls
 from agent.preflight import Preflights
 from agent.reconciler import Reconciler
 from agent.session import Ended, Session
 from agent.sharing import Answer, Sharing, Wish
-from agent.spool import Receipt
-from shared import VERSION, logs, wire
+from agent.trust import Proposal, Standing, standing
+from shared import logs, wire
 from shared.backoff import Backoff
 from shared.clock import Clock
-from shared.errors import Invalid, Unavailable
+from shared.errors import FailedPrecondition
 from shared.ids import show_id
 from shared.model import (
-    PREFLIGHT,
-    Batch,
     Condition,
-    Digest,
     Hello,
     Offer,
     Outcome,
     OutcomeKey,
-    ParticipantState,
-    Platform,
     Preflight,
     PreflightResult,
     SpoolState,
@@ -57,14 +51,12 @@ _log = logs.get(__name__)
 
 BACKOFF = Backoff(base=1.0, factor=2.0, cap=300.0)
 LASTED_SECONDS = 60.0  # a session that lived so long was a good one
+FREE_TURNS = 10  # sessions that ended as asked for before they lasted, one after the other, at no cost
 CUTS = 3  # streams that opened and did not last, one after the other: something on the way cuts them
 RECONNECT_JITTER = 10.0
-CALL_SECONDS = 60.0  # deadline of a unary call
-UPLOAD_SECONDS = 15.0  # the control plane does not wait longer
 BATCH_LIMITS = (500, 512 * 1024)  # records, bytes; the control plane may ask for less
 SKEW_SECONDS = 60
 RETIRE_SECONDS = 5.0  # for the calls under way on a channel that is given up
-NOBODYS_DIGEST = bytes(32)
 DAY = 86_400 * SECOND
 
 
@@ -96,6 +88,9 @@ class Link:
         self._channel: grpc.aio.Channel | None = None
         self._session: Session | Polls | None = None
         self._cuts = 0
+        self._turns = 0
+        self._proposal: Proposal | None = None
+        self._drained = asyncio.Event()  # another session is to take the place of the open one
         self._trusted = asyncio.Event()  # a session is open with a control plane that may be believed
         self._moved = asyncio.Event()  # the channel is of an identity that was given up
         self._disk = asyncio.Lock()  # one write to the state directory at a time
@@ -105,7 +100,8 @@ class Link:
         self._session_id = ""
         self._last_error = ""
         self._skew = 0
-        self._sharing = Sharing(config, tell=self._answer, upload=self._upload)
+        self.calls = Calls(channel=self._open_channel, trusted=self._trusted)
+        self._sharing = Sharing(config, tell=self._answer, upload=self.calls.upload)
         self._preflights = Preflights(config, judge=reconciler.judge, tell=self._judged, clock=clock)
         self.limits = BATCH_LIMITS
 
@@ -116,62 +112,9 @@ class Link:
         if self._session is not None:
             self._session.tell(outcome)
 
-    async def report(self, batch: Batch) -> Receipt:
-        """What the control plane says of `batch`; waits until there is one to ask. Raises shared.errors."""
-        async with self._stub() as stub:
-            response = await stub.ReportSpool(wire.batch_to_pb(batch), timeout=CALL_SECONDS)
-        diverged = response.verdict == pb.SPOOL_VERDICT_EPOCH_DIVERGED
-        return Receipt(through_seq=response.through_seq, diverged=diverged)
-
-    async def fetch(self, digest: Digest, size: int) -> bytes:
-        """At most `size` bytes the control plane has under `digest`; unchecked. Raises shared.errors.
-
-        A stream that breaks is taken up where it broke, twice.
-        """
-        content = bytearray()
-        for tries_left in (2, 1, 0):
-            request = pb.FetchContentRequest(digest=digest, offset=len(content))
-            try:
-                async with self._stub() as stub:
-                    call = stub.FetchContent(request, timeout=CALL_SECONDS)
-                    async for piece in call:
-                        content += piece.chunk
-                        if len(content) > size:
-                            call.cancel()
-                            raise Invalid("the content is longer than the offer said", reason="TOO_LARGE")
-                return bytes(content)
-            except Unavailable:
-                if not tries_left:
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _upload(self, request_id: bytes, digest: Digest, pieces: Iterable[bytes]) -> None:
-        messages = [pb.UploadContentRequest(chunk=piece) for piece in pieces]
-        messages[0].request_id, messages[0].digest = request_id, digest
-        async with self._stub() as stub:
-            await stub.UploadContent(iter(messages), timeout=UPLOAD_SECONDS)
-
-    async def renew(self, signing_request: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-        """(certificate, authorities) in DER, to follow the present ones; unchecked. Raises shared.errors."""
-        request = pb.RenewCertificateRequest(signing_request=signing_request)
-        async with self._stub() as stub:
-            response = await stub.RenewCertificate(request, timeout=CALL_SECONDS)
-        return response.certificate, tuple(response.ca_certificates)
-
     async def prove(self, candidate: Identity) -> None:
-        """The control plane knows the candidate for an agent. Raises one of shared.errors where it does not.
-
-        Shown by a question over a connection of its own: nobody but an accepted agent is told that there is
-        no such content.
-        """
-        async with open_channel(self._current_address(), ca=candidate.ca, identity=candidate) as channel:
-            stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(channel)
-            call = stub.FetchContent(pb.FetchContentRequest(digest=NOBODYS_DIGEST), timeout=CALL_SECONDS)
-            try:
-                await call.read()
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.NOT_FOUND:
-                    raise failure(error) from None
+        """The control plane knows the candidate for an agent. Raises one of shared.errors where it does not."""
+        await prove(self._current_address(), candidate)
 
     async def move(self, identity: Identity) -> None:
         """The identity staged last, this one, is committed, and the link speaks as it from now on.
@@ -272,18 +215,21 @@ class Link:
             await asyncio.gather(*waits, return_exceptions=True)
 
     async def _converse(self) -> Ended:
-        """One session, from the first packet to the last."""
+        """One session, from the first packet to the last, with those that took its place while it was open."""
         self._now("connecting")
-        await self._save(replace(self._state, epoch=self._state.epoch + 1))
-        hello = await asyncio.to_thread(self._hello)
+        hello = await self._next_hello()
         while self._moved.is_set():
             self._moved.clear()
             await self._close_channel(grace=RETIRE_SECONDS)
         stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(self._open_channel())
         self._opened_at = 0.0
+        self._drained.clear()
         self._session = self._open_session(stub)
         try:
-            return await self._session.run(hello)
+            running = asyncio.create_task(self._session.run(hello), name="session")
+            while (ended := await self._until_drained(running)) is None:
+                running = await self._hand_over(running)
+            return ended
         except Exception as error:
             # A message nobody foresaw, or a fault of ours: it costs this session, never the host's own work.
             _log.error("link.session_failed", exc_info=error)
@@ -293,6 +239,56 @@ class Link:
             self._session_id = ""
             self._preflights.drop()
             self._trusted.clear()
+
+    async def _next_hello(self, *, resumes: bool = False) -> Hello:
+        await self._save(replace(self._state, epoch=self._state.epoch + 1))
+        return await asyncio.to_thread(lambda: self._hello(resumes=resumes))
+
+    async def _until_drained(self, running: "asyncio.Task[Ended]") -> Ended | None:
+        """How the session ended; None where another is to take its place first. Cancelled, it says Goodbye."""
+        drained = asyncio.create_task(self._drained.wait())
+        try:
+            await asyncio.wait((running, drained), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            raise
+        finally:
+            drained.cancel()
+        self._drained.clear()
+        return running.result() if running.done() else None
+
+    async def _hand_over(self, old: "asyncio.Task[Ended]") -> "asyncio.Task[Ended]":
+        """A session over a connection of its own has taken the place of `old`, which has left; else `old` leaves."""
+        assert self._identity is not None
+        assert isinstance(self._session, Session)
+        leaving, former = self._session, self._channel
+        channel = open_channel(self._current_address(), ca=self._identity.ca, identity=self._identity)
+        stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(channel)
+        session = Session(call=stub.Sync(), party=self, clock=self._clock, random=self._random)
+        hello = await self._next_hello(resumes=True)
+        running = asyncio.create_task(session.run(hello), name="session")
+        opened = asyncio.create_task(session.opened.wait())
+        try:
+            await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                leaving.leave("drain")
+                return old
+            self._session, self._channel = session, channel
+            leaving.leave("drain")
+            await asyncio.wait((old,))
+        except asyncio.CancelledError:
+            for task in (running, old):
+                task.cancel()
+            await asyncio.gather(running, old, return_exceptions=True)
+            raise
+        finally:
+            opened.cancel()
+            gone = former if self._channel is channel else channel
+            if gone is not None:
+                await gone.close(RETIRE_SECONDS if gone is former else None)
+        _log.info("link.handed_over", session=self._session_id)
+        return running
 
     def _open_session(self, stub: "agent_pb2_grpc.AgentServiceAsyncStub") -> Session | Polls:
         if self._config.transport == "poll":
@@ -310,6 +306,7 @@ class Link:
         """Seconds until the next session may be opened."""
         opened = bool(self._opened_at)
         if opened and self._clock.monotonic() - self._opened_at >= LASTED_SECONDS:
+            self._turns = 0
             await self._save(replace(self._state, attempt=0))
         self._now("waiting")
         _log.info(
@@ -321,7 +318,11 @@ class Link:
             attempt=self._state.attempt,
         )
         if ended.planned:
-            return ended.wait or self._random.uniform(0.0, min(1.0, self._jitter))
+            self._turns += 1
+            wait = ended.wait or self._random.uniform(0.0, min(1.0, self._jitter))
+            # Whoever asks again and again for another session is not followed at that pace.
+            more = self._turns - FREE_TURNS
+            return wait + (BACKOFF.delay(more, self._random) if more > 0 else 0.0)
         attempt = self._state.attempt
         await self._save(replace(self._state, attempt=attempt + 1))
         self._last_error = f"{ended.code.name}: {first_line(ended.detail)}"
@@ -348,31 +349,15 @@ class Link:
             )
             self._conditions.hold("STREAM_CUT", "warning", message)
 
-    def _hello(self) -> Hello:
+    def _hello(self, *, resumes: bool = False) -> Hello:
         assert self._identity is not None
-        system = platform.uname()
-        return Hello(
-            agent_version=VERSION,
-            capabilities=(PREFLIGHT,),
-            boot_id=_boot_id(),
+        return greeting(
+            self._config,
             session_epoch=self._state.epoch,
             incarnation=self._identity.incarnation,
-            hostname=gethostname()[:253],
-            platform=Platform(os=system.system.lower(), kernel=system.release, arch=system.machine),
-            labels=self._config.labels,
-            participants=tuple(
-                ParticipantState(
-                    participant=participant.id,
-                    labels=participant.labels,
-                    targets=participant.targets,
-                    drift=participant.drift,
-                    exposure=participant.exposure,
-                    policy=fingerprint(participant),
-                )
-                for participant in self._config.participants
-            ),
             slots=self._reconciler.slots(),
             spool=self._spool(),
+            resumes=resumes,
         )
 
     # -- what a session tells (session.Party) ----------------------------------------------------
@@ -389,31 +374,78 @@ class Link:
         if welcome.limits.batch_records and welcome.limits.batch_bytes:
             records, size = BATCH_LIMITS
             self.limits = (min(records, welcome.limits.batch_records), min(size, welcome.limits.batch_bytes))
-        if welcome.incarnation != self._identity.incarnation and not await self._follow(welcome):
-            message = (
-                "the control plane's database is another one than before and cannot prove to succeed it; "
-                "offers are refused and reports kept: restore the right one, or enroll again to accept this one"
-            )
-            self._conditions.hold("INCARNATION_CHANGED", "error", message)
+        if not await self._follow(welcome):
+            self._trusted.clear()
             _log.error("link.incarnation_refused", incarnation=welcome.incarnation.hex())
             return False
-        self._conditions.end("INCARNATION_CHANGED")
         self._trusted.set()
         _log.info("link.connected", session=self._session_id, address=self._current_address())
         return True
 
     async def _follow(self, welcome: pb.Welcome) -> bool:
-        """Whether the incarnation is adopted: the first one, or a successor signed by the authority."""
+        """Whether the incarnation is, or now became, the one this host follows; else a condition says why not."""
+        assert self._identity is not None
+        known = self._identity
+        found = await asyncio.to_thread(standing, known, welcome)
+        manual = self._config.adopt == "manual"
+        if found is Standing.KNOWN or (found is Standing.SUCCESSOR and not manual):
+            if welcome.incarnation != known.incarnation:
+                await self._take(welcome.incarnation, found)
+            for code in trust.CODES:
+                self._conditions.end(code)
+            self._proposal = None
+            return True
+        code, severity, message = trust.condition(found, manual=manual)
+        for other in trust.CODES:
+            if other != code:
+                self._conditions.end(other)
+        self._conditions.hold(code, severity, message)
+        if found is not Standing.STRANGER:
+            self._proposal = Proposal(
+                incarnation=welcome.incarnation, known=known.incarnation, standing=found
+            )
+        return False
+
+    async def _take(self, incarnation: bytes, found: Standing) -> None:
         assert self._identity is not None
         known = self._identity.incarnation
-        if known and (
-            welcome.predecessor != known or not await asyncio.to_thread(_is_signed, self._identity, welcome)
-        ):
-            return False
-        self._identity = replace(self._identity, incarnation=welcome.incarnation)
-        await self._stored(lambda: identities.adopt(self._state_dir, welcome.incarnation))
-        _log.info("link.incarnation_adopted", incarnation=welcome.incarnation.hex(), predecessor=known.hex())
-        return True
+        self._identity = replace(self._identity, incarnation=incarnation)
+        await self._stored(lambda: identities.adopt(self._state_dir, incarnation))
+        _log.info(
+            "link.incarnation_adopted",
+            incarnation=incarnation.hex(),
+            predecessor=known.hex(),
+            standing=found.name,
+        )
+
+    @property
+    def proposal(self) -> Proposal | None:
+        """What the control plane's database proposes to be followed, and what only `adopt` takes."""
+        return self._proposal
+
+    async def adopt(self, incarnation: bytes) -> Proposal:
+        """The proposed incarnation is followed, durably, from the next session on, which comes at once.
+
+        Raises FailedPrecondition where it is not the one that is proposed, OSError where it cannot be stored.
+        """
+        proposal = self._proposal
+        if proposal is None or proposal.incarnation != incarnation or self._identity is None:
+            raise FailedPrecondition(
+                "the control plane does not propose that incarnation; `variant-agent adopt` shows what it proposes",
+                reason="NOT_PROPOSED",
+            )
+        async with self._disk:
+            await asyncio.to_thread(identities.adopt, self._state_dir, incarnation)
+        await self._take(incarnation, proposal.standing)
+        self._proposal = None
+        for code in trust.CODES:
+            self._conditions.end(code)
+        if self._session is not None:
+            self._session.leave("reload")
+        return proposal
+
+    def drained(self) -> None:
+        self._drained.set()
 
     def offered(self, offer: Offer) -> None:
         self._reconciler.offer(offer)
@@ -489,21 +521,6 @@ class Link:
             self._address += 1
             await self._close_channel()
 
-    @asynccontextmanager
-    async def _stub(self) -> "AsyncIterator[agent_pb2_grpc.AgentServiceAsyncStub]":
-        """For one call, once a session is open; what the call raises leaves as one of shared.errors."""
-        await self._trusted.wait()
-        try:
-            yield agent_pb2_grpc.AgentServiceStub(self._open_channel())
-        except grpc.aio.AioRpcError as error:
-            raise failure(error) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Not this task: the call, because its channel was closed under it.
-            raise Unavailable("the link went over to another connection meanwhile") from None
-
     # -- state -----------------------------------------------------------------------------------
 
     def _now(self, what: str) -> None:
@@ -523,19 +540,3 @@ class Link:
             self._conditions.end("STATE_UNWRITABLE")
         except OSError as error:
             self._conditions.hold("STATE_UNWRITABLE", "error", f"{self._state_dir}: {error.strerror}")
-
-
-def _is_signed(identity: Identity, welcome: pb.Welcome) -> bool:
-    from shared import tls
-
-    message = b"variantd incarnation" + welcome.incarnation + welcome.predecessor
-    return any(
-        tls.signed_by(authority, welcome.incarnation_signature, message) for authority in identity.authorities
-    )
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

@@ -8,7 +8,7 @@ slot and per target; participants do not wait for one another.
 import asyncio
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,9 @@ from shared.model import (
 )
 
 MAX_QUEUED = 16_384
+MAX_INLINE_WAITING = (
+    8 * 1_048_576
+)  # bytes of content that waits for its turn; the longer the queue, the less each
 """Offers waiting; one more is dropped, as a lost message costs time and never correctness."""
 
 MAX_UNJOURNALLED = 4_096
@@ -249,8 +252,9 @@ class Reconciler:
         elif older is None and self._waiting >= MAX_QUEUED:
             _log.warning("apply.queue_full", participant=offer.participant, slot=offer.slot_id.hex())
             return
-        self._waiting += offer.slot_id not in queued
-        queued[offer.slot_id] = offer
+        queued_before = offer.slot_id in queued
+        queued[offer.slot_id] = _kept(offer, room=MAX_INLINE_WAITING // (self._waiting + 1))
+        self._waiting += not queued_before
         self._pending.add(offer.participant)
         self._wake.set()
 
@@ -425,6 +429,7 @@ class Reconciler:
                 step=slot.step,
                 result=slot.result,
                 quarantined=bool(slot.quarantined),
+                closed=slot.closed,
             )
             for participant, applier in tuple(self._appliers.items())
             for slot in tuple(applier.slots.values())
@@ -522,6 +527,13 @@ class Reconciler:
 
 def _watch(slot: Slot | None) -> object:
     return None if slot is None or slot.closed else [(file.real, file.applied is None) for file in slot.files]
+
+
+def _kept(offer: Offer, *, room: int) -> Offer:
+    """The offer as it waits: with content that has no room, which is fetched when it is its turn."""
+    if sum(len(file.content or b"") for file in offer.files) <= room:
+        return offer
+    return replace(offer, files=tuple(replace(file, content=None) for file in offer.files))
 
 
 def _held() -> Refused:

@@ -107,7 +107,7 @@ class Renewal:
         """Another key and certificate, staged, and seen to be accepted on a connection of their own."""
         from agent.enrollment import renew  # with `cryptography`, which a daemon at rest does without
 
-        fresh = await renew(identity, self._link.renew)
+        fresh = await renew(identity, self._link.calls.renew)
         await asyncio.to_thread(identities.stage, self._state_dir, fresh)
         await self._link.prove(fresh)
         return fresh

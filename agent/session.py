@@ -26,6 +26,13 @@ from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 _log = logs.get(__name__)
 
 OPENING_SECONDS = 30.0  # for connection, Hello and Welcome together
+RATE, BURST = (
+    500.0,
+    4_000.0,
+)  # messages a second that are taken up, and at once: a flood costs no more than that
+INBOX_BYTES = 16 * 1_048_576
+PAUSE_SECONDS = 0.05  # that long, and then as many as came due meanwhile
+OUTBOX = 4_096  # messages; what is owed beyond them a later session tells
 PATIENCE = 3  # heartbeats without answer
 LEAVE_SECONDS = 2.0  # for Goodbye to be taken
 INBOX = 256  # messages read ahead; a control plane that floods is slowed down by its own transport
@@ -60,6 +67,9 @@ class Party(Protocol):
     def wished(self, wish: Wish) -> None:
         """A trusted control plane wishes to see a file; the session's `answer` shows it."""
 
+    def drained(self) -> None:
+        """It is time for another session, while this one is still open: the new one is to take its place."""
+
     def asked(self, preflight: Preflight) -> None:
         """A trusted control plane asks what the host says of content; the session's `judged` tells it."""
 
@@ -81,6 +91,28 @@ class _Signal(Enum):
     LEAVE = "it is time to leave"
 
 
+class _Room:
+    """What was read ahead: at most INBOX messages, and INBOX_BYTES unless one alone has more."""
+
+    def __init__(self) -> None:
+        self._messages = self._bytes = 0
+        self._given = asyncio.Event()
+
+    async def take(self, size: int) -> None:
+        """Returns once there is room for a message of this size."""
+        while self._messages and (self._messages >= INBOX or self._bytes + size > INBOX_BYTES):
+            self._given.clear()
+            await self._given.wait()
+        self._messages += 1
+        self._bytes += size
+
+    def give(self, size: int) -> None:
+        """A message of this size is not kept any more."""
+        self._messages -= 1
+        self._bytes -= size
+        self._given.set()
+
+
 Call = grpc.aio.StreamStreamCall[pb.SyncRequest, pb.SyncResponse]
 
 
@@ -90,7 +122,9 @@ class Session:
     def __init__(self, *, call: Call, party: Party, clock: Clock, random: Random) -> None:
         self._call, self._party, self._clock, self._random = call, party, clock, random
         self._inbox: asyncio.Queue[pb.SyncResponse | _Signal] = asyncio.Queue()
-        self._room = asyncio.Semaphore(INBOX)
+        self._room = _Room()
+        self._level, self._level_at = BURST, clock.monotonic()
+        self.opened = asyncio.Event()
         self._outbox: asyncio.Queue[pb.SyncRequest | None] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._trusted = False
@@ -100,17 +134,17 @@ class Session:
 
     def tell(self, outcome: Outcome) -> None:
         """The outcome goes up on this stream, where the other side is trusted; else a later one tells it."""
-        if self._trusted:
+        if self._trusted and self._outbox.qsize() < OUTBOX:
             self._outbox.put_nowait(pb.SyncRequest(outcome=wire.outcome_to_pb(outcome)))
 
     def answer(self, answer: Answer) -> None:
         """The answer goes up on this stream."""
-        if self._trusted:
+        if self._trusted and self._outbox.qsize() < OUTBOX:
             self._outbox.put_nowait(pb.SyncRequest(file_content=content_to_pb(answer)))
 
     def judged(self, result: PreflightResult) -> None:
         """The verdicts go up on this stream."""
-        if self._trusted:
+        if self._trusted and self._outbox.qsize() < OUTBOX:
             self._outbox.put_nowait(pb.SyncRequest(preflight_result=preflights.result_to_pb(result)))
 
     def leave(self, reason: str) -> None:
@@ -157,7 +191,8 @@ class Session:
             if isinstance(message, _Signal):
                 await self._leave(self._reason)
                 return Ended(planned=True, detail=f"left to {self._reason}")
-            self._room.release()
+            self._room.give(message.ByteSize())
+            await self._turn()
             if message.WhichOneof("message") == "busy":
                 return Ended(planned=True, wait=self._within(message.busy.retry_window_ms), detail="busy")
             if message.WhichOneof("message") == "ask_full":
@@ -184,7 +219,8 @@ class Session:
             self._unanswered = 0
             await self._party.alive(message.heartbeat_ack.server_time_us)
         elif kind == "drain":
-            self._start("drain", self._drain(self._within(message.drain.window_ms)))
+            window = self._within(message.drain.window_ms)
+            self._start("drain", self._drain(window, keeps=message.drain.keep_old))
         else:  # a request this version does not serve, or a message of a later one
             _log.debug("session.message_ignored", kind=kind, trusted=self._trusted)
 
@@ -195,6 +231,7 @@ class Session:
         self._start("watch", self._watch(min(max(welcome.heartbeat_interval_ms, least), most) / 1000))
         for outcome in self._party.unacknowledged():
             self.tell(outcome)
+        self.opened.set()
 
     async def _lost(self) -> Ended:
         """The call has ended on its own, or was cut: its status says why."""
@@ -214,7 +251,7 @@ class Session:
     async def _read(self) -> None:
         with suppress(grpc.aio.AioRpcError):  # `_lost` asks for the status
             while (message := await self._call.read()) is not grpc.aio.EOF:
-                await self._room.acquire()
+                await self._room.take(message.ByteSize())  # type: ignore[attr-defined]
                 self._inbox.put_nowait(message)  # type: ignore[arg-type]
 
     async def _write(self) -> None:
@@ -247,9 +284,21 @@ class Session:
         self._cut = why
         self._call.cancel()
 
-    async def _drain(self, wait: float) -> None:
+    async def _drain(self, wait: float, *, keeps: bool) -> None:
         await self._clock.sleep(wait)
-        self.leave("drain")
+        if keeps:
+            self._party.drained()
+        else:
+            self.leave("drain")
+
+    async def _turn(self) -> None:
+        """Returns when the next message may be taken up; what comes faster waits in the transport."""
+        now = self._clock.monotonic()
+        self._level = min(BURST, self._level + (now - self._level_at) * RATE)
+        self._level_at = now
+        if self._level < 1.0:
+            await self._clock.sleep(PAUSE_SECONDS)
+        self._level -= 1.0
 
     async def _leave(self, reason: str) -> None:
         """Goodbye is told, as far as the other side takes it in time; never raises for its sake."""

@@ -185,7 +185,7 @@ class _Host:
             clock=self._clock,
             new_id=new_id,
             record_view=record,
-            fetch=lambda digest, size: link.fetch(digest, size),
+            fetch=lambda digest, size: link.calls.fetch(digest, size),
             on_outcome=ended,
             on_change=lambda: None,
         )
@@ -201,7 +201,7 @@ class _Host:
         )
         uplink = Uplink(
             spool=spool,
-            report=link.report,
+            report=link.calls.report,
             clock=self._clock,
             random=self._random,
             limits=lambda: link.limits,

@@ -137,6 +137,12 @@ def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     revoke.add_argument("--project", metavar="NAME", default="default", help="default: default")
     revoke.add_argument("key", metavar="KEY", help="its id, as `list` shows it")
     revoke.set_defaults(run=_revoke_key)
+    _admin_verb(
+        nouns,
+        "new-incarnation",
+        "Says that the database was put back to an older state by other means than `restore`; stop the server first."
+        " Hosts that know more than it does get offers again, and what it wants becomes newer than what they have.",
+    ).set_defaults(run=_new_incarnation)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -204,6 +210,15 @@ def _restore(arguments: argparse.Namespace) -> int:
 
     asyncio.run(data.restore(data.DataDir(arguments.data_dir), arguments.file, new_id=new_id))
     print(f"restored {arguments.data_dir}; agents adopt it once `variantd serve` runs there")
+    return 0
+
+
+def _new_incarnation(arguments: argparse.Namespace) -> int:
+    from control_plane import data
+    from shared.ids import new_id, show_id
+
+    made = asyncio.run(data.new_incarnation(data.DataDir(arguments.data_dir), new_id=new_id))
+    print(f"incarnation {show_id(made.id)} succeeds {show_id(made.predecessor)}; `variantd serve` begins it")
     return 0
 
 

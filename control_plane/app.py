@@ -23,7 +23,7 @@ from control_plane.api.oidc import Tokens
 from control_plane.api.operations import OPERATIONS
 from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
-from control_plane.api.sessions import Sessions, origin
+from control_plane.api.sessions import Origin, Sessions, origin
 from control_plane.api.sync import AgentServicer
 from control_plane.api.watch import Watchers
 from control_plane.api.witness import witness
@@ -119,7 +119,13 @@ async def _serve(
     watchers = Watchers(door, changes)
     agents_at = _reached_at(settings, settings.agents, agents_port)
     healths = [
-        _add_agent_service(agents, services, sessions, first.incarnation, authority),
+        _add_agent_service(
+            agents,
+            services,
+            sessions,
+            origin(first.incarnation, authority, withdraw_limit=settings.withdraw_limit),
+            authority,
+        ),
         _add_operator_services(operator, door, watchers, authority, agents_at, first.incarnation),
     ]
 
@@ -165,10 +171,10 @@ def _add_agent_service(
     server: grpc.aio.Server,
     services: Services,
     sessions: Sessions,
-    incarnation: Incarnation,
+    own: Origin,
     authority: tls.Authority,
 ) -> health.HealthServicer:
-    servicer = AgentServicer(services, sessions, origin(incarnation, authority), authority)
+    servicer = AgentServicer(services, sessions, own, authority)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
     return _add_health(server, [agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name])
 

@@ -124,6 +124,13 @@ class Settings(BaseSettings):
     rate_burst: int = Field(
         100, ge=1, description="Requests that a key may send at once before `rate_limit` holds it back."
     )
+    withdraw_limit: int = Field(
+        20,
+        ge=0,
+        le=100,
+        description="After a restore: how many percent of a host's slots, and of a project's, may go back to their"
+        " baselines although the host was given newer contents since the backup. More is held back and told.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     @field_validator("http", "operator", "agents")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from control_plane.services import access
+from control_plane.store.access import Incarnation
 from control_plane.store.sqlite import SqliteDatabase, backup_database
 from control_plane.store.store import Store
 from shared import tls
@@ -161,3 +162,22 @@ async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
         await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id))
     finally:
         await database.close()
+
+
+async def new_incarnation(data: DataDir, *, new_id: NewId) -> Incarnation:
+    """The database is another incarnation from now on, named as the successor of the present one.
+
+    For a database that was put back without `restore`: hosts that know more than it does get no offers until then.
+    Raises Invalid where there is no database, FailedPrecondition while a server runs over it.
+    """
+    if not data.database.exists():
+        raise Invalid(f"{data.path} is not a data directory of variantd; `variantd serve` makes one")
+    held = data.lock()
+    try:
+        database = SqliteDatabase.open(data.database)
+        try:
+            return await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id))
+        finally:
+            await database.close()
+    finally:
+        os.close(held)

@@ -313,7 +313,7 @@ class FileState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotState:
-    """What a slot holds on a host, as Hello says it."""
+    """What a slot holds on a host, as Hello says it; `closed`: nothing any more."""
 
     participant: str
     slot_id: bytes
@@ -322,6 +322,7 @@ class SlotState:
     step: Step
     result: Result
     quarantined: bool = False
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -472,6 +473,9 @@ MAX_PREFLIGHT_FILES = 64
 
 PREFLIGHT = "preflight"
 """The capability of an agent that answers preflights."""
+
+KEEP_OLD = "keep_old"
+"""The capability of an agent that opens its next session before it leaves the one that drains."""
 
 PARTICIPANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a participant's public id looks like: a UUID or a name."""

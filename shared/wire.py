@@ -4,10 +4,7 @@ Decoding raises `Invalid` naming the field for anything a correct peer never sen
 meets one wall. Encoding never fails for values the model allows.
 """
 
-import binascii
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -15,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from shared.errors import Fault, Invalid
 from shared.model import (
+    MAX_INLINE_BYTES,
     Batch,
     Condition,
     DriftPolicy,
@@ -105,46 +103,14 @@ def _text(value: str, field: str, limit: int, *, empty: bool = False) -> str:
     return value
 
 
-# -- enrollment token ------------------------------------------------------------------------------
-
-TOKEN_PREFIX = "vt1."  # noqa: S105  a format marker, not a secret
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
-    """What an enrollment token carries: secret, operator addresses, CA certificate (DER)."""
-
-    secret: bytes
-    addresses: tuple[str, ...]
-    ca_certificate: bytes
+MAX_COUNT = 2**40
+"""Of anything: what counts for real stays far below, and no sum of them overflows a database's integer."""
 
 
-def ticket_to_token(ticket: Ticket) -> str:
-    """The copy-paste text of a ticket."""
-    message = pb.EnrollmentTicket(
-        secret=ticket.secret, addresses=ticket.addresses, ca_certificate=ticket.ca_certificate
-    )
-    return TOKEN_PREFIX + urlsafe_b64encode(message.SerializeToString()).rstrip(b"=").decode()
-
-
-def ticket_from_token(token: str) -> Ticket:
-    """The ticket behind the text. Raises Invalid where it is not one."""
-    body = token.strip().removeprefix(TOKEN_PREFIX)
-    try:
-        raw = urlsafe_b64decode(body + "=" * (-len(body) % 4))
-        message = pb.EnrollmentTicket.FromString(raw)
-    except (DecodeError, binascii.Error, ValueError):
-        message = pb.EnrollmentTicket()
-    if not token.strip().startswith(TOKEN_PREFIX) or len(message.secret) != 32 or not message.addresses:
-        raise Invalid(
-            "this is not an enrollment token; `variantctl agents token` prints one that starts with vt1.",
-            reason="MALFORMED_TOKEN",
-        )
-    return Ticket(
-        secret=message.secret,
-        addresses=tuple(message.addresses),
-        ca_certificate=message.ca_certificate,
-    )
+def _count(value: int, field: str, *, most: int = MAX_COUNT) -> int:
+    if value > most:
+        raise malformed(field, f"at most {most}")
+    return value
 
 
 # -- agent → control plane -------------------------------------------------------------------------
@@ -179,6 +145,7 @@ def hello_to_pb(hello: Hello) -> pb.Hello:
                 step=_number(s.step),
                 result=_number(s.result),
                 quarantined=s.quarantined,
+                closed=s.closed,
             )
             for s in hello.slots
         ],
@@ -191,22 +158,31 @@ def hello_to_pb(hello: Hello) -> pb.Hello:
 
 def hello_from_pb(message: pb.Hello) -> Hello:
     """The Hello of a message. Raises Invalid naming the field."""
-    if len(message.participants) > 10_000:
-        raise malformed("hello.participants", "at most 10000")
+    for field, items, most in (
+        ("participants", message.participants, 10_000),
+        ("slots", message.slots, 40_000),
+        ("capabilities", message.capabilities, 64),
+    ):
+        if len(items) > most:
+            raise malformed(f"hello.{field}", f"at most {most}")
     return Hello(
         agent_version=_text(message.agent_version, "hello.agent_version", 64),
-        capabilities=tuple(message.capabilities),
+        capabilities=tuple(_text(name, "hello.capabilities", 64) for name in message.capabilities),
         boot_id=_text(message.boot_id, "hello.boot_id", 64, empty=True),
-        session_epoch=message.session_epoch,
+        session_epoch=_count(message.session_epoch, "hello.session_epoch", most=2**62),
         resumes=message.resumes,
-        incarnation=message.incarnation,
+        incarnation=_id(message.incarnation, "hello.incarnation") if message.incarnation else b"",
         hostname=_text(message.hostname, "hello.hostname", 253, empty=True),
-        platform=Platform(os=message.platform.os, kernel=message.platform.kernel, arch=message.platform.arch),
+        platform=Platform(
+            os=_text(message.platform.os, "hello.platform.os", 128, empty=True),
+            kernel=_text(message.platform.kernel, "hello.platform.kernel", 256, empty=True),
+            arch=_text(message.platform.arch, "hello.platform.arch", 128, empty=True),
+        ),
         participants=tuple(
             ParticipantState(
                 participant=_text(p.participant_id, "hello.participants.participant_id", 128),
-                labels=dict(p.labels),
-                targets=tuple(p.targets),
+                labels=_labels(p.labels, "hello.participants.labels"),
+                targets=_targets(p.targets),
                 drift=_name(DriftPolicy, p.drift_policy, "hello.participants.drift_policy"),
                 exposure=_name(Exposure, p.exposure, "hello.participants.exposure"),
                 policy=fingerprint(p.policy, "hello.participants.policy"),
@@ -217,20 +193,36 @@ def hello_from_pb(message: pb.Hello) -> Hello:
             SlotState(
                 participant=_text(s.participant_id, "hello.slots.participant_id", 128),
                 slot_id=_id(s.slot_id, "hello.slots.slot_id"),
-                revision=s.revision,
+                revision=_count(s.revision, "hello.slots.revision"),
                 files=tuple(
-                    FileState(path=f.path, digest=_digest(f.digest, "hello.slots.files.digest"))
+                    FileState(
+                        path=_text(f.path, "hello.slots.files.path", 4096),
+                        digest=_digest(f.digest, "hello.slots.files.digest"),
+                    )
                     for f in s.files
                 ),
                 step=_name(Step, s.step, "hello.slots.step"),
                 result=_name(Result, s.result, "hello.slots.result"),
                 quarantined=s.quarantined,
+                closed=s.closed,
             )
             for s in message.slots
         ),
         spool=spool_state_from_pb(message.spool),
-        labels=dict(message.labels),
+        labels=_labels(message.labels, "hello.labels"),
     )
+
+
+def _labels(labels: Mapping[str, str], field: str) -> dict[str, str]:
+    if len(labels) > 256:
+        raise malformed(field, "at most 256")
+    return {_text(name, field, 256): _text(value, field, 1024, empty=True) for name, value in labels.items()}
+
+
+def _targets(globs: Sequence[str]) -> tuple[str, ...]:
+    if len(globs) > 1024:
+        raise malformed("hello.participants.targets", "at most 1024")
+    return tuple(_text(glob, "hello.participants.targets", 4096) for glob in globs)
 
 
 def spool_state_to_pb(state: SpoolState) -> pb.SpoolState:
@@ -239,9 +231,12 @@ def spool_state_to_pb(state: SpoolState) -> pb.SpoolState:
 
 
 def spool_state_from_pb(message: pb.SpoolState) -> SpoolState:
-    """The spool's state of a message."""
+    """The spool's state of a message. Raises Invalid naming the field."""
     return SpoolState(
-        epoch=message.epoch, depth=message.depth, size=message.bytes, oldest_at=message.oldest_at_us
+        epoch=_id(message.epoch, "spool.epoch") if message.epoch else b"",
+        depth=_count(message.depth, "spool.depth"),
+        size=_count(message.bytes, "spool.bytes", most=2**62),
+        oldest_at=message.oldest_at_us,
     )
 
 
@@ -254,9 +249,11 @@ def conditions_to_pb(conditions: Iterable[Condition]) -> list[pb.Condition]:
 
 
 def conditions_from_pb(messages: Iterable[pb.Condition]) -> tuple[Condition, ...]:
-    """The conditions of messages, at most the first 32."""
+    """The conditions of messages, at most the first 32, and of each text as much as anybody reads."""
     return tuple(
-        Condition(code=m.code, severity=m.severity, since_at=m.since_at_us, message=m.message)
+        Condition(
+            code=m.code[:64], severity=m.severity[:16], since_at=m.since_at_us, message=m.message[:1000]
+        )
         for m in list(messages)[:32]
     )
 
@@ -315,7 +312,7 @@ def outcome_from_pb(message: pb.Outcome) -> Outcome:
     return Outcome(
         participant=_text(message.participant_id, "outcome.participant_id", 128),
         slot_id=_id(message.slot_id, "outcome.slot_id"),
-        revision=message.revision,
+        revision=_count(message.revision, "outcome.revision"),
         attempt=message.attempt,
         step=_name(Step, message.step, "outcome.step"),
         result=_name(Result, message.result, "outcome.result"),
@@ -370,13 +367,15 @@ def files_to_pb(files: Iterable[OfferedFile]) -> list[pb.OfferedFile]:
     ]
 
 
-def files_from_pb(messages: Iterable[pb.OfferedFile], field: str) -> tuple[OfferedFile, ...]:
+def files_from_pb(messages: Collection[pb.OfferedFile], field: str) -> tuple[OfferedFile, ...]:
     """The files of messages. Raises Invalid naming the field."""
+    if any(len(f.inline_content) > MAX_INLINE_BYTES for f in messages):
+        raise malformed(field + ".inline_content", f"at most {MAX_INLINE_BYTES} bytes")
     return tuple(
         OfferedFile(
             path=_text(f.path, field + ".path", 4096, empty=True),
             digest=_digest(f.digest, field + ".digest"),
-            size=f.size,
+            size=_count(f.size, field + ".size"),
             content=f.inline_content if f.HasField("inline_content") else None,
         )
         for f in messages
@@ -405,6 +404,8 @@ def offer_from_pb(message: pb.Offer) -> Offer:
         raise malformed("offer.files", "1 to 64 files")
     if len({f.path for f in message.files}) != len(message.files):
         raise malformed("offer.files", "paths are distinct")
+    if len(message.experiment_digests) > 4096:
+        raise malformed("offer.experiment_digests", "at most 4096")
     action = _name(OfferAction, message.action, "offer.action")
     files = files_from_pb(message.files, "offer.files")
     if action is OfferAction.WRITE and any(f.digest is None for f in files):
@@ -413,7 +414,7 @@ def offer_from_pb(message: pb.Offer) -> Offer:
         deployment_id=_id(message.deployment_id, "offer.deployment_id"),
         participant=_text(message.participant_id, "offer.participant_id", 128),
         slot_id=_id(message.slot_id, "offer.slot_id"),
-        revision=message.revision,
+        revision=_count(message.revision, "offer.revision"),
         action=action,
         files=files,
         retry=message.retry,
@@ -508,9 +509,9 @@ def record_from_bytes(raw: bytes) -> Record:
     elif kind == "loss":
         body = Loss(
             reason=_text(message.loss.reason, "loss.reason", 64),
-            count=message.loss.count,
-            epoch=message.loss.epoch,
-            first_seq=message.loss.first_seq,
+            count=_count(message.loss.count, "loss.count"),
+            epoch=_id(message.loss.epoch, "loss.epoch") if message.loss.epoch else b"",
+            first_seq=_count(message.loss.first_seq, "loss.first_seq"),
         )
     else:
         raise malformed("record", "neither view, receipt, event nor loss")
@@ -551,8 +552,8 @@ def batch_from_pb(message: pb.ReportSpoolRequest) -> Batch:
         raise malformed("first_seq", "sequences start at 1 and a chain hash is 32 bytes")
     return Batch(
         epoch=_id(message.epoch, "epoch"),
-        first_seq=message.first_seq,
+        first_seq=_count(message.first_seq, "first_seq"),
         chain=message.chain,
         records=tuple(message.records),
-        tail_seq=message.tail_seq,
+        tail_seq=_count(message.tail_seq, "tail_seq"),
     )

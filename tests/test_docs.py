@@ -113,7 +113,7 @@ def test_the_defaults_of_agent_toml_are_the_ones_it_has(tmp_path: Path) -> None:
     for name, value in shown.items():
         assert told[name].default == value, name
     # A key with a default that is not compared here would be told and not held to.
-    assert {name for name, key in told.items() if key.default} <= set(shown) | {"transport"}
+    assert {name for name, key in told.items() if key.default} <= set(shown) | {"transport", "adopt"}
 
 
 def options(command: Any, name: str) -> Iterator[tuple[str, str]]:

@@ -131,6 +131,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "FleetService.FreezeFleet": {},
     "FleetService.GetFleet": {},
     "FleetService.UnfreezeFleet": {},
+    "FleetService.ReleaseWithdrawals": {},
+    "FleetService.ReleaseAgent": {"id": AGENT},
     "FleetService.BanAgent": {"id": AGENT},
     "FleetService.RetireAgent": {"id": AGENT},
     "SettingsService.UpdateSettings": {

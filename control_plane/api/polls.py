@@ -17,7 +17,7 @@ from control_plane.api.sessions import (
     conditions_of,
     welcome,
 )
-from control_plane.services import fleet
+from control_plane.services.sessions import LEASE, Opened, open_session, require_speaker
 from control_plane.services.work import Services
 from control_plane.store.database import Tx
 from control_plane.store.store import Store
@@ -76,25 +76,23 @@ class Polls:
             await self._leave(session, expected=expected)
         return answer
 
-    async def _open(self, uid: bytes, hello: Hello, messages: Sequence[pb.SyncRequest]) -> fleet.Session:
+    async def _open(self, uid: bytes, hello: Hello, messages: Sequence[pb.SyncRequest]) -> Opened:
         conditions = [
             condition
             for message in messages
             if message.WhichOneof("message") == "observation"
             for condition in conditions_of(message.observation)
         ]
-        now, new_id, predecessor = (
-            self._services.clock.now(),
-            self._services.new_id,
-            self._own.incarnation.predecessor,
-        )
+        now, new_id, terms = self._services.clock.now(), self._services.new_id, self._own.terms
 
-        def opening(tx: Tx) -> fleet.Session:
-            return fleet.open_session(
-                Store(tx), uid, hello, predecessor=predecessor, new_id=new_id, now=now, polled=conditions
-            )
+        def opening(tx: Tx) -> Opened:
+            return open_session(Store(tx), uid, hello, terms=terms, new_id=new_id, now=now, polled=conditions)
 
-        return await self._services.database.write(opening)
+        opened = await self._services.database.write(opening)
+        if opened.quarantined:
+            self._sessions.wake(uid)
+            await self._services.database.read(lambda tx: require_speaker(Store(tx), uid))
+        return opened
 
     async def _hold(self, session: Session) -> None:
         clock = self._services.clock
@@ -124,7 +122,7 @@ class Polls:
     async def _leave(self, session: Session, *, expected: bool) -> None:
         uid, clock = session.agent_uid, self._services.clock
         if expected:
-            self._sessions.leave(session, polls_until=clock.monotonic() + fleet.LEASE / SECOND)
+            self._sessions.leave(session, polls_until=clock.monotonic() + LEASE / SECOND)
             return
         self._sessions.leave(session)
         _log.info("session.ended", agent=uid.hex(), goodbye=session.said_goodbye)

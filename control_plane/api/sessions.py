@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from control_plane.api.admission import Bucket
 from control_plane.api.reads import Reads
-from control_plane.services import events, fleet
+from control_plane.services import events
+from control_plane.services.sessions import LEASE, Opened, Terms, refusal
 from control_plane.services.work import Services
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Tx
@@ -44,16 +45,26 @@ STORE_AGAIN_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Which life of the database this is, as agents are told."""
+    """Which life of the database this is, as agents are told: what sessions are opened under, and why to believe it.
 
-    incarnation: Incarnation
-    signature: bytes
+    `lineage` are the signed successions that led here, the newest first.
+    """
+
+    terms: Terms
+    lineage: tuple[pb.Succession, ...]
 
 
-def origin(incarnation: Incarnation, authority: tls.Authority) -> Origin:
+def origin(incarnation: Incarnation, authority: tls.Authority, *, withdraw_limit: int) -> Origin:
     """The incarnation, signed so that agents may adopt it by themselves."""
-    message = b"variantd incarnation" + incarnation.id + incarnation.predecessor
-    return Origin(incarnation=incarnation, signature=tls.sign(authority.key, message))
+    lineage = tuple(
+        pb.Succession(
+            incarnation=newer,
+            predecessor=older,
+            signature=tls.sign(authority.key, b"variantd incarnation" + newer + older),
+        )
+        for newer, older in incarnation.successions
+    )
+    return Origin(terms=Terms(incarnation=incarnation, withdraw_limit=withdraw_limit), lineage=lineage)
 
 
 class Sessions:
@@ -145,7 +156,7 @@ class Sessions:
 
         def write(tx: Tx) -> None:
             store = Store(tx).fleet
-            store.renew_leases(leases, lease=fleet.LEASE)
+            store.renew_leases(leases, lease=LEASE)
             for uid, spool, conditions in observed:
                 store.observe(uid, spool=spool, conditions=conditions)
 
@@ -169,16 +180,18 @@ class Sessions:
 class Session:
     """One agent's session."""
 
-    def __init__(self, services: Services, sessions: Sessions, opened: fleet.Session, hello: Hello) -> None:
+    def __init__(self, services: Services, sessions: Sessions, opened: Opened, hello: Hello) -> None:
         self._services = services
         self._sessions = sessions
         self._taken = frozenset(opened.taken)
+        self._ahead = opened.ahead
         self._declared = frozenset(state.participant for state in hello.participants)
         self._asked_full = False
         self._known = {(slot.participant, slot.slot_id): slot.revision for slot in hello.slots}
         self._mailbox: dict[tuple[str, bytes], Offer] = {}
         self._offered: list[bytes] = []
         self._replies: list[pb.SyncResponse] = []
+        self._beat: int | None = None  # the newest; one answer is as good as one each
         self._outcomes: list[Outcome] = []
         self._observation: tuple[tuple[int, int, int], list[dict[str, Any]]] | None = None
         self._signal = asyncio.Event()
@@ -226,7 +239,11 @@ class Session:
     def quiet(self) -> bool:
         """There is nothing to look at and nothing to say."""
         return not (
-            self._look or self._replies or self._mailbox or self._sessions.reads.waits(self.agent_uid)
+            self._look
+            or self._replies
+            or self._beat is not None
+            or self._mailbox
+            or self._sessions.reads.waits(self.agent_uid)
         )
 
     async def wait(self, seconds: float) -> None:
@@ -241,7 +258,7 @@ class Session:
         return self._services.clock.monotonic() - self._heard_at > 3 * HEARTBEAT_SECONDS
 
     async def look(self) -> None:
-        """The mailbox is up to date. Raises PermissionDenied for an agent that is banned or retired."""
+        """The mailbox is up to date. Raises PermissionDenied for an agent that may not speak any more."""
         if self._look:
             self._look = False
             await self._refresh()
@@ -250,6 +267,10 @@ class Session:
         """What there is to say, each taken when it is asked for; `said` once all of it is on its way."""
         replies, self._replies = self._replies, []
         yield from replies
+        if self._beat is not None:
+            ack = pb.HeartbeatAck(sequence=self._beat, server_time_us=self.last_seen)
+            self._beat = None
+            yield pb.SyncResponse(heartbeat_ack=ack)
         yield from self._sessions.reads.unsaid(self.agent_uid)
         while self._mailbox:
             offer = self._mailbox.pop(next(iter(self._mailbox)))
@@ -275,16 +296,15 @@ class Session:
         self._heard_at = self._services.clock.monotonic()
         kind = message.WhichOneof("message")
         if kind == "heartbeat":
-            ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence, server_time_us=self.last_seen)
-            self._reply(pb.SyncResponse(heartbeat_ack=ack))
+            self._beat = message.heartbeat.sequence
+            self._signal.set()
         elif kind == "outcome":
             self._outcomes.append(wire.outcome_from_pb(message.outcome))
             self._outcome_signal.set()
         elif kind == "observation":
             spool = wire.spool_state_from_pb(message.observation.spool)
-            conditions = conditions_of(message.observation)
-            conditions += fleet.taken_conditions(sorted(self._taken), now=self.last_seen)
-            self._observation = ((spool.depth, spool.size, spool.oldest_at), conditions)
+            told = conditions_of(message.observation)
+            self._observation = ((spool.depth, spool.size, spool.oldest_at), told)
         elif kind == "file_content":
             self._sessions.reads.answered(self.agent_uid, message.file_content)
         elif kind == "goodbye":
@@ -317,19 +337,32 @@ class Session:
         if not batch:
             return
         try:
-            states = await self._services.database.write(lambda tx: self._store(tx, batch))
+            states, beyond = await self._services.database.write(lambda tx: self._store(tx, batch))
         except Unavailable:
             self._outcomes = batch + self._outcomes
             raise
         for outcome, state in zip(batch, states, strict=True):
             self._tell(outcome, state)
             self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
+        if beyond:
+            self._ask_full()  # of a revision that was never made here: its Hello says how that can be
 
-    def _store(self, tx: Tx, batch: list[Outcome]) -> list[str | None]:
+    def _store(self, tx: Tx, batch: list[Outcome]) -> tuple[list[str | None], bool]:
+        """(how each deployment stands now, whether one of them is of a revision that is not known here)."""
         store = Store(tx).deployments
         now = self._services.clock.now()
         new_id = self._services.new_id
-        return [store.record(self.agent_uid, o, outcome_id=new_id(), now=now) for o in batch]
+        states = [store.record(self.agent_uid, o, outcome_id=new_id(), now=now) for o in batch]
+        if all(state is not None for state in states):
+            return states, False
+        known = store.revisions(self.agent_uid)
+        slots = [(known.get((o.participant, o.slot_id)), o.revision) for o in batch]
+        return states, any(slot is not None and revision > slot.wanted for slot, revision in slots)
+
+    def _ask_full(self) -> None:
+        if not self._asked_full:
+            self._asked_full = True
+            self._reply(pb.SyncResponse(ask_full=pb.AskFull()))
 
     def _tell(self, outcome: Outcome, state: str | None) -> None:
         if state is None:
@@ -347,25 +380,21 @@ class Session:
     async def _refresh(self) -> None:
         """The mailbox holds every slot whose desired revision the agent does not know."""
         wanted, bound = await self._services.database.read(self._wanted)
-        if bound is None:
-            raise PermissionDenied("this agent is banned", reason="BANNED")
-        if self._declared - bound != self._taken and not self._asked_full:
-            # A participant moved to or from this agent: a new Hello binds what is its own now.
-            self._asked_full = True
-            self._reply(pb.SyncResponse(ask_full=pb.AskFull()))
+        if self._declared - bound != self._taken:
+            self._ask_full()  # a participant moved to or from this agent: a new Hello binds what is its own now
         for offer in wanted:
             key = (offer.participant, offer.slot_id)
             self._known[key] = offer.revision
             self._mailbox[key] = offer
 
-    def _wanted(self, tx: Tx) -> tuple[list[Offer], frozenset[str] | None]:
-        """(offers that are news, public ids bound to the agent); None for the latter where it is banned."""
+    def _wanted(self, tx: Tx) -> tuple[list[Offer], frozenset[str]]:
+        """(offers that are news, public ids bound to the agent). Raises PermissionDenied where it may not speak."""
         store = Store(tx)
         project_id = store.fleet.may_speak(self.agent_uid)
         if project_id is None:
-            return [], None
+            raise refusal(store.fleet.agent(self.agent_uid)) or PermissionDenied()
         bound = frozenset(store.events.participants_of(self.agent_uid))
-        if store.fleet.frozen_at(project_id) is not None:
+        if self._ahead or store.fleet.frozen_at(project_id) is not None:
             return [], bound
         desired = store.deployments.desired(self.agent_uid)
         return [_with_content(store, item) for item in desired if self._is_news(item)], bound
@@ -400,11 +429,13 @@ def _with_content(store: Store, item: Desired) -> Offer:
 
 def welcome(own: Origin, session_id: bytes) -> pb.Welcome:
     """The session is admitted, by which life of the database, under which limits."""
+    newest, *earlier = own.lineage
     return pb.Welcome(
         session_id=session_id,
-        incarnation=own.incarnation.id,
-        predecessor=own.incarnation.predecessor,
-        incarnation_signature=own.signature,
+        incarnation=newest.incarnation,
+        predecessor=newest.predecessor,
+        incarnation_signature=newest.signature,
+        lineage=earlier,
         heartbeat_interval_ms=int(HEARTBEAT_SECONDS * 1000),
         limits=pb.Limits(
             inline_bytes=MAX_INLINE_BYTES, batch_records=events.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES

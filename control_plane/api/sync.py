@@ -15,7 +15,8 @@ from control_plane.api import errors
 from control_plane.api.polls import Polls
 from control_plane.api.reads import ANSWER_SECONDS
 from control_plane.api.sessions import BUSY_WINDOW_MS, HEARTBEAT_SECONDS, Origin, Session, Sessions, welcome
-from control_plane.services import enrollment, events, fleet
+from control_plane.services import enrollment, events
+from control_plane.services.sessions import DUPLICATE_SESSION, Opened, open_session, require_speaker
 from control_plane.services.work import Services
 from control_plane.store.database import Tx
 from control_plane.store.store import Store
@@ -125,11 +126,14 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     ) -> None:
         now, new_id, own = self._services.clock.now(), self._services.new_id, self._own
 
-        def opening(tx: Tx) -> fleet.Session:
-            predecessor = own.incarnation.predecessor
-            return fleet.open_session(Store(tx), uid, hello, predecessor=predecessor, new_id=new_id, now=now)
+        def opening(tx: Tx) -> Opened:
+            return open_session(Store(tx), uid, hello, terms=own.terms, new_id=new_id, now=now)
 
         opened = await self._services.database.write(opening)
+        if opened.quarantined:
+            _log.error("agent.quarantined", agent=uid.hex(), reason=DUPLICATE_SESSION)
+            self._sessions.wake(uid)  # the other process is to hear of it too
+            await self._services.database.read(lambda tx: require_speaker(Store(tx), uid))
         session = Session(self._services, self._sessions, opened, hello)
         self._sessions.enter(session)
         _log.info(

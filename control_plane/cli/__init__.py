@@ -151,6 +151,7 @@ add(
 )
 add(app, "freeze", fleet.freeze, "variantctl freeze")
 add(app, "unfreeze", fleet.unfreeze, "variantctl unfreeze")
+add(app, "release-withdrawals", fleet.release_withdrawals, "variantctl release-withdrawals")
 add(
     app,
     "restore",
@@ -248,6 +249,7 @@ add(
 )
 add(_agents, "ban", fleet.ban_agent)
 add(_agents, "retire", fleet.retire_agent, "variantctl agents retire host-1")
+add(_agents, "release", fleet.release_agent, "variantctl agents release host-1")
 
 _api_keys = _group("api-keys", "API keys: what operators and pipelines prove themselves with.")
 add(_api_keys, "list", access.list_keys)

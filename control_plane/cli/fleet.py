@@ -132,6 +132,17 @@ def retire_agent(
     session.show(found, f"{found.name} ({found.id}) is retired; nothing waits for it any more")
 
 
+def release_agent(
+    session: Session,
+    *,
+    agent: Annotated[str, typer.Argument(metavar="AGENT", help="Name or id of the agent.")],
+) -> None:
+    """Let an agent back in that was quarantined because two processes passed for it; remove the copy first."""
+    request = pb.ReleaseAgentRequest(id=_agent_id(session, agent), request_id=request_id())
+    found = session.call(session.fleet.ReleaseAgent, request)
+    session.show(found, f"{found.name} ({found.id}) may come back")
+
+
 def _agent_id(session: Session, id_or_name: str) -> str:
     """The agent's id. Raises Failure where no agent has the name, or several present ones do."""
     known = session.pages(session.fleet.ListAgents, pb.ListAgentsRequest(), "agents")
@@ -354,3 +365,10 @@ def unfreeze(session: Session) -> None:
     """Send offers again, the newest of each slot."""
     found = session.call(session.fleet.UnfreezeFleet, pb.UnfreezeFleetRequest(request_id=request_id()))
     session.show(found, "offers go out again")
+
+
+def release_withdrawals(session: Session) -> None:
+    """Let out what a restored database withdraws from hosts and what was held back because it is too much."""
+    request = pb.ReleaseWithdrawalsRequest(request_id=request_id())
+    found = session.call(session.fleet.ReleaseWithdrawals, request)
+    session.show(found, "withdrawals go out, however many there are")

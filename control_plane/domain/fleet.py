@@ -1,11 +1,13 @@
 """Participants and agents as the control plane knows them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
 from shared.model import Digest
+from shared.moment import SECOND
 
 
 class Presence(StrEnum):
@@ -30,6 +32,44 @@ def presence(
     if last_seen_at is None:
         return Presence.NEVER_SEEN
     return Presence.CONNECTED if now < lease_until else Presence.LOST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One process of an agent took the session from another (`former`) that was alive."""
+
+    instance: bytes
+    former: bytes
+    at: int
+
+
+TURNS_WITHIN = 600 * SECOND
+MAX_RETURNS = 3
+"""So often within `TURNS_WITHIN`, and nobody knows which of two processes is the agent: neither is."""
+
+
+def recent(turns: Sequence[Turn], *, now: int) -> tuple[Turn, ...]:
+    """The turns that still count."""
+    return tuple(turn for turn in turns if now - turn.at < TURNS_WITHIN)
+
+
+def returns(turns: Sequence[Turn]) -> int:
+    """How often a process came back that another had taken the session from.
+
+    A process that was killed and started anew is another one and never comes back, so one return is proof that two
+    live side by side.
+    """
+    replaced: set[bytes] = set()
+    count = 0
+    for turn in turns:
+        replaced.add(turn.former)
+        count += turn.instance in replaced
+    return count
+
+
+def is_mass(withdrawn: int, held: int, *, limit: int) -> bool:
+    """`withdrawn` of the `held` slots are more than `limit` percent of them."""
+    return withdrawn * 100 > held * limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +117,12 @@ class Participant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """The daemon on a host; `platform`, `spool` and `conditions` are JSON-shaped, as last reported."""
+    """The daemon on a host; `platform`, `spool` and `conditions` are JSON-shaped, as last reported.
+
+    `findings` are what the control plane itself found wrong with it, in the shape of conditions; `instance` is which
+    process holds its session, `turns` how that changed lately; `diverged_in` the incarnation in which the host knew
+    more than the database.
+    """
 
     uid: bytes
     project_id: bytes
@@ -103,8 +148,13 @@ class Agent:
     enrolled_at: int
     banned_at: int | None
     retired_at: int | None = None
+    quarantined_at: int | None = None
     lost: int = 0
     participants: tuple[str, ...] = ()
+    instance: bytes = b""
+    turns: tuple[Turn, ...] = ()
+    findings: tuple[dict[str, Any], ...] = ()
+    diverged_in: bytes = b""
 
     def presence(self, now: int) -> Presence:
         """Whether its session is alive."""

@@ -19,6 +19,7 @@ from control_plane.services.work import (
     page_size,
 )
 from control_plane.store.access import (
+    MAX_ANCESTORS,
     AccessStore,
     ApiKey,
     AuditFilter,
@@ -27,10 +28,10 @@ from control_plane.store.access import (
     Project,
 )
 from control_plane.store.store import Store
-from shared import wire
 from shared.errors import AlreadyExists, Fault, Invalid, NotFound, PermissionDenied, Unauthenticated
 from shared.ids import NewId, new_secret, parse_id, show_id
 from shared.moment import SECOND, from_rfc3339
+from shared.ticket import Ticket, ticket_to_token
 
 KEY_PREFIX = "sk_"
 DEFAULT_PROJECT = "default"
@@ -268,8 +269,8 @@ def list_enrollment_tokens(work: Work, request: requests.Page) -> Listing:
 
 def token_text(secret: bytes, joining: Joining) -> str:
     """The copy-paste text of an enrollment token."""
-    ticket = wire.Ticket(secret=secret, addresses=joining.addresses, ca_certificate=joining.ca_certificate)
-    return wire.ticket_to_token(ticket)
+    ticket = Ticket(secret=secret, addresses=joining.addresses, ca_certificate=joining.ca_certificate)
+    return ticket_to_token(ticket)
 
 
 # -- the first start of a database
@@ -289,7 +290,7 @@ def initialise(store: Store, *, new_id: NewId, now: int) -> FirstStart:
     known = access.incarnation()
     if known is not None:
         return FirstStart(incarnation=known, operator_key=None)
-    incarnation = Incarnation(id=new_id(), predecessor=b"")
+    incarnation = Incarnation(id=new_id())
     access.set_incarnation(incarnation)
     project_id = new_id()
     access.add_project(project_id, name=DEFAULT_PROJECT, now=now)
@@ -299,8 +300,9 @@ def initialise(store: Store, *, new_id: NewId, now: int) -> FirstStart:
 
 
 def succeed(store: Store, *, new_id: NewId) -> Incarnation:
-    """A restored database is a new incarnation that names its predecessor."""
+    """The database is a new incarnation that names those before it."""
     known = store.access.incarnation()
-    incarnation = Incarnation(id=new_id(), predecessor=known.id if known else b"")
+    ancestors = (known.id, *known.ancestors)[:MAX_ANCESTORS] if known else ()
+    incarnation = Incarnation(id=new_id(), ancestors=ancestors)
     store.access.set_incarnation(incarnation)
     return incarnation

@@ -1,12 +1,11 @@
-"""Use cases of the fleet: participants, agents, and the sessions agents hold."""
+"""Use cases of the fleet: participants, agents, and all of them together."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from control_plane.domain import requests
-from control_plane.domain.fleet import LEASE_SECONDS, Agent, Participant, ParticipantFile
+from control_plane.domain.fleet import Agent, Participant, ParticipantFile
 from control_plane.services import limits
+from control_plane.services.sessions import DUPLICATE_SESSION, WITHDRAWALS_HELD
 from control_plane.services.work import (
     Listing,
     Question,
@@ -18,13 +17,8 @@ from control_plane.services.work import (
     page_size,
 )
 from control_plane.store.fleet import Wanted
-from control_plane.store.store import Store
-from shared.errors import FailedPrecondition, NotFound, PermissionDenied
-from shared.ids import NewId, parse_id, show_id
-from shared.model import Hello
-from shared.moment import SECOND
-
-LEASE = LEASE_SECONDS * SECOND
+from shared.errors import FailedPrecondition, NotFound
+from shared.ids import parse_id, show_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,22 +140,40 @@ def read_file(work: Work, request: requests.ReadFile) -> Question:
     return Question(agent_uid=agent.uid, participant=participant.public_id, path=request.path)
 
 
-def get_fleet(work: Work, request: requests.Nothing) -> int | None:
-    """Since when the project's fleet is frozen."""
-    return work.store.fleet.frozen_at(work.project_id)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeFleet:
+    """Since when no offer goes out (None: they do), and how many withdrawals are held back."""
+
+    frozen_at: int | None
+    withdrawals_held: int
 
 
-def freeze(work: Work, request: requests.Nothing) -> int | None:
+def get_fleet(work: Work, request: requests.Nothing) -> WholeFleet:
+    """Since when the project's fleet is frozen, and what is held back from it."""
+    store = work.store.fleet
+    return WholeFleet(
+        frozen_at=store.frozen_at(work.project_id), withdrawals_held=store.withdrawals_held(work.project_id)
+    )
+
+
+def freeze(work: Work, request: requests.Nothing) -> WholeFleet:
     """No new offer goes to any host of the project; repeated, it stays frozen since the first time."""
     work.store.fleet.freeze(work.project_id, work.store.fleet.frozen_at(work.project_id) or work.now)
-    return work.store.fleet.frozen_at(work.project_id)
+    return get_fleet(work, request)
 
 
-def unfreeze(work: Work, request: requests.Nothing) -> int | None:
+def unfreeze(work: Work, request: requests.Nothing) -> WholeFleet:
     """Offers go out again: every connected agent gets the newest of each slot."""
     work.store.fleet.freeze(work.project_id, None)
     work.woken |= work.store.fleet.uids(work.project_id)
-    return None
+    return get_fleet(work, request)
+
+
+def release_withdrawals(work: Work, request: requests.Nothing) -> WholeFleet:
+    """What a restored database withdraws from hosts is offered, however much that is. Idempotent."""
+    work.store.fleet.release_withdrawals(work.project_id, WITHDRAWALS_HELD)
+    work.woken |= work.store.fleet.uids(work.project_id)
+    return get_fleet(work, request)
 
 
 def _find(work: Work, public_id: str) -> Participant:
@@ -207,6 +219,18 @@ def ban_agent(work: Work, request: requests.ById) -> Agent:
     return get_agent(work, request)
 
 
+def release_agent(work: Work, request: requests.ById) -> Agent:
+    """An agent that was quarantined may come back, and what was found of two processes is forgotten. Idempotent.
+
+    Where both still run it is quarantined again, after as many alternations as the first time.
+    """
+    agent = get_agent(work, request)
+    limits.require_served_within(work, agent)
+    work.store.fleet.turn(agent.uid, (), quarantined_at=None)
+    work.store.fleet.find(agent.uid, [f for f in agent.findings if f["code"] != DUPLICATE_SESSION])
+    return get_agent(work, request)
+
+
 _RETIRED = {
     "code": "RETIRED",
     "message": "the host was retired",
@@ -229,97 +253,3 @@ def retire_agent(work: Work, request: requests.ById) -> Agent:
         work.store.experiments.release_participants(served)
         work.woken.add(agent.uid)
     return get_agent(work, request)
-
-
-# -- sessions
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """A live session: whose, which, and the public ids it may not serve because another agent does.
-
-    `goes_on`: it was opened by an earlier poll.
-    """
-
-    id: bytes
-    agent_uid: bytes
-    taken: tuple[str, ...]
-    goes_on: bool = False
-
-
-def open_session(
-    store: Store,
-    agent_uid: bytes,
-    hello: Hello,
-    *,
-    predecessor: bytes,
-    new_id: NewId,
-    now: int,
-    polled: Sequence[dict[str, Any]] | None = None,
-) -> Session:
-    """The agent is connected; what its Hello declares is bound to it, created where nobody knew it.
-
-    A participant that another agent is bound to, or that the enrollment token does not allow, stays as it is
-    and is listed in `taken`. Where this database succeeds the one the agent knew (`predecessor`), what its
-    slots want overtakes what the host has. `polled` are the host's conditions told in a poll: then the session
-    that has the Hello's boot id and epoch goes on. Raises PermissionDenied for an agent that is banned, retired
-    or not known, FailedPrecondition for a poll that a newer session has overtaken.
-    """
-    agent = store.fleet.agent(agent_uid)
-    if agent is not None and agent.retired_at is not None:
-        raise PermissionDenied("this agent is retired; enroll the host again", reason="RETIRED")
-    if agent is None or agent.banned_at is not None:
-        raise PermissionDenied("this agent is banned or not known; enroll it again", reason="BANNED")
-    going_on = None if polled is None else _going_on(agent, hello, now=now)
-    taken = []
-    for state in hello.participants:
-        participant = store.fleet.participant(agent.project_id, state.participant)
-        bound_elsewhere = participant and participant.agent_uid not in (None, agent_uid)
-        if bound_elsewhere or not agent.may_serve(state.participant):
-            taken.append(state.participant)
-            continue
-        participant_id = participant.id if participant else new_id()
-        if participant is None:
-            store.fleet.add_participant(
-                participant_id, project_id=agent.project_id, public_id=state.participant, labels={}, now=now
-            )
-        store.fleet.bind(participant_id, agent_uid, state, now=now)
-    for slot in hello.slots:
-        store.deployments.note_revision(agent_uid, slot.participant, slot.slot_id, slot.revision)
-    if predecessor and hello.incarnation == predecessor:
-        store.deployments.overtake(agent_uid)
-    session_id, connected_at = going_on or (new_id(), now)
-    session = Session(id=session_id, agent_uid=agent_uid, taken=tuple(taken), goes_on=going_on is not None)
-    store.fleet.open_session(
-        agent_uid, hello, session_id=session.id, lease_until=now + LEASE, connected_at=connected_at, now=now
-    )
-    store.fleet.observe(
-        agent_uid,
-        spool=(hello.spool.depth, hello.spool.size, hello.spool.oldest_at),
-        conditions=[*(polled or ()), *taken_conditions(taken, now=now)],
-    )
-    return session
-
-
-def _going_on(agent: Agent, hello: Hello, *, now: int) -> tuple[bytes, int] | None:
-    """(id, connected since) of the session this poll belongs to; None where it is the first of one."""
-    if agent.session_id is None or agent.connected_at is None or agent.lease_until <= now:
-        return None
-    if agent.boot_id != hello.boot_id or agent.session_epoch < hello.session_epoch:
-        return None
-    if agent.session_epoch > hello.session_epoch:
-        raise FailedPrecondition("a newer session of this agent is open", reason="SUPERSEDED")
-    return agent.session_id, agent.connected_at
-
-
-def taken_conditions(taken: Sequence[str], *, now: int) -> list[dict[str, Any]]:
-    """What an operator should know of participants that a second agent declared."""
-    return [
-        {
-            "code": "PARTICIPANT_TAKEN",
-            "severity": "error",
-            "sinceAt": now,
-            "message": f"{public_id} belongs to another agent, or the enrollment token does not allow it",
-        }
-        for public_id in taken
-    ]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from control_plane.domain.fields import parse
@@ -83,10 +84,24 @@ class AuditFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incarnation:
-    """Which life of the database this is, and the one it succeeds (empty: the first)."""
+    """Which life of the database this is, and those before it, the nearest first (none: this is the first)."""
 
     id: bytes
-    predecessor: bytes
+    ancestors: tuple[bytes, ...] = ()
+
+    @property
+    def predecessor(self) -> bytes:
+        """The one it succeeds; empty: the first."""
+        return self.ancestors[0] if self.ancestors else b""
+
+    @property
+    def successions(self) -> list[tuple[bytes, bytes]]:
+        """(incarnation, the one it succeeded), newest first; one at least, with an empty predecessor for the first."""
+        lives = (self.id, *self.ancestors)
+        return list(pairwise(lives)) or [(self.id, b"")]
+
+
+MAX_ANCESTORS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +125,19 @@ class AccessStore:
         rows = {row["key"]: row["value"] for row in self._tx.all("select key, value from meta")}
         if "incarnation" not in rows:
             return None
-        return Incarnation(id=rows["incarnation"], predecessor=rows["predecessor"])
+        ancestors = rows.get("ancestors", rows["predecessor"])
+        return Incarnation(
+            id=rows["incarnation"],
+            ancestors=tuple(ancestors[start : start + 16] for start in range(0, len(ancestors), 16)),
+        )
 
     def set_incarnation(self, incarnation: Incarnation) -> None:
         """This is the database's life from now on."""
-        for key, value in (("incarnation", incarnation.id), ("predecessor", incarnation.predecessor)):
+        for key, value in (
+            ("incarnation", incarnation.id),
+            ("predecessor", incarnation.predecessor),
+            ("ancestors", b"".join(incarnation.ancestors)),
+        ):
             self._tx.run(
                 "insert into meta (key, value) values (?, ?) on conflict (key) do update set value = excluded.value",
                 (key, value),

@@ -44,6 +44,21 @@ class Desired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Revisions:
+    """How far a slot is here (`wanted`), and on its host as that last said; `action` is what is wanted.
+
+    `halted`: it is held back.
+    """
+
+    participant_id: bytes
+    slot_id: bytes
+    wanted: int
+    reported: int
+    action: OfferAction
+    halted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
     """An experiment's place on a participant (internal id), as its newest deployment wants it.
 
@@ -114,7 +129,7 @@ class DeploymentStore:
             " values (?, ?, ?, 1, ?, ?) on conflict (participant_id, id) do update set"
             " revision = max(slot.revision, slot.reported_revision) + 1,"
             " deployment_id = excluded.deployment_id, updated_at = excluded.updated_at,"
-            " withdrawn_at = null returning revision",
+            " withdrawn_at = null, overtaken_in = null, halted_at = null returning revision",
             (new.participant_id, new.slot_id, new.experiment_id, new.id, now),
         )
         assert row is not None
@@ -215,7 +230,7 @@ class DeploymentStore:
         rows = self._tx.all(
             "select d.*, s.applied_before, p.public_id from slot s join deployment d on d.id = s.deployment_id"
             " join participant p on p.id = s.participant_id where p.agent_uid = ? and p.deleted_at is null"
-            " and s.withdrawn_at is null order by d.id",
+            " and s.withdrawn_at is null and s.halted_at is null order by d.id",
             (agent_uid,),
         )
         digests: dict[bytes, tuple[Digest, ...]] = {}
@@ -265,34 +280,70 @@ class DeploymentStore:
             [(now, now, deployment_id) for deployment_id in deployment_ids],
         )
 
-    def note_revision(self, agent_uid: bytes, participant: str, slot_id: bytes, revision: int) -> None:
-        """The host took up this revision of the slot; the next one will be higher."""
-        self._tx.run(
-            "update slot set reported_revision = max(reported_revision, ?) where id = ? and participant_id in"
-            " (select id from participant where agent_uid = ? and public_id = ? and deleted_at is null)",
-            (revision, slot_id, agent_uid, participant),
+    def revisions(self, agent_uid: bytes) -> dict[tuple[str, bytes], Revisions]:
+        """How far every slot of the agent's participants is, by public id and slot."""
+        rows = self._tx.all(
+            "select p.public_id, s.id, s.participant_id, s.revision, s.reported_revision, s.halted_at, d.action"
+            " from slot s join participant p on p.id = s.participant_id"
+            " join deployment d on d.id = s.deployment_id where p.agent_uid = ? and p.deleted_at is null",
+            (agent_uid,),
+        )
+        return {
+            (row["public_id"], row["id"]): Revisions(
+                participant_id=row["participant_id"],
+                slot_id=row["id"],
+                wanted=row["revision"],
+                reported=row["reported_revision"],
+                action=OfferAction(row["action"]),
+                halted=row["halted_at"] is not None,
+            )
+            for row in rows
+        }
+
+    def made(self, project_id: bytes, participant: str, slot_id: bytes) -> int:
+        """The highest revision that this database ever made for a slot of a participant of this name."""
+        row = self._tx.one(
+            "select max(d.revision) as n from deployment d join participant p on p.id = d.participant_id"
+            " where d.slot_id = ? and p.project_id = ? and p.public_id = ?",
+            (slot_id, project_id, participant),
+        )
+        return (row["n"] or 0) if row else 0
+
+    def note_revisions(self, noted: Iterable[Revisions]) -> None:
+        """Hosts took up the `reported` revisions of the slots; the next ones will be higher."""
+        self._tx.many(
+            "update slot set reported_revision = max(reported_revision, ?) where participant_id = ? and id = ?",
+            [(known.reported, known.participant_id, known.slot_id) for known in noted],
         )
 
-    def overtake(self, agent_uid: bytes) -> None:
-        """No slot of the agent's participants wants a revision below one its host has taken up.
+    def overtake(self, slots: Iterable[Revisions], incarnation: bytes, *, halted_at: int | None) -> None:
+        """What these slots want is newer than anything their hosts have taken up; held back with `halted_at`.
 
-        For a database that was restored from a backup: hosts refuse to go backwards, so what the restored
-        rows want becomes a newer revision.
+        For a database that was restored from a backup: hosts refuse to go backwards, so what the restored rows want
+        becomes a newer revision, in this incarnation.
         """
-        for row in self._tx.all(
-            "select s.participant_id, s.id, s.deployment_id, s.reported_revision + 1 as revision from slot s"
-            " join participant p on p.id = s.participant_id"
-            " where p.agent_uid = ? and s.reported_revision > s.revision",
-            (agent_uid,),
-        ):
+        for known in slots:
             self._tx.run(
-                "update deployment set revision = ?, state = 'pending' where id = ?",
-                (row["revision"], row["deployment_id"]),
+                "update deployment set revision = (select reported_revision + 1 from slot"
+                " where participant_id = ? and id = ?), state = 'pending' where id ="
+                " (select deployment_id from slot where participant_id = ? and id = ?)",
+                (known.participant_id, known.slot_id) * 2,
             )
             self._tx.run(
-                "update slot set revision = ? where participant_id = ? and id = ?",
-                (row["revision"], row["participant_id"], row["id"]),
+                "update slot set revision = reported_revision + 1, overtaken_in = ?, halted_at = ?"
+                " where participant_id = ? and id = ?",
+                (incarnation, halted_at, known.participant_id, known.slot_id),
             )
+
+    def withdrawals(self, project_id: bytes, incarnation: bytes) -> tuple[int, int]:
+        """(slots that this incarnation withdraws from hosts that know better, all slots of the project)."""
+        row = self._tx.one(
+            "select count(*) as n, coalesce(sum(s.overtaken_in = ? and d.action = 'restore'), 0) as withdrawn"
+            " from slot s join deployment d on d.id = s.deployment_id where d.project_id = ?"
+            " and s.withdrawn_at is null",
+            (incarnation, project_id),
+        )
+        return (row["withdrawn"], row["n"]) if row else (0, 0)
 
     def record(self, agent_uid: bytes, outcome: Outcome, *, outcome_id: bytes, now: int) -> str | None:
         """The outcome is stored once and its deployment stands accordingly; returns the new state.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.domain.fleet import Agent, Participant, ParticipantFile, Presence
+from control_plane.domain.fleet import Agent, Participant, ParticipantFile, Presence, Turn
 from control_plane.store.database import Row, Tx, carries
 from shared.model import Hello, ParticipantState
 
@@ -107,9 +107,11 @@ class FleetStore:
         return [row["id"] for row in rows]
 
     def may_speak(self, uid: bytes) -> bytes | None:
-        """The project of an agent that is known, not banned and not retired; None for any other."""
+        """The project of an agent that is known, not banned, retired or quarantined; None for any other."""
         row = self._tx.one(
-            "select project_id from agent where uid = ? and banned_at is null and retired_at is null", (uid,)
+            "select project_id from agent where uid = ? and banned_at is null and retired_at is null"
+            " and quarantined_at is null",
+            (uid,),
         )
         return row["project_id"] if row else None
 
@@ -128,7 +130,7 @@ class FleetStore:
         labels = {f"host.{name}": value for name, value in hello.labels.items()}
         self._tx.run(
             "update agent set hostname = ?, host_labels = ?, version = ?, capabilities = ?, platform = ?,"
-            " session_id = ?, session_epoch = ?, boot_id = ?, connected_at = ?, last_seen_at = ?,"
+            " session_id = ?, session_epoch = ?, boot_id = ?, instance = ?, connected_at = ?, last_seen_at = ?,"
             " lease_until = ?, spool = ? where uid = ?",
             (
                 hello.hostname,
@@ -139,6 +141,7 @@ class FleetStore:
                 session_id,
                 hello.session_epoch,
                 hello.boot_id,
+                hello.spool.epoch,
                 connected_at,
                 now,
                 lease_until,
@@ -169,6 +172,22 @@ class FleetStore:
             "update agent set spool = ?, conditions = ? where uid = ?",
             (_spool(*spool), json.dumps(list(conditions)), uid),
         )
+
+    def find(self, uid: bytes, findings: Sequence[dict[str, Any]]) -> None:
+        """These are all of what the control plane itself finds wrong with the agent."""
+        self._tx.run("update agent set findings = ? where uid = ?", (json.dumps(list(findings)), uid))
+
+    def turn(self, uid: bytes, turns: Sequence[Turn], *, quarantined_at: int | None) -> None:
+        """The agent's session changed hands like this, and it is quarantined since then (None: it is not)."""
+        stored = [{"instance": t.instance.hex(), "former": t.former.hex(), "at": t.at} for t in turns]
+        self._tx.run(
+            "update agent set turns = ?, quarantined_at = ? where uid = ?",
+            (json.dumps(stored), quarantined_at, uid),
+        )
+
+    def diverge(self, uid: bytes, incarnation: bytes) -> None:
+        """The agent gets no offers for as long as the database is this incarnation."""
+        self._tx.run("update agent set diverged_in = ? where uid = ?", (incarnation, uid))
 
     def touch(self, participant_ids: Sequence[bytes]) -> set[bytes]:
         """The generation of every agent that serves one of the participants has grown; their uids."""
@@ -213,6 +232,14 @@ class FleetStore:
             enrolled_at=row["enrolled_at"],
             banned_at=row["banned_at"],
             retired_at=row["retired_at"],
+            quarantined_at=row["quarantined_at"],
+            instance=row["instance"] or b"",
+            turns=tuple(
+                Turn(instance=bytes.fromhex(t["instance"]), former=bytes.fromhex(t["former"]), at=t["at"])
+                for t in json.loads(row["turns"])
+            ),
+            findings=tuple(json.loads(row["findings"])),
+            diverged_in=row["diverged_in"] or b"",
             lost=(lost["n"] or 0) if lost else 0,
             participants=tuple(name["public_id"] for name in names),
         )
@@ -227,6 +254,27 @@ class FleetStore:
     def freeze(self, project_id: bytes, moment: int | None) -> None:
         """Offers stop as of `moment`, or go out again (None)."""
         self._tx.run("update project set frozen_at = ? where id = ?", (moment, project_id))
+
+    def withdrawals_held(self, project_id: bytes) -> int:
+        """How many slots' withdrawals are held back."""
+        row = self._tx.one(
+            "select count(*) as n from slot s join participant p on p.id = s.participant_id"
+            " where p.project_id = ? and s.halted_at is not null",
+            (project_id,),
+        )
+        return row["n"] if row else 0
+
+    def release_withdrawals(self, project_id: bytes, finding: str) -> None:
+        """No slot's withdrawal is held back, and no agent has the finding of that code any more."""
+        for row in self._tx.all(
+            "select uid, findings from agent where project_id = ? and findings <> '[]'", (project_id,)
+        ):
+            self.find(row["uid"], [item for item in json.loads(row["findings"]) if item["code"] != finding])
+        self._tx.run(
+            "update slot set halted_at = null where halted_at is not null and participant_id in"
+            " (select id from participant where project_id = ?)",
+            (project_id,),
+        )
 
     def uids(self, project_id: bytes) -> set[bytes]:
         """Every agent of the project."""
@@ -287,6 +335,13 @@ class FleetStore:
             if row is not None:
                 outside.append(row["public_id"])
         return outside
+
+    def bound(self, uid: bytes) -> int:
+        """How many participants the agent serves."""
+        row = self._tx.one(
+            "select count(*) as n from participant where agent_uid = ? and deleted_at is null", (uid,)
+        )
+        return row["n"] if row else 0
 
     def bind(self, participant_id: bytes, uid: bytes, state: ParticipantState, *, now: int) -> None:
         """The agent serves the participant, as its configuration says."""

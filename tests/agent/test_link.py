@@ -25,7 +25,7 @@ from shared.model import (
 )
 from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
-from shared.wire import ticket_from_token, ticket_to_token
+from shared.ticket import ticket_from_token, ticket_to_token
 from tests.support.clock import FakeClock
 from tests.support.control_plane import ScriptedControlPlane, in_background
 from tests.support.link import CONTENT, Host, linked, offered
@@ -188,9 +188,9 @@ async def test_content_longer_than_offered_is_not_collected(
     async with linked(tmp_path, control_plane) as host:
         await control_plane.session()
         with pytest.raises(Invalid, match="longer than the offer"):
-            await host.link.fetch(digest(b"x"), 500)
+            await host.link.calls.fetch(digest(b"x"), 500)
         with pytest.raises(NotFound):
-            await host.link.fetch(digest(b"y"), 500)
+            await host.link.calls.fetch(digest(b"y"), 500)
 
 
 async def test_outcome_that_was_not_acknowledged_is_told_again(
@@ -213,10 +213,10 @@ async def test_batches_go_up_beside_the_session(tmp_path: Path, control_plane: S
     diverged = pb.ReportSpoolResponse(through_seq=0, verdict=pb.SPOOL_VERDICT_EPOCH_DIVERGED)
     control_plane.replies = [diverged, (grpc.StatusCode.INVALID_ARGUMENT, "no")]
     async with linked(tmp_path, control_plane) as host:
-        assert (await host.link.report(batch)).diverged
+        assert (await host.link.calls.report(batch)).diverged
         with pytest.raises(Invalid):
-            await host.link.report(batch)
-        assert (await host.link.report(batch)).through_seq == 2
+            await host.link.calls.report(batch)
+        assert (await host.link.calls.report(batch)).through_seq == 2
         assert control_plane.batches == [batch]
 
 
@@ -260,6 +260,82 @@ async def test_drain_leaves_with_goodbye_and_comes_back(
         await control_plane.session(2)
         assert sync.goodbye == "drain"
         assert host.link.status()["attempt"] == 0
+
+
+@pytest.mark.fault(34)
+async def test_make_before_break(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """Asked to keep the old one, the agent opens the next session first; offers, reports and outcomes go on over it."""
+    async with linked(tmp_path, control_plane) as host:
+        old = await control_plane.session()
+        await old.send(drain=pb.Drain(window_ms=30, keep_old=True))
+        new = await control_plane.session(2)
+        assert (old.hello.resumes, new.hello.resumes) == (False, True)
+        assert new.hello.session_epoch == old.hello.session_epoch + 1
+        assert new.hello.spool.epoch == old.hello.spool.epoch
+        await asyncio.wait_for(old.ended.wait(), 10)
+        assert old.goodbye == "drain"
+        await new.offer(offered())
+        await eventually(lambda: new.outcomes)
+        assert host.link.connected
+        batch = Batch(epoch=new_id(), first_seq=1, chain=CHAIN_START, records=(b"a",), tail_seq=1)
+        assert (await host.link.calls.report(batch)).through_seq == 1
+        await new.send(drain=pb.Drain(window_ms=30, keep_old=True))
+        third = await control_plane.session(3)
+        await asyncio.wait_for(new.ended.wait(), 10)
+    await asyncio.wait_for(third.ended.wait(), 10)
+    assert third.goodbye == "stop"
+
+
+async def test_a_successor_that_is_not_admitted_costs_nothing(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """The old session leaves as if nothing had been kept, and the next one is opened after it."""
+    async with linked(tmp_path, control_plane) as host:
+        old = await control_plane.session()
+        control_plane.instead = [pb.SyncResponse(busy=pb.Busy(retry_window_ms=30))]
+        await old.send(drain=pb.Drain(window_ms=30, keep_old=True))
+        new = await control_plane.session(2)
+        assert old.goodbye == "drain"
+        assert not new.hello.resumes
+        await eventually(lambda: host.link.connected)
+        assert host.link.status()["attempt"] == 0
+
+
+@pytest.mark.fault(51)
+async def test_whoever_asks_for_session_after_session_is_not_followed_at_that_pace(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """AskFull as the first word of every session, for ten minutes: some dozens of sessions, not thousands."""
+    control_plane.instead = [pb.SyncResponse(ask_full=pb.AskFull())] * 10_000
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock, reconnect_jitter=10.0):
+        await ticked(clock, 0.5, lambda: control_plane.streams >= 12)
+        seen = control_plane.streams
+        for _ in range(120):
+            await clock.advance(5)
+            await asyncio.sleep(0.005)
+        assert seen < control_plane.streams < seen + 30
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("welcomes", [True, False], ids=["after Welcome", "at once"])
+async def test_a_proxy_that_resets_every_stream_is_not_hammered(
+    tmp_path: Path, control_plane: ScriptedControlPlane, *, welcomes: bool
+) -> None:
+    """In ten minutes of resets the agent tries some dozen times, whether the stream got as far as Welcome or not."""
+    reset = (grpc.StatusCode.UNAVAILABLE, "reset by a proxy")
+    clock = FakeClock(now=SystemClock().now())
+    if not welcomes:
+        control_plane.instead = [reset] * 10_000
+    async with linked(tmp_path, control_plane, clock=clock, reconnect_jitter=10.0):
+        cut = 0
+        for _ in range(600):
+            await clock.advance(1)
+            await asyncio.sleep(0.005)
+            for sync in control_plane.syncs[cut:]:
+                sync.end(*reset)
+            cut = len(control_plane.syncs)
+        assert 3 <= control_plane.streams <= 30
 
 
 async def test_asked_for_everything_again(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
@@ -476,6 +552,76 @@ async def test_signed_successor_is_adopted(tmp_path: Path, control_plane: Script
         assert adopted.incarnation == control_plane.incarnation
 
 
+async def test_a_line_of_successors_is_adopted(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """A host that was away over three restores finds its way by the signed steps between them."""
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        for _ in range(3):
+            control_plane.restored()
+        sync.end(grpc.StatusCode.UNAVAILABLE)
+        again = await control_plane.session(2)
+        await again.offer(offered())
+        await eventually(lambda: again.outcomes)
+        adopted = identities.load(host.state)
+        assert adopted is not None
+        assert adopted.incarnation == control_plane.incarnation
+
+
+@pytest.mark.parametrize("broken", ["missing", "forged"])
+async def test_a_broken_line_is_taken_by_hand_only(
+    tmp_path: Path, control_plane: ScriptedControlPlane, broken: str
+) -> None:
+    """One step without its signature, or left out: nothing by itself; `adopt` of the very one is durable."""
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        for _ in range(3):
+            control_plane.restored()
+        if broken == "missing":
+            del control_plane.lineage[-1]
+        else:
+            control_plane.lineage[-1].signature = b"garbage"
+        sync.end(grpc.StatusCode.UNAVAILABLE)
+        again = await control_plane.session(2)
+        await eventually(lambda: "INCARNATION_CHANGED" in host.codes())
+        await again.offer(offered())
+        with pytest.raises(FailedPrecondition, match="does not propose"):
+            await host.link.adopt(new_id())
+        assert host.link.proposal is not None
+        assert host.link.proposal.standing.name == "RELATIVE"
+        await host.link.adopt(control_plane.incarnation)
+        assert host.codes() == set()
+        adopted = identities.load(host.state)
+        assert adopted is not None
+        assert adopted.incarnation == control_plane.incarnation
+        third = await control_plane.session(3)
+        assert (again.goodbye, again.outcomes) == ("reload", [])
+        await third.offer(offered())
+        await eventually(lambda: third.outcomes)
+
+
+@pytest.mark.fault(37)
+async def test_a_host_that_says_manual_waits_for_its_administrator(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """A perfect successor is not followed by itself: the condition says what to do, reports and offers wait."""
+    async with linked(tmp_path, control_plane, adopt="manual") as host:
+        sync = await control_plane.session()
+        control_plane.restored()
+        sync.end(grpc.StatusCode.UNAVAILABLE)
+        again = await control_plane.session(2)
+        await eventually(lambda: "INCARNATION_WAITS" in host.codes())
+        await again.offer(offered())
+        assert not host.link.trusted
+        proposal = host.link.proposal
+        assert proposal is not None
+        assert proposal.show()["standing"] == "successor"
+        await host.link.adopt(proposal.incarnation)
+        third = await control_plane.session(3)
+        assert third.hello.incarnation == control_plane.incarnation
+        assert again.outcomes == []
+        await eventually(lambda: host.link.trusted and host.codes() == set())
+
+
 @pytest.mark.parametrize("forgery", ["unsigned", "garbage", "stranger", "no_predecessor"])
 async def test_other_incarnation_is_not_believed(
     tmp_path: Path, control_plane: ScriptedControlPlane, forgery: str
@@ -497,7 +643,7 @@ async def test_other_incarnation_is_not_believed(
         assert not (host.root / "SOUL.md").exists()
         assert again.outcomes == []
         batch = Batch(epoch=new_id(), first_seq=1, chain=CHAIN_START, records=(b"a",), tail_seq=1)
-        async with in_background(host.link.report(batch)) as report:
+        async with in_background(host.link.calls.report(batch)) as report:
             again = await control_plane.session(3)
             await again.send(drain=pb.Drain(window_ms=1))
             await control_plane.session(4)

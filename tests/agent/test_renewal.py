@@ -43,7 +43,7 @@ class Host:
             clock=self.clock,
             new_id=new_id,
             record_view=self._record,
-            fetch=lambda wanted, size: self.link.fetch(wanted, size),
+            fetch=lambda wanted, size: self.link.calls.fetch(wanted, size),
             on_outcome=lambda outcome: self.link.outcome(outcome),
             on_change=lambda: None,
         )
@@ -187,13 +187,13 @@ async def test_a_candidate_that_does_not_serve_is_not_taken(
         )
         return b"garbage" if candidate == "garbage" else tls.pem_to_der(certificate)
 
-    real = host.link.renew
+    real = host.link.calls.renew
 
     async def renew(signing_request: bytes) -> tuple[bytes, tuple[bytes, ...]]:
         _, authorities = await real(signing_request)
         return forged(signing_request), authorities
 
-    host.link.renew = renew  # type: ignore[method-assign]  # what a faulty control plane would answer
+    host.link.calls.renew = renew  # type: ignore[method-assign]  # what a faulty control plane would answer
     async with host.running():
         await ticked(host.clock, 5, lambda: control_plane.renewals)
         await eventually(lambda: "(" in host.conditions()["CERTIFICATE_EXPIRES_SOON"])
@@ -211,13 +211,13 @@ async def test_a_call_under_way_when_the_link_moves_is_one_to_try_again(
     control_plane.answers_batches.clear()
     batch = Batch(epoch=new_id(), first_seq=1, chain=CHAIN_START, records=(b"a",), tail_seq=1)
     async with Host(tmp_path).running() as host:
-        report = asyncio.create_task(host.link.report(batch))
+        report = asyncio.create_task(host.link.calls.report(batch))
         await eventually(lambda: control_plane.batches_asked == 1)
         await ticked(host.clock, 5, lambda: len(control_plane.syncs) == 2)
         with pytest.raises(Unavailable, match="another connection"):
             await asyncio.wait_for(report, 10)
         control_plane.answers_batches.set()
-        assert (await host.link.report(batch)).through_seq == 1
+        assert (await host.link.calls.report(batch)).through_seq == 1
 
 
 # -- recovery ----------------------------------------------------------------------------------------

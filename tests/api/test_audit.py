@@ -111,6 +111,8 @@ MAY_CHANGE_NOTHING = frozenset(
         "FleetService.MoveParticipant",  # the story's participant is on that host already
         "AssignmentService.ForceAssignment",  # the draw may have given what is forced
         "AssignmentService.UnforceAssignment",
+        "FleetService.ReleaseWithdrawals",  # nothing is held back in the story
+        "FleetService.ReleaseAgent",  # nor is anybody kept out
     }
 )
 

@@ -13,6 +13,7 @@ from shared.clock import SystemClock
 from shared.model import OfferAction, Reason, ReasonCode, Result, SlotState, Step, digest
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
+from shared.ticket import ticket_from_token, ticket_to_token
 from tests.support.builders import Spooled, make_hello
 from tests.support.plane import Identity, Plane, running_plane
 from tests.support.stream import make_outcome, session
@@ -84,8 +85,8 @@ async def test_an_expired_token_is_refused(plane: Plane) -> None:
 
 async def test_a_foreign_or_unfitting_token_is_refused(plane: Plane) -> None:
     """A made-up secret and a name outside the pattern are refused alike."""
-    ticket = wire.ticket_from_token(await plane.token())
-    forged = wire.ticket_to_token(replace(ticket, secret=bytes(32)))
+    ticket = ticket_from_token(await plane.token())
+    forged = ticket_to_token(replace(ticket, secret=bytes(32)))
     assert await enroll_refused(plane, forged) is grpc.StatusCode.UNAUTHENTICATED
     named = await plane.token(namePattern="web-*")
     assert await enroll_refused(plane, named, name="db-1") is grpc.StatusCode.UNAUTHENTICATED
@@ -111,7 +112,7 @@ async def test_enrolling_again_with_the_old_key_keeps_the_uid(plane: Plane) -> N
     """Proof of the old key keeps the identity; a signature by another key makes a new agent."""
     identity = await plane.enroll(await plane.token())
     for proof, kept in ((tls.key_from_pem(identity.key), True), (tls.new_key(), False)):
-        ticket = wire.ticket_from_token(await plane.token())
+        ticket = ticket_from_token(await plane.token())
         signing_request = tls.new_signing_request(tls.new_key(), "host")
         answer = await agent_pb2_grpc.EnrollmentServiceStub(plane.operator).Enroll(  # type: ignore[no-untyped-call, misc]
             pb.EnrollRequest(
@@ -161,7 +162,7 @@ async def test_a_retirement_cuts_the_stream_and_a_replacement_is_bound(plane: Pl
     assert (await plane.rest("GET", "/v1/participants/p")).body["presence"] == "retired"
     entries = (await plane.rest("GET", "/v1/audit-log")).body["entities"]
     assert (entries[0]["operation"], entries[0]["resourceId"]) == ("FleetService.RetireAgent", agent)
-    ticket = wire.ticket_from_token(await plane.token())
+    ticket = ticket_from_token(await plane.token())
     signing_request = tls.new_signing_request(tls.new_key(), "host")
     answer = await agent_pb2_grpc.EnrollmentServiceStub(plane.operator).Enroll(  # type: ignore[no-untyped-call, misc]
         pb.EnrollRequest(
@@ -374,7 +375,7 @@ async def test_a_frozen_fleet_gets_no_offers_until_it_thaws(plane: Plane) -> Non
         await plane.made(f"{at}/deployments", {"participantId": "p", "variantId": "a"})
         await stream.send(heartbeat=pb.Heartbeat(sequence=1))
         await stream.receive("heartbeat_ack")
-        assert (await plane.made("/v1/fleet:unfreeze", None)) == {"frozenAt": None}
+        assert (await plane.made("/v1/fleet:unfreeze", None)) == {"frozenAt": None, "withdrawalsHeld": 0}
         assert (await stream.offer()).revision == 2
 
 

@@ -11,6 +11,7 @@ from shared import tls, wire
 from shared.clock import SystemClock
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
+from shared.ticket import ticket_from_token
 from tests.support.builders import make_hello
 from tests.support.fleet import running_fleet
 from tests.support.plane import Plane
@@ -62,6 +63,6 @@ async def test_refusals_are_logged_and_leak_nothing(tmp_path: Path) -> None:
         text = log.read_text()
         for reason in ("BAD_API_KEY", "BAD_ENROLLMENT_TOKEN"):
             assert reason in text
-        secret = wire.ticket_from_token(token).secret
+        secret = ticket_from_token(token).secret
         for shown in ("not-a-key-of-ours", "nor-is-this-one", token[4:60], secret.hex(), key):
             assert shown not in text

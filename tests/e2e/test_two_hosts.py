@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 from cryptography import x509
 
-from shared import wire
+from shared.ticket import ticket_from_token
 from tests.support.fleet import BIN, ControlPlane, Fleet, Host, Process, run
 from tests.support.privileged import run_or_skip
 from tests.support.waiting import eventually
@@ -72,7 +72,7 @@ async def test_what_is_advertised_is_in_certificates_tokens_and_enrollment(tmp_p
         # The agents' listener wants a certificate first; both are shown the same one.
         assert {"127.0.0.2", "localhost", "variantd.example"} <= names(fleet.plane.addresses["operator"])
         token = (await fleet.plane.post("/v1/enrollment-tokens", {"name": "host"}))["token"]
-        assert wire.ticket_from_token(token).addresses == (
+        assert ticket_from_token(token).addresses == (
             f"127.0.0.2:{operator}",
             f"localhost:{operator}",
             f"variantd.example:{operator}",
@@ -93,7 +93,7 @@ async def test_where_it_listens_is_a_name_too(tmp_path: Path) -> None:
     options = ("--http", "127.0.0.1:0", "--operator", "127.0.0.2:0", "--agents", "127.0.0.3:0")
     async with serving(tmp_path, *options) as fleet:
         token = (await fleet.plane.post("/v1/enrollment-tokens", {"name": "host"}))["token"]
-        assert wire.ticket_from_token(token).addresses == (fleet.plane.addresses["operator"],)
+        assert ticket_from_token(token).addresses == (fleet.plane.addresses["operator"],)
         host = await fleet.add_host("host", "bot-1")
         await eventually(lambda: session(host)["state"] == "connected")
         assert session(host)["address"] == fleet.plane.addresses["agents"]

@@ -7,11 +7,11 @@ import pytest
 
 from control_plane.domain import requests
 from control_plane.domain.fleet import Presence
-from control_plane.services import deployments, experiments, fleet, lifecycle
+from control_plane.services import deployments, experiments, fleet, lifecycle, sessions
 from control_plane.store.store import Store
 from shared.errors import FailedPrecondition, PermissionDenied
 from shared.ids import show_id
-from tests.support.builders import World, make_hello
+from tests.support.builders import TERMS, World, make_hello
 
 
 async def retire(world: World, uid: bytes) -> Any:
@@ -30,7 +30,7 @@ async def open_again(world: World, uid: bytes, *participants: str) -> Any:
     """A session of the agent."""
     now, hello = world.clock.now(), make_hello(*participants)
     return await world.database.write(
-        lambda tx: fleet.open_session(Store(tx), uid, hello, predecessor=b"", new_id=world.new_id, now=now)
+        lambda tx: sessions.open_session(Store(tx), uid, hello, terms=TERMS, new_id=world.new_id, now=now)
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from control_plane.domain import inference, requests
 from control_plane.domain.fleet import Agent
-from control_plane.services import access, events, experiments, fleet, lifecycle, results
+from control_plane.services import access, events, experiments, lifecycle, results, sessions
 from control_plane.services.work import Caller, Joining, Scope, Work
+from control_plane.store.access import Incarnation
 from control_plane.store.database import Tx
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
@@ -34,6 +35,9 @@ from shared.model import (
 )
 from shared.moment import SECOND
 from tests.support.clock import FakeClock
+
+TERMS = sessions.Terms(incarnation=Incarnation(id=b"this incarnation"))
+"""What sessions are opened under, where a test does not care."""
 
 
 class Ids:
@@ -117,7 +121,7 @@ class World:
         def enter(tx: Tx) -> None:
             store = Store(tx)
             store.fleet.add_agent(agent)
-            fleet.open_session(store, uid, hello, predecessor=b"", new_id=self.new_id, now=self.clock.now())
+            sessions.open_session(store, uid, hello, terms=TERMS, new_id=self.new_id, now=self.clock.now())
 
         await self.database.write(enter)
         return uid

@@ -16,7 +16,7 @@ from shared.ids import new_id, new_secret
 from shared.model import Batch, Hello, Offer, Outcome, Record
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
-from shared.wire import Ticket
+from shared.ticket import Ticket, ticket_to_token
 from tests.support.waiting import eventually
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -61,6 +61,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.project_id, self.incarnation, self.predecessor = new_id(), new_id(), b""
         self.signer: tls.Authority = self.authority
         self.signature: bytes | None = None  # None: a right one by `signer`
+        self.lineage: list[pb.Succession] = []
         self.server_certificate: tuple[bytes, bytes] | None = None  # None: a right one
         self.secrets: dict[bytes, bool] = {}  # whether still to be used
         self.uids: list[bytes] = []
@@ -128,7 +129,16 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         secret = new_secret()
         self.secrets[secret] = True
         ticket = Ticket(secret=secret, addresses=(self.operator,), ca_certificate=self.authority.der)
-        return wire.ticket_to_token(ticket)
+        return ticket_to_token(ticket)
+
+    def restored(self) -> None:
+        """As after a restore: another incarnation that names and signs all those before it."""
+        older, newer = self.incarnation, new_id()
+        if self.predecessor:
+            signature = tls.sign(self.authority.key, b"variantd incarnation" + older + self.predecessor)
+            step = pb.Succession(incarnation=older, predecessor=self.predecessor, signature=signature)
+            self.lineage.insert(0, step)
+        self.predecessor, self.incarnation = older, newer
 
     async def session(self, number: int = 1) -> Sync:
         """The session of that number, once it is open."""
@@ -226,6 +236,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
             incarnation=self.incarnation,
             predecessor=self.predecessor,
             incarnation_signature=self.signature or tls.sign(self.signer.key, message),
+            lineage=self.lineage,
             heartbeat_interval_ms=self.heartbeat_ms,
             limits=pb.Limits(inline_bytes=32_768, batch_records=1000, batch_bytes=2_000_000),
         )

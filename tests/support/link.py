@@ -53,7 +53,8 @@ class Host:
 
     def __init__(self, tmp_path: Path, *, transport: str = "stream", **options: Any) -> None:
         self.state, self.root = tmp_path / "state", tmp_path / "bot-1"
-        config = configured(tmp_path, transport=transport)
+        config = configured(tmp_path, transport=transport, adopt=options.pop("adopt", "signed"))
+        epoch = new_id()
         self.clock = options.pop("clock", None) or SystemClock()
         self.views: list[View] = []
         self.reconciler = Reconciler(
@@ -62,7 +63,7 @@ class Host:
             clock=self.clock,
             new_id=new_id,
             record_view=self._record,
-            fetch=lambda wanted, size: self.link.fetch(wanted, size),
+            fetch=lambda wanted, size: self.link.calls.fetch(wanted, size),
             on_outcome=lambda outcome: self.link.outcome(outcome),
             on_change=lambda: None,
         )
@@ -70,7 +71,7 @@ class Host:
             config=config,
             state_dir=self.state,
             reconciler=self.reconciler,
-            spool=lambda: SpoolState(epoch=bytes(16), depth=3),
+            spool=lambda: SpoolState(epoch=epoch, depth=3),
             clock=self.clock,
             random=Random(7),
             **{"reconnect_jitter": 0.05, **options},

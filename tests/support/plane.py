@@ -14,12 +14,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from control_plane import app
 from control_plane.config import Settings
-from shared import tls, wire
+from shared import tls
 from shared.clock import Clock, SystemClock
 from shared.ids import NewId, new_id
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from shared.pb.variantd.operator.v1 import operator_pb2
+from shared.ticket import ticket_from_token
 from tests.support.waiting import eventually
 
 
@@ -91,7 +92,7 @@ class Plane:
     async def enroll(self, token: str, *, name: str = "host") -> "Identity":
         """An agent's identity for a token."""
         key = tls.new_key()
-        ticket = wire.ticket_from_token(token)
+        ticket = ticket_from_token(token)
         request = pb.EnrollRequest(
             secret=ticket.secret, signing_request=tls.new_signing_request(key, name), name=name, hostname=name
         )

@@ -2,7 +2,7 @@
 
 from control_plane.api.resources.shown import Json, at, ident, page
 from control_plane.domain.fleet import Agent
-from control_plane.services.fleet import ParticipantView
+from control_plane.services.fleet import ParticipantView, WholeFleet
 from control_plane.services.work import Listing, Work
 from shared.ids import show_id
 from shared.model import show_digest
@@ -49,9 +49,9 @@ def _participant(work: Work, view: ParticipantView) -> Json:
     }
 
 
-def whole_fleet(work: Work, frozen_at: int | None) -> Json:
+def whole_fleet(work: Work, fleet: WholeFleet) -> Json:
     """The hosts of a project as a whole."""
-    return {"frozenAt": at(frozen_at)}
+    return {"frozenAt": at(fleet.frozen_at), "withdrawalsHeld": fleet.withdrawals_held}
 
 
 def agent(work: Work, item: Agent) -> Json:
@@ -91,8 +91,11 @@ def _agent(work: Work, a: Agent) -> Json:
             "daysLeft": (a.certificate_not_after - work.now) // (86_400 * SECOND),
         },
         "spool": spool,
-        "conditions": [{**condition, "sinceAt": at(condition["sinceAt"])} for condition in a.conditions],
+        "conditions": [
+            {**condition, "sinceAt": at(condition["sinceAt"])} for condition in (*a.findings, *a.conditions)
+        ],
         "bannedAt": at(a.banned_at),
         "retiredAt": at(a.retired_at),
+        "quarantinedAt": at(a.quarantined_at),
         "enrolledAt": at(a.enrolled_at),
     }

@@ -926,6 +926,7 @@ class SlotState(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
     participant_id: _builtins.str
     """Public id of the participant."""
     slot_id: _builtins.bytes
@@ -938,6 +939,8 @@ class SlotState(_message.Message):
     """How the last attempt ended."""
     quarantined: _builtins.bool
     """The last attempted digests are quarantined on this host."""
+    closed: _builtins.bool
+    """The slot holds nothing any more: it was restored or closed."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileState]:
         """The files of the slot as they are on disk."""
@@ -952,10 +955,11 @@ class SlotState(_message.Message):
         step: Global___Step.ValueType = ...,
         result: Global___Result.ValueType = ...,
         quarantined: _builtins.bool = ...,
+        closed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "participant_id", b"participant_id", "quarantined", b"quarantined", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "files", b"files", "participant_id", b"participant_id", "quarantined", b"quarantined", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1427,6 +1431,8 @@ class Welcome(_message.Message):
     INCARNATION_SIGNATURE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    RENEW_CERTIFICATE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """Id of the session."""
     incarnation: _builtins.bytes
@@ -1437,9 +1443,15 @@ class Welcome(_message.Message):
     """ECDSA-SHA256 by the CA key over "variantd incarnation" ‖ incarnation ‖ predecessor."""
     heartbeat_interval_ms: _builtins.int
     """Time between heartbeats, milliseconds; the session is lost after three without answer."""
+    renew_certificate: _builtins.bool
+    """The agent's certificate is of an authority that is about to be retired: renew it now."""
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Limits of this server."""
+
+    @_builtins.property
+    def lineage(self) -> _containers.RepeatedCompositeFieldContainer[Global___Succession]:
+        """The successions before that one, newest first, for an agent that was away over several; at most 64."""
 
     def __init__(
         self,
@@ -1450,14 +1462,46 @@ class Welcome(_message.Message):
         incarnation_signature: _builtins.bytes = ...,
         heartbeat_interval_ms: _builtins.int = ...,
         limits: Global___Limits | None = ...,
+        lineage: _abc.Iterable[Global___Succession] | None = ...,
+        renew_certificate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "incarnation", b"incarnation", "incarnation_signature", b"incarnation_signature", "limits", b"limits", "predecessor", b"predecessor", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "incarnation", b"incarnation", "incarnation_signature", b"incarnation_signature", "limits", b"limits", "lineage", b"lineage", "predecessor", b"predecessor", "renew_certificate", b"renew_certificate", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class Succession(_message.Message):
+    """One incarnation of a control plane's database that took the place of another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    PREDECESSOR_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.bytes
+    """The newer one."""
+    predecessor: _builtins.bytes
+    """The one it succeeds."""
+    signature: _builtins.bytes
+    """ECDSA-SHA256 by the CA key over "variantd incarnation" ‖ incarnation ‖ predecessor."""
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.bytes = ...,
+        predecessor: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "predecessor", b"predecessor", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Succession: _TypeAlias = Succession  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

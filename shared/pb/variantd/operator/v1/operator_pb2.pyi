@@ -6541,6 +6541,9 @@ class Fleet(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FROZEN_AT_FIELD_NUMBER: _builtins.int
+    WITHDRAWALS_HELD_FIELD_NUMBER: _builtins.int
+    withdrawals_held: _builtins.int
+    """Files' withdrawals that a restored database asks for and that are held back until ReleaseWithdrawals."""
     @_builtins.property
     def frozen_at(self) -> _timestamp_pb2.Timestamp:
         """Since when no offer goes out; absent: they do."""
@@ -6549,10 +6552,11 @@ class Fleet(_message.Message):
         self,
         *,
         frozen_at: _timestamp_pb2.Timestamp | None = ...,
+        withdrawals_held: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frozen_at", b"_frozen_at", "frozen_at", b"frozen_at", "withdrawals_held", b"withdrawals_held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frozen_at: _TypeAlias = _typing.Literal["frozen_at"]  # noqa: Y015
     _WhichOneofArgType__frozen_at: _TypeAlias = _typing.Literal["_frozen_at", b"_frozen_at"]  # noqa: Y015
@@ -6598,6 +6602,28 @@ class FreezeFleetRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FreezeFleetRequest: _TypeAlias = FreezeFleetRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseWithdrawalsRequest(_message.Message):
+    """Asks for the withdrawals that were held back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseWithdrawalsRequest: _TypeAlias = ReleaseWithdrawalsRequest  # noqa: Y015
 
 @_typing.final
 class UnfreezeFleetRequest(_message.Message):
@@ -6666,6 +6692,7 @@ class Agent(_message.Message):
     BANNED_AT_FIELD_NUMBER: _builtins.int
     ENROLLED_AT_FIELD_NUMBER: _builtins.int
     RETIRED_AT_FIELD_NUMBER: _builtins.int
+    QUARANTINED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its uid."""
     name: _builtins.str
@@ -6728,6 +6755,10 @@ class Agent(_message.Message):
     def retired_at(self) -> _timestamp_pb2.Timestamp:
         """When it was retired."""
 
+    @_builtins.property
+    def quarantined_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is kept out because two processes passed for it; absent: it is not."""
+
     def __init__(
         self,
         *,
@@ -6750,10 +6781,11 @@ class Agent(_message.Message):
         banned_at: _timestamp_pb2.Timestamp | None = ...,
         enrolled_at: _timestamp_pb2.Timestamp | None = ...,
         retired_at: _timestamp_pb2.Timestamp | None = ...,
+        quarantined_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "retired_at", b"retired_at", "spool", b"spool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "spool", b"spool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "retired_at", b"retired_at", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__banned_at: _TypeAlias = _typing.Literal["banned_at"]  # noqa: Y015
     _WhichOneofArgType__banned_at: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at"]  # noqa: Y015
@@ -6767,6 +6799,8 @@ class Agent(_message.Message):
     _WhichOneofArgType__last_seen_at: _TypeAlias = _typing.Literal["_last_seen_at", b"_last_seen_at"]  # noqa: Y015
     _WhichOneofReturnType__platform: _TypeAlias = _typing.Literal["platform"]  # noqa: Y015
     _WhichOneofArgType__platform: _TypeAlias = _typing.Literal["_platform", b"_platform"]  # noqa: Y015
+    _WhichOneofReturnType__quarantined_at: _TypeAlias = _typing.Literal["quarantined_at"]  # noqa: Y015
+    _WhichOneofArgType__quarantined_at: _TypeAlias = _typing.Literal["_quarantined_at", b"_quarantined_at"]  # noqa: Y015
     _WhichOneofReturnType__retired_at: _TypeAlias = _typing.Literal["retired_at"]  # noqa: Y015
     _WhichOneofArgType__retired_at: _TypeAlias = _typing.Literal["_retired_at", b"_retired_at"]  # noqa: Y015
     _WhichOneofReturnType__spool: _TypeAlias = _typing.Literal["spool"]  # noqa: Y015
@@ -6783,6 +6817,8 @@ class Agent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_seen_at) -> _WhichOneofReturnType__last_seen_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__platform) -> _WhichOneofReturnType__platform | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quarantined_at) -> _WhichOneofReturnType__quarantined_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__retired_at) -> _WhichOneofReturnType__retired_at | None: ...
     @_typing.overload
@@ -7090,6 +7126,32 @@ class RetireAgentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetireAgentRequest: _TypeAlias = RetireAgentRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseAgentRequest(_message.Message):
+    """Names an agent of which no copy runs any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its uid."""
+    request_id: _builtins.str
+    """Makes the call idempotent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseAgentRequest: _TypeAlias = ReleaseAgentRequest  # noqa: Y015
 
 @_typing.final
 class EnrollmentToken(_message.Message):

@@ -2194,6 +2194,11 @@ class FleetServiceStub(object):
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnfreezeFleetRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
                 _registered_method=True)
+        self.ReleaseWithdrawals = channel.unary_unary(
+                '/variantd.operator.v1.FleetService/ReleaseWithdrawals',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReleaseWithdrawalsRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
+                _registered_method=True)
         self.ListAgents = channel.unary_unary(
                 '/variantd.operator.v1.FleetService/ListAgents',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAgentsRequest.SerializeToString,
@@ -2212,6 +2217,11 @@ class FleetServiceStub(object):
         self.RetireAgent = channel.unary_unary(
                 '/variantd.operator.v1.FleetService/RetireAgent',
                 request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RetireAgentRequest.SerializeToString,
+                response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.FromString,
+                _registered_method=True)
+        self.ReleaseAgent = channel.unary_unary(
+                '/variantd.operator.v1.FleetService/ReleaseAgent',
+                request_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReleaseAgentRequest.SerializeToString,
                 response_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.FromString,
                 _registered_method=True)
         self.CreateEnrollmentToken = channel.unary_unary(
@@ -2305,6 +2315,13 @@ class FleetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseWithdrawals(self, request, context):
+        """Lets withdrawals out that a restored database asks for and that were held back because they are too many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAgents(self, request, context):
         """Agents of the project, newest first.
         """
@@ -2328,6 +2345,13 @@ class FleetServiceServicer(object):
 
     def RetireAgent(self, request, context):
         """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseAgent(self, request, context):
+        """Lets an agent back in that was quarantined because two processes passed for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -2407,6 +2431,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.UnfreezeFleetRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.SerializeToString,
             ),
+            'ReleaseWithdrawals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseWithdrawals,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReleaseWithdrawalsRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.SerializeToString,
+            ),
             'ListAgents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAgents,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ListAgentsRequest.FromString,
@@ -2425,6 +2454,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
             'RetireAgent': grpc.unary_unary_rpc_method_handler(
                     servicer.RetireAgent,
                     request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RetireAgentRequest.FromString,
+                    response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.SerializeToString,
+            ),
+            'ReleaseAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseAgent,
+                    request_deserializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReleaseAgentRequest.FromString,
                     response_serializer=shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.SerializeToString,
             ),
             'CreateEnrollmentToken': grpc.unary_unary_rpc_method_handler(
@@ -2725,6 +2759,33 @@ class FleetService(object):
             _registered_method=True)
 
     @staticmethod
+    def ReleaseWithdrawals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/ReleaseWithdrawals',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReleaseWithdrawalsRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Fleet.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListAgents(request,
             target,
             options=(),
@@ -2821,6 +2882,33 @@ class FleetService(object):
             target,
             '/variantd.operator.v1.FleetService/RetireAgent',
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.RetireAgentRequest.SerializeToString,
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/variantd.operator.v1.FleetService/ReleaseAgent',
+            shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.ReleaseAgentRequest.SerializeToString,
             shared_dot_pb_dot_variantd_dot_operator_dot_v1_dot_operator__pb2.Agent.FromString,
             options,
             channel_credentials,

@@ -678,6 +678,8 @@ class FleetServiceStub:
     """No new offer goes to any host of the project until unfrozen; what is under way ends."""
     UnfreezeFleet: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UnfreezeFleetRequest, _operator_pb2.Fleet]
     """Offers go out again, the newest of each slot."""
+    ReleaseWithdrawals: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReleaseWithdrawalsRequest, _operator_pb2.Fleet]
+    """Lets withdrawals out that a restored database asks for and that were held back because they are too many."""
     ListAgents: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListAgentsRequest, _operator_pb2.ListAgentsResponse]
     """Agents of the project, newest first."""
     GetAgent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetAgentRequest, _operator_pb2.Agent]
@@ -686,6 +688,8 @@ class FleetServiceStub:
     """Takes an agent's identity away and cuts its live session."""
     RetireAgent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetireAgentRequest, _operator_pb2.Agent]
     """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants."""
+    ReleaseAgent: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReleaseAgentRequest, _operator_pb2.Agent]
+    """Lets an agent back in that was quarantined because two processes passed for it."""
     CreateEnrollmentToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrollmentTokenRequest, _operator_pb2.EnrollmentToken]
     """Makes an enrollment token; it is shown this once."""
     WatchFleet: _grpc.UnaryStreamMultiCallable[_operator_pb2.WatchFleetRequest, _operator_pb2.WatchFleetResponse]
@@ -718,6 +722,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """No new offer goes to any host of the project until unfrozen; what is under way ends."""
     UnfreezeFleet: _aio.UnaryUnaryMultiCallable[_operator_pb2.UnfreezeFleetRequest, _operator_pb2.Fleet]  # type: ignore[assignment]
     """Offers go out again, the newest of each slot."""
+    ReleaseWithdrawals: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReleaseWithdrawalsRequest, _operator_pb2.Fleet]  # type: ignore[assignment]
+    """Lets withdrawals out that a restored database asks for and that were held back because they are too many."""
     ListAgents: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListAgentsRequest, _operator_pb2.ListAgentsResponse]  # type: ignore[assignment]
     """Agents of the project, newest first."""
     GetAgent: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetAgentRequest, _operator_pb2.Agent]  # type: ignore[assignment]
@@ -726,6 +732,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """Takes an agent's identity away and cuts its live session."""
     RetireAgent: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetireAgentRequest, _operator_pb2.Agent]  # type: ignore[assignment]
     """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants."""
+    ReleaseAgent: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReleaseAgentRequest, _operator_pb2.Agent]  # type: ignore[assignment]
+    """Lets an agent back in that was quarantined because two processes passed for it."""
     CreateEnrollmentToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateEnrollmentTokenRequest, _operator_pb2.EnrollmentToken]  # type: ignore[assignment]
     """Makes an enrollment token; it is shown this once."""
     WatchFleet: _aio.UnaryStreamMultiCallable[_operator_pb2.WatchFleetRequest, _operator_pb2.WatchFleetResponse]  # type: ignore[assignment]
@@ -817,6 +825,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         """Offers go out again, the newest of each slot."""
 
     @_abc_1.abstractmethod
+    def ReleaseWithdrawals(
+        self,
+        request: _operator_pb2.ReleaseWithdrawalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Fleet, _abc.Awaitable[_operator_pb2.Fleet]]:
+        """Lets withdrawals out that a restored database asks for and that were held back because they are too many."""
+
+    @_abc_1.abstractmethod
     def ListAgents(
         self,
         request: _operator_pb2.ListAgentsRequest,
@@ -847,6 +863,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.Agent, _abc.Awaitable[_operator_pb2.Agent]]:
         """Says that a host is gone for good: nothing waits for it, and another agent may declare its participants."""
+
+    @_abc_1.abstractmethod
+    def ReleaseAgent(
+        self,
+        request: _operator_pb2.ReleaseAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.Agent, _abc.Awaitable[_operator_pb2.Agent]]:
+        """Lets an agent back in that was quarantined because two processes passed for it."""
 
     @_abc_1.abstractmethod
     def CreateEnrollmentToken(
