@@ -163,16 +163,30 @@ def _inputs(session: Session, experiment: str) -> Any:
 
 
 def _json(file: str) -> Any:
+    """What a file or standard input holds, - being standard input. Raises Failure where that is not one JSON value."""
+    name = "standard input" if file == "-" else file
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise Failure(f"cannot read {file}: {error.strerror}") from None
+        raise Failure(f"cannot read {name}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise Failure(f"{file} is not UTF-8") from None
+        raise Failure(f"{name} is not UTF-8") from None
+    if not text.strip():
+        raise Failure(f"{name} is empty")
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise Failure(f"{file} is not JSON: {error}") from None
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError of its own
+        raise Failure(f"{name} is not JSON: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; a name that is there twice would drop the first in silence."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is there twice in one object")
+        found[name] = value
+    return found
 
 
 def _installed() -> None:

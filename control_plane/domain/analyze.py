@@ -6,44 +6,35 @@ participant. Impossible numbers are refused by variant and field, never computed
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import ceil, log10, sqrt
+from math import sqrt
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from control_plane.domain.comparing import (
+    COMPARING,
+    Against,
+    compare,
+    effect_of,
+    estimate_of,
+    method_of,
+    sums_of,
+)
 from control_plane.domain.evidence import Evidence, Json, camel, ends
 from control_plane.domain.fields import Request, parse
 from control_plane.domain.inference import answer, differing_looks
-from control_plane.domain.question import Arm, Pair, Question, question
-from control_plane.domain.statistics import blocked, decision, multiple, newcombe, sequence, srm
+from control_plane.domain.question import Arm, Correction, Question, question
+from control_plane.domain.statistics import multiple, srm
 from control_plane.domain.statistics.bayes import (
     Beliefs,
-    Beta,
     DesignEffect,
     beliefs,
     beliefs_of_values,
     believed,
     lift_interval,
 )
-from control_plane.domain.statistics.decision import Plan, Unit
-from control_plane.domain.statistics.lift import fieller, lift
-from control_plane.domain.statistics.means import mean, moments
-from control_plane.domain.statistics.newcombe import Counts, Small
-from control_plane.domain.statistics.path import Snapshot
-from control_plane.domain.statistics.proportions import (
-    ArmSums,
-    Difference,
-    Estimate,
-    Interval,
-    Undefined,
-    compared,
-    compared_by,
-    counted,
-    icc,
-    quantile,
-    rate,
-)
+from control_plane.domain.statistics.posterior import Beta
+from control_plane.domain.statistics.proportions import Interval, Undefined, icc, rate
 from shared.errors import Fault, Invalid
 
 
@@ -51,7 +42,7 @@ class Adjusting(Request):
     """p-values to adjust."""
 
     p_values: tuple[float, ...] = Field(alias="p_values")
-    correction: multiple.Correction | None = None
+    correction: Correction | None = None
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
@@ -93,35 +84,21 @@ def _exported(evidence: Evidence) -> Json:
     return answer(evidence)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Against:
-    """A variant against the control by one method; `reasons` by the names of results."""
-
-    difference: float | None = None
-    interval: Interval | None = None
-    p_value: float | None = None
-    lift: float | None = None
-    lift_interval: Interval | None = None
-    sequential: Json | None = None
-    reasons: dict[str, str]
-
-
 def _answered(asked: Question) -> Json:
     arms = asked.variants
-    comparisons = max(len(arms) - 1, 1)
+    comparisons = len(arms) - 1
     level = asked.alpha / comparisons if asked.correction == "bonferroni" else asked.alpha
-    method = asked.decision or ("path_test" if asked.looks or any(arm.blocks for arm in arms) else "welch")
-    if method != "welch" and arms[0].shape == "counts":
-        fault = Fault(field="decision", message=f"{method} needs participants or values, not counts")
-        raise Invalid(f"{fault.field} {fault.message}", faults=[fault])
-    found, looked = _compared(asked, method, level)
+    method = method_of(asked)
+    found, looked = compare(asked, method, level)
     believes = _beliefs(asked)
-    others = [arm.key for arm in arms if arm.key != asked.control]
-    known = [(key, found[key].p_value) for key in others]
-    given = [p for _, p in known if p is not None]
+    known = {
+        arm.key: p for arm in arms if arm.key != asked.control and (p := found[arm.key].p_value) is not None
+    }
+    given = list(known.values())
     adjusted = dict(
         zip(
-            [key for key, p in known if p is not None],
+            known,
+            # Of all comparisons, whether or not each of them has a p.
             [min(1.0, comparisons * p) for p in given]
             if asked.correction == "bonferroni"
             else multiple.adjusted(given, asked.correction),
@@ -137,6 +114,7 @@ def _answered(asked: Question) -> Json:
             "variance": asked.variance,
             "correction": asked.correction,
             "intervalLevel": 1 - level,
+            "strata": len({name for arm in arms for name in arm.strata or ("",)}),
             "designEffect": asked.design_effect,
             "tuning": asked.tuning,
             "prior": {"a": asked.prior.a, "b": asked.prior.b},
@@ -151,247 +129,18 @@ def _answered(asked: Question) -> Json:
     }
 
 
-def _effect(asked: Question) -> float:
-    """By how much counts are too many, as given; 1 unless it is."""
-    return asked.design_effect if isinstance(asked.design_effect, float) else 1.0
-
-
-def _own(asked: Question, arm: Arm) -> Estimate:
-    """The variant's value with its error."""
-    if arm.values is not None:
-        return mean(arm.key, moments(arm.values))
-    if arm.participants is not None:
-        return rate(_sums(arm), variance=asked.variance).estimate()
-    found = counted(arm.key, trials=arm.impressions or 0, successes=arm.conversions or 0).estimate()
-    effect = _effect(asked)
-    if effect == 1.0 or found.variance is None or found.degrees_of_freedom is None:
-        return found
-    return Estimate(
-        key=found.key,
-        value=found.value,
-        variance=found.variance * effect,
-        degrees_of_freedom=max(found.degrees_of_freedom / effect, 1.0),
-        reasons=found.reasons,
-    )
-
-
-def _sums(arm: Arm) -> ArmSums:
-    rows = arm.participants or ()
-    return ArmSums(key=arm.key, trials=[m for m, _ in rows], successes=[c for _, c in rows])
-
-
-def _compared(asked: Question, method: str, level: float) -> tuple[dict[str, _Against], list[Json]]:
-    control = next(arm for arm in asked.variants if arm.key == asked.control)
-    others = [arm for arm in asked.variants if arm is not control]
-    if method == "welch":
-        return {arm.key: _welch(asked, arm, control, level) for arm in others}, []
-    plan = _plan(asked, method, level)
-    days = [(day.day, day.participants) for day in asked.looks]
-    shots = [_snapshot(asked, day, rows) for day, rows in days]
-    if not shots:
-        shots = [_snapshot(asked, plan.horizon, None)]
-    looks = decision.looks(plan, shots)
-    unit = _unit(asked) if asked.variants[0].shape == "values" else 1.0
-    found = {
-        one.arm: _Against(
-            difference=None if one.estimate is None else one.estimate * unit,
-            interval=_scaled(one.interval, unit),
-            p_value=one.p_value,
-            lift=one.lift,
-            lift_interval=one.lift_interval,
-            reasons=_of_results({name: reason.value for name, reason in one.reasons.items()}),
-        )
-        for one in next(look for look in reversed(looks) if look.comparisons).comparisons
-    }
-    shown = [
-        {
-            "day": look.day,
-            "comparisons": [
-                {
-                    "variant": one.arm,
-                    "statistic": one.statistic,
-                    "critical": one.critical,
-                    "alphaSpent": one.alpha_spent,
-                    "difference": None if one.estimate is None else one.estimate * unit,
-                    "interval": ends(one.interval, unit),
-                    "crossed": one.crossed,
-                    "decided": one.decided,
-                }
-                for one in look.comparisons
-            ],
-        }
-        for look in looks
-    ]
-    return found, shown
-
-
-def _scaled(interval: Interval | None, unit: float) -> Interval | None:
-    return None if interval is None else Interval(low=interval.low * unit, high=interval.high * unit)
-
-
-def _of_results(reasons: dict[str, str]) -> dict[str, str]:
-    names = {
-        "estimate": "difference",
-        "interval": "differenceInterval",
-        "p_value": "pValue",
-        "lift": "lift",
-        "lift_interval": "liftInterval",
-    }
-    return {names[name]: reason for name, reason in reasons.items() if name in names}
-
-
-def _plan(asked: Question, method: str, level: float) -> Plan:
-    units = [
-        Unit(
-            arm=arm.key,
-            block=arm.blocks[at] if arm.blocks else (arm.strata[at] if arm.strata else "all"),
-            stratum=arm.strata[at] if arm.strata else "all",
-        )
-        for arm in asked.variants
-        for at in range(arm.size)
-    ]
-    return Plan(
-        method="path_test" if method == "path_test" else "sequence",
-        arms=[arm.key for arm in asked.variants],
-        control=asked.control or "",
-        units=units,
-        seed=bytes.fromhex(asked.seed),
-        alpha=level,
-        horizon=asked.horizon_days,
-        power=asked.power,
-        effect=asked.minimum_detectable_effect,
-        tuning=asked.tuning,
-        variance=asked.variance,
-        shares=asked.variants[0].shape == "participants",
-        comparisons=1,  # the level is divided already, or is not to be
-    )
-
-
-def _snapshot(asked: Question, day: float, rows: dict[str, tuple[Pair, ...]] | None) -> Snapshot:
-    pairs: list[Pair] = []
-    unit = _unit(asked)
-    for arm in asked.variants:
-        if rows is not None:
-            pairs += rows[arm.key]
-        elif arm.participants is not None:
-            pairs += arm.participants
-        else:
-            pairs += [(1, round(value / unit)) for value in arm.values or ()]
-    return Snapshot(day=day, trials=[m for m, _ in pairs], successes=[c for _, c in pairs])
-
-
-def _unit(asked: Question) -> float:
-    """What one of a snapshot's whole numbers is worth: of values, the largest has fifteen digits."""
-    largest = max((abs(value) for arm in asked.variants for value in arm.values or ()), default=0.0)
-    return 1.0 if not largest else 10.0 ** (ceil(log10(largest)) - 15)
-
-
-def _welch(asked: Question, arm: Arm, control: Arm, level: float) -> _Against:
-    """Two values with their errors; strata taken out where they are given; counts by Newcombe's interval."""
-    t, c = _own(asked, arm), _own(asked, control)
-    effect = _effect(asked)
-    if arm.shape == "counts" and effect == 1.0:
-        small = newcombe.difference(_counts(arm), _counts(control), alpha=level)
-        if isinstance(small, Small):
-            relative = lift(t.value or 0.0, c.value or 0.0)
-            found = _against(small.estimate, small.interval, small.p_value, relative, small.lift_interval)
-            return _sequenced(asked, arm, control, found, level)
-    plain = _blocked(asked, arm, control, level) or compared(t, c, alpha=level)
-    if plain.estimate is None or t.value is None or c.value is None:
-        why = next(iter(plain.reasons.values())).value
-        return _Against(reasons=dict.fromkeys((*_COMPARING, "sequential"), why))
-    around: Interval | Undefined = plain.reasons.get("interval", Undefined.NO_VARIATION)
-    if plain.interval is not None and plain.degrees_of_freedom is not None:
-        around = fieller(
-            t.value,
-            c.value,
-            treatment_variance=t.variance or 0.0,
-            control_variance=c.variance or 0.0,
-            quantile=quantile(plain.degrees_of_freedom, level),
-        )
-    found = _against(plain.estimate, plain.interval, plain.p_value, lift(t.value, c.value), around)
-    for ours, theirs in (("differenceInterval", "interval"), ("pValue", "p_value")):
-        if theirs in plain.reasons:
-            found.reasons[ours] = plain.reasons[theirs].value
-    return _sequenced(asked, arm, control, found, level)
-
-
-def _counts(arm: Arm) -> Counts:
-    return Counts(trials=arm.impressions or 0, successes=arm.conversions or 0)
-
-
-def _blocked(asked: Question, arm: Arm, control: Arm, level: float) -> Difference | None:
-    """The stratified difference of participants; None where no strata are given or they cannot be told apart."""
-    if not (arm.strata and control.strata and arm.shape == "participants"):
-        return None
-    found = blocked.difference(
-        *(blocked.StratifiedArm(sums=_sums(one), strata=one.strata or ()) for one in (arm, control))
-    )
-    if isinstance(found, Undefined):
-        return None
-    return compared_by(
-        arm.key,
-        control.key,
-        estimate=found.estimate,
-        error=sqrt(found.variance),
-        freedom=found.degrees_of_freedom,
-        alpha=level,
-    )
-
-
-def _against(
-    estimate: float,
-    interval: Interval | None,
-    p: float | None,
-    relative: float | Undefined,
-    around: Interval | Undefined,
-) -> _Against:
-    reasons = {}
-    if isinstance(relative, Undefined):
-        reasons["lift"] = relative.value
-    if isinstance(around, Undefined):
-        reasons["liftInterval"] = around.value
-    return _Against(
-        difference=estimate,
-        interval=interval,
-        p_value=p,
-        lift=None if isinstance(relative, Undefined) else relative,
-        lift_interval=None if isinstance(around, Undefined) else around,
-        reasons=reasons,
-    )
-
-
-def _sequenced(asked: Question, arm: Arm, control: Arm, found: _Against, level: float) -> _Against:
-    """With what may be said at any moment, in participants, where a tuning was given."""
-    if asked.tuning is None:
-        found.reasons["sequential"] = Undefined.NO_TUNING.value
-        return found
-    plain = compared(_own(asked, arm), _own(asked, control), alpha=level)
-    if plain.estimate is None or not plain.standard_error:
-        found.reasons["sequential"] = Undefined.NO_VARIATION.value
-        return found
-    always = sequence.always_valid(
-        estimate=plain.estimate,
-        standard_error=plain.standard_error,
-        share=(arm.size + control.size) / asked.tuning,
-        alpha=level,
-    )
-    told = {"pValue": always.p_value, "differenceInterval": ends(always.interval, 1.0)}
-    return replace(found, sequential=told)
-
-
 def _beliefs(asked: Question) -> Beliefs | Undefined:
     """What is believed of every variant, or why nothing is."""
     arms, control, alpha, goal = asked.variants, asked.control, asked.alpha, asked.goal
     if arms[0].shape == "values":
-        own = [_own(asked, arm) for arm in arms]
+        own = [estimate_of(asked, arm) for arm in arms]
         return beliefs_of_values(own, control=control, alpha=alpha, goal=goal)
     prior = Beta(a=asked.prior.a, b=asked.prior.b)
     if arms[0].shape == "participants" and not isinstance(asked.design_effect, float):
         effect: DesignEffect = "per_arm" if asked.design_effect == "per_arm" else "shared"
-        sums = [_sums(arm) for arm in arms]
+        sums = [sums_of(arm.key, arm) for arm in arms]
         return beliefs(sums, control=control, alpha=alpha, goal=goal, prior=prior, design_effect=effect)
-    shared = _effect(asked)
+    shared = effect_of(asked)
     totals = [_totals(arm) for arm in arms]
     posteriors = [Beta(a=prior.a + c / shared, b=prior.b + (m - c) / shared) for m, c in totals]
     keys = [arm.key for arm in arms]
@@ -399,42 +148,28 @@ def _beliefs(asked: Question) -> Beliefs | Undefined:
     return Beliefs(overdispersion=shared, arms=found)
 
 
-_COMPARING = ("difference", "differenceInterval", "lift", "liftInterval", "pValue", "pValueAdjusted")
 _BELIEVED = ("liftCredibleInterval", "probabilityToBeBest", "expectedLoss", "credibleInterval", "chanceToWin")
 
 
 def _shown(
-    asked: Question, at: int, against: _Against | None, adjusted: float | None, believes: Beliefs | Undefined
+    asked: Question, at: int, against: Against | None, adjusted: float | None, believes: Beliefs | Undefined
 ) -> Json:
     arm = asked.variants[at]
-    own = _own(asked, arm)
     reasons: dict[str, str] = {}
-    found: Json = {"key": arm.key, "isControl": arm.key == asked.control, "participants": arm.size}
-    if arm.shape == "values":
-        found |= {"mean": own.value}
-        if own.value is None:
-            reasons["mean"] = own.reasons["value"].value
-    else:
-        m, c = _totals(arm)
-        found |= {"impressions": m, "conversions": c, "conversionRate": own.value}
-        if own.value is None:
-            reasons["conversionRate"] = own.reasons["value"].value
-        if arm.shape == "participants":
-            alike = icc([_sums(arm)])
-            effect = rate(_sums(arm), variance=asked.variance).design_effect
-            found |= {"designEffect": effect, "icc": None if isinstance(alike, Undefined) else alike}
-            if isinstance(alike, Undefined):
-                reasons["icc"] = alike.value
-            if effect is None:
-                why = rate(_sums(arm), variance=asked.variance).reasons["design_effect"]
-                reasons["designEffect"] = why.value
-    found["standardError"] = None if own.variance is None else sqrt(own.variance)
-    if own.variance is None:
-        reasons["standardError"] = own.reasons["variance"].value
-    found |= _belief(asked, at, believes, reasons)
+    found: Json = {
+        "key": arm.key,
+        "name": arm.name or arm.key,
+        "isControl": arm.key == asked.control,
+        "weight": arm.weight,
+        "participants": arm.size,
+        **_own(asked, arm, reasons),
+        **_belief(asked, at, believes, reasons),
+    }
+    if arm.weight is None:
+        reasons["weight"] = Undefined.NOT_GIVEN.value
     if against is None:
-        found |= dict.fromkeys((*_COMPARING, "sequential"))
-        reasons |= dict.fromkeys((*_COMPARING, "sequential"), Undefined.IS_CONTROL.value)
+        found |= dict.fromkeys((*COMPARING, "sequential"))
+        reasons |= dict.fromkeys((*COMPARING, "sequential"), Undefined.IS_CONTROL.value)
     else:
         found |= {
             "difference": against.difference,
@@ -445,11 +180,53 @@ def _shown(
             "pValueAdjusted": adjusted,
             "sequential": against.sequential,
         }
-        for name in (*_COMPARING, "sequential"):
+        for name in (*COMPARING, "sequential"):
             if found[name] is None:
                 known = against.reasons.get(name) or against.reasons.get("pValue")
                 reasons[name] = known or Undefined.NOT_OF_THIS_KIND.value
     return {**found, "reasons": dict(sorted(reasons.items()))}
+
+
+def _own(asked: Question, arm: Arm, reasons: dict[str, str]) -> Json:
+    """The variant's counts and its value with the error."""
+    own = estimate_of(asked, arm)
+    value, other = ("mean", "conversionRate") if arm.shape == "values" else ("conversionRate", "mean")
+    found: Json = {
+        "participantsExposed": arm.size,
+        "impressions": None,
+        "conversions": None,
+        other: None,
+        value: own.value,
+        "standardError": None if own.variance is None else sqrt(own.variance),
+        "designEffect": None,
+        "icc": None,
+    }
+    reasons[other] = (
+        Undefined.NOT_OF_THIS_KIND.value if arm.shape == "values" else Undefined.IS_A_PROPORTION.value
+    )
+    if own.value is None:
+        reasons[value] = own.reasons["value"].value
+    if own.variance is None:
+        reasons["standardError"] = own.reasons["variance"].value
+    if arm.shape == "values":
+        reasons |= dict.fromkeys(
+            ("impressions", "conversions", "designEffect", "icc"), Undefined.NOT_OF_THIS_KIND.value
+        )
+        return found
+    found["impressions"], found["conversions"] = _totals(arm)
+    if arm.shape == "counts":
+        reasons |= dict.fromkeys(("designEffect", "icc"), Undefined.ONE_IMPRESSION_EACH.value)
+        return found
+    found["participantsExposed"] = sum(1 for m, _ in arm.participants or () if m)
+    sums = sums_of(arm.key, arm)
+    alike, spread = icc([sums]), rate(sums, variance=asked.variance)
+    found["designEffect"] = spread.design_effect
+    found["icc"] = None if isinstance(alike, Undefined) else alike
+    if isinstance(alike, Undefined):
+        reasons["icc"] = alike.value
+    if spread.design_effect is None:
+        reasons["designEffect"] = spread.reasons["design_effect"].value
+    return found
 
 
 def _totals(arm: Arm) -> tuple[int, int]:
@@ -481,17 +258,28 @@ def _belief(asked: Question, at: int, believes: Beliefs | Undefined, reasons: di
 
 
 def _srm(asked: Question) -> Json | None:
-    """The plain chi-square of what was assigned against the weights; None without weights."""
-    weights = [arm.weight for arm in asked.variants]
-    known = [weight for weight in weights if weight is not None]
-    if len(known) < len(weights):
+    """The plain chi-square of what was assigned against the weights, and whether all lost alike.
+
+    None without weights.
+    """
+    known = [arm.weight for arm in asked.variants if arm.weight is not None]
+    if not known:
         return None
-    found = srm.sample_ratio([arm.size for arm in asked.variants], known)
+    sizes = [arm.size for arm in asked.variants]
+    found = srm.sample_ratio(sizes, known)
     keys = [arm.key for arm in asked.variants]
-    return {
+    told: Json = {
+        "kind": "chi_square",
         "pValue": found.p_value,
         "detected": found.leaked or found.p_value < srm.SUPPRESS,
+        "leaked": found.leaked,
         "expected": dict(zip(keys, found.expected, strict=True)),
-        "observed": {arm.key: arm.size for arm in asked.variants},
+        "observed": dict(zip(keys, sizes, strict=True)),
         "largestDeviation": found.largest_deviation,
+        "withDataPValue": None,
     }
+    if asked.variants[0].shape == "participants":
+        having = [sum(1 for m, _ in arm.participants or () if m) for arm in asked.variants]
+        told["withDataPValue"] = srm.same_share(having, sizes, seed=bytes.fromhex(asked.seed))
+        told["detected"] = told["detected"] or told["withDataPValue"] < srm.SUPPRESS
+    return told

@@ -28,8 +28,9 @@ from control_plane.domain.evidence import (
     snapshot_of,
 )
 from control_plane.domain.statistics import decision, planning, srm
-from control_plane.domain.statistics.bayes import Beta, beliefs_of_values
+from control_plane.domain.statistics.bayes import beliefs_of_values
 from control_plane.domain.statistics.decision import Comparison, Look
+from control_plane.domain.statistics.posterior import Beta
 from control_plane.domain.statistics.proportions import ArmSums, Interval, Rate, Undefined, rate
 from control_plane.domain.statistics.summary import ArmSummary, counts_only, summarise
 from control_plane.domain.statistics.verdict import (

@@ -57,6 +57,15 @@ async def test_numbers_at_hand_need_no_server(ctl: Run, tmp_path: Path) -> None:
     file.write_text("{")
     assert "is not JSON" in (await ctl("analyze", str(file))).err
     assert "cannot read" in (await ctl("analyze", str(tmp_path / "none.json"))).err
+    for text, said_of_it in (
+        ("", "is empty"),
+        ('{"p_values": [' + "9" * 5000 + "]}", "is not JSON"),
+        ('{"variants": {"a": {"values": [1]}, "a": {"values": [2]}}, "control": "a"}', "'a' is there twice"),
+    ):
+        file.write_text(text)
+        refused = await ctl("analyze", str(file))
+        assert refused.code == 1
+        assert said_of_it in refused.err
 
 
 async def test_a_plan_is_asked_here_and_there_alike(plane: Plane, ctl: Run) -> None:

@@ -36,9 +36,13 @@ def values(*arms: list[float], **more: Any) -> dict[str, Any]:
     return {"variants": variants, "control": "a", **more}
 
 
-def test_counts_are_newcombe_and_exact_probabilities() -> None:
-    """45 of 250 against 67 of 250, as the references have it."""
+def test_counts_are_compared_with_exact_probabilities() -> None:
+    """45 of 250 against 67 of 250, as the references have it; by Welch unless an arm is small or it is said."""
     a, b = analyze(counts((45, 250), (67, 250)))["variants"]
+    ones = [[1.0] * c + [0.0] * (250 - c) for c in (67, 45)]
+    welch = stats.ttest_ind(*ones, equal_var=False)
+    assert b["pValue"] == pytest.approx(welch.pvalue, rel=1e-9)
+    a, b = analyze(counts((45, 250), (67, 250), decision="newcombe"))["variants"]
     low, high = confint_proportions_2indep(67, 250, 45, 250, method="newcomb", compare="diff")
     assert (b["differenceInterval"]["low"], b["differenceInterval"]["high"]) == pytest.approx(
         (low, high), rel=1e-9
@@ -47,6 +51,17 @@ def test_counts_are_newcombe_and_exact_probabilities() -> None:
     assert a["probabilityToBeBest"] + b["probabilityToBeBest"] == pytest.approx(1, abs=1e-12)
     assert b["chanceToWin"] == pytest.approx(b["probabilityToBeBest"], abs=1e-12)
     assert (a["conversionRate"], b["conversionRate"]) == (0.18, 0.268)
+
+
+def test_a_small_arm_is_newcombe_s() -> None:
+    """Nobody of twenty against eight: an interval, a p, and what was used is said."""
+    found = analyze(counts((0, 20), (8, 20)))
+    low, high = confint_proportions_2indep(8, 20, 0, 20, method="newcomb", compare="diff")
+    b = found["variants"][1]
+    assert tuple(b["differenceInterval"].values()) == pytest.approx((low, high), rel=1e-9)
+    assert b["pValue"] < 0.01
+    assert found["method"]["decision"] == "newcombe"
+    assert analyze(counts((45, 250), (67, 250)))["method"]["decision"] == "welch"
 
 
 def test_values_are_welch() -> None:
@@ -102,6 +117,53 @@ def test_looks_are_told_one_by_one_and_a_crossing_stands() -> None:
     spent = [one["alphaSpent"] for one in told]
     assert spent == sorted(spent)
     assert spent[-1] <= 0.05
+
+
+def test_looks_come_in_every_shape() -> None:
+    """Counts are a sequence, values a path test; a look is told by what it is, or as variants with its day."""
+    days = [((12 * n, 100 * n), (22 * n, 100 * n)) for n in (1, 2, 3)]
+    plain = [{"conversions": {"a": a[0], "b": b[0]}, "impressions": {"a": a[1], "b": b[1]}} for a, b in days]
+    told = [{"day": at + 1, "variants": counts(*day)["variants"]} for at, day in enumerate(days)]
+    asked = {"control": "a", "variants": [{"key": "a"}, {"key": "b"}]}
+    one, other = (analyze({**asked, "looks": looks}) for looks in (plain, told))
+    assert one == other
+    assert one["method"]["decision"] == "sequence"
+    assert [look["day"] for look in one["looks"]] == [1, 2, 3]
+    last = one["looks"][-1]["comparisons"][0]
+    assert one["variants"][1]["pValue"] == last["pValue"]
+    low = last["differenceInterval"]["low"]
+    assert last["decided"] == (low > 0) == (last["pValue"] < 0.05)
+    many = [{"values": {"a": [1.0, 2, 3, 4], "b": [5.0, 6, 7, 9]}}]
+    b = analyze({**asked, "looks": many, "horizonDays": 1})["variants"][1]
+    assert b["pValue"] == pytest.approx(2 / 70)
+    assert b["difference"] == pytest.approx(4.25, rel=1e-12)
+
+
+def test_what_stands_beside_variants_may_be_in_their_order() -> None:
+    """Weights, strata and blocks by key or as a list; a stratum may be called 1, a prior be a pair."""
+    rows = [[10, 2], [10, 3], [10, 7], [10, 8]], [[10, 3], [10, 4], [10, 8], [10, 9]]
+    names, keyed = ([[1, 1, 2, 2]] * 2, {"a": ["1", "1", "2", "2"], "b": ["1", "1", "2", "2"]})
+    one = analyze(people(*rows, strata=names, weights=[50, 50], prior=[2, 3]))
+    assert one == analyze(people(*rows, strata=keyed, weights={"a": 50, "b": 50}, prior={"a": 2, "b": 3}))
+    # Strata are taken out of values, too, and of their lift.
+    of_values = analyze(values([0.2, 0.3, 0.7, 0.8], [0.3, 0.4, 0.8, 0.9], strata=names))
+    for name in ("difference", "pValue", "lift"):
+        assert of_values["variants"][1][name] == pytest.approx(one["variants"][1][name], rel=1e-9)
+    assert of_values["variants"][1]["liftInterval"] == pytest.approx(one["variants"][1]["liftInterval"])
+
+
+def test_counts_of_any_size_keep_their_digits() -> None:
+    """A million million impressions, equal or none converted: probabilities of what is so by symmetry, or exactly."""
+    most = 10**12
+    for hits in (0, 5, most // 2, most):
+        for prior in (0.5, 1.0):
+            arms = analyze(counts((hits, most), (hits, most), prior={"a": prior, "b": prior}))["variants"]
+            assert [arm["probabilityToBeBest"] for arm in arms] == pytest.approx([0.5, 0.5], abs=1e-12)
+            low, high = arms[1]["liftCredibleInterval"].values()
+            assert (1 + low) * (1 + high) == pytest.approx(1, abs=1e-8)
+    # Of Beta(1, n + 1) and Beta(6, n - 4) the second is larger unless all of 6 draws are: 1 - 1/64 in the limit.
+    b = analyze(counts((0, most), (5, most)))["variants"][1]
+    assert b["chanceToWin"] == pytest.approx(63 / 64, abs=1e-9)
 
 
 def test_weights_are_tested_with_the_leak_told() -> None:
@@ -163,6 +225,43 @@ def test_variants_may_come_by_key_or_called_name() -> None:
         (people([[10, 2]], [[10, 1]], strata={"a": ["x", "y"], "b": ["x"]}), "variants.a.strata"),
         (values([1.0], [math.inf]), "variants.b.values.0"),
         ({"variants": [{"key": "a"}, {"key": "b", "values": [1.0]}], "control": "a"}, "variants.a"),
+        (counts((True, 10), (2, 10)), "variants.a.conversions"),
+        (counts((1, 10**400), (2, 10)), "variants.a.impressions"),
+        (counts(), "variants"),
+        ({"control": "a"}, "variants"),
+        (people([[10, 2, 1]], [[10, 1]]), "variants.a.participants.0"),
+        (people([[10, 2.5]], [[10, 1]]), "variants.a.participants.0"),
+        (counts((1, 10), (2, 10), weights=[1]), "weights"),
+        (counts((1, 10), (2, 10), weights=[0, 0]), "weights"),
+        (counts((1, 10), (2, 10), weights=3), "weights"),
+        (counts((1, 10), (2, 10), designEffect=0.5), "designEffect"),
+        (counts((1, 10), (2, 10), decision="path_test"), "decision"),
+        (
+            counts(
+                (1, 9), (2, 9), decision="welch", looks=[{"variants": counts((1, 9), (2, 9))["variants"]}]
+            ),
+            "decision",
+        ),
+        (people([[10, 1]], [[10, 2]], decision="newcombe"), "decision"),
+        (people([[10, 2]], [[10, 1]], strata={"a": ["x"]}), "strata"),
+        (people([[9, 2]], [[9, 1]], looks=[{"participants": {"a": [[10, 2]], "b": [[9, 1]]}}]), "looks.0.a"),
+        (people([[9, 2]], [[9, 1]], looks=[{"participants": {"a": [[9, 2]]}}]), "looks.0.b"),
+        (people([[9, 2]], [[9, 1]], looks=[{"participants": {"a": [[9, 2]], "c": [[9, 2]]}}]), "looks.0.c"),
+        (
+            counts(
+                (1, 20),
+                (2, 20),
+                looks=[
+                    {"day": 2, "variants": counts((1, 10), (2, 10))["variants"]},
+                    {"day": 1, "variants": counts((1, 20), (2, 20))["variants"]},
+                ],
+            ),
+            "looks.1.day",
+        ),
+        (
+            {"variants": [{"key": k, "conversions": 1, "impressions": 2, "isControl": True} for k in "ab"]},
+            "control",
+        ),
         ({"p_values": [0.5, 1.5]}, "p_values[1]"),
         ({"p_values": [0.5, math.nan]}, "pValues.1"),
         ({"p_values": []}, None),

@@ -12,13 +12,12 @@ from scipy import stats
 from control_plane.domain.statistics.bayes import (
     Belief,
     Beliefs,
-    Beta,
-    Normal,
     beliefs,
     beliefs_of_values,
     lift_interval,
     overdispersion,
 )
+from control_plane.domain.statistics.posterior import Beta, Normal
 from control_plane.domain.statistics.proportions import ArmSums, Estimate, Interval, Undefined
 
 arms = st.lists(st.tuples(st.floats(-50, 50), st.floats(0.01, 20)), min_size=2, max_size=4)

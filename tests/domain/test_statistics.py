@@ -11,13 +11,8 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from control_plane.domain.statistics.bayes import (
-    Beliefs,
-    Beta,
-    beliefs,
-    credible_interval,
-    overdispersion,
-)
+from control_plane.domain.statistics.bayes import Beliefs, beliefs, overdispersion
+from control_plane.domain.statistics.posterior import Beta, credible_interval
 from control_plane.domain.statistics.proportions import (
     ArmSums,
     Undefined,

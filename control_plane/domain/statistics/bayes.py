@@ -7,13 +7,26 @@ arms, without random draws, so the same sums give the same digits.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import expm1, fsum, isfinite, log, sqrt
+from math import expm1, fsum, inf, isfinite, log, sqrt
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
+from control_plane.domain.statistics.posterior import (
+    INTEGRATED,
+    Beta,
+    Normal,
+    Posterior,
+    credible_interval,
+    integrated,
+    joined,
+    mass,
+    nodes,
+    tails,
+    total,
+)
 from control_plane.domain.statistics.proportions import ArmSums, Estimate, Interval, Undefined, check_alpha
 from shared.errors import Fault, Invalid
 
@@ -21,81 +34,8 @@ Floats = NDArray[np.float64]
 Goal = Literal["increase", "decrease"]
 DesignEffect = Literal["shared", "per_arm"]
 
-_NODES, _WEIGHTS = (np.asarray(part) for part in np.polynomial.legendre.leggauss(20))
-_TAIL = 10.0 ** np.array([-18, -16, -14, -12, -10, -8, -7, -6, -5, -4, -3, -2, -1])
-_BODY = np.array([0.2, 0.3, 0.5])
-_LEVELS = np.concatenate([_TAIL, _BODY])
 _NARROWEST = 1e-10
 """An arm's error relative to the widest one's and to how far apart they are: nodes within it would coincide."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beta:
-    """A Beta distribution of a rate: `a` successes and `b` failures, prior included; both above 0."""
-
-    a: float
-    b: float
-
-    def turned(self) -> "Beta":
-        """What is believed of 1 - θ, which is better where less is better."""
-        return Beta(a=self.b, b=self.a)
-
-    def below(self, x: Floats) -> Floats:
-        """P(θ ≤ x)."""
-        return np.asarray(special.betainc(self.a, self.b, x))
-
-    def above(self, x: Floats) -> Floats:
-        """P(θ > x), small ones too to 10⁻¹¹ of themselves."""
-        # Of 1 - θ: `betaincc` of scipy 1.17 and older takes fifteen times as long.
-        return np.asarray(special.betainc(self.b, self.a, 1 - x))
-
-    def quantiles(self, levels: Floats) -> tuple[Floats, Floats]:
-        """What leaves so much below, and what leaves so much above."""
-        low, high = (inverse(self.a, self.b, levels) for inverse in (special.betaincinv, special.betainccinv))
-        return np.asarray(low), np.asarray(high)
-
-    def log_density(self, x: Floats) -> Floats:
-        """Relative to the mean's: large counts lose no digits."""
-        mean, rest = self.a / (self.a + self.b), self.b / (self.a + self.b)
-        away = x - mean
-        with np.errstate(divide="ignore"):
-            log_x = np.where(x < mean / 2, np.log(x / mean), np.log1p(away / mean))
-            log_rest = np.where(1 - x < rest / 2, np.log((1 - x) / rest), np.log1p(-away / rest))
-        found: Floats = (self.a - 1) * log_x + (self.b - 1) * log_rest
-        return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Normal:
-    """A normal distribution of a mean or a ratio, in its units; `variance` above 0."""
-
-    mean: float
-    variance: float
-
-    def turned(self) -> "Normal":
-        """What is believed of -θ."""
-        return Normal(mean=-self.mean, variance=self.variance)
-
-    def below(self, x: Floats) -> Floats:
-        """P(θ ≤ x)."""
-        return np.asarray(special.ndtr((x - self.mean) / sqrt(self.variance)))
-
-    def above(self, x: Floats) -> Floats:
-        """P(θ > x), with all its digits."""
-        return np.asarray(special.ndtr((self.mean - x) / sqrt(self.variance)))
-
-    def quantiles(self, levels: Floats) -> tuple[Floats, Floats]:
-        """What leaves so much below, and what leaves so much above."""
-        away = special.ndtri(levels) * sqrt(self.variance)
-        return np.asarray(self.mean + away), np.asarray(self.mean - away)
-
-    def log_density(self, x: Floats) -> Floats:
-        """Relative to the mean's."""
-        found: Floats = -((x - self.mean) ** 2) / self.variance / 2
-        return found
-
-
-Posterior = Beta | Normal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +145,8 @@ def believed(
     keys: Sequence[str], posteriors: Sequence[Posterior], *, control: str | None, alpha: float, goal: Goal
 ) -> tuple[Belief, ...]:
     """What these posteriors of the arms' values say of each arm, in the order given."""
+    if not keys:
+        return ()
     grid = _Grid([one.turned() for one in posteriors] if goal == "decrease" else posteriors)
     against = keys.index(control) if control in keys else None
     return tuple(
@@ -247,7 +189,7 @@ def lift_interval(treatment: Posterior, control: Posterior, *, alpha: float) -> 
     # In ln(1 + r), in which ratios of rates are about even.
     start = log(treatment.a / (treatment.a + treatment.b)) - log(control.a / (control.a + control.b))
     ends = _solved(
-        lambda u, upper: _lift_tail(expm1(u), treatment, control, upper=upper),
+        lambda u, upper: _lift_tail_of_rates(u, treatment, control, upper=upper),
         start=start,
         step=0.1,
         alpha=alpha,
@@ -275,23 +217,39 @@ def _solved(
     return found[0], found[1]
 
 
-def _lift_tail(r: float, treatment: Posterior, control: Posterior, *, upper: bool) -> float:
+def _lift_tail(r: float, treatment: Normal, control: Normal, *, upper: bool) -> float:
     """P(lift ≤ r), or P(lift > r), on nodes between control's quantiles and where treatment's are met."""
-    met = np.concatenate(treatment.quantiles(_LEVELS))
-    own = np.concatenate(control.quantiles(_LEVELS))
-    edges = [own]
-    if isinstance(control, Beta):
-        edges += [np.array([0.0, 1.0]), met / (1 + r) if r > -1 else met]
-        edges = [np.clip(np.concatenate(edges), 0.0, 1.0)]
-    else:
-        edges += [np.zeros(1), *(met / (1 + side * r) for side in (1, -1) if side * r != -1)]
-        edges = [np.clip(np.concatenate(edges), own.min(), own.max())]
-    x, weights = _nodes(edges[0], inside=isinstance(control, Beta))
-    mass = weights * np.exp(control.log_density(x))
-    at = x + r * np.abs(x)
-    if isinstance(treatment, Beta):
-        at = np.clip(at, 0.0, 1.0)
-    return float(mass @ (treatment.above(at) if upper else treatment.below(at)) / mass.sum())
+    met, own = treatment.edges(), control.edges()
+    edges = [own, np.zeros(1), *(met / (1 + side * r) for side in (1, -1) if side * r != -1)]
+    t, weights = nodes(np.clip(np.concatenate(edges), own.min(), own.max()), rates=False)
+    at = t + r * np.abs(t)
+    return float(mass(control, t, weights) @ (treatment.above(at) if upper else treatment.below(at)))
+
+
+def _lift_tail_of_rates(u: float, treatment: Beta, control: Beta, *, upper: bool) -> float:
+    """P(ln(1 + lift) ≤ u), or the rest: treatment's θ exp(-u) beside control's θ, both in control's log-odds."""
+    own = control.edges()
+    # Where exp(u) θ is a quantile of treatment's, and where it is 1.
+    met = special.log_expit(np.append(treatment.edges(), inf)) - u
+    with np.errstate(divide="ignore", invalid="ignore"):
+        met = met - np.log(-np.expm1(met))
+    met = met[np.isfinite(met)]
+    large = treatment.a + treatment.b >= INTEGRATED
+    span = np.concatenate([own, met])
+    # Treatment's distribution is the integral over all below; else control's own range is enough.
+    t, weights = nodes(span if large else np.clip(span, own.min(), own.max()), rates=True)
+    log_at = special.log_expit(t) + u
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        log_rest = np.log(-np.expm1(log_at))
+        at = np.where(log_at < 0, log_at - log_rest, inf)
+        if large:
+            log_mass = treatment.log_density(at) + special.log_expit(-t) - log_rest
+            moved = np.where(log_at < 0, weights * np.exp(log_mass), 0.0)
+            below = integrated(moved / total(treatment))
+            tail = 1 - below if upper else below
+        else:
+            tail = treatment.above(at) if upper else treatment.below(at)
+    return float(mass(control, t, weights) @ tail)
 
 
 def overdispersion(arms: Sequence[ArmSums]) -> float:
@@ -321,22 +279,6 @@ def overdispersion(arms: Sequence[ArmSums]) -> float:
     return max(1.0, effect) * quantile**2
 
 
-def credible_interval(posterior: Posterior, *, alpha: float) -> Interval:
-    """The interval that leaves alpha/2 of the posterior on either side."""
-    low, high = posterior.quantiles(np.array([alpha / 2]))
-    return Interval(low=float(low[0]), high=float(high[0]))
-
-
-def _nodes(edges: Floats, *, inside: bool) -> tuple[Floats, Floats]:
-    """Composite Gauss-Legendre nodes and weights; `inside` keeps nodes off 0 and 1."""
-    edges = np.unique(edges)
-    half = np.diff(edges) / 2
-    x = (edges[:-1, None] + half[:, None] * (1 + _NODES)).ravel()
-    if inside:
-        x = np.clip(x, np.finfo(np.float64).tiny, np.nextafter(1.0, 0.0))
-    return x, (half[:, None] * _WEIGHTS).ravel()
-
-
 class _Grid:
     """Composite Gauss-Legendre nodes between the quantiles of all arms, with each arm's values at them.
 
@@ -344,18 +286,14 @@ class _Grid:
     """
 
     def __init__(self, arms: Sequence[Posterior]) -> None:
-        rates = all(isinstance(arm, Beta) for arm in arms)
-        x, self._weights = _nodes(
-            np.concatenate([[0.0, 1.0] if rates else [], *map(_quantiles, arms)]), inside=rates
-        )
-        self._below = [arm.below(x) for arm in arms]
-        above = [arm.above(x) for arm in arms]
+        t, weights = nodes(joined(arms), rates=any(isinstance(arm, Beta) for arm in arms))
+        self._mass = [mass(arm, t, weights) for arm in arms]
+        both = [tails(arm, t, own) for arm, own in zip(arms, self._mass, strict=True)]
+        self._below = [below for below, _ in both]
+        self._steps = weights * arms[0].slope(t)
         with np.errstate(divide="ignore"):
             # The logarithm of F from whichever tail has all its digits.
-            self._log_below = [
-                np.where(f < 0.5, np.log(f), np.log1p(-s)) for f, s in zip(self._below, above, strict=True)
-            ]
-        self._mass = [self._density(arm, x) for arm in arms]
+            self._log_below = [np.where(f < 0.5, np.log(f), np.log1p(-s)) for f, s in both]
 
     def best(self, k: int, others: Sequence[int]) -> float:
         """∫ f_k Π F_j."""
@@ -363,21 +301,10 @@ class _Grid:
 
     def loss(self, k: int, others: Sequence[int]) -> float:
         """∫ F_k (1 - Π F_j), the mean of what the best of the others has more than k; nothing cancels."""
-        return max(0.0, float((self._weights * self._below[k]) @ -np.expm1(self._log_all_below(others))))
+        return max(0.0, float((self._steps * self._below[k]) @ -np.expm1(self._log_all_below(others))))
 
     def _log_all_below(self, others: Sequence[int]) -> Floats:
-        logs = np.zeros_like(self._weights)
+        logs = np.zeros_like(self._steps)
         for j in others:
             logs += self._log_below[j]
         return logs
-
-    def _density(self, arm: Posterior, x: Floats) -> Floats:
-        """The probability at each node."""
-        mass: Floats = self._weights * np.exp(arm.log_density(x))
-        mass /= mass.sum()
-        return mass
-
-
-def _quantiles(arm: Posterior) -> Floats:
-    both: Floats = np.concatenate(arm.quantiles(_LEVELS))
-    return both[np.isfinite(both)]

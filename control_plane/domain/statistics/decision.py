@@ -237,15 +237,51 @@ def _why_no_interval(look: path.Look) -> Undefined:
     return Undefined.NO_ALPHA_YET if look.critical is None else Undefined.NO_VARIATION
 
 
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A difference with its error, and the two rates it is of."""
+
+    estimate: float
+    error: float
+    freedom: float | None
+    treatment: path.Side
+    control: path.Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What a sequence sees at a look: the difference or why there is none, and of how many participants it is.
+
+    `enough`: there is what its normal approximation needs to decide.
+    """
+
+    apart: Apart | Undefined
+    participants: int
+    enough: bool
+
+
 def _by_sequence(
     plan: Plan, arm: str, units: Sequence[Unit], snapshots: Sequence[Snapshot]
 ) -> list[Comparison]:
+    states = [
+        State(
+            apart=_difference(plan, arm, units, snapshot),
+            participants=len(units),
+            enough=_enough(plan, arm, units, snapshot),
+        )
+        for snapshot in snapshots
+    ]
+    return sequenced(plan, arm, states)
+
+
+def sequenced(plan: Plan, arm: str, states: Sequence[State]) -> list[Comparison]:
+    """The sequence's comparison at every look. What it aims at is frozen by the first look with a baseline."""
     target: float | None = None
     decided = False
     unspent = 1.0
     found = []
-    for snapshot in snapshots:
-        now = _difference(plan, arm, units, snapshot)
+    for state in states:
+        now = state.apart
         if isinstance(now, Undefined):
             found.append(
                 _comparison(
@@ -257,10 +293,9 @@ def _by_sequence(
         if target is None and now.control.rate and plan.tuning is None:
             effect = plan.effect * abs(now.control.rate)
             target = information_target(alpha=plan.level, power=plan.power, effect=effect)
-        share = _share(plan, len(units), now, target)
-        enough = _enough(plan, arm, units, snapshot)
-        if share is None or not enough:
-            why = Undefined.NO_BASELINE if enough else Undefined.TOO_FEW_DATA
+        share = _share(plan, state.participants, now, target)
+        if share is None or not state.enough:
+            why = Undefined.NO_BASELINE if state.enough else Undefined.TOO_FEW_DATA
             reasons = dict.fromkeys(_INFERRED, why)
             found.append(
                 _comparison(
@@ -284,7 +319,7 @@ def _by_sequence(
 
 
 def _sequential(
-    plan: Plan, arm: str, now: "_Difference", always: Always, *, crossed: bool, decided: bool
+    plan: Plan, arm: str, now: Apart, always: Always, *, crossed: bool, decided: bool
 ) -> Comparison:
     return _comparison(
         plan,
@@ -305,26 +340,22 @@ def _sequential(
 
 def _enough(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot) -> bool:
     """What a sequence needs before its normal approximation may decide."""
-    for key in (arm, plan.control):
-        speaking = sum(1 for unit, m in zip(units, snapshot.trials, strict=True) if unit.arm == key and m)
-        if speaking < FEWEST_PARTICIPANTS:
-            return False
-    if not plan.shares:
-        return True
+    speaking = [
+        sum(1 for unit, m in zip(units, snapshot.trials, strict=True) if unit.arm == key and m)
+        for key in (arm, plan.control)
+    ]
     hits = sum(snapshot.successes)
-    return min(hits, sum(snapshot.trials) - hits) >= FEWEST_CONVERSIONS
+    return enough(speaking, hits, sum(snapshot.trials) - hits, shares=plan.shares)
 
 
-@dataclass(frozen=True, slots=True)
-class _Difference:
-    estimate: float
-    error: float
-    freedom: float | None
-    treatment: path.Side
-    control: path.Side
+def enough(speaking: Sequence[int], hits: int, misses: int, *, shares: bool) -> bool:
+    """Whether the arms' participants with data, and of a proportion both outcomes, are enough to decide."""
+    if min(speaking) < FEWEST_PARTICIPANTS:
+        return False
+    return not shares or min(hits, misses) >= FEWEST_CONVERSIONS
 
 
-def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot) -> _Difference | Undefined:
+def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot) -> Apart | Undefined:
     """With the strata taken out where the draw was balanced in more than one, else Welch's."""
     arms, strata = [], []
     for key in (arm, plan.control):
@@ -344,7 +375,7 @@ def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot)
             *(blocked.StratifiedArm(sums=sums, strata=of) for sums, of in zip(arms, strata, strict=True))
         )
         if isinstance(found, blocked.Blocked):
-            return _Difference(
+            return Apart(
                 found.estimate,
                 sqrt(found.variance),
                 found.degrees_of_freedom,
@@ -357,7 +388,7 @@ def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot)
         return plain.reasons.get("standard_error", Undefined.TOO_FEW_PARTICIPANTS)
     if not plain.standard_error:
         return Undefined.NO_VARIATION
-    return _Difference(
+    return Apart(
         plain.estimate,
         plain.standard_error,
         plain.degrees_of_freedom,
@@ -366,7 +397,7 @@ def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot)
     )
 
 
-def _share(plan: Plan, participants: int, now: _Difference, target: float | None) -> float | None:
+def _share(plan: Plan, participants: int, now: Apart, target: float | None) -> float | None:
     if plan.tuning is not None:
         return participants / plan.tuning
     return None if target is None else 1 / now.error**2 / target

@@ -201,6 +201,8 @@ def draws(design: Design) -> Labels:
     the same design gives the same rows everywhere. Rows are exchangeable with the real one.
     """
     treated = np.asarray(design.treated, dtype=bool)
+    if not len(treated):
+        return np.empty((1, 0), dtype=bool)
     members = {name: np.flatnonzero(np.asarray(design.blocks) == name) for name in sorted(set(design.blocks))}
     count = 1
     for where in members.values():
@@ -226,7 +228,7 @@ def _every(treated: Labels, blocks: list[NDArray[np.intp]]) -> Labels:
             row[list(chosen)] = True
             yield row
 
-    columns = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.intp)
+    columns = np.concatenate(blocks)
     rows = np.array([np.concatenate(each) for each in product(*(list(ways(where)) for where in blocks))])
     whole = np.empty((len(rows), len(treated)), dtype=bool)
     whole[:, columns] = rows

@@ -52,6 +52,7 @@ class Undefined(StrEnum):
     NOT_OF_THIS_KIND = "NOT_OF_THIS_KIND"
     OUT_OF_RANGE = "OUT_OF_RANGE"
     OF_ONE_PHASE = "OF_ONE_PHASE"
+    NOT_GIVEN = "NOT_GIVEN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ which method answers which field, and which reason stands beside a None.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from control_plane.domain.statistics.bayes import Belief, Beta, Goal, beliefs
+from control_plane.domain.statistics.bayes import Belief, Goal, beliefs
+from control_plane.domain.statistics.posterior import Beta
 from control_plane.domain.statistics.proportions import (
     ArmSums,
     Difference,
