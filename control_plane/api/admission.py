@@ -1,6 +1,9 @@
-"""How much is let in: token buckets, and one for each API key."""
+"""How much is let in: token buckets, one for each API key, and so many calls of each agent at once."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from shared.errors import ResourceExhausted
 
@@ -56,3 +59,27 @@ class Rates:
                 reason="RATE_LIMITED",
                 details={"retryAfterSeconds": wait},
             )
+
+
+class Turnstile:
+    """At most `most` calls of each caller at once."""
+
+    def __init__(self, *, most: int) -> None:
+        self._most = most
+        self._inside: Counter[bytes] = Counter()
+
+    @contextmanager
+    def enter(self, caller: bytes) -> Iterator[None]:
+        """The call is one of its caller's. Raises ResourceExhausted TOO_MANY_CALLS where there are enough."""
+        if self._inside[caller] >= self._most:
+            raise ResourceExhausted(
+                f"{self._most} calls of this agent are under way; send the next one when one ends",
+                reason="TOO_MANY_CALLS",
+            )
+        self._inside[caller] += 1
+        try:
+            yield
+        finally:
+            self._inside[caller] -= 1
+            if not self._inside[caller]:
+                del self._inside[caller]

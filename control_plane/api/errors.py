@@ -72,6 +72,7 @@ REASONS = {
     "EXPERIMENT_NOT_FOUND": "no experiment of the project has this id or key",
     "SLOW_CONSUMER": "a stream was not read for 20 seconds; connect again, it begins with everything",
     "STOPPING": "the control plane is stopping; connect again",
+    "TOO_MANY_CALLS": "too many calls of this agent are under way; send the next one when one ends",
     "TOO_MANY_STREAMS": "too many streams are open at once; close some, or poll",
     "FINGERPRINT_CHANGED": "the metric, the analysis or the phase is another by now; the present fingerprint is named",
     "FINGERPRINT_NOT_FOUND": "nothing was ever computed under this fingerprint",

@@ -34,6 +34,13 @@ _log = logs.get(__name__)
 HEARTBEAT_SECONDS = 10.0
 LEASE_WRITES_SECONDS = 5.0
 ADMISSIONS_PER_SECOND = 200.0
+SESSIONS_PER_SECOND, SESSIONS_AT_ONCE = 1.0, 30.0
+"""Of one agent; above that it is told to come back later."""
+MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 500.0, 20_000.0
+"""Of one session; what comes faster waits in the transport."""
+PAUSE_SECONDS = 0.05
+MAX_OUTCOMES = 20_000
+"""Not stored yet, of one session; nothing more is read until some are."""
 DRAIN_WINDOW_MS = 500
 DRAIN_SECONDS = 2.0
 MAX_BATCH_BYTES = 2 * 1_048_576
@@ -78,6 +85,7 @@ class Sessions:
         self._empty.set()
         self.draining = False
         self.admission = Bucket(rate=ADMISSIONS_PER_SECOND, burst=ADMISSIONS_PER_SECOND)
+        self._own_admission: dict[bytes, Bucket] = {}  # one agent never takes what is for the others
         self.connected = Gauge("variantd_sessions", "agents connected to this process", registry=registry)
         self.outcomes = Counter(
             "variantd_outcomes",
@@ -105,7 +113,12 @@ class Sessions:
         """The agent may open a session now; monotonic seconds. One that polls is asked about its first poll only."""
         if self.draining:
             return False
-        return self._polling.get(agent_uid, now) > now or self.admission.take(now)
+        if self._polling.get(agent_uid, now) > now:
+            return True
+        own = self._own_admission.setdefault(
+            agent_uid, Bucket(rate=SESSIONS_PER_SECOND, burst=SESSIONS_AT_ONCE)
+        )
+        return own.take(now) and self.admission.take(now)
 
     def enter(self, session: "Session") -> None:
         """The session is the agent's; an older one of the same agent ends."""
@@ -194,6 +207,7 @@ class Session:
         self._beat: int | None = None  # the newest; one answer is as good as one each
         self._outcomes: list[Outcome] = []
         self._observation: tuple[tuple[int, int, int], list[dict[str, Any]]] | None = None
+        self._pace = Bucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_AT_ONCE)
         self._signal = asyncio.Event()
         self._outcome_signal = asyncio.Event()
         self._look = True
@@ -310,6 +324,13 @@ class Session:
         elif kind == "goodbye":
             self.said_goodbye = True
             self.end()
+
+    async def turn(self) -> None:
+        """Returns when the next message may be read."""
+        clock = self._services.clock
+        # Nobody tells when time has passed, so there is nothing to wait for but time.
+        while len(self._outcomes) >= MAX_OUTCOMES or not self._pace.take(clock.monotonic()):  # noqa: ASYNC110
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def record(self) -> None:
         """Outcomes are stored, then acknowledged, for ever; one that never can be stored ends the session.

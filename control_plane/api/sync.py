@@ -6,12 +6,13 @@ read costs nothing and is cut; what is said in a session is decided in `control_
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, NoReturn
 
 import grpc
 
 from control_plane.api import errors
+from control_plane.api.admission import Turnstile
 from control_plane.api.polls import Polls
 from control_plane.api.reads import ANSWER_SECONDS
 from control_plane.api.sessions import BUSY_WINDOW_MS, HEARTBEAT_SECONDS, Origin, Session, Sessions, welcome
@@ -33,6 +34,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 WRITE_DEADLINE_SECONDS = 20.0
 HELLO_DEADLINE_SECONDS = 10.0
 CHUNK_BYTES = 256 * 1024
+MAX_REPORTS, MAX_FETCHES = 4, 16
+"""Calls of one agent at once; one that behaves has one batch under way, and fetches for eight files."""
 
 
 class _Stream:
@@ -71,6 +74,7 @@ class _Stream:
         try:
             async for message in messages:
                 self._session.heard(message)
+                await self._session.turn()
         finally:
             self._session.end()
 
@@ -88,6 +92,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self._own = own
         self._authority = authority
         self._polls = Polls(services, sessions, own)
+        self._reports, self._fetches = Turnstile(most=MAX_REPORTS), Turnstile(most=MAX_FETCHES)
 
     async def UploadContent(
         self, request_iterator: AsyncIterator[pb.UploadContentRequest], context: Context
@@ -168,13 +173,11 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
 
             def store(tx: Tx) -> events.Report:
                 nouns = Store(tx)
-                project_id = nouns.fleet.may_speak(uid)
-                if project_id is None:
-                    raise PermissionDenied("this agent is banned or not known", reason="BANNED")
-                source = events.Source(project_id=project_id, agent_uid=uid, now=now)
+                source = events.Source(project_id=require_speaker(nouns, uid), agent_uid=uid, now=now)
                 return events.report(nouns.events, source, batch)
 
-            report = await self._services.database.write(store)
+            with self._reports.enter(uid):
+                report = await self._services.database.write(store)
         except Exception as failure:
             await errors.abort(
                 context, errors.explain(failure, "AgentService.ReportSpool", peer=context.peer())
@@ -207,18 +210,21 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     ) -> AsyncIterator[pb.FetchContentResponse]:
         """Content of the caller's own slots, by digest, in chunks."""
         body = b""
-        try:
-            uid = _agent_uid(context)
-            body = await self._services.database.read(lambda tx: _content(Store(tx), uid, request.digest))
-        except Exception as failure:
-            await errors.abort(
-                context, errors.explain(failure, "AgentService.FetchContent", peer=context.peer())
-            )
-        for start in range(request.offset, len(body), CHUNK_BYTES):
-            yield pb.FetchContentResponse(chunk=body[start : start + CHUNK_BYTES])
+        with ExitStack() as place:
+            try:
+                uid = _agent_uid(context)
+                place.enter_context(self._fetches.enter(uid))
+                body = await self._services.database.read(lambda tx: _content(Store(tx), uid, request.digest))
+            except Exception as failure:
+                await errors.abort(
+                    context, errors.explain(failure, "AgentService.FetchContent", peer=context.peer())
+                )
+            for start in range(request.offset, len(body), CHUNK_BYTES):
+                yield pb.FetchContentResponse(chunk=body[start : start + CHUNK_BYTES])
 
 
 def _content(store: Store, uid: bytes, digest: bytes) -> bytes:
+    require_speaker(store, uid)
     project_id = store.deployments.may_fetch(uid, digest)
     body = store.experiments.content(project_id, digest) if project_id else None
     if body is None:

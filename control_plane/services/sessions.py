@@ -77,10 +77,12 @@ def refusal(agent: Agent | None) -> PermissionDenied | None:
     return None
 
 
-def require_speaker(store: Store, agent_uid: bytes) -> None:
-    """Raises PermissionDenied for an agent that may not speak, telling it why."""
-    if failure := refusal(store.fleet.agent(agent_uid)):
-        raise failure
+def require_speaker(store: Store, agent_uid: bytes) -> bytes:
+    """The project of the agent. Raises PermissionDenied for one that may not speak, telling it why."""
+    project_id = store.fleet.may_speak(agent_uid)
+    if project_id is None:
+        raise refusal(store.fleet.agent(agent_uid)) or PermissionDenied()
+    return project_id
 
 
 def open_session(

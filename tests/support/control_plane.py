@@ -35,10 +35,16 @@ class Sync:
         self.goodbye: str | None = None
         self._to_end: tuple[grpc.StatusCode, str] | None = None
         self._stop = asyncio.Event()
+        self._writing = asyncio.Lock()
 
     async def send(self, **message: Any) -> None:
         """One SyncResponse, by the name of its field."""
-        await self._context.write(pb.SyncResponse(**message))
+        await self.write(pb.SyncResponse(**message))
+
+    async def write(self, message: pb.SyncResponse) -> None:
+        """One SyncResponse."""
+        async with self._writing:  # a call takes one write at a time
+            await self._context.write(message)
 
     async def offer(self, offer: Offer) -> None:
         await self.send(offer=wire.offer_to_pb(offer))
