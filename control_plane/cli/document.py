@@ -205,7 +205,7 @@ class Analysis(Part):
 
     alpha: Annotated[float, Field(ge=0.001, le=0.5)] = ALPHA
     decision: Literal["path_test", "sequence"] | None = None
-    horizon_days: Annotated[int, Field(ge=1, le=366)] = 14
+    horizon_days: Annotated[int, Field(ge=1, le=366)] | None = None
     tuning: Annotated[float, Field(gt=0)] | None = None
     variance: Literal["jackknife", "delta"] = "jackknife"
     prior: Prior = Prior()

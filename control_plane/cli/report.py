@@ -19,6 +19,7 @@ from control_plane.cli.figures import Figure, known, names_of, unit_of, words
 from control_plane.cli.session import Failure, Session
 from control_plane.cli.sheet import (
     absent,
+    carried_over,
     differences,
     guardrails,
     level,
@@ -159,7 +160,9 @@ def _metric(metric: pb.Metric) -> str:
 
 
 def _verdict(found: pb.Results) -> str:
-    first, *rest = (*verdict_lines(found), *differences(found), *pooled(found), *guardrails(found), "")
+    first, *rest = (
+        *verdict_lines(found), *differences(found), *carried_over(found), *pooled(found), *guardrails(found), ""
+    )  # fmt: skip
     rows = [
         (
             reason.code,

@@ -28,11 +28,14 @@ _REASONS = {
     "ALPHA_SPENT": "earlier phases have spent all of alpha; a reset begins anew",
     "OUT_OF_RANGE": "too large or too small to be told",
     "NOT_OF_THIS_KIND": "told of proportions only",
+    "ALTERNATING": "everybody had every variant",
+    "NO_CYCLE_YET": "no cycle of blocks is over",
+    "TOO_FEW_CYCLES": "fewer than two cycles of a participant are over",
+    "NO_CONTRAST": "everybody had the same variant at the same time, as the calendar did",
 }
-_QUIET = {"IS_CONTROL", "IS_A_PROPORTION", "NO_LOOK_YET", "OF_ONE_PHASE"}
+_QUIET = {"IS_CONTROL", "IS_A_PROPORTION", "NO_LOOK_YET", "OF_ONE_PHASE", "ALTERNATING"}
 """Reasons that go without saying: the headline has them."""
 _UNCOMPARED = {
-    "SWITCHBACK_NOT_COMPUTED": "blocks of a switchback are not analysed yet, and summed up they prove nothing",
     "NOT_RANDOMIZED": "rules chose the variants, so they are not compared: who has which differs in more than it",
 }
 
@@ -44,7 +47,8 @@ def print_results(session: Session, found: pb.Results, *, beside: pb.Results | N
         show.say(session.out, line)
     _counts(session, found)
     _bars(session, found)
-    for line in (*differences(found), *pooled(found), *guardrails(found), *left_out(found)):
+    further = (*carried_over(found), *pooled(found), *guardrails(found), *left_out(found))
+    for line in (*differences(found), *further):
         show.say(session.out, line)
     for line in absent(found):
         show.say(session.out, line)
@@ -162,6 +166,8 @@ def verdict_lines(found: pb.Results) -> Iterator[str]:
 def why(found: pb.Results) -> Iterator[str]:
     """Every fact behind the verdict, with its formula and what went into it."""
     method = found.method
+    if method.HasField("switchback"):
+        yield within_cycles(method.switchback)
     if not found.HasField("verdict"):
         yield "there is no verdict: it is given on the primary metric, over everybody who was assigned"
         return
@@ -216,6 +222,26 @@ def pooled(found: pb.Results) -> Iterator[str]:
         for item in phase.variants:
             own = _change(found, item.difference) if item.HasField("difference") else "nothing to say"
             yield f"phase {phase.number}, {100 * item.share:.0f} % of the weight: {item.variant} {own}"
+
+
+def within_cycles(method: pb.SwitchbackMethod) -> str:
+    """What a switchback compares with what."""
+    return (
+        f"compared within cycles: {method.participants} participants with themselves, {method.cycles} cycles of blocks"
+        f" of {method.block_days:g} days without the first {method.washout_seconds:g} s; {method.witnesses_over} of"
+        f" {method.witnesses} differences are there, the redraws flip their signs by {method.flips};"
+        f" {'the mean of each block of time was subtracted' if method.calendar_means else 'nothing was subtracted'}"
+    )
+
+
+def carried_over(found: pb.Results) -> Iterator[str]:
+    """The effect by the variant in the block before: alike, unless that one lasts."""
+    for item in found.carry_over:
+        if item.HasField("difference"):
+            yield (
+                f"{item.variant} after {item.previous}: {_change(found, item.difference)}"
+                f" ({item.blocks} blocks, not tested)"
+            )
 
 
 def guardrails(found: pb.Results) -> Iterator[str]:

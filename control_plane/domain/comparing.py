@@ -12,11 +12,12 @@ from math import ceil, log10, sqrt
 from control_plane.domain.evidence import Json, ends
 from control_plane.domain.question import Arm, Numbers, Question
 from control_plane.domain.statistics import blocked, decision, newcombe, sequence
-from control_plane.domain.statistics.decision import Apart, Comparison, Plan, State, Unit
+from control_plane.domain.statistics.decision import Apart, Comparison, State
 from control_plane.domain.statistics.lift import fieller, lift
 from control_plane.domain.statistics.means import mean, moments
 from control_plane.domain.statistics.newcombe import Counts, Small
 from control_plane.domain.statistics.path import Side, Snapshot
+from control_plane.domain.statistics.plan import Plan, Unit
 from control_plane.domain.statistics.proportions import (
     ArmSums,
     Difference,

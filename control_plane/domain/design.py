@@ -38,6 +38,10 @@ class Type(StrEnum):
         return self in (Type.AB, Type.MULTIVARIATE)
 
 
+HORIZON_DAYS = 14
+"""How long alpha is spent where nobody says so; a switchback has its blocks."""
+
+
 class Selector(Request):
     """Which participants: a list of ids, or all that carry the labels."""
 
@@ -75,7 +79,8 @@ def _once(value: tuple[str, ...]) -> tuple[str, ...]:
 class AnalysisSpec(Request):
     """How results are computed, and who is left out of them.
 
-    `decision` absent: the path test for a closed list of participants that it can deal with, else the sequence.
+    `decision` absent: the path test for a closed list of participants that it can deal with and for a switchback, else
+    the sequence. `horizon_days` absent: 14, of a switchback all its blocks.
     `excluded_variant_ids` are ids or keys as callers write them, and keys once they are in a design
     (`services.excluding`): a key lasts as long as its variant, and a copy of the experiment has the same.
     `cluster_by` is what is drawn, and compared: each participant, each host, or each value of a label.
@@ -83,7 +88,7 @@ class AnalysisSpec(Request):
 
     alpha: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
     decision: Literal["path_test", "sequence"] | None = None
-    horizon_days: Annotated[int, Field(ge=1, le=366), BeforeValidator(whole)] = 14
+    horizon_days: Annotated[int, Field(ge=1, le=366), BeforeValidator(whole)] | None = None
     tuning: Annotated[float, Field(gt=0, le=1e12)] | None = None
     variance: Literal["jackknife", "delta"] = "jackknife"
     prior: Prior = Prior()

@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field
 
 from control_plane.domain.fields import Request
 from control_plane.domain.metrics import Goal, Kind, Of
-from control_plane.domain.statistics import decision
-from control_plane.domain.statistics.decision import Comparison, Look, Plan, Unit
+from control_plane.domain.statistics import decision, switchback
+from control_plane.domain.statistics.decision import Comparison, Look
 from control_plane.domain.statistics.path import Snapshot
+from control_plane.domain.statistics.plan import Plan, Unit
 from control_plane.domain.statistics.proportions import Interval, Undefined, Variance
 from control_plane.domain.statistics.verdict import guard
 
@@ -85,6 +86,36 @@ class Member(Part):
     cluster: str = ""
 
 
+class Turn(Part):
+    """A participant's turn with an arm in a block of time of a switchback; `over` so many days after the phase began.
+
+    `cluster`: it was drawn together with everybody of that name.
+    """
+
+    participant: str
+    arm: str
+    cycle: int
+    block: int
+    over: float
+    cluster: str = ""
+
+
+class Alternation(Part):
+    """The turns of who was there when a switchback began, and what was done in each of them, in their order.
+
+    There are so many `cycles` by the design. `sums` are of the moment of the question, `day` days after the phase
+    began; `first_day` is that of the first look. `washout` is the seconds of each block that do not count.
+    """
+
+    cycles: int
+    block_days: float
+    washout: float = 0.0
+    day: float
+    first_day: float | None = None
+    turns: tuple[Turn, ...]
+    sums: Sums
+
+
 class Measure(Part):
     """What is measured; `guardrail` metrics carry the margin, the primary one the change worth finding."""
 
@@ -110,7 +141,7 @@ class Settings(Part):
 
 
 class Ledgered(Part):
-    """A recorded look; `sums` only in what is exported, to check it by."""
+    """A recorded look; `sums` (of a switchback by turn) only in what is exported, to check it by."""
 
     number: int
     at: str
@@ -143,10 +174,11 @@ class Stretch(Part):
 class Evidence(Part):
     """Everything an answer is made of; `about` is handed through.
 
-    `sums` are of the moment of the question, `first` of the first look, which freezes what a sequence aims at; `looks`
-    are of the primary metric, and `unspent` is the share of its alpha that earlier phases have left. `uncompared`: why
-    variants of this type are not compared. `others`: each arm's crossed or not in the other population, at the same
-    looks. `pooled` are the phases, where the question is about all of them.
+    `sums` are of the moment of the question, `first` of the first look (of a switchback by turn), which freezes what a
+    sequence aims at; `looks` are of the primary metric, and `unspent` is the share of its alpha that is left by earlier
+    phases. `alternation`: it is a switchback, and these are its turns. `uncompared`: why variants of this type are not
+    compared. `others`: each arm's crossed or not in the other population, at the same looks. `pooled` are the phases,
+    where the question is about all of them.
     """
 
     about: Json
@@ -160,6 +192,7 @@ class Evidence(Part):
     sums: Sums
     first: Sums | None = None
     unspent: float = 1.0
+    alternation: Alternation | None = None
     looks: tuple[Ledgered, ...] = ()
     other_looks: tuple[Ledgered, ...] = ()
     next_look_at: str | None = None
@@ -189,6 +222,8 @@ class Evidence(Part):
 def plan_of(evidence: Evidence, *, comparisons: int = 0, effect: float | None = None) -> Plan:
     """The plan behind the looks: who was there when the phase began. Raises Invalid where nothing compares."""
     units = [Unit(arm=arm, block=block, stratum=stratum) for _, arm, block, stratum in clusters(evidence)]
+    if evidence.alternation is not None:
+        units = list(_turns(evidence.alternation).values())
     return Plan(
         method=evidence.settings.decision,
         arms=tuple(arm.key for arm in evidence.arms if arm.weight),
@@ -202,9 +237,22 @@ def plan_of(evidence: Evidence, *, comparisons: int = 0, effect: float | None = 
         tuning=evidence.settings.tuning,
         variance=evidence.settings.variance,
         shares=evidence.measure.kind == "proportion",
+        cycles=evidence.alternation.cycles if evidence.alternation else 0,
         comparisons=comparisons,
         unspent=evidence.unspent,
     )
+
+
+def _turns(alternation: Alternation) -> dict[tuple[str, int], Unit]:
+    """The turns of what was drawn, each once, by name and block; those of a cycle were drawn among themselves."""
+    found: dict[tuple[str, int], Unit] = {}
+    for turn in alternation.turns:
+        name = turn.cluster or turn.participant
+        own = switchback.Turn(participant=name, cycle=turn.cycle, time_block=turn.block, over=turn.over)
+        found.setdefault(
+            (name, turn.block), Unit(arm=turn.arm, block=f"{turn.cycle}/{name}", stratum="", turn=own)
+        )
+    return found
 
 
 def clusters(evidence: Evidence) -> list[tuple[str, str, str, str]]:
@@ -218,7 +266,9 @@ def clusters(evidence: Evidence) -> list[tuple[str, str, str, str]]:
 
 
 def snapshot_of(evidence: Evidence, sums: Sums, *, day: float) -> Snapshot:
-    """The sums of what was drawn, in the plan's order; clusters are summed up."""
+    """The sums of what was drawn, in the plan's order; clusters are summed up, turns count once they are over."""
+    if evidence.alternation is not None:
+        return _snapshot_of_turns(evidence, evidence.alternation, sums, day=day)
     places = {(name, arm): at for at, (name, arm, _, _) in enumerate(clusters(evidence))}
     trials, successes = [0] * len(places), [0] * len(places)
     for member, m, c in zip(evidence.members, *sums.pair(evidence.measure), strict=True):
@@ -227,6 +277,31 @@ def snapshot_of(evidence: Evidence, sums: Sums, *, day: float) -> Snapshot:
             trials[at] += m
             successes[at] += c
     return Snapshot(day=day, trials=trials, successes=successes)
+
+
+def _snapshot_of_turns(evidence: Evidence, alternation: Alternation, sums: Sums, *, day: float) -> Snapshot:
+    units = _turns(alternation)
+    places = {name: at for at, name in enumerate(units)}
+    trials, successes = [0] * len(places), [0] * len(places)
+    for turn, m, c in zip(alternation.turns, *sums.pair(evidence.measure), strict=True):
+        if turn.over <= day:
+            at = places[turn.cluster or turn.participant, turn.block]
+            trials[at] += m
+            successes[at] += c
+    return Snapshot(day=day, trials=trials, successes=successes)
+
+
+def until_now(evidence: Evidence) -> list[Snapshot]:
+    """The first look, if there was one, and the moment of the question."""
+    turns = evidence.alternation
+    if turns is not None:
+        first = None if turns.first_day is None else (evidence.first, turns.first_day)
+        present = (turns.sums, turns.day)
+    else:
+        first = (evidence.first, 1e-9)
+        present = (evidence.sums, max(evidence.looks[-1].day if evidence.looks else 0.0, 1e-9))
+    found = [snapshot_of(evidence, first[0], day=first[1])] if first and first[0] is not None else []
+    return [*found, snapshot_of(evidence, present[0], day=present[1])]
 
 
 def look(evidence: Evidence, snapshots: Sequence[Snapshot]) -> tuple[Json, ...]:

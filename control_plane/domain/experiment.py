@@ -12,7 +12,7 @@ from typing import Any
 
 from control_plane.domain import switchback as switching
 from control_plane.domain.assignment import Arm, Placement, smallest_reachable_p
-from control_plane.domain.design import Design, Type
+from control_plane.domain.design import HORIZON_DAYS, Design, Type
 from control_plane.domain.factors import Factor
 from control_plane.domain.intake import MAX_BALANCED, Applicant, Holdout, Method, Rules, Seat, seats
 from control_plane.domain.lifecycle import Status, Verb, after
@@ -20,6 +20,7 @@ from control_plane.domain.switchback import Calendar
 from control_plane.domain.targeting import TargetingRules
 from shared.errors import FailedPrecondition
 from shared.model import Digest
+from shared.moment import SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +164,18 @@ class Experiment:
     @property
     def decided_by(self) -> str:
         """`path_test` or `sequence`: as the design says, else the path test for a closed list it can deal with."""
-        closed = 0 < len(self.selector.get("ids", ())) <= MAX_BALANCED
+        closed = 0 < len(self.selector.get("ids", ())) <= MAX_BALANCED or self.type is Type.SWITCHBACK
         return self.design.analysis.decision or ("path_test" if closed else "sequence")
+
+    @property
+    def horizon_days(self) -> float:
+        """When the path test has spent its level: as designed, else with a switchback's last block, or 14 days."""
+        said, settings = self.design.analysis.horizon_days, self.design.switchback
+        if said is not None:
+            return float(said)
+        if self.type is Type.SWITCHBACK and settings is not None:
+            return settings.length * settings.blocks / (86_400 * SECOND)
+        return float(HORIZON_DAYS)
 
     @property
     def arms(self) -> tuple[Variant, ...]:
@@ -194,6 +205,8 @@ class Experiment:
             "analysis": self.design.analysis.said(),
             "phase": {"run": self.run, "number": number, "seed": seed.hex()},
         }
+        if self.type is Type.SWITCHBACK and self.design.switchback is not None:
+            plan["switchback"] = self.design.switchback.model_dump(mode="json", by_alias=True)
         text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -222,10 +235,14 @@ class Experiment:
     @property
     def calendar(self) -> Calendar | None:
         """When its blocks begin and end; None where there are none, or none yet."""
+        return self.calendar_of(self.phase)
+
+    def calendar_of(self, phase: Phase | None) -> Calendar | None:
+        """When the blocks of a phase begin and end."""
         settings = self.design.switchback
-        if self.type is not Type.SWITCHBACK or settings is None or self.phase is None:
+        if self.type is not Type.SWITCHBACK or settings is None or phase is None:
             return None
-        return Calendar(begins=self.phase.opened_at, length=settings.length, blocks=settings.blocks)
+        return Calendar(begins=phase.opened_at, length=settings.length, blocks=settings.blocks)
 
     def digests(self) -> tuple[Digest, ...]:
         """Digests of every file of every variant."""

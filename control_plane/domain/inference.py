@@ -9,9 +9,10 @@ valid at any moment, stands in for it.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
-from control_plane.domain import pooling
+from control_plane.domain import alternation, pooling
 from control_plane.domain.evidence import (
     Arm,
     Evidence,
@@ -26,6 +27,7 @@ from control_plane.domain.evidence import (
     looked,
     plan_of,
     snapshot_of,
+    until_now,
 )
 from control_plane.domain.statistics import decision, planning, srm
 from control_plane.domain.statistics.bayes import beliefs_of_values
@@ -95,6 +97,7 @@ def answer(evidence: Evidence) -> Json:
         "srm": _srm(evidence, integrity),
         "verdict": None if decided is None else _verdict_shown(evidence, decided),
         "power": _power(evidence),
+        "carryOver": alternation.carried_over(evidence) if evidence.alternation else [],
         "findings": [*evidence.findings, *_sensitive(evidence, found)],
         "phases": [],
         "inputs": None,
@@ -131,23 +134,17 @@ def _numbers(evidence: Evidence, recorded: Sequence[Look]) -> dict[str, _Numbers
     stand = {one.arm: one for one in standing(recorded)}
     now: dict[str, Comparison] = {}
     if sum(1 for arm in evidence.arms if arm.weight) > 1:
-        present = snapshot_of(evidence, evidence.sums, day=max(_elapsed(evidence), 1e-9))
         sequence = plan_of(
             evidence.model_copy(
                 update={"settings": evidence.settings.model_copy(update={"decision": "sequence"})}
             )
         )
-        # The target is frozen at the first look; until then it is taken from what there is.
-        first = [] if evidence.first is None else [snapshot_of(evidence, evidence.first, day=1e-9)]
-        shots = [*first, present]
-        now = {one.arm: one for one in decision.looks(sequence, shots)[-1].comparisons}
+        # The target is frozen at the first look; until then it is taken from what there is. It has no horizon.
+        looks = decision.looks(replace(sequence, horizon=inf), until_now(evidence))
+        now = {one.arm: one for one in looks[-1].comparisons}
     return {
         arm.key: _Numbers(stand.get(arm.key), now.get(arm.key)) for arm in evidence.arms if not arm.is_control
     }
-
-
-def _elapsed(evidence: Evidence) -> float:
-    return evidence.looks[-1].day if evidence.looks else 0.0
 
 
 _OWN = (
@@ -240,6 +237,8 @@ def _worst_case(evidence: Evidence, one: ArmSummary, reasons: dict[str, str]) ->
     why = None
     if evidence.measure.kind != "proportion":
         why = Undefined.NOT_OF_THIS_KIND.value
+    elif evidence.alternation is not None:
+        why = Undefined.ALTERNATING.value
     elif evidence.uncompared is not None:
         why = evidence.uncompared
     elif evidence.control is None:
@@ -326,6 +325,7 @@ def _method(evidence: Evidence) -> Json:
         "alphaUnspent": evidence.unspent,
         "strata": len({member.stratum for member in evidence.members}),
         "comparedAt": evidence.looks[-1].cut_off if evidence.looks and evidence.primary else None,
+        "switchback": alternation.said(evidence, evidence.alternation) if evidence.alternation else None,
     }
 
 
@@ -354,6 +354,8 @@ def _integrity(evidence: Evidence) -> Integrity:
         )
         for reason, counts in sorted(by_reason.items())
     }
+    if evidence.alternation is not None:
+        losses["without_data"] = alternation.silent_alike(evidence, evidence.alternation)
     ratio = (
         srm.sample_ratio(sizes, [arm.weight for arm in evidence.arms])
         if evidence.hashed and any(sizes)
@@ -455,6 +457,8 @@ def _reason(item: Reason) -> Json:
 
 def _power(evidence: Evidence) -> Json | None:
     """What can be found with who takes part, and how many the change worth finding would need; of proportions."""
+    if evidence.alternation is not None:
+        return alternation.power(evidence, evidence.alternation)
     control = next((arm for arm in evidence.arms if arm.is_control), None)
     if control is None or evidence.measure.kind != "proportion" or evidence.uncompared is not None:
         return None

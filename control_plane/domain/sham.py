@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from control_plane.domain.evidence import Evidence, plan_of, snapshot_of
 from control_plane.domain.statistics import decision, newcombe
-from control_plane.domain.statistics.decision import Plan, Unit
 from control_plane.domain.statistics.newcombe import Counts
 from control_plane.domain.statistics.path import Snapshot
+from control_plane.domain.statistics.plan import Plan, Unit
 from control_plane.domain.statistics.proportions import ArmSums, Interval, difference
 from shared.errors import Fault, Invalid
 

@@ -8,6 +8,7 @@ from typing import Any
 from control_plane.domain.assignment import ALGORITHM, replay
 from control_plane.domain.design import Type
 from control_plane.domain.evidence import (
+    Alternation,
     Arm,
     Evidence,
     Excluded,
@@ -26,11 +27,14 @@ from control_plane.domain.experiment import (
     Phase,
     decision,
     drawn_placements,
+    normalised,
     rules_of,
 )
 from control_plane.domain.intake import HASHED, Method, late_blocks
 from control_plane.domain.metrics import counted_as
 from control_plane.domain.statistics.proportions import Undefined
+from control_plane.domain.switchback import SWITCHBACK
+from control_plane.services import alternation
 from control_plane.services.work import Work
 from control_plane.store.events import Total
 from control_plane.store.looks import LookRow, Snapshot
@@ -39,21 +43,27 @@ from shared.moment import to_rfc3339
 
 UNCOMPARED = {
     Type.PERSONALIZATION: Undefined.NOT_RANDOMIZED,
-    Type.SWITCHBACK: Undefined.SWITCHBACK_NOT_COMPUTED,
 }
 """Types whose variants are not compared, and why."""
 _FAILED = ("refused", "rolled_back", "stuck")
 """States of a deployment that leave a host without its variant."""
 
 
+Whose = tuple[str, bytes] | tuple[str, bytes, int]
+"""A member, (participant, variant id), or its turn in a time block."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """Sums of the members, whatever the metric: (count, units, value) by (participant, variant id) and event name."""
+    """Sums of the members, whatever the metric: (count, units, value) by (participant, variant id) and event name.
 
-    totals: dict[tuple[str, bytes], dict[str, dict[str, tuple[int, int, int]]]]
+    Of a switchback those of each turn besides, by (participant, variant id, time block).
+    """
 
-    def sums(self, members: Sequence[tuple[str, bytes]], metric: Json, population: str) -> Sums:
-        """What a metric is computed from, in the members' order."""
+    totals: dict[Whose, dict[str, dict[str, tuple[int, int, int]]]]
+
+    def sums(self, members: Sequence[Whose], metric: Json, population: str) -> Sums:
+        """What a metric is computed from, in the order of the members, or turns."""
         rows = [self.totals.get(member, {}) for member in members]
 
         def column(name: str, place: int) -> tuple[int, ...]:
@@ -73,18 +83,26 @@ class Seen:
 
 def seen(totals: Iterable[Total]) -> Seen:
     """Totals by whom and what."""
-    found: dict[tuple[str, bytes], dict[str, dict[str, tuple[int, int, int]]]] = {}
+    found: dict[Whose, dict[str, dict[str, tuple[int, int, int]]]] = {}
     for item in totals:
+        own = {"assigned": item.assigned, "delivered": item.delivered}
+        if item.block:
+            turn = (item.participant, item.variant_id, item.block)
+            found.setdefault(turn, {})[item.event_name] = own
         of = found.setdefault((item.participant, item.variant_id), {})
-        of[item.event_name] = {"assigned": item.assigned, "delivered": item.delivered}
+        so_far = of.setdefault(item.event_name, dict.fromkeys(own, (0, 0, 0)))
+        for name, (count, units, value) in own.items():
+            before = so_far[name]
+            so_far[name] = (before[0] + count, before[1] + units, before[2] + value)
     return Seen(totals=found)
 
 
-def snapshot(found: Seen, members: Sequence[tuple[str, bytes]]) -> Snapshot:
-    """What a look keeps of it."""
+def snapshot(found: Seen, seated: "Seating") -> Snapshot:
+    """What a look keeps of it: everybody's sums, and those of every turn in which something was done."""
+    members: list[Whose] = [*seated.members, *(turn for turn in seated.turn_keys if turn in found.totals)]
     names = sorted({name for member in members for name in found.totals.get(member, {})} | {""})
     return {
-        "participants": [[participant, variant_id.hex()] for participant, variant_id in members],
+        "participants": [[member[0], member[1].hex(), *member[2:]] for member in members],
         "sums": {
             population: {
                 name: [
@@ -100,11 +118,12 @@ def snapshot(found: Seen, members: Sequence[tuple[str, bytes]]) -> Snapshot:
 
 def remembered(kept: Snapshot) -> Seen:
     """What a look saw."""
-    found: dict[tuple[str, bytes], dict[str, dict[str, tuple[int, int, int]]]] = {}
+    found: dict[Whose, dict[str, dict[str, tuple[int, int, int]]]] = {}
+    members = [(name, bytes.fromhex(variant), *block) for name, variant, *block in kept["participants"]]
     for population, names in kept["sums"].items():
         for name, rows in names.items():
-            for (participant, variant), row in zip(kept["participants"], rows, strict=True):
-                of = found.setdefault((participant, bytes.fromhex(variant)), {}).setdefault(name, {})
+            for member, row in zip(members, rows, strict=True):
+                of = found.setdefault(member, {}).setdefault(name, {})
                 of[population] = (row[0], row[1], row[2])
     return Seen(totals=found)
 
@@ -117,6 +136,8 @@ class Seating:
     phase: Phase | None
     assignments: tuple[Assignment, ...]
     """The first of every pair of participant and variant."""
+    turns: tuple[Assignment, ...] = ()
+    """Of a switchback each time block once, of who was there when it began."""
 
     @property
     def members(self) -> list[tuple[str, bytes]]:
@@ -124,17 +145,38 @@ class Seating:
         return [(item.participant, item.variant_id) for item in self.assignments if item.variant_id]
 
     def replace_members(self, assignments: Iterable[Assignment]) -> "Seating":
-        """The same phase with these assignments only."""
-        return replace(self, assignments=tuple(assignments))
+        """The same phase with these assignments only; turns are theirs."""
+        kept = tuple(assignments)
+        people = {item.participant for item in kept}
+        turns = tuple(item for item in self.turns if item.participant in people)
+        return replace(self, assignments=kept, turns=turns)
+
+    @property
+    def turn_keys(self) -> list[tuple[str, bytes, int]]:
+        """(participant, variant id, time block)."""
+        return [
+            (item.participant, item.variant_id, item.time_block) for item in self.turns if item.variant_id
+        ]
+
+    @property
+    def compared(self) -> Sequence[Whose]:
+        """Whose sums looks compare: the members', or of a switchback the turns'."""
+        return self.turn_keys if self.experiment.type is Type.SWITCHBACK else self.members
 
 
 def seating(work: Work, experiment: Experiment, phase: Phase | None) -> Seating:
     """Everybody who has, had or will have a variant in the phase."""
     pairs: dict[tuple[str, bytes], Assignment] = {}
-    for item in work.store.experiments.assignments(phase.id) if phase else []:
+    rows = work.store.experiments.assignments(phase.id) if phase else []
+    for item in rows:
         if item.variant_id is not None:
             pairs.setdefault((item.participant, item.variant_id), item)
-    return Seating(experiment=experiment, phase=phase, assignments=tuple(pairs.values()))
+    return Seating(
+        experiment=experiment,
+        phase=phase,
+        assignments=tuple(pairs.values()),
+        turns=alternation.turns_of(rows),
+    )
 
 
 def evidence(
@@ -152,11 +194,15 @@ def evidence(
     exclusions: Sequence[Excluded] = (),
     findings: Sequence[Json] = (),
     next_look_at: int | None = None,
+    turns: Alternation | None = None,
 ) -> Evidence:
     """The evidence of one metric in one population."""
     experiment, phase = seated.experiment, seated.phase
     weights = phase.weights if phase else {variant.id: variant.weight for variant in experiment.variants}
-    reachable = decision(experiment, seated.assignments)
+    if experiment.type is Type.SWITCHBACK:
+        shares = normalised([1] * len(experiment.arms))
+        weights = {variant.id: share for variant, share in zip(experiment.arms, shares, strict=True)}
+    reachable = decision(experiment, seated.turns or seated.assignments)
     uncompared = UNCOMPARED.get(experiment.type)
     return Evidence(
         about=about,
@@ -179,12 +225,13 @@ def evidence(
         sums=sums,
         first=first,
         unspent=unspent,
+        alternation=turns,
         looks=tuple(looks),
         other_looks=tuple(other_looks),
         next_look_at=None if next_look_at is None else to_rfc3339(next_look_at),
         replays=_replays(seated),
         hashed=phase is not None and phase.algorithm == HASHED,
-        reachable=None if reachable is None or reachable.cycles is not None else reachable.reachable,
+        reachable=None if reachable is None else reachable.reachable,
         exclusions=tuple(exclusions),
         uncompared=None if uncompared is None else uncompared.value,
         findings=tuple(findings),
@@ -247,7 +294,7 @@ def settings_of(seated: Seating) -> Settings:
     return Settings(
         alpha=analysis.alpha,
         decision=analysis.decision or ("path_test" if default == "path_test" else "sequence"),
-        horizon_days=float(analysis.horizon_days),
+        horizon_days=seated.experiment.horizon_days,
         power=analysis.power,
         effect=analysis.minimum_detectable_effect,
         tuning=analysis.tuning,
@@ -259,6 +306,8 @@ def settings_of(seated: Seating) -> Settings:
 def _replays(seated: Seating) -> bool | None:
     """Whether the draw, repeated, gives the record; None where it is not one draw."""
     phase, experiment = seated.phase, seated.experiment
+    if phase is not None and phase.algorithm == SWITCHBACK and seated.turns:
+        return alternation.replays(experiment, phase, seated.turns)
     if phase is None or phase.algorithm != ALGORITHM:
         return None
     drawn = [item for item in seated.assignments if item.drawn is Method.RANDOMIZED and planned(item, phase)]

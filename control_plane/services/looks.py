@@ -11,9 +11,10 @@ from typing import Any
 
 from control_plane.domain import evidence as domain
 from control_plane.domain import requests
+from control_plane.domain.design import Type
 from control_plane.domain.evidence import Json
 from control_plane.domain.experiment import Experiment, Phase
-from control_plane.services import evidence, metrics, timers
+from control_plane.services import alternation, evidence, metrics, timers
 from control_plane.services.evidence import Seating, Seen
 from control_plane.services.experiments import find
 from control_plane.services.work import Work
@@ -59,8 +60,9 @@ def _of_phase(
     seated = evidence.seating(work, experiment, phase)
     earlier = work.store.looks.snapshots(phase.id)
     for number, day in enumerate(days, start=len(earlier) + 1):
-        found = evidence.seen(work.store.events.totals(phase.id, until=day))
-        kept = evidence.snapshot(found, seated.members)
+        tallied = work.store.turns if experiment.type is Type.SWITCHBACK else work.store.events
+        found = evidence.seen(tallied.totals(phase.id, until=day))
+        kept = evidence.snapshot(found, seated)
         cut_off = min((day + 1) * DAY, phase.closed_at or work.now)
         look = LookRow(
             phase_id=phase.id,
@@ -135,6 +137,8 @@ def _decisions(
 
 def _comparable(seated: Seating) -> bool:
     experiment = seated.experiment
+    if experiment.type is Type.SWITCHBACK:
+        return experiment.control in experiment.arms and len(experiment.arms) > 1 and bool(seated.turns)
     weighted = [
         variant for variant in experiment.variants if seated.phase and seated.phase.weights.get(variant.id)
     ]
@@ -158,7 +162,15 @@ def _evidence(
     seated: Seating, metric: Json, population: domain.Population, seen: Seen, *, unspent: float = 1.0
 ) -> domain.Evidence:
     sums = seen.sums(seated.members, metric, population)
-    return evidence.evidence(seated, metric, population, sums, primary=True, about={}, unspent=unspent)
+    assert seated.phase is not None
+    of_turns = seen.sums(seated.turn_keys, metric, population)
+    # When that is does not matter: every snapshot says of when it is.
+    turns = alternation.alternation(
+        seated.experiment, seated.phase, seated.turns, of_turns, at=seated.phase.opened_at
+    )
+    return evidence.evidence(
+        seated, metric, population, sums, primary=True, about={}, unspent=unspent, turns=turns
+    )
 
 
 def _shots(
@@ -170,7 +182,7 @@ def _shots(
     days: Sequence[float],
 ) -> list[Any]:
     return [
-        domain.snapshot_of(item, one.sums(seated.members, metric, population), day=day)
+        domain.snapshot_of(item, one.sums(seated.compared, metric, population), day=day)
         for one, day in zip(seen, days, strict=True)
     ]
 

@@ -7,11 +7,12 @@ from datetime import date
 from typing import Any, get_args
 
 from control_plane.domain import pooling, requests
-from control_plane.domain.evidence import Evidence, Excluded, Json, Population, Sums
+from control_plane.domain.design import Type
+from control_plane.domain.evidence import Alternation, Evidence, Excluded, Json, Population, Sums
 from control_plane.domain.experiment import Experiment, Phase
 from control_plane.domain.metrics import counted_as, shown
-from control_plane.services import asked, evidence, findings
-from control_plane.services.evidence import Seating
+from control_plane.services import alternation, asked, evidence, findings
+from control_plane.services.evidence import Seating, Seen
 from control_plane.services.timers import Kind
 from control_plane.services.work import Work
 from control_plane.store.looks import LookRow
@@ -48,7 +49,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
     past = day is not None and day < utc_day(work.now)
     moment = _Moment(day=day if past else None, metric=metric, population=request.population)
     began = work.store.experiments.phases(experiment.id, experiment.run)
-    if request.phase == POOLED and began:
+    if request.phase == POOLED and began and experiment.type is not Type.SWITCHBACK:
         return _pooled(work, experiment, request, role, [_known(work, experiment, x, moment) for x in began])
     phase = asked.phase(work, experiment, "" if request.phase == POOLED else request.phase)
     primary = role == "primary"
@@ -59,7 +60,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
     snapshots = []
     if inputs and phase is not None:
         kept = [evidence.remembered(item) for item in work.store.looks.snapshots(phase.id)[: len(rows)]]
-        snapshots = [item.sums(known.seated.members, metric, request.population) for item in kept]
+        snapshots = [item.sums(known.seated.compared, metric, request.population) for item in kept]
     earlier = [
         moment.up_to(work.store.looks.all(item.id))
         for item in began
@@ -84,6 +85,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
         exclusions=_exclusions(work, known),
         findings=() if past else _findings(work, request),
         next_look_at=None if past else _next_look(work, experiment),
+        turns=_turns(work, experiment, known),
     )
     return Results(experiment=experiment, evidence=found, with_inputs=inputs)
 
@@ -142,6 +144,7 @@ class _Known:
     phase: Phase | None
     rows: list[LookRow]
     seated: Seating
+    seen: Seen
     sums: Sums
     first: Sums | None
 
@@ -154,7 +157,7 @@ class _Known:
 def _known(work: Work, experiment: Experiment, phase: Phase | None, moment: _Moment) -> _Known:
     seated = evidence.seating(work, experiment, phase)
     rows = moment.up_to(work.store.looks.all(phase.id)) if phase else []
-    seen = _seen(work, phase, moment.metric, rows, past=moment.day is not None)
+    seen = _seen(work, experiment, phase, moment.metric, rows, past=moment.day is not None)
     if moment.day is not None:
         there = set(seen.totals)
         seated = seated.replace_members(
@@ -163,9 +166,23 @@ def _known(work: Work, experiment: Experiment, phase: Phase | None, moment: _Mom
     first = None
     if phase is not None and rows:
         opening = evidence.remembered(work.store.looks.snapshot(phase.id, rows[0].number))
-        first = opening.sums(seated.members, moment.metric, moment.population)
+        first = opening.sums(seated.compared, moment.metric, moment.population)
     sums = seen.sums(seated.members, moment.metric, moment.population)
-    return _Known(moment=moment, phase=phase, rows=rows, seated=seated, sums=sums, first=first)
+    return _Known(moment=moment, phase=phase, rows=rows, seated=seated, seen=seen, sums=sums, first=first)
+
+
+def _turns(work: Work, experiment: Experiment, known: _Known) -> Alternation | None:
+    """What a switchback compares; up to the look that the past is seen with, or now, or the phase's end."""
+    phase, rows = known.phase, known.rows
+    closed = phase.closed_at if phase and phase.closed_at is not None else work.now
+    return alternation.alternation(
+        experiment,
+        phase,
+        known.seated.turns,
+        known.seen.sums(known.seated.turn_keys, known.moment.metric, known.moment.population),
+        at=known.last.cut_off if known.last else min(work.now, closed),
+        first_at=rows[0].cut_off if rows else None,
+    )
 
 
 def _day(text: str | None) -> int | None:
@@ -173,7 +190,9 @@ def _day(text: str | None) -> int | None:
     return None if text is None else (date.fromisoformat(text) - date(1970, 1, 1)).days
 
 
-def _seen(work: Work, phase: Phase | None, metric: Json, rows: list[LookRow], *, past: bool) -> evidence.Seen:
+def _seen(
+    work: Work, experiment: Experiment, phase: Phase | None, metric: Json, rows: list[LookRow], *, past: bool
+) -> Seen:
     """What the participants did: as the last of these looks saw it, or as it stands now."""
     if phase is None or (past and not rows):
         return evidence.seen([])
@@ -184,7 +203,8 @@ def _seen(work: Work, phase: Phase | None, metric: Json, rows: list[LookRow], *,
         counted_as(metric),
         *([metric["denominatorEventName"]] if metric.get("denominatorEventName") else []),
     ]
-    return evidence.seen(work.store.events.totals(phase.id, names))
+    tallied = work.store.turns if experiment.type is Type.SWITCHBACK else work.store.events
+    return evidence.seen(tallied.totals(phase.id, names))
 
 
 def _about(

@@ -64,6 +64,7 @@ class Total:
     event_name: str
     assigned: tuple[int, int, int]
     delivered: tuple[int, int, int]
+    block: int = 0
 
 
 class EventStore(Sightings):

@@ -17,6 +17,7 @@ from control_plane.store.recalculations import RecalculationStore
 from control_plane.store.series import SeriesStore
 from control_plane.store.survey import SurveyStore
 from control_plane.store.timers import TimerStore
+from control_plane.store.turns import TurnStore
 
 
 class Store:
@@ -39,3 +40,4 @@ class Store:
         self.export = ExportStore(tx)
         self.recalculations = RecalculationStore(tx)
         self.looks = LookStore(tx)
+        self.turns = TurnStore(tx)

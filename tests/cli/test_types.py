@@ -140,7 +140,9 @@ async def test_a_switchback(plane: Plane, ctl: Run, tmp_path: Path) -> None:
     table = (await ctl("experiments", "assignments", "two-hosts")).out
     assert "UNTIL" in table.splitlines()[0]
     assert "cycle:6" in table
-    assert "(SWITCHBACK_NOT_COMPUTED)" in (await ctl("results", "two-hosts")).out
+    assert "(NO_CYCLE_YET)" in (await ctl("results", "two-hosts")).out
+    why = (await ctl("results", "two-hosts", "--why")).out
+    assert "0 of 12 differences are there" in why
 
 
 CHOSEN = """\

@@ -72,7 +72,7 @@ ANALYSES = st.builds(
     pb.Analysis,
     alpha=st.floats(0.001, 0.5),
     decision=st.none() | st.sampled_from(["path_test", "sequence"]),
-    horizon_days=st.integers(1, 366),
+    horizon_days=st.none() | st.integers(1, 366),
     tuning=st.none() | POSITIVE,
     variance=st.sampled_from(["jackknife", "delta"]),
     prior=st.builds(pb.Prior, a=POSITIVE, b=POSITIVE),

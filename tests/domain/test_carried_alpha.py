@@ -6,8 +6,9 @@ from math import log, sqrt
 
 import pytest
 
-from control_plane.domain.statistics.decision import Plan, looks
+from control_plane.domain.statistics.decision import looks
 from control_plane.domain.statistics.path import Snapshot
+from control_plane.domain.statistics.plan import Plan
 from control_plane.domain.statistics.proportions import Undefined
 from control_plane.domain.statistics.sequence import always_valid
 from control_plane.domain.statistics.verdict import Status

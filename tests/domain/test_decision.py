@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from control_plane.domain.statistics.decision import Look, Plan, Unit, looks
+from control_plane.domain.statistics.decision import Look, looks
 from control_plane.domain.statistics.path import Snapshot
+from control_plane.domain.statistics.plan import Plan, Unit
 from control_plane.domain.statistics.proportions import Undefined
 from control_plane.domain.statistics.verdict import Guard, Integrity, Status, guard, standing, verdict
 from shared.errors import Invalid

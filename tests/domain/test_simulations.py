@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from control_plane.domain.statistics import decision, path
 from control_plane.domain.statistics.bayes import Beliefs, beliefs
-from control_plane.domain.statistics.decision import Plan, Unit
 from control_plane.domain.statistics.means import Moments, mean, merged, moments
 from control_plane.domain.statistics.path import Design, Snapshot
 from control_plane.domain.statistics.phases import Phase, pooled
+from control_plane.domain.statistics.plan import Plan, Unit
 from control_plane.domain.statistics.proportions import (
     ArmSums,
     Estimate,

@@ -1,5 +1,6 @@
 """Switchback results: the test that flips what the lot could have flipped, and what a calendar cannot fake."""
 
+from dataclasses import replace
 from itertools import product
 from math import sqrt
 
@@ -12,8 +13,10 @@ from control_plane.domain.statistics import path
 from control_plane.domain.statistics.switchback import (
     Block,
     Design,
+    Estimate,
     Snapshot,
     by_previous,
+    estimate,
     looks,
     witnesses,
 )
@@ -85,8 +88,10 @@ def test_an_effect_of_one_size_is_told_exactly(
         for one in drawn(plan, rng)
     ]
     seen = witnesses(plan, blocks)
-    if float(seen.exposures.sum()) > 1e-9:
-        assert looks(plan, [Snapshot(day=1, blocks=blocks)])[0].estimate == pytest.approx(0.1, abs=1e-9)
+    told, found = estimate(seen), looks(plan, [Snapshot(day=1, blocks=blocks)])[0]
+    if isinstance(told, Estimate):
+        assert told.difference == found.look.estimate == pytest.approx(0.1, abs=1e-9)
+        assert told.treatment.rate - told.control.rate == pytest.approx(0.1, abs=1e-9)
     else:
         assert participants > 2  # all of them happened to switch alike
 
@@ -100,7 +105,7 @@ def test_the_p_value_is_the_share_of_sign_flips() -> None:
     for signs in product([1, -1], repeat=4):
         own = d * signs
         values.append(abs(own.mean()) / (own.std(ddof=1) / 2))
-    found = looks(plan, [Snapshot(day=4, blocks=blocks)])[0]
+    found = looks(plan, [Snapshot(day=4, blocks=blocks)])[0].look
     assert found.statistic == pytest.approx(values[0])
     assert found.p_value == np.mean(np.array(values) >= values[0] * (1 - path.TIE))
 
@@ -111,8 +116,12 @@ def test_looks_stand_and_are_the_same_everywhere() -> None:
     shots = by_day(plan, drawn(plan, np.random.default_rng(5), effect=0.03))
     found = looks(plan, shots)
     assert found == looks(plan, shots)
-    assert found[:4] == looks(plan, shots[:4])
-    for look in found:
+    # But for the p of all looks, which only the last one has.
+    assert found[:3] == looks(plan, shots[:4])[:3]
+    assert found[3] == replace(looks(plan, shots[:4])[3], over_looks=None)
+    assert found[-1].over_looks is not None
+    assert (found[-1].over_looks <= plan.alpha) == found[-1].look.decided
+    for look in (seen.look for seen in found):
         if look.interval is not None:
             assert look.crossed == (look.interval.low > 0 or look.interval.high < 0)
     with pytest.raises(Invalid, match=r"looks\[1\].day"):
@@ -122,7 +131,7 @@ def test_looks_stand_and_are_the_same_everywhere() -> None:
 def rejected(plan: Design, runs: int, rng: np.random.Generator, **how: float) -> float:
     """In what share of experiments any look decides."""
     return float(
-        np.mean([looks(plan, by_day(plan, drawn(plan, rng, **how)))[-1].decided for _ in range(runs)])  # type: ignore[arg-type]
+        np.mean([looks(plan, by_day(plan, drawn(plan, rng, **how)))[-1].look.decided for _ in range(runs)])  # type: ignore[arg-type]
     )
 
 

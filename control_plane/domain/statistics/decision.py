@@ -9,90 +9,19 @@ stands: later looks never take it back. After the horizon nothing is decided any
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Literal
 
-from control_plane.domain.statistics import blocked, path, proportions
+from control_plane.domain.statistics import blocked, path, proportions, switchback
 from control_plane.domain.statistics.lift import fieller, lift
 from control_plane.domain.statistics.path import Snapshot
-from control_plane.domain.statistics.proportions import ArmSums, Interval, Undefined, Variance, check_alpha
+from control_plane.domain.statistics.plan import Plan, Unit
+from control_plane.domain.statistics.proportions import ArmSums, Interval, Undefined
 from control_plane.domain.statistics.sequence import Always, always_valid, information_target
 from shared.errors import Fault, Invalid
-
-Method = Literal["path_test", "sequence"]
 
 FEWEST_CONVERSIONS = 10
 """Conversions, and as many impressions without one, that both arms need together for a sequence to decide."""
 FEWEST_PARTICIPANTS = 5
 """Participants that each arm needs for a sequence to decide."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """What was drawn, a participant or a cluster of them: its arm, and the block and stratum of the draw."""
-
-    arm: str
-    block: str
-    stratum: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What was fixed before the first look.
-
-    `effect` is the smallest relative change worth finding (0.1: 10 % of the control's rate). `tuning` is a number
-    of participants: the sequence then counts time in participants, N/N*, instead of information. `shares` says
-    that successes cannot be more than trials, as of a proportion. Raises Invalid where the control is no arm or an
-    arm is there twice.
-    """
-
-    method: Method
-    arms: Sequence[str]
-    control: str
-    units: Sequence[Unit]
-    seed: bytes
-    alpha: float = 0.05
-    horizon: float = 14.0
-    power: float = 0.8
-    effect: float = 0.1
-    tuning: float | None = None
-    variance: Variance = "jackknife"
-    shares: bool = True
-    comparisons: int = 0
-    """Among how many alpha is divided; 0: the arms besides the control."""
-    unspent: float = 1.0
-    """Share of alpha that earlier phases of the run have left."""
-
-    def __post_init__(self) -> None:
-        check_alpha(self.alpha)
-        faults = []
-        if len(set(self.arms)) < len(self.arms):
-            faults.append(Fault(field="arms", message="have a key that is there twice"))
-        if self.control not in self.arms:
-            faults.append(Fault(field="control", message=f"{self.control!r} is not one of the arms"))
-        if not 0 <= self.unspent <= 1:
-            faults.append(Fault(field="unspent", message="must be between 0 and 1"))
-        if len(self.arms) < 2:
-            faults.append(Fault(field="arms", message="are less than two, so there is nothing to compare"))
-        strangers = sorted({unit.arm for unit in self.units} - set(self.arms))
-        if strangers:
-            faults.append(Fault(field="units", message=f"are in {', '.join(strangers)}, which is no arm"))
-        if faults:
-            raise Invalid("; ".join(f"{fault.field} {fault.message}" for fault in faults), faults=faults)
-
-    @property
-    def level(self) -> float:
-        """The level of each comparison: what is left of alpha divided by their number; 0 where nothing is."""
-        return self.alpha * self.unspent / self.divisor
-
-    @property
-    def divisor(self) -> int:
-        """Among how many comparisons alpha is divided."""
-        return self.comparisons or len(self.arms) - 1
-
-    @property
-    def treatments(self) -> tuple[str, ...]:
-        """The arms that are compared with the control."""
-        return tuple(arm for arm in self.arms if arm != self.control)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +80,8 @@ def _until_horizon(plan: Plan, snapshots: Sequence[Snapshot]) -> Iterator[Snapsh
 
 
 def _of_arm(plan: Plan, arm: str, snapshots: Sequence[Snapshot]) -> list[Comparison]:
-    index = [at for at, unit in enumerate(plan.units) if unit.arm in (arm, plan.control)]
+    # What a block's mean is of, in a switchback, are all arms there are.
+    index = [at for at, unit in enumerate(plan.units) if plan.cycles or unit.arm in (arm, plan.control)]
     own = [
         Snapshot(
             day=snapshot.day,
@@ -163,9 +93,9 @@ def _of_arm(plan: Plan, arm: str, snapshots: Sequence[Snapshot]) -> list[Compari
     units = [plan.units[at] for at in index]
     if not plan.level:
         return [_without_alpha(plan, arm, units, snapshot) for snapshot in own]
-    return (
-        _by_path(plan, arm, units, own) if plan.method == "path_test" else _by_sequence(plan, arm, units, own)
-    )
+    if plan.method == "sequence":
+        return _by_sequence(plan, arm, units, own)
+    return _by_flips(plan, arm, own) if plan.cycles else _by_path(plan, arm, units, own)
 
 
 def _of_size(plan: Plan, snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
@@ -206,35 +136,74 @@ def _by_path(plan: Plan, arm: str, units: Sequence[Unit], snapshots: Sequence[Sn
         reasons = {} if last else dict.fromkeys(("p_value", "p_adjusted"), Undefined.EARLIER_LOOK)
         if silent:
             reasons |= dict.fromkeys(_COMPARED, Undefined.NO_IMPRESSIONS)
-        elif look.interval is None:
-            reasons |= dict.fromkeys(("interval", "lift_interval"), _why_no_interval(look))
-        relative = _lift(look.treatment, look.control)
-        around = _lift_interval(
-            look.treatment, look.control, None if look.interval is None else look.critical
-        )
-        found.append(
-            _comparison(
-                plan,
-                arm,
-                statistic=None if silent else look.statistic,
-                critical=None if silent else look.critical,
-                alpha_spent=look.alpha_spent,
-                estimate=None if silent else look.estimate,
-                interval=None if silent else look.interval,
-                relative=relative,
-                around=around,
-                p=p,
-                crossed=look.crossed,
-                decided=look.decided,
-                reasons=reasons,
-                unspent=max(1 - look.alpha_spent / plan.level, 0.0),
-            )
-        )
+        found.append(_recorded(plan, arm, look, p=p, reasons=reasons))
     return found
 
 
-def _why_no_interval(look: path.Look) -> Undefined:
-    return Undefined.NO_ALPHA_YET if look.critical is None else Undefined.NO_VARIATION
+def _recorded(
+    plan: Plan, arm: str, look: path.Look, *, p: float | None, reasons: Mapping[str, Undefined]
+) -> Comparison:
+    """The look as a comparison, without what there are reasons for."""
+    why = dict(reasons)
+    if look.interval is None:
+        lacking = Undefined.NO_ALPHA_YET if look.critical is None else Undefined.NO_VARIATION
+        why = dict.fromkeys(("interval", "lift_interval"), lacking) | why
+    around = _lift_interval(
+        look.treatment, look.control, None if look.interval is None else look.critical, look.covariance
+    )
+    return _comparison(
+        plan,
+        arm,
+        statistic=None if "statistic" in why else look.statistic,
+        critical=None if "critical" in why else look.critical,
+        alpha_spent=look.alpha_spent,
+        estimate=None if "estimate" in why else look.estimate,
+        interval=None if "interval" in why else look.interval,
+        relative=_lift(look.treatment, look.control),
+        around=around,
+        p=None if "p_value" in why else p,
+        crossed=look.crossed,
+        decided=look.decided,
+        reasons=why,
+        unspent=max(1 - look.alpha_spent / plan.level, 0.0),
+    )
+
+
+def _by_flips(plan: Plan, arm: str, snapshots: Sequence[Snapshot]) -> list[Comparison]:
+    shots = [switchback.Snapshot(day=one.day, blocks=blocks_over(plan, one)) for one in snapshots]
+    found = []
+    for seen in switchback.looks(alternating(plan, arm), shots):
+        reasons = {}
+        if seen.over_looks is None:
+            reasons = dict.fromkeys(("p_value", "p_adjusted"), Undefined.EARLIER_LOOK)
+        if seen.undefined is not None:
+            lacking = _INFERRED if seen.undefined is Undefined.TOO_FEW_CYCLES else _COMPARED
+            reasons |= dict.fromkeys(lacking, seen.undefined)
+        found.append(_recorded(plan, arm, seen.look, p=seen.over_looks, reasons=reasons))
+    return found
+
+
+def alternating(plan: Plan, arm: str) -> switchback.Design:
+    """The plan of a switchback for one arm against the control."""
+    return switchback.Design(
+        treatment=arm,
+        control=plan.control,
+        participants=sorted({unit.turn.participant for unit in plan.units if unit.turn}),
+        cycles=plan.cycles,
+        together=False,
+        seed=plan.seed + arm.encode(),
+        alpha=plan.level,
+        horizon=plan.horizon,
+    )
+
+
+def blocks_over(plan: Plan, snapshot: Snapshot) -> list[switchback.Block]:
+    """The turns that were over at the snapshot."""
+    return [
+        unit.turn.block(unit.arm, trials=m, successes=c)
+        for unit, m, c in zip(plan.units, snapshot.trials, snapshot.successes, strict=True)
+        if unit.turn is not None and unit.turn.over <= snapshot.day
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +215,7 @@ class Apart:
     freedom: float | None
     treatment: path.Side
     control: path.Side
+    covariance: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +233,8 @@ class State:
 def _by_sequence(
     plan: Plan, arm: str, units: Sequence[Unit], snapshots: Sequence[Snapshot]
 ) -> list[Comparison]:
+    if plan.cycles:
+        return sequenced(plan, arm, [_within_cycles(plan, arm, snapshot) for snapshot in snapshots])
     states = [
         State(
             apart=_difference(plan, arm, units, snapshot),
@@ -329,7 +301,7 @@ def _sequential(
         estimate=now.estimate,
         interval=always.interval,
         relative=_lift(now.treatment, now.control),
-        around=_lift_interval(now.treatment, now.control, always.boundary),
+        around=_lift_interval(now.treatment, now.control, always.boundary, now.covariance),
         p=always.p_value,
         crossed=crossed,
         decided=decided,
@@ -397,6 +369,25 @@ def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot)
     )
 
 
+def _within_cycles(plan: Plan, arm: str, snapshot: Snapshot) -> State:
+    design, blocks = alternating(plan, arm), blocks_over(plan, snapshot)
+    told = switchback.estimate(switchback.witnesses(design, blocks))
+    if isinstance(told, Undefined):
+        return State(apart=told, participants=0, enough=False)
+    if not told.error:
+        why = Undefined.TOO_FEW_CYCLES if told.error is None else Undefined.NO_VARIATION
+        return State(apart=why, participants=told.witnesses, enough=False)
+    own = [block for block in blocks if block.arm in (arm, plan.control)]
+    hits = sum(block.successes for block in own)
+    return State(
+        apart=Apart(
+            told.difference, told.error, told.witnesses - 1, told.treatment, told.control, told.covariance
+        ),
+        participants=told.witnesses,
+        enough=enough([told.witnesses], hits, sum(block.trials for block in own) - hits, shares=plan.shares),
+    )
+
+
 def _share(plan: Plan, participants: int, now: Apart, target: float | None) -> float | None:
     if plan.tuning is not None:
         return participants / plan.tuning
@@ -423,7 +414,7 @@ def _lift(treatment: path.Side | None, control: path.Side | None) -> float | Und
 
 
 def _lift_interval(
-    treatment: path.Side | None, control: path.Side | None, critical: float | None
+    treatment: path.Side | None, control: path.Side | None, critical: float | None, covariance: float
 ) -> Interval | Undefined:
     if treatment is None or control is None:
         return Undefined.NO_IMPRESSIONS
@@ -434,6 +425,7 @@ def _lift_interval(
         control.rate,
         treatment_variance=treatment.variance,
         control_variance=control.variance,
+        covariance=covariance,
         quantile=path.reach(critical),
     )
 

@@ -82,7 +82,7 @@ class Look:
     `decided` is of this look or an earlier one: a crossing stands. `estimate` is the difference in the
     metric's own units and `interval` excludes 0 exactly when this look crosses. `p_value` is of this look
     alone, as if it were the only one. `treatment` and `control` are the rates whose difference the estimate is,
-    and their variances add up to the square of its error; None where nobody has data.
+    and their variances less twice their covariance are the square of its error; None where nobody has data.
     """
 
     day: float
@@ -96,6 +96,7 @@ class Look:
     p_value: float
     treatment: Side | None = None
     control: Side | None = None
+    covariance: float = 0.0
 
 
 def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
@@ -146,16 +147,20 @@ def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
     values = [
         _statistics(labels, blocked.scores(shot.trials, shot.successes, design.strata)) for shot in shots
     ]
-    days = [shot.day for shot in shots]
-    rows = len(labels)
+    return over_looks(values, [shot.day for shot in shots], design.alpha, design.horizon)
 
-    def decides(alpha: float) -> bool:
-        return any(step.crossed for step in course(values, days, alpha, design.horizon))
 
-    if decides(design.alpha):
-        low, high = 0, floor(design.alpha * rows + TIE)
+def over_looks(values: Sequence[Floats], days: Sequence[float], alpha: float, horizon: float) -> float:
+    """What `p_value` says, of every row's statistics, look by look, the real ones first."""
+    rows = len(values[0])
+
+    def decides(level: float) -> bool:
+        return any(step.crossed for step in course(values, days, level, horizon))
+
+    if decides(alpha):
+        low, high = 0, floor(alpha * rows + TIE)
     elif decides(1.0):
-        low, high = floor(design.alpha * rows + TIE), rows
+        low, high = floor(alpha * rows + TIE), rows
     else:
         return 1.0
     while high - low > 1:

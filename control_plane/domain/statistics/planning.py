@@ -115,6 +115,12 @@ def detectable(
     return float(optimize.brentq(missing, 1e-9, largest, xtol=1e-12, rtol=1e-12))
 
 
+def errors_apart(*, alpha: float, wanted: float) -> float:
+    """How many standard errors an effect is away from 0 that is found with this power: z₁₋α/₂ + z_power."""
+    check_alpha(alpha)
+    return float(special.ndtri(1 - alpha / 2) + special.ndtri(wanted))
+
+
 def _check(baseline: float, alpha: float, comparisons: int) -> None:
     check_alpha(alpha)
     if not 0 <= baseline <= 1:

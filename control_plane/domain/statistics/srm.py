@@ -87,6 +87,14 @@ def same_share(having: Sequence[int], sizes: Sequence[int], *, seed: bytes = b""
     return min(1.0, float(np.exp(weights[weights <= observed + 1e-7] - norm).sum()))
 
 
+def same_share_of_pairs(only: tuple[int, int]) -> float:
+    """The exact p that of two who were compared as pairs neither is lost more often (McNemar 1947).
+
+    `only` are the pairs that lost just the first, or just the second: each is either with a half.
+    """
+    return min(1.0, 2 * float(special.bdtr(min(only), sum(only), 0.5)))
+
+
 def _log_choose(n: int, k: int) -> float:
     return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
 

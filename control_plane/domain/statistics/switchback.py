@@ -11,20 +11,22 @@ small, and `by_previous` shows it. Blocks' first moments belong to the washout a
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.domain.statistics import path
-from control_plane.domain.statistics.proportions import Interval, check_alpha
+from control_plane.domain.statistics.proportions import Interval, Undefined, check_alpha
 from shared.errors import Fault, Invalid
 
 Floats = NDArray[np.float64]
 
 _ROWS_AT_ONCE = 500
-_FEWEST_FOR_CALENDAR = 3
+FEWEST_FOR_CALENDAR = 3
+"""Participants in a block from which on its mean is subtracted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,27 @@ class Block:
     arm: str
     trials: int
     successes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Whose turn with an arm it is, in which cycle and block of time (from 1); `over` so many days after the start."""
+
+    participant: str
+    cycle: int
+    time_block: int
+    over: float
+
+    def block(self, arm: str, *, trials: int, successes: int) -> Block:
+        """With what was done in it."""
+        return Block(
+            participant=self.participant,
+            cycle=self.cycle,
+            time_block=self.time_block,
+            arm=arm,
+            trials=trials,
+            successes=successes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,20 +94,61 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Witnesses:
-    """Differences that would as likely have had the other sign, and how much of an effect of 1 each shows."""
+    """Differences that would as likely have had the other sign, and how much of an effect of 1 each shows.
+
+    `trials` and `successes` are what was done in the pairs of blocks compared, (treatment, control) of each witness;
+    `shrunk` is how much of its variance the subtraction of means has left.
+    """
 
     names: Sequence[str]
     differences: Floats
     exposures: Floats
+    trials: Floats
+    successes: Floats
+    shrunk: Floats
 
 
-def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[path.Look, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The effect and its error, in the metric's unit; `error` is None with a single witness.
+
+    `treatment` and `control` are rates of the very same participants, so they have a `covariance`; with it the
+    variance of their difference is the error's square.
+    """
+
+    difference: float
+    error: float | None
+    witnesses: int
+    treatment: path.Side
+    control: path.Side
+    covariance: float
+
+    def at(self, error: float) -> "Estimate":
+        """The same with another error."""
+        variance = self.treatment.variance - (self.error or 0.0) ** 2 + error**2
+        return replace(self, error=error, treatment=replace(self.treatment, variance=variance))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What one look said; `over_looks` is the p of all looks together, of the last one only.
+
+    `undefined` is why there is no estimate, or (TOO_FEW_CYCLES) one without an error.
+    """
+
+    look: path.Look
+    over_looks: float | None
+    undefined: Undefined | None = None
+
+
+def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Seen, ...]:
     """Every look, in order, by the spending and the critical values of `path.looks`.
 
     S = |mean D|/(s_D/√n) of the differences of `witnesses`; re-draws flip their signs, all ways if there are at
     most a hundred thousand, else 9,999 seeded by SHA-256(seed ‖ witness ‖ "redraw"), so the same design gives
-    the same rows at every look. The estimate, in shares of 1, is Σ D over Σ of what an effect of 1 leaves of
-    itself after the subtraction. Raises Invalid for looks that are out of order.
+    the same rows at every look. The interval is of `estimate`, by the error that S implies: it excludes 0 exactly where
+    the look crosses. Raises
+    Invalid for looks that are out of order.
     """
     before = 0.0
     for index, shot in enumerate(snapshots):
@@ -94,31 +158,93 @@ def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[path.Look, ...
         before = shot.day
     found = [witnesses(design, shot.blocks) for shot in snapshots]
     values = _statistics(design, found)
-    steps = path.course(values, [shot.day for shot in snapshots], design.alpha, design.horizon)
+    days = [shot.day for shot in snapshots]
+    steps = path.course(values, days, design.alpha, design.horizon)
     decided = False
     answer = []
-    for shot, seen, own, step in zip(snapshots, found, values, steps, strict=True):
-        decided = decided or step.crossed
-        exposed = float(seen.exposures.sum())
-        estimate = float(seen.differences.sum()) / exposed if exposed else 0.0
-        interval = None
-        if step.critical is not None and 0 < own[0] < np.inf and np.isfinite(step.critical):
-            reach = path.reach(step.critical) * abs(estimate) / float(own[0])
-            interval = Interval(low=estimate - reach, high=estimate + reach)
+    for at, (seen, own, step) in enumerate(zip(found, values, steps, strict=True)):
+        told, statistic = estimate(seen), float(own[0])
+        if isinstance(told, Estimate) and told.error is not None and statistic:
+            told = told.at(abs(told.difference) / statistic)
+        # Where nothing is to be estimated the statistic is of noise; not to decide then errs on the safe side.
+        crossed = step.crossed and isinstance(told, Estimate)
+        decided = decided or crossed
+        last = at == len(found) - 1
+        look = path.Look(
+            day=days[at],
+            statistic=statistic,
+            critical=step.critical,
+            alpha_spent=step.used / len(own),
+            decided=decided,
+            crossed=crossed,
+            estimate=0.0,
+            interval=None,
+            p_value=float((own >= own[0] * (1 - path.TIE)).mean()),
+        )
         answer.append(
-            path.Look(
-                day=shot.day,
-                statistic=float(own[0]),
-                critical=step.critical,
-                alpha_spent=step.used / len(own),
-                decided=decided,
-                crossed=step.crossed,
-                estimate=estimate,
-                interval=interval,
-                p_value=float((own >= own[0] * (1 - path.TIE)).mean()),
+            Seen(
+                look=_with(look, told) if isinstance(told, Estimate) else look,
+                over_looks=path.over_looks(values, days, design.alpha, design.horizon) if last else None,
+                undefined=told
+                if isinstance(told, Undefined)
+                else Undefined.TOO_FEW_CYCLES
+                if told.error is None
+                else None,
             )
         )
     return tuple(answer)
+
+
+def _with(look: path.Look, told: Estimate) -> path.Look:
+    """The look with its estimate; the interval reaches as many errors as the critical value."""
+    interval = None
+    if told.error is not None and look.critical is not None and np.isfinite(look.critical):
+        half = path.reach(look.critical) * told.error
+        interval = Interval(low=told.difference - half, high=told.difference + half)
+    return replace(
+        look,
+        estimate=told.difference,
+        interval=interval,
+        treatment=told.treatment,
+        control=told.control,
+        covariance=told.covariance,
+    )
+
+
+def estimate(seen: Witnesses) -> Estimate | Undefined:
+    """d = Σ D / Σ X, X being what an effect of 1 leaves of itself after the subtraction.
+
+    Its variance is n/(n-1) Σ ((D - d X)/√shrunk)² / (Σ X)², that of a ratio (Cochran 1977). The control's rate is
+    that of the same pairs of blocks; the treatment's is that plus the effect. Undefined before any cycle is over,
+    where an arm has no trials, and where everybody always had the same arm at the same time.
+    """
+    n = len(seen.names)
+    if not n:
+        return Undefined.NO_CYCLE_YET
+    if not seen.trials.sum(axis=0).all():
+        return Undefined.NO_IMPRESSIONS
+    exposed = float(seen.exposures.sum())
+    if exposed <= 1e-9 * n:
+        return Undefined.NO_CONTRAST
+    effect = float(seen.differences.sum()) / exposed
+    trials, successes = seen.trials[:, 1], seen.successes[:, 1]
+    control = float(successes.sum() / trials.sum())
+    error, spread, covariance = None, 0.0, 0.0
+    if n > 1:
+        apart = (seen.differences - effect * seen.exposures) / exposed / np.sqrt(seen.shrunk)
+        own = (successes - control * trials) / trials.sum()
+        own -= own.mean()
+        scale = n / (n - 1)
+        error = sqrt(float(apart @ apart) * scale)
+        spread, covariance = float(own @ own) * scale, float(own @ apart) * scale
+    return Estimate(
+        difference=effect,
+        error=error,
+        witnesses=n,
+        treatment=path.Side(rate=control + effect, variance=spread + 2 * covariance + (error or 0.0) ** 2),
+        control=path.Side(rate=control, variance=spread),
+        covariance=spread + covariance,
+    )
 
 
 def witnesses(design: Design, blocks: Sequence[Block]) -> Witnesses:
@@ -130,9 +256,9 @@ def witnesses(design: Design, blocks: Sequence[Block]) -> Witnesses:
     """
     pair = [one for one in blocks if one.arm in (design.treatment, design.control)]
     total = sum(one.trials for one in pair)
-    if not total:
-        return Witnesses(names=[], differences=np.empty(0), exposures=np.empty(0))
-    pooled, each = sum(one.successes for one in pair) / total, total / len(pair)
+    pooled = sum(one.successes for one in pair) / total if total else 0.0
+    each = total / len(pair) if total else 1.0
+    left = np.ones(len(blocks))
     scored = np.array([(one.successes - pooled * one.trials) / each for one in blocks])
     treated = np.array([one.trials / each if one.arm == design.treatment else 0.0 for one in blocks])
     if not design.together:
@@ -141,11 +267,12 @@ def witnesses(design: Design, blocks: Sequence[Block]) -> Witnesses:
         )
         for column in (scored, treated):
             means = np.bincount(index, weights=column) / sizes
-            column -= np.where(sizes[index] >= _FEWEST_FOR_CALENDAR, means[index], 0.0)
+            column -= np.where(sizes[index] >= FEWEST_FOR_CALENDAR, means[index], 0.0)
+        left = np.where(sizes >= FEWEST_FOR_CALENDAR, 1 - 1 / sizes, 1.0)[index]
     cells: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
     for place, one in enumerate(blocks):
         cells[_name(design, one.participant, one.cycle)][one.participant, one.arm] = place
-    names, differences, exposures = [], [], []
+    names, differences, exposures, trials, successes, shrunk = [], [], [], [], [], []
     for name in sorted(cells):
         places = [
             (cells[name][who, design.treatment], cells[name][who, design.control])
@@ -156,7 +283,17 @@ def witnesses(design: Design, blocks: Sequence[Block]) -> Witnesses:
             names.append(name)
             differences.append(sum(scored[t] - scored[c] for t, c in places))
             exposures.append(sum(treated[t] - treated[c] for t, c in places))
-    return Witnesses(names=names, differences=np.array(differences), exposures=np.array(exposures))
+            shrunk.append(left[places[0][0]])
+            trials.append([sum(blocks[pair[side]].trials for pair in places) for side in (0, 1)])
+            successes.append([sum(blocks[pair[side]].successes for pair in places) for side in (0, 1)])
+    return Witnesses(
+        names=names,
+        differences=np.array(differences),
+        exposures=np.array(exposures),
+        trials=np.array(trials, dtype=np.float64).reshape(len(names), 2),
+        successes=np.array(successes, dtype=np.float64).reshape(len(names), 2),
+        shrunk=np.array(shrunk),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

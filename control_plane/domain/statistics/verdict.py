@@ -10,8 +10,9 @@ from enum import StrEnum
 from typing import Any
 
 from control_plane.domain.statistics.bayes import Goal
-from control_plane.domain.statistics.decision import Comparison, Look, Plan, looks
+from control_plane.domain.statistics.decision import Comparison, Look, looks
 from control_plane.domain.statistics.path import Snapshot
+from control_plane.domain.statistics.plan import Plan
 from control_plane.domain.statistics.proportions import Interval
 from control_plane.domain.statistics.srm import SUPPRESS, WARN
 
@@ -195,7 +196,9 @@ def _too_small(plan: Plan, reachable: float) -> Reason:
         code="DESIGN_CANNOT_DECIDE",
         message=f"no outcome could be significant: the smallest reachable p is {reachable:.2g},"
         f" a decision needs {plan.level:.2g}{spent}",
-        formula="2 / ∏ C(n_t + n_c, n_t) over the blocks of the draw; 1 / ∏ where a block is unequal",
+        formula="2 / 2ⁿ, n = participants times cycles"
+        if plan.cycles
+        else "2 / ∏ C(n_t + n_c, n_t) over the blocks of the draw; 1 / ∏ where a block is unequal",
         inputs={"smallestReachablePValue": reachable, "level": plan.level, "unspent": plan.unspent},
     )
 
@@ -214,9 +217,7 @@ def _crossed(plan: Plan, item: Comparison) -> Reason:
     return Reason(
         code="CROSSED",
         message=f"{item.arm} differs from {plan.control}: the statistic is beyond its critical value, and that stands",
-        formula="|d| / SE > c, c from the redrawn assignments at the alpha spent so far"
-        if path
-        else "|d| / SE > B, B² = (x+1)/x · ln((x+1)/a²), x = rho² · I/I*",
+        formula=_exceeds(plan) if path else "|d| / SE > B, B² = (x+1)/x · ln((x+1)/a²), x = rho² · I/I*",
         inputs={
             "variant": item.arm,
             "difference": item.estimate,
@@ -230,6 +231,12 @@ def _crossed(plan: Plan, item: Comparison) -> Reason:
             "pValueAdjusted": item.p_adjusted,
         },
     )
+
+
+def _exceeds(plan: Plan) -> str:
+    if plan.cycles:
+        return "|mean D| / (s_D / √n) > c, D by cycle and participant, c from flipped signs at the alpha spent so far"
+    return "|d| / SE > c, c from the redrawn assignments at the alpha spent so far"
 
 
 def _best_untested(won: Sequence[Comparison]) -> Reason:

@@ -371,10 +371,10 @@ class Analysis(_message.Message):
     """Level of every interval and p-value, 0.001 to 0.5; default 0.05."""
     decision: _builtins.str
     """What decides: `path_test` or `sequence`. Absent: the path test for a closed list of up to 1,000
-    participants, else the sequence.
+    participants and for a switchback, else the sequence.
     """
     horizon_days: _builtins.int
-    """After so many days the path test has spent its level, 1 to 366; default 14."""
+    """After so many days the path test has spent its level, 1 to 366; absent: 14, of a switchback all its blocks."""
     tuning: _builtins.float
     """Sample size for which the sequence is tightest, above 0; absent: from power and smallest effect."""
     variance: _builtins.str
@@ -4713,6 +4713,7 @@ class Results(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     PHASES_FIELD_NUMBER: _builtins.int
+    CARRY_OVER_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """The experiment's id."""
     key: _builtins.str
@@ -4799,6 +4800,10 @@ class Results(_message.Message):
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PooledPhase]:
         """Where phases are pooled: each of them, in order."""
 
+    @_builtins.property
+    def carry_over(self) -> _containers.RepeatedCompositeFieldContainer[Global___CarryOver]:
+        """Of a switchback: each variant and the control by the variant in the block before."""
+
     def __init__(
         self,
         *,
@@ -4830,10 +4835,11 @@ class Results(_message.Message):
         groups: _abc.Iterable[Global___ResultsGroup] | None = ...,
         inputs: _builtins.str | None = ...,
         phases: _abc.Iterable[Global___PooledPhase] | None = ...,
+        carry_over: _abc.Iterable[Global___CarryOver] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "group_by", b"group_by", "inputs", b"inputs", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "power", b"power", "srm", b"srm", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "key", b"key", "looks", b"looks", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "phases", b"phases", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "carry_over", b"carry_over", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "key", b"key", "looks", b"looks", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "phases", b"phases", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
     _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
@@ -4939,6 +4945,67 @@ class PooledDifference(_message.Message):
 Global___PooledDifference: _TypeAlias = PooledDifference  # noqa: Y015
 
 @_typing.final
+class CarryOver(_message.Message):
+    """What a variant and the control did in blocks that followed a block of one variant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    CONTROL_RATE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    """The variant's key."""
+    previous: _builtins.str
+    """Key of the variant in the block before."""
+    blocks: _builtins.int
+    """Blocks of the two that followed."""
+    rate: _builtins.float
+    """The variant's value in them, in the metric's unit."""
+    control_rate: _builtins.float
+    """The control's."""
+    difference: _builtins.float
+    """Variant minus control."""
+    reason: _builtins.str
+    """Why a number is absent."""
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        previous: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        rate: _builtins.float | None = ...,
+        control_rate: _builtins.float | None = ...,
+        difference: _builtins.float | None = ...,
+        reason: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_control_rate", b"_control_rate", "_difference", b"_difference", "_rate", b"_rate", "_reason", b"_reason", "control_rate", b"control_rate", "difference", b"difference", "rate", b"rate", "reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_control_rate", b"_control_rate", "_difference", b"_difference", "_rate", b"_rate", "_reason", b"_reason", "blocks", b"blocks", "control_rate", b"control_rate", "difference", b"difference", "previous", b"previous", "rate", b"rate", "reason", b"reason", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__control_rate: _TypeAlias = _typing.Literal["control_rate"]  # noqa: Y015
+    _WhichOneofArgType__control_rate: _TypeAlias = _typing.Literal["_control_rate", b"_control_rate"]  # noqa: Y015
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__rate: _TypeAlias = _typing.Literal["rate"]  # noqa: Y015
+    _WhichOneofArgType__rate: _TypeAlias = _typing.Literal["_rate", b"_rate"]  # noqa: Y015
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__control_rate) -> _WhichOneofReturnType__control_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate) -> _WhichOneofReturnType__rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
+
+Global___CarryOver: _TypeAlias = CarryOver  # noqa: Y015
+
+@_typing.final
 class ResultsMethod(_message.Message):
     """How results were computed; absent where variants are not compared."""
 
@@ -4955,6 +5022,7 @@ class ResultsMethod(_message.Message):
     STRATA_FIELD_NUMBER: _builtins.int
     COMPARED_AT_FIELD_NUMBER: _builtins.int
     ALPHA_UNSPENT_FIELD_NUMBER: _builtins.int
+    SWITCHBACK_FIELD_NUMBER: _builtins.int
     variance: _builtins.str
     """Variance of a rate: `jackknife` or `delta`."""
     decision: _builtins.str
@@ -4981,6 +5049,10 @@ class ResultsMethod(_message.Message):
     def compared_at(self) -> _timestamp_pb2.Timestamp:
         """Cut-off of the look that the comparisons are of; absent before the first."""
 
+    @_builtins.property
+    def switchback(self) -> Global___SwitchbackMethod:
+        """Of a switchback: what was compared within what."""
+
     def __init__(
         self,
         *,
@@ -4995,21 +5067,76 @@ class ResultsMethod(_message.Message):
         strata: _builtins.int = ...,
         compared_at: _timestamp_pb2.Timestamp | None = ...,
         alpha_unspent: _builtins.float = ...,
+        switchback: Global___SwitchbackMethod | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_tuning", b"_tuning", "compared_at", b"compared_at", "prior", b"prior", "tuning", b"tuning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_switchback", b"_switchback", "_tuning", b"_tuning", "compared_at", b"compared_at", "prior", b"prior", "switchback", b"switchback", "tuning", b"tuning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_tuning", b"_tuning", "alpha_unspent", b"alpha_unspent", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_switchback", b"_switchback", "_tuning", b"_tuning", "alpha_unspent", b"alpha_unspent", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "switchback", b"switchback", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__compared_at: _TypeAlias = _typing.Literal["compared_at"]  # noqa: Y015
     _WhichOneofArgType__compared_at: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at"]  # noqa: Y015
+    _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
+    _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__tuning: _TypeAlias = _typing.Literal["tuning"]  # noqa: Y015
     _WhichOneofArgType__tuning: _TypeAlias = _typing.Literal["_tuning", b"_tuning"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__compared_at) -> _WhichOneofReturnType__compared_at | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tuning) -> _WhichOneofReturnType__tuning | None: ...
 
 Global___ResultsMethod: _TypeAlias = ResultsMethod  # noqa: Y015
+
+@_typing.final
+class SwitchbackMethod(_message.Message):
+    """How blocks of a switchback were compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CYCLES_FIELD_NUMBER: _builtins.int
+    BLOCK_DAYS_FIELD_NUMBER: _builtins.int
+    WASHOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    WITNESSES_FIELD_NUMBER: _builtins.int
+    WITNESSES_OVER_FIELD_NUMBER: _builtins.int
+    CALENDAR_MEANS_FIELD_NUMBER: _builtins.int
+    FLIPS_FIELD_NUMBER: _builtins.int
+    cycles: _builtins.int
+    """Cycles of the design, in each of which every variant has one block."""
+    block_days: _builtins.float
+    """Days of a block."""
+    washout_seconds: _builtins.float
+    """Seconds of each block that do not count."""
+    participants: _builtins.int
+    """What was drawn, participants or clusters, and was there when it began; late joiners are counted, not compared."""
+    witnesses: _builtins.int
+    """Participants times cycles: how many differences there are in the end."""
+    witnesses_over: _builtins.int
+    """Of how many of them both blocks are over."""
+    calendar_means: _builtins.bool
+    """Whether the mean of everybody in a block of time was subtracted, from three participants on."""
+    flips: _builtins.str
+    """Whose sign the redraws flip: `participant and cycle`, or `cycle` where one is all there is."""
+    def __init__(
+        self,
+        *,
+        cycles: _builtins.int = ...,
+        block_days: _builtins.float = ...,
+        washout_seconds: _builtins.float = ...,
+        participants: _builtins.int = ...,
+        witnesses: _builtins.int = ...,
+        witnesses_over: _builtins.int = ...,
+        calendar_means: _builtins.bool = ...,
+        flips: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_days", b"block_days", "calendar_means", b"calendar_means", "cycles", b"cycles", "flips", b"flips", "participants", b"participants", "washout_seconds", b"washout_seconds", "witnesses", b"witnesses", "witnesses_over", b"witnesses_over"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SwitchbackMethod: _TypeAlias = SwitchbackMethod  # noqa: Y015
 
 @_typing.final
 class BetaPrior(_message.Message):
@@ -5547,9 +5674,11 @@ class Power(_message.Message):
     PARTICIPANTS_NEEDED_FIELD_NUMBER: _builtins.int
     ASSUMES_FIELD_NUMBER: _builtins.int
     mde: _builtins.float
-    """Smallest absolute increase that is found with this power; absent where none is."""
+    """Smallest absolute increase that is found with this power, of a switchback when all cycles are over; absent where
+    none is.
+    """
     participants_needed: _builtins.int
-    """Participants that each variant needs for the change worth finding."""
+    """Participants that each variant needs for the change worth finding; of a switchback those of the experiment."""
     @_builtins.property
     def assumes(self) -> _struct_pb2.Struct:
         """Rate, correlation and change this assumes."""
