@@ -80,7 +80,7 @@ class Link:
     ) -> None:
         self._config, self._state_dir, self._reconciler, self._spool = config, state_dir, reconciler, spool
         self._clock, self._random, self._observed = clock, random, observed
-        self._jitter = reconnect_jitter
+        self.jitter = reconnect_jitter
         self._identity = identities.load(state_dir)
         self._state = identities.load_session_state(state_dir, now=clock.now())
         self._conditions = Conditions(clock)
@@ -104,6 +104,8 @@ class Link:
         self._sharing = Sharing(config, tell=self._answer, upload=self.calls.upload)
         self._preflights = Preflights(config, judge=reconciler.judge, tell=self._judged, clock=clock)
         self.limits = BATCH_LIMITS
+        self.renewal_wished = False  # the certificate is of an authority that is about to be retired
+        self.nudged = asyncio.Event()
 
     # -- what others ask and say -----------------------------------------------------------------
 
@@ -319,7 +321,7 @@ class Link:
         )
         if ended.planned:
             self._turns += 1
-            wait = ended.wait or self._random.uniform(0.0, min(1.0, self._jitter))
+            wait = ended.wait or self._random.uniform(0.0, min(1.0, self.jitter))
             # Whoever asks again and again for another session is not followed at that pace.
             more = self._turns - FREE_TURNS
             return wait + (BACKOFF.delay(more, self._random) if more > 0 else 0.0)
@@ -334,7 +336,7 @@ class Link:
         if opened:
             self._count_cut()
         if opened and not attempt:
-            return self._random.uniform(0.0, self._jitter)
+            return self._random.uniform(0.0, self.jitter)
         await self._next_address()
         return BACKOFF.delay(attempt, self._random)
 
@@ -366,6 +368,9 @@ class Link:
         """The session is open; whether its incarnation is, or now became, the one this host follows."""
         assert self._identity is not None
         self._opened_at = self._clock.monotonic()
+        self.renewal_wished = welcome.renew_certificate
+        if welcome.renew_certificate:
+            self.nudged.set()
         self._session_id = show_id(welcome.session_id) if len(welcome.session_id) == 16 else ""
         self._last_error = ""
         self._now("connected")

@@ -75,7 +75,21 @@ class Renewal:
     async def run(self) -> None:
         """The certificate is looked after until this is cancelled."""
         while True:
-            await self._clock.sleep(await self._look())
+            await self._until_due(await self._look())
+
+    async def _until_due(self, seconds: float) -> None:
+        """Returns after `seconds`, or a moment after the control plane wishes for a renewal."""
+        wished = asyncio.create_task(self._link.nudged.wait())
+        waits = (asyncio.create_task(self._clock.sleep(seconds)), wished)
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        if self._link.nudged.is_set():
+            self._link.nudged.clear()
+            await self._clock.sleep(self._random.uniform(0.0, self._link.jitter))
 
     async def _look(self) -> float:
         """What is due is done, or was tried; seconds until the next look."""
@@ -94,12 +108,15 @@ class Renewal:
             return self._failed(f"{self._state_dir}: {error.strerror}", refused=False)
         _log.info("certificate.replaced", expired=expired, not_after=to_rfc3339(fresh.not_after))
         self._trouble, self._refused = "", False
+        self._link.renewal_wished = False  # until the next session says otherwise
         if self._due(fresh):  # by a clock that is far ahead; not a reason to ask again and again
             return REFUSED_SECONDS
         self._failures = 0
         return LOOK_SECONDS
 
     def _due(self, identity: Identity) -> bool:
+        if self._link.renewal_wished and self._link.trusted:
+            return True
         life = identity.not_after - identity.not_before
         return self._clock.now() >= identity.not_before + round(life * (DUE + self._spread))
 

@@ -137,6 +137,26 @@ def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     revoke.add_argument("--project", metavar="NAME", default="default", help="default: default")
     revoke.add_argument("key", metavar="KEY", help="its id, as `list` shows it")
     revoke.set_defaults(run=_revoke_key)
+    authority = nouns.add_parser(
+        "ca", help="the certificate authority, and the one to follow", description=_CA
+    )
+    ca_verbs = authority.add_subparsers(required=True, metavar="VERB")
+    _admin_verb(
+        ca_verbs,
+        "next",
+        "Makes the next authority; from the server's next start on, agents renew under it and trust both.",
+    ).set_defaults(run=_next_authority)
+    _admin_verb(
+        ca_verbs, "status", "Shows the agents whose certificate is not of the newest authority yet."
+    ).set_defaults(run=_show_authority)
+    retire = _admin_verb(
+        ca_verbs,
+        "retire",
+        "Leaves the next authority as the only one, from the server's next start on; refuses while agents would be"
+        " locked out.",
+    )
+    retire.add_argument("--force", action="store_true", help="also where agents have to be enrolled again")
+    retire.set_defaults(run=_retire_authority)
     _admin_verb(
         nouns,
         "new-incarnation",
@@ -155,6 +175,12 @@ def _label(text: str) -> tuple[str, str]:
 _ADMIN = (
     "Needs no key, only the right to write the data directory; the server may keep running. Every change is in the"
     " project's audit log."
+)
+
+
+_CA = (
+    "Replaces the certificate authority without enrolling a host again: `next`, restart the server, wait until `status`"
+    " shows nobody, `retire`, restart the server."
 )
 
 
@@ -210,6 +236,44 @@ def _restore(arguments: argparse.Namespace) -> int:
 
     asyncio.run(data.restore(data.DataDir(arguments.data_dir), arguments.file, new_id=new_id))
     print(f"restored {arguments.data_dir}; agents adopt it once `variantd serve` runs there")
+    return 0
+
+
+def _next_authority(arguments: argparse.Namespace) -> int:
+    from control_plane.data import DataDir
+    from shared.clock import SystemClock
+
+    DataDir(arguments.data_dir).require().introduce_authority(SystemClock())
+    print("there is a next authority; restart `variantd serve`, and log in again where its ca.pem is used")
+    return 0
+
+
+def _show_authority(arguments: argparse.Namespace) -> int:
+    from control_plane import data
+    from shared.clock import SystemClock
+
+    for name in asyncio.run(data.left_behind(data.DataDir(arguments.data_dir).require(), SystemClock())):
+        print(name)
+    return 0
+
+
+def _retire_authority(arguments: argparse.Namespace) -> int:
+    from control_plane import data
+    from shared.clock import SystemClock
+
+    held, clock = data.DataDir(arguments.data_dir).require(), SystemClock()
+    left = asyncio.run(data.left_behind(held, clock))
+    if left and not arguments.force:
+        shown = ", ".join(left[:5]) + (" and others" if len(left) > 5 else "")
+        print(
+            f"variantd: {len(left)} agents are not certified by the next authority yet: {shown}",
+            file=sys.stderr,
+        )
+        return 1
+    held.retire_authority(clock)
+    print(
+        "the former authority is retired; restart `variantd serve`, and log in again where its ca.pem is used"
+    )
     return 0
 
 

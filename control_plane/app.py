@@ -69,7 +69,7 @@ async def run(settings: Settings, clock: Clock, new_id: NewId, stop: asyncio.Eve
     data.prepare()
     lock = data.lock()
     try:
-        authority = data.authority(clock)
+        authority = data.authorities(clock)
         database = SqliteDatabase.open(data.database)
         try:
             await _serve(settings, data, authority, database, clock, new_id, stop)
@@ -83,7 +83,7 @@ async def run(settings: Settings, clock: Clock, new_id: NewId, stop: asyncio.Eve
 async def _serve(
     settings: Settings,
     data: DataDir,
-    authority: tls.Authority,
+    authority: tls.Authorities,
     database: Database,
     clock: Clock,
     new_id: NewId,
@@ -111,7 +111,8 @@ async def _serve(
         hosts=sessions.reads,
         witness=witness,
         joining=Joining(
-            addresses=_reached_at(settings, settings.operator, operator_port), ca_certificate=authority.der
+            addresses=_reached_at(settings, settings.operator, operator_port),
+            ca_certificate=authority.first.der,
         ),
     )
     rates = Rates(rate=settings.rate_limit, burst=settings.rate_burst)
@@ -123,7 +124,7 @@ async def _serve(
             agents,
             services,
             sessions,
-            origin(first.incarnation, authority, withdraw_limit=settings.withdraw_limit),
+            origin(first.incarnation, authority.first, withdraw_limit=settings.withdraw_limit),
             authority,
         ),
         _add_operator_services(operator, door, watchers, authority, agents_at, first.incarnation),
@@ -172,7 +173,7 @@ def _add_agent_service(
     services: Services,
     sessions: Sessions,
     own: Origin,
-    authority: tls.Authority,
+    authority: tls.Authorities,
 ) -> health.HealthServicer:
     servicer = AgentServicer(services, sessions, own, authority)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(servicer, server)
@@ -183,7 +184,7 @@ def _add_operator_services(
     server: grpc.aio.Server,
     door: Door,
     watchers: Watchers,
-    authority: tls.Authority,
+    authority: tls.Authorities,
     agents_at: tuple[str, ...],
     incarnation: Incarnation,
 ) -> health.HealthServicer:
@@ -274,7 +275,7 @@ def _reached_at(settings: Settings, address: str, port: int) -> tuple[str, ...]:
 class _Certificates:
     """The gRPC listeners' certificate, issued by our own authority and renewed at two thirds of its life."""
 
-    def __init__(self, authority: tls.Authority, names: list[str], clock: Clock) -> None:
+    def __init__(self, authority: tls.Authorities, names: list[str], clock: Clock) -> None:
         self._authority = authority
         self._names = list(dict.fromkeys(names))
         self._clock = clock
@@ -284,7 +285,7 @@ class _Certificates:
     def _issue(self) -> tuple[bytes, bytes]:
         now = self._clock.now()
         self._renew_at = now + _CERTIFICATE_DAYS * 86_400 * SECOND * 2 // 3
-        return self._authority.issue_server(self._names, now=now, days=_CERTIFICATE_DAYS)
+        return self._authority.first.issue_server(self._names, now=now, days=_CERTIFICATE_DAYS)
 
     def credentials(self, *, clients: bool) -> grpc.ServerCredentials:
         """Server credentials; with `clients`, only peers with a certificate of ours get in."""
@@ -304,5 +305,5 @@ class _Certificates:
 
     def _configuration(self, clients: bool) -> grpc.ServerCertificateConfiguration:  # noqa: FBT001  private
         certificate, key = self._current
-        roots = self._authority.certificate if clients else None
+        roots = self._authority.bundle if clients else None
         return grpc.ssl_server_certificate_configuration([(key, certificate)], roots)

@@ -2,6 +2,7 @@
 
 variantd.db        the database
 ca/ca.pem, key.pem the certificate authority; never in the database, part of every backup
+ca/next-key.pem    the key of the authority that is to follow, whose certificate is the second in ca.pem
 operator.api-key   the first key (0600)
 addresses.json     where the running server listens, written once it is ready
 """
@@ -14,16 +15,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from control_plane.services import access
+from control_plane.services import access, enrollment
 from control_plane.store.access import Incarnation
 from control_plane.store.sqlite import SqliteDatabase, backup_database
 from control_plane.store.store import Store
 from shared import tls
 from shared.clock import Clock
 from shared.errors import FailedPrecondition, Invalid
-from shared.ids import NewId
+from shared.ids import NewId, new_secret
 
-_IN_BACKUP = ("variantd.db", "ca/ca.pem", "ca/key.pem", "operator.api-key")
+_IN_BACKUP = ("variantd.db", "ca/ca.pem", "ca/key.pem", "operator.api-key", "ca/next-key.pem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,12 @@ class DataDir:
         (self.path / "ca").mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path.chmod(0o700)
 
+    def require(self) -> "DataDir":
+        """Itself. Raises Invalid where there is no database in it."""
+        if not self.database.exists():
+            raise Invalid(f"{self.path} is not a data directory of variantd; `variantd serve` makes one")
+        return self
+
     def lock(self) -> int:
         """A descriptor that holds the directory for this process. Raises FailedPrecondition where taken."""
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -75,15 +82,64 @@ class DataDir:
         return descriptor
 
     def authority(self, clock: Clock) -> tls.Authority:
-        """The certificate authority, made at the first call."""
-        key_file = self.path / "ca" / "key.pem"
+        """The authority that certifies the listeners, made at the first call."""
+        return self.authorities(clock).first
+
+    def authorities(self, clock: Clock) -> tls.Authorities:
+        """The certificate authority, made at the first call, and the one that is to follow it, where there is one."""
         if not self.ca_certificate.exists():
             made = tls.new_authority("variantd CA", now=clock.now())
-            write_private(key_file, tls.key_to_pem(made.key))
+            write_private(self._ca_key, tls.key_to_pem(made.key))
             write_private(self.ca_certificate, made.certificate)
-        return tls.Authority(
-            key=tls.key_from_pem(key_file.read_bytes()), certificate=self.ca_certificate.read_bytes()
-        )
+        keys = [
+            tls.key_from_pem(path.read_bytes()) for path in (self._ca_key, self._next_key) if path.exists()
+        ]
+        found = [
+            tls.Authority(key=key, certificate=certificate)
+            for certificate in tls.certificates(self.ca_certificate.read_bytes())
+            for key in keys
+            if tls.belongs(key, certificate)
+        ]
+        if not found:
+            raise FailedPrecondition(
+                f"{self._ca_key} is not the key of {self.ca_certificate}; restore both from a backup",
+                reason="BAD_CONFIG",
+            )
+        return tls.Authorities(first=found[0], second=found[1] if len(found) > 1 else None)
+
+    @property
+    def _ca_key(self) -> Path:
+        return self.path / "ca" / "key.pem"
+
+    @property
+    def _next_key(self) -> Path:
+        return self.path / "ca" / "next-key.pem"
+
+    def introduce_authority(self, clock: Clock) -> None:
+        """There is a next authority beside the present one, from the next start on. Raises FailedPrecondition.
+
+        A process that ends meanwhile leaves the one authority or both.
+        """
+        known = self.authorities(clock)
+        if known.second is not None:
+            raise FailedPrecondition("there is a next authority already; `variantd admin ca retire` goes on")
+        # Of another name: chains are built by name.
+        made = tls.new_authority(f"variantd CA {new_secret().hex()[:8]}", now=clock.now())
+        write_private(self._next_key, tls.key_to_pem(made.key))
+        write_private(self.ca_certificate, known.first.certificate + made.certificate)
+
+    def retire_authority(self, clock: Clock) -> None:
+        """The next authority is the only one, from the next start on, and the former's key is gone.
+
+        A process that ends meanwhile leaves either of them whole; repeated, it finishes. Raises FailedPrecondition.
+        """
+        known = self.authorities(clock)
+        if known.second is None and not self._next_key.exists():
+            raise FailedPrecondition("there is no next authority; `variantd admin ca next` makes one")
+        write_private(self.ca_certificate, known.issuing.certificate)
+        write_private(self._ca_key, tls.key_to_pem(known.issuing.key))
+        self._next_key.unlink(missing_ok=True)
+        sync_directory(self._next_key.parent)
 
     def write_addresses(self, addresses: dict[str, str]) -> None:
         """The server is ready and listens there."""
@@ -170,9 +226,7 @@ async def new_incarnation(data: DataDir, *, new_id: NewId) -> Incarnation:
     For a database that was put back without `restore`: hosts that know more than it does get no offers until then.
     Raises Invalid where there is no database, FailedPrecondition while a server runs over it.
     """
-    if not data.database.exists():
-        raise Invalid(f"{data.path} is not a data directory of variantd; `variantd serve` makes one")
-    held = data.lock()
+    held = data.require().lock()
     try:
         database = SqliteDatabase.open(data.database)
         try:
@@ -181,3 +235,14 @@ async def new_incarnation(data: DataDir, *, new_id: NewId) -> Incarnation:
             await database.close()
     finally:
         os.close(held)
+
+
+async def left_behind(data: DataDir, clock: Clock) -> list[str]:
+    """Names of the agents whose certificate is valid, or may be recovered, and not of the newest authority."""
+    newest = enrollment.fingerprint(data.authorities(clock).issuing)
+    since = clock.now() - enrollment.RECOVERABLE
+    database = SqliteDatabase.open(data.database, may_change=False)
+    try:
+        return await database.read(lambda tx: Store(tx).fleet.certified_by_others(newest, since=since))
+    finally:
+        await database.close()

@@ -94,6 +94,16 @@ def requested_by(certificate_der: bytes, signing_request: bytes) -> bool:
     return public == key and request.is_signature_valid
 
 
+def certificates(pem: bytes) -> list[bytes]:
+    """Every certificate of a PEM file, in PEM of its own."""
+    return [found.public_bytes(Encoding.PEM) for found in x509.load_pem_x509_certificates(pem)]
+
+
+def belongs(key: Key, pem: bytes) -> bool:
+    """Whether the key is that of the first certificate of a PEM file."""
+    return x509.load_pem_x509_certificate(pem).public_key() == key.public_key()
+
+
 def pem_to_der(pem: bytes) -> bytes:
     """The first certificate of a PEM file, in DER."""
     return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
@@ -203,6 +213,37 @@ class Authority:
             .sign(self.key, SHA256())
             .public_bytes(Encoding.PEM)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorities:
+    """The authorities of an installation: one, or two while the second takes the place of the first.
+
+    Meanwhile listeners are certified by the first, which every agent trusts already, and agents by the second: each
+    certificate that an agent renews makes it trust both and belong to the second.
+    """
+
+    first: Authority
+    second: Authority | None = None
+
+    @property
+    def issuing(self) -> Authority:
+        """Certifies agents."""
+        return self.second or self.first
+
+    @property
+    def ders(self) -> list[bytes]:
+        """What agents trust, in DER."""
+        return [self.first.der, *([self.second.der] if self.second else [])]
+
+    @property
+    def bundle(self) -> bytes:
+        """What everybody trusts, in PEM."""
+        return self.first.certificate + (self.second.certificate if self.second else b"")
+
+    def issued(self, certificate_der: bytes) -> bool:
+        """Whether one of them signed the certificate. Raises ValueError where it is not one."""
+        return self.issuing.issued(certificate_der) or self.first.issued(certificate_der)
 
 
 def new_authority(name: str, *, now: int, years: int = 10) -> Authority:

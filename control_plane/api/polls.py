@@ -41,8 +41,10 @@ class Polls:
     def __init__(self, services: Services, sessions: Sessions, own: Origin) -> None:
         self._services, self._sessions, self._own = services, sessions, own
 
-    async def answer(self, uid: bytes, request: pb.ExchangeRequest) -> pb.ExchangeResponse:
-        """What there is to say to the agent; what it reported is durable.
+    async def answer(
+        self, uid: bytes, request: pb.ExchangeRequest, *, renew: bool = False
+    ) -> pb.ExchangeResponse:
+        """What there is to say to the agent, and whether it is to renew its certificate; what it reported is durable.
 
         Returns at once where the session is new, something is under way on the host or there is something to
         say, otherwise within a few seconds. Raises Invalid naming a malformed field, PermissionDenied for an
@@ -67,7 +69,7 @@ class Polls:
             await session.store()
             if opened.goes_on and not _under_way(hello):
                 await self._hold(session)
-            answer = await self._say(session, messages)
+            answer = await self._say(session, messages, renew=renew)
             expected = not session.said_goodbye
         except asyncio.CancelledError:
             expected = not session.said_goodbye  # else the poll was given up, not the session
@@ -102,8 +104,10 @@ class Polls:
             await session.wait(left)
             await session.look()
 
-    async def _say(self, session: Session, messages: Sequence[pb.SyncRequest]) -> pb.ExchangeResponse:
-        said = [pb.SyncResponse(welcome=welcome(self._own, session.id))]
+    async def _say(
+        self, session: Session, messages: Sequence[pb.SyncRequest], *, renew: bool
+    ) -> pb.ExchangeResponse:
+        said = [pb.SyncResponse(welcome=welcome(self._own, session.id, renew=renew))]
         for message in messages:
             if message.WhichOneof("message") == "heartbeat":
                 now = self._services.clock.now()

@@ -158,7 +158,7 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
     def __init__(
         self,
         door: Door,
-        authority: tls.Authority,
+        authority: tls.Authorities,
         *,
         addresses: tuple[str, ...],
         incarnation: bytes,
@@ -195,7 +195,7 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
         return agent_pb2.EnrollResponse(
             agent_uid=done.agent_uid,
             certificate=tls.pem_to_der(done.certificate),
-            ca_certificates=[self._authority.der],
+            ca_certificates=self._authority.ders,
             addresses=self._addresses,
             incarnation=self._incarnation,
         )
@@ -216,7 +216,7 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
             )
         _log.info("certificate.recovered", agent=done.agent_uid.hex(), serial=done.serial)
         return agent_pb2.RecoverResponse(
-            certificate=tls.pem_to_der(done.certificate), ca_certificates=[self._authority.der]
+            certificate=tls.pem_to_der(done.certificate), ca_certificates=self._authority.ders
         )
 
     def _admit(self) -> None:

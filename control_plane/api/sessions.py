@@ -448,7 +448,7 @@ def _with_content(store: Store, item: Desired) -> Offer:
     return replace(item.offer, files=tuple(files))
 
 
-def welcome(own: Origin, session_id: bytes) -> pb.Welcome:
+def welcome(own: Origin, session_id: bytes, *, renew: bool = False) -> pb.Welcome:
     """The session is admitted, by which life of the database, under which limits."""
     newest, *earlier = own.lineage
     return pb.Welcome(
@@ -457,6 +457,7 @@ def welcome(own: Origin, session_id: bytes) -> pb.Welcome:
         predecessor=newest.predecessor,
         incarnation_signature=newest.signature,
         lineage=earlier,
+        renew_certificate=renew,
         heartbeat_interval_ms=int(HEARTBEAT_SECONDS * 1000),
         limits=pb.Limits(
             inline_bytes=MAX_INLINE_BYTES, batch_records=events.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES

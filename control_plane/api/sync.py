@@ -86,7 +86,9 @@ class _Stream:
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     """What an enrolled agent calls."""
 
-    def __init__(self, services: Services, sessions: Sessions, own: Origin, authority: tls.Authority) -> None:
+    def __init__(
+        self, services: Services, sessions: Sessions, own: Origin, authority: tls.Authorities
+    ) -> None:
         self._services = services
         self._sessions = sessions
         self._own = own
@@ -145,7 +147,8 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             "session.opened", agent=uid.hex(), participants=len(hello.participants), taken=list(opened.taken)
         )
         try:
-            await context.write(pb.SyncResponse(welcome=welcome(own, opened.id)))
+            greeting = welcome(own, opened.id, renew=self._is_former(context))
+            await context.write(pb.SyncResponse(welcome=greeting))
             await _Stream(session, context).run(messages)
         finally:
             self._sessions.leave(session)
@@ -156,10 +159,18 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
                     lambda tx: Store(tx).fleet.end_session(uid, opened.id, now=end)
                 )
 
+    def _is_former(self, context: Context) -> bool:
+        """The agent's certificate is of the authority that is about to be retired."""
+        if self._authority.second is None:
+            return False
+        certificate = next(iter(context.auth_context()["x509_pem_cert"]))
+        return not self._authority.second.issued(tls.pem_to_der(certificate))
+
     async def Exchange(self, request: pb.ExchangeRequest, context: Context) -> pb.ExchangeResponse:
         """Control: one poll of a session."""
         try:
-            answer = await self._polls.answer(_agent_uid(context), request)
+            renew = self._is_former(context)
+            answer = await self._polls.answer(_agent_uid(context), request, renew=renew)
         except Exception as failure:
             await errors.abort(context, errors.explain(failure, "AgentService.Exchange", peer=context.peer()))
         return answer
@@ -202,7 +213,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             )
         _log.info("certificate.renewed", agent=uid.hex(), serial=done.serial)
         return pb.RenewCertificateResponse(
-            certificate=tls.pem_to_der(done.certificate), ca_certificates=[self._authority.der]
+            certificate=tls.pem_to_der(done.certificate), ca_certificates=self._authority.ders
         )
 
     async def FetchContent(

@@ -14,6 +14,7 @@ from control_plane.store.store import Store
 from shared import tls
 from shared.errors import Invalid, PermissionDenied, Unauthenticated
 from shared.ids import NewId
+from shared.model import digest
 from shared.moment import SECOND
 
 RECOVERABLE = 30 * 86_400 * SECOND
@@ -34,16 +35,17 @@ class EnrollRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolled:
-    """An identity: uid, certificate (PEM), its serial and its end (microseconds)."""
+    """An identity: uid, certificate (PEM), its serial, its end (microseconds), and which authority issued it."""
 
     agent_uid: bytes
     certificate: bytes
     serial: str
     not_after: int
+    authority: bytes
 
 
 def enroll(
-    store: Store, authority: tls.Authority, request: EnrollRequest, *, new_id: NewId, now: int
+    store: Store, authority: tls.Authorities, request: EnrollRequest, *, new_id: NewId, now: int
 ) -> Enrolled:
     """The host has an identity and the token one use less.
 
@@ -70,15 +72,14 @@ def enroll(
     uid = previous.uid if previous else new_id()
     issued = _issue(authority, request.signing_request, project_id=token.project_id, uid=uid, now=now)
     store.access.use_enrollment_token(token.id)
-    if previous:
-        _note(store, issued)
-    else:
+    if not previous:
         store.fleet.add_agent(_new_agent(token, request, issued, now=now))
+    _note(store, issued)
     return issued
 
 
 def _previous(
-    store: Store, authority: tls.Authority, request: EnrollRequest, project_id: bytes
+    store: Store, authority: tls.Authorities, request: EnrollRequest, project_id: bytes
 ) -> Agent | None:
     """The agent whose key the host proves, if it does and may come back."""
     if not request.previous_certificate:
@@ -127,7 +128,7 @@ def _new_agent(token: EnrollmentToken, request: EnrollRequest, issued: Enrolled,
 
 
 def renew(
-    store: Store, authority: tls.Authority, agent_uid: bytes, signing_request: bytes, *, now: int
+    store: Store, authority: tls.Authorities, agent_uid: bytes, signing_request: bytes, *, now: int
 ) -> Enrolled:
     """The agent has its next certificate; the present one stays valid until its own end.
 
@@ -143,7 +144,7 @@ def renew(
 
 
 def recover(
-    store: Store, authority: tls.Authority, certificate: bytes, signing_request: bytes, *, now: int
+    store: Store, authority: tls.Authorities, certificate: bytes, signing_request: bytes, *, now: int
 ) -> Enrolled:
     """The agent has a certificate in place of its expired one (DER), for the same key and the same uid.
 
@@ -174,10 +175,12 @@ def recover(
 
 
 def _issue(
-    authority: tls.Authority, signing_request: bytes, *, project_id: bytes, uid: bytes, now: int
+    authority: tls.Authorities, signing_request: bytes, *, project_id: bytes, uid: bytes, now: int
 ) -> Enrolled:
     try:
-        certificate = authority.issue_agent(signing_request, project_id=project_id, agent_uid=uid, now=now)
+        certificate = authority.issuing.issue_agent(
+            signing_request, project_id=project_id, agent_uid=uid, now=now
+        )
     except ValueError as error:
         raise Invalid(f"signing_request: {error}", reason="INVALID_FIELDS") from None
     identity = tls.identity(certificate)
@@ -187,8 +190,16 @@ def _issue(
         certificate=certificate,
         serial=f"{identity.serial:x}",
         not_after=identity.not_after,
+        authority=fingerprint(authority.issuing),
     )
 
 
+def fingerprint(authority: tls.Authority) -> bytes:
+    """Which authority it is: SHA-256 of its certificate."""
+    return digest(authority.der)
+
+
 def _note(store: Store, issued: Enrolled) -> None:
-    store.fleet.set_certificate(issued.agent_uid, serial=issued.serial, not_after=issued.not_after)
+    store.fleet.set_certificate(
+        issued.agent_uid, serial=issued.serial, not_after=issued.not_after, authority=issued.authority
+    )

@@ -65,12 +65,22 @@ class FleetStore:
             ),
         )
 
-    def set_certificate(self, uid: bytes, *, serial: str, not_after: int) -> None:
-        """The agent's newest certificate."""
+    def set_certificate(self, uid: bytes, *, serial: str, not_after: int, authority: bytes) -> None:
+        """The agent's newest certificate, and which authority issued it."""
         self._tx.run(
-            "update agent set certificate_serial = ?, certificate_not_after = ? where uid = ?",
-            (serial, not_after, uid),
+            "update agent set certificate_serial = ?, certificate_not_after = ?, certificate_authority = ?"
+            " where uid = ?",
+            (serial, not_after, authority, uid),
         )
+
+    def certified_by_others(self, authority: bytes, *, since: int) -> list[str]:
+        """Names of agents, not banned or retired, with another authority's certificate that ends after `since`."""
+        rows = self._tx.all(
+            "select name from agent where banned_at is null and retired_at is null and certificate_not_after > ?"
+            " and (certificate_authority is null or certificate_authority <> ?) order by name",
+            (since, authority),
+        )
+        return [row["name"] for row in rows]
 
     def agent(self, uid: bytes) -> Agent | None:
         """The agent with this uid."""

@@ -107,6 +107,28 @@ async def enrolled(tmp_path: Path, control_plane: ScriptedControlPlane, *, days_
     return identity
 
 
+@pytest.mark.fault(40)
+async def test_a_control_plane_that_wishes_for_a_renewal_gets_it(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Long before the certificate's end, once, and never on the word of one that is not believed."""
+    await enrolled(tmp_path, control_plane, days_ago=1)
+    control_plane.wishes_renewal = True
+    async with Host(tmp_path).running() as host:
+        await control_plane.session()
+        before = host.stored
+        control_plane.wishes_renewal = False
+        await ticked(host.clock, 1, lambda: len(control_plane.syncs) == 2)
+        assert host.stored.not_after > before.not_after
+        assert len(control_plane.renewals) == 1
+        control_plane.wishes_renewal = True
+        control_plane.signature, control_plane.incarnation = b"garbage", new_id()
+        control_plane.syncs[-1].end(grpc.StatusCode.UNAVAILABLE)
+        await ticked(host.clock, 1, lambda: len(control_plane.syncs) == 3)
+        await host.clock.advance(120)
+        assert len(control_plane.renewals) == 1
+
+
 # -- renewal -----------------------------------------------------------------------------------------
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from control_plane.data import DataDir
+from control_plane.data import DataDir, left_behind
 from shared import tls
 from shared.clock import SystemClock
+from shared.errors import FailedPrecondition
 from shared.ids import new_id
 from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
@@ -197,3 +198,89 @@ async def test_recovery_shares_the_rate_limit_of_enrollment(
         identity = await plane.enroll(await plane.token())
         code, _, _ = await not_recovered(plane, tls.pem_to_der(identity.certificate), b"")
         assert code == "RESOURCE_EXHAUSTED"
+
+
+# -- one authority after the other
+
+
+async def welcomed(identity: Identity, *, epoch: int) -> bool:
+    """Whether the agent, which gets a session, is asked to renew its certificate."""
+    async with session(identity, make_hello("p", session_epoch=epoch)) as stream:
+        assert stream.welcome is not None
+        return stream.welcome.renew_certificate
+
+
+async def renewed(identity: Identity) -> Identity:
+    """The agent with its next certificate and what it trusts from then on."""
+    key = tls.new_key()
+    answer = await renew(identity, tls.new_signing_request(key, "anything"))
+    return replace(
+        identity,
+        key=tls.key_to_pem(key),
+        certificate=tls.der_to_pem(answer.certificate),
+        ca=b"".join(map(tls.der_to_pem, answer.ca_certificates)),
+    )
+
+
+def at(identity: Identity, plane: Plane) -> Identity:
+    """The agent, that finds the control plane where it is now."""
+    return replace(identity, address=plane.addresses["agents"])
+
+
+@pytest.mark.fault(40)
+async def test_the_authority_is_replaced_while_agents_of_both_are_served(tmp_path: Path) -> None:
+    """Old and new certificates get in; renewing makes an agent trust both; only who never renewed is left behind."""
+    data, clock = DataDir(tmp_path / "data"), SystemClock()
+    async with running_plane(data.path) as plane:
+        early, late = (
+            await plane.enroll(await plane.token(), name="early"),
+            await plane.enroll(await plane.token()),
+        )
+        assert not await welcomed(early, epoch=1)
+    data.introduce_authority(clock)
+    with pytest.raises(FailedPrecondition, match="already"):
+        data.introduce_authority(clock)
+    async with running_plane(data.path) as plane:
+        early, late = at(early, plane), at(late, plane)
+        assert await welcomed(early, epoch=2)
+        assert await welcomed(late, epoch=2)
+        early = await renewed(early)
+        assert early.ca.count(b"BEGIN CERTIFICATE") == 2
+        fresh = await plane.enroll(await plane.token(), name="fresh")
+        assert not await welcomed(early, epoch=3)
+        assert not await welcomed(fresh, epoch=1)
+        assert await left_behind(data, clock) == ["host"]
+        expired = aged(plane, late, days=31)
+        assert await recovered(plane, expired), "certificates of both are recovered"
+    data.retire_authority(clock)
+    with pytest.raises(FailedPrecondition, match="no next authority"):
+        data.retire_authority(clock)
+    async with running_plane(data.path) as plane:
+        assert not await welcomed(at(early, plane), epoch=4)
+        code, _, _ = await not_recovered(plane, tls.pem_to_der(expired.certificate), b"")
+        assert code == "UNAUTHENTICATED"
+        for who in (late, replace(late, ca=early.ca)):
+            with pytest.raises((grpc.aio.AioRpcError, AssertionError)):
+                await welcomed(at(who, plane), epoch=9)
+        again = await renewed(at(early, plane))
+        assert again.ca.count(b"BEGIN CERTIFICATE") == 1
+        assert not await welcomed(again, epoch=5)
+
+
+@pytest.mark.fault(40)
+def test_a_replacement_that_was_cut_short_is_whole_on_one_side(tmp_path: Path) -> None:
+    """After every write of both commands there is an authority that signs, and repeating them finishes."""
+    data, clock = DataDir(tmp_path), SystemClock()
+    data.prepare()
+    first = data.authority(clock)
+    folder = tmp_path / "ca"
+    (folder / "next-key.pem").write_bytes(tls.key_to_pem(tls.new_key()))  # and not its certificate
+    assert data.authorities(clock).ders == [first.der]
+    data.introduce_authority(clock)
+    both = data.authorities(clock)
+    assert both.second is not None
+    (folder / "ca.pem").write_bytes(both.second.certificate)  # and not its key
+    assert data.authorities(clock).ders == [both.second.der]
+    data.retire_authority(clock)
+    assert data.authorities(clock).ders == [both.second.der]
+    assert not (folder / "next-key.pem").exists()

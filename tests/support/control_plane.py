@@ -68,6 +68,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.signer: tls.Authority = self.authority
         self.signature: bytes | None = None  # None: a right one by `signer`
         self.lineage: list[pb.Succession] = []
+        self.wishes_renewal = False
         self.server_certificate: tuple[bytes, bytes] | None = None  # None: a right one
         self.secrets: dict[bytes, bool] = {}  # whether still to be used
         self.uids: list[bytes] = []
@@ -243,6 +244,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
             predecessor=self.predecessor,
             incarnation_signature=self.signature or tls.sign(self.signer.key, message),
             lineage=self.lineage,
+            renew_certificate=self.wishes_renewal,
             heartbeat_interval_ms=self.heartbeat_ms,
             limits=pb.Limits(inline_bytes=32_768, batch_records=1000, batch_bytes=2_000_000),
         )

@@ -101,7 +101,7 @@ class Plane:
             uid=answer.agent_uid,
             key=tls.key_to_pem(key),
             certificate=tls.der_to_pem(answer.certificate),
-            ca=tls.der_to_pem(answer.ca_certificates[0]),
+            ca=b"".join(map(tls.der_to_pem, answer.ca_certificates)),
             address=answer.addresses[0],
         )
 
