@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # The suite is bound by real processes starting, not by the processor: a few more workers than cores.
 WORKERS ?= 3
 
-.PHONY: help demo test check bench format generate lock clean
+.PHONY: help demo test faults check bench format generate lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ demo: $(VENV)/.run  ## Run a real experiment on this machine (ONCE=1: finish by 
 
 test: $(VENV)/.dev  ## Run the whole suite
 	OPENBLAS_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# Sizes: FAULTS_SEED, FAULTS_SCHEDULES, FAULTS_EVENTS, FAULTS_TRIES, FAULTS_HISTORIES, FAULTS_FLEET, FAULTS_CUTS.
+faults: $(VENV)/.dev  ## Run the tests that inject faults at their larger sizes; a failure tells its seed
+	FAULTS=large OPENBLAS_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --timeout 7200 tests/faults $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev  ## Measure beside a limit in the same run: BENCH=api; BENCH_ARGS are its options
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bench.$(or $(BENCH),$(error say which, as in make bench BENCH=api: $(basename $(notdir $(filter-out %/__init__.py,$(wildcard tests/bench/*.py)))))) $(BENCH_ARGS)

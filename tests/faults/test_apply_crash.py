@@ -7,10 +7,7 @@ import asyncio
 import os
 import random
 import shutil
-import signal
-import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,28 +16,10 @@ from shared.model import OfferAction, Result
 from tests.support.crashing import NEW, OLD, UNDONE, reload_command
 from tests.support.host import make_end, make_offer, running_host
 
-HERE = Path(__file__).resolve().parents[2]
 OFFERS = ("write", "undone", "restore")
 KILLED = -9
 SAMPLE = 60
 """At most so many system calls per offer; a seeded choice beyond that."""
-
-
-@pytest.fixture
-async def crasher() -> AsyncIterator[Process]:
-    """The process that forks the ones that die."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.support.crashing",
-        cwd=HERE,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    yield process
-    os.killpg(process.pid, signal.SIGKILL)  # a child that a failed test left waiting as well
-    await process.wait()
 
 
 def prepared(directory: Path, *, applied: Path | None) -> Path:

@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+import aiohttp
+
 from agent import app
 from agent import identity as identities
 from agent.config import load
@@ -113,7 +115,7 @@ class Trial:
     """An experiment of numbered contents, whose orders and reports the oracle is told of."""
 
     oracle: Oracle
-    post: Callable[[str, Any], Awaitable[Any]]
+    post: Callable[..., Awaitable[Any]]
     get: Callable[[str], Awaitable[Any]]
     size: int = 0
     versions: int = 16
@@ -158,11 +160,27 @@ class Trial:
             await self.deploy(name, number)
         return number
 
-    async def deploy(self, participant: str, version: int) -> None:
-        """The participant is to hold that version."""
+    async def order_until_taken(self, host: Target) -> None:
+        """As `order`, under one idempotency key for each order, however often the control plane is away meanwhile."""
+        number = next(self._orders)
+        for name in host.participants:
+            self.oracle.ordered(host.file(name), content(number, size=self.size))
+
+            async def taken(name: str = name) -> bool:
+                try:
+                    await self.deploy(name, number, key=f"order-{name}-{number}")
+                except (aiohttp.ClientError, AssertionError):
+                    return False
+                return True
+
+            await eventually(taken, within=60, what=f"the order of version {number} is taken")
+
+    async def deploy(self, participant: str, version: int, *, key: str = "") -> None:
+        """The participant is to hold that version; the same `key` again is the same order."""
         variant = next(v["id"] for v in self.experiment["variants"] if v["key"] == f"v{version}")
         order = {"participantId": participant, "variantId": variant}
-        await self.post("/v1/experiments/arena/deployments", order)
+        headers = {"Idempotency_Key": key} if key else {}
+        await self.post("/v1/experiments/arena/deployments", order, **headers)
 
     async def report(self, host: Target, count: int) -> None:
         """So many impressions were accepted by the host's local API."""
@@ -206,13 +224,14 @@ class Arena(Trial):
         return (await self.plane.rest("GET", "/v1/experiments?limit=1")).status
 
 
-def trial_on(fleet: Fleet) -> Trial:
+def trial_on(fleet: Fleet, *, versions: int = 16) -> Trial:
     """A trial on the hosts of a fleet of real processes, as they are now."""
     made = Trial(
         oracle=Oracle(database=fleet.plane.data / "variantd.db"),
         post=fleet.plane.post,
         get=fleet.plane.get,
         targets=fleet.hosts,
+        versions=versions,
     )
     for host in fleet.hosts:
         for name in host.participants:

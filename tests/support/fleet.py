@@ -130,12 +130,13 @@ class ControlPlane:
             command += [f"--{name}", address]
         self.process.command = command
 
-    async def rest(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """(status, body) of a REST call by the operator."""
+    async def rest(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """(status, body) of a REST call by the operator; a header's name has `_` for `-`."""
         key = (self.data / "operator.api-key").read_text().strip()
         url = f"http://{self.addresses['http']}{path}"
-        headers = {"Authorization": f"Bearer {key}"}
-        async with self.http.request(method, url, json=body, headers=headers) as response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named["Authorization"] = f"Bearer {key}"
+        async with self.http.request(method, url, json=body, headers=named) as response:
             text = await response.text()
             return response.status, json.loads(text) if text else None
 
@@ -144,8 +145,8 @@ class ControlPlane:
         assert status == 200, body
         return body
 
-    async def post(self, path: str, body: Any = None) -> Any:
-        status, answer = await self.rest("POST", path, body)
+    async def post(self, path: str, body: Any = None, **headers: str) -> Any:
+        status, answer = await self.rest("POST", path, body, **headers)
         assert status in (200, 201), answer
         return answer
 

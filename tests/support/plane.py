@@ -61,9 +61,9 @@ class Plane:
             parsed = json.loads(text) if text and shaped else text
             return Answer(response.status, parsed, response.headers)
 
-    async def made(self, path: str, body: Any) -> Any:
+    async def made(self, path: str, body: Any, **headers: str) -> Any:
         """The resource that POST made."""
-        answer = await self.rest("POST", path, body)
+        answer = await self.rest("POST", path, body, **headers)
         assert answer.status in (200, 201), answer.body
         return answer.body
 
