@@ -139,7 +139,7 @@ def test_a_power_cut_takes_what_nobody_synced(tmp_path: Path, empty_image: Path)
     """That the two tests above can fail: without fsync and rename, content is not there afterwards."""
     used = cut(empty_image, tmp_path, "used")
     with filesystem(used, tmp_path / "mount"):
-        (tmp_path / "mount" / "root" / "soul.md").write_text("unsynced")
-        after = cut(used, tmp_path, "after")
+        (tmp_path / "mount" / "root" / "new.md").write_text("unsynced")
+        after = cut(used, tmp_path, "left")
     with filesystem(after, tmp_path / "after"):
-        assert (tmp_path / "after" / "root" / "soul.md").read_text() != "unsynced"
+        assert not (tmp_path / "after" / "root" / "new.md").exists()
