@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -331,10 +331,15 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running_fleet(folder: Path, *, quick: bool = False) -> AsyncIterator[Fleet]:
-    """A control plane, up; every process of the fleet is stopped at the end. `quick`: they wait for less long."""
+async def running_fleet(
+    folder: Path, *, quick: bool = False, server: Sequence[str] = ()
+) -> AsyncIterator[Fleet]:
+    """A control plane, up; every process of the fleet is stopped at the end. `quick`: they wait for less long.
+
+    `server` is how the control plane is run, if not by its console script.
+    """
     data = folder / "data"
-    command = [*program("variantd", quick=quick), "serve", "--data-dir", str(data)]
+    command = [*(server or program("variantd", quick=quick)), "serve", "--data-dir", str(data)]
     command += ["--http", "127.0.0.1:0", "--operator", "127.0.0.1:0", "--agents", "127.0.0.1:0"]
     process = Process(command=command, log=folder / "variantd.log")
     async with aiohttp.ClientSession() as http:

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Awaitable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,8 @@ from agent.spool import Spool
 from control_plane.api.sessions import Session, Sessions
 from control_plane.api.witness import witness
 from control_plane.domain import requests
-from control_plane.services import deployments, fleet, lifecycle
+from control_plane.services import deployments, lifecycle
+from control_plane.services.sessions import open_session
 from control_plane.services.work import Joining, Services
 from control_plane.store.store import Store
 from shared import wire
@@ -33,7 +34,7 @@ from shared.model import (
     View,
 )
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
-from tests.support.builders import Ids, World, make_hello, make_variant, make_world
+from tests.support.builders import TERMS, Ids, World, make_hello, make_variant, make_world
 from tests.support.host import make_config, make_participant
 from tests.support.oracle import Oracle
 
@@ -41,6 +42,7 @@ T = TypeVar("T")
 
 BOTS = ("bot-1", "bot-2")
 PATH = "soul.md"
+EVERYTHING = replace(TERMS, withdraw_limit=100)
 CHANGES = ("open", "write", "fsync", "fdatasync", "rename", "replace", "unlink", "mkdir", "rmdir", "link")
 
 
@@ -205,8 +207,8 @@ class History:
         )
         now = self.world.clock.now()
         opened = await self.world.database.write(
-            lambda tx: fleet.open_session(
-                Store(tx), self.uid, hello, predecessor=b"", new_id=self.world.new_id, now=now
+            lambda tx: open_session(
+                Store(tx), self.uid, hello, terms=EVERYTHING, new_id=self.world.new_id, now=now
             )
         )
         line = Line(Session(self.services, self.sessions, opened, hello))

@@ -22,13 +22,15 @@ SERVER: tuple[tuple[str, str, Any], ...] = (
     ("control_plane.api.sync", "WRITE_DEADLINE_SECONDS", 1.0),
     ("control_plane.api.sync", "HELLO_DEADLINE_SECONDS", 2.0),
     ("control_plane.api.sessions", "LEASE_WRITES_SECONDS", 0.2),
-    ("control_plane.services.fleet", "LEASE", round(LEASE * SECOND)),
+    ("control_plane.services.sessions", "LEASE", round(LEASE * SECOND)),
+    ("control_plane.api.sessions", "LEASE", round(LEASE * SECOND)),
+    ("control_plane.api.polls", "LEASE", round(LEASE * SECOND)),
     ("control_plane.store.sqlite", "BUSY_SECONDS", 0.5),
 )
 AGENT: tuple[tuple[str, str, Any], ...] = (
     ("agent.session", "OPENING_SECONDS", 2.0),
     ("agent.link", "BACKOFF", Backoff(base=0.1, factor=2.0, cap=0.5)),
-    ("agent.link", "CALL_SECONDS", 2.0),
+    ("agent.calls", "CALL_SECONDS", 2.0),
     ("agent.uplink", "BACKOFF", Backoff(base=0.05, factor=2.0, cap=0.5)),
 )
 
