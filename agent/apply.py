@@ -6,19 +6,32 @@ journal alone, so a restart finishes what was begun or undoes it; each file is o
 Whoever calls makes sure that one thing at a time happens to a participant.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from agent import attempts
-from agent.attempts import Attempt, begun, in_place, is_done, merged, put_back, refused_unseen, with_baseline
+from agent.attempts import (
+    Attempt,
+    begun,
+    is_done,
+    merged,
+    outcome_of,
+    refused_unseen,
+    suspects,
+)
 from agent.config import ParticipantConfig
 from agent.contents import Fetch, allow_offered, content_of
+from agent.endings import Endings
+from agent.failures import (
+    forgiven,
+    refuse_condemned,
+)
 from agent.files import Workspace
 from agent.hooks import Hooks
 from agent.journal import Journal, Slot, SlotFile
 from agent.judge import Judge
-from agent.plan import Planned, Planner, held, successor
+from agent.plan import Planned, Planner, held
 from agent.policy import Refused, allow
 from agent.repair import Repairer
 from agent.swap import Swapper, is_unchanged
@@ -30,8 +43,6 @@ from shared.logs import get
 from shared.model import (
     Digest,
     DriftPolicy,
-    FileOutcome,
-    Loaded,
     Offer,
     OfferAction,
     Outcome,
@@ -43,6 +54,9 @@ from shared.model import (
 )
 
 _log = get(__name__)
+
+MOMENT_SECONDS = 1.0
+"""What takes longer is told while it is under way."""
 
 
 class Applier:
@@ -58,14 +72,32 @@ class Applier:
         new_id: NewId,
         fetch: Fetch,
         record_view: Callable[[View], Awaitable[None]],
+        tell: Callable[[Outcome], None],
         output: Path,
     ) -> None:
         self.config = config
         self.slots = slots
         self.workspace = Workspace(config.root, follow_symlinks=config.follow_symlinks)
         self.views = Views(config=config, slots=slots, workspace=self.workspace, record_view=record_view)
-        self.unsaved: set[bytes] = set()
         self._hooks = Hooks(config=config, clock=clock, output=output)
+        self._swapper = Swapper(
+            workspace=self.workspace,
+            max_bytes=config.max_bytes,
+            keep_new=config.drift is DriftPolicy.REPAIR,
+            journal=journal,
+            clock=clock,
+            new_id=new_id,
+        )
+        self.endings = Endings(
+            config=config,
+            slots=slots,
+            workspace=self.workspace,
+            journal=journal,
+            views=self.views,
+            hooks=self._hooks,
+            swapper=self._swapper,
+            clock=clock,
+        )
         self.repairer = Repairer(
             config=config,
             slots=slots,
@@ -73,7 +105,7 @@ class Applier:
             journal=journal,
             views=self.views,
             hooks=self._hooks,
-            save=self.save,
+            save=self.endings.save,
             clock=clock,
             new_id=new_id,
         )
@@ -84,14 +116,6 @@ class Applier:
             slots=slots,
             holds=self.repairer.holds,
         )
-        self._swapper = Swapper(
-            workspace=self.workspace,
-            max_bytes=config.max_bytes,
-            keep_new=config.drift is DriftPolicy.REPAIR,
-            journal=journal,
-            clock=clock,
-            new_id=new_id,
-        )
         self.judge = Judge(
             config=config,
             workspace=self.workspace,
@@ -100,8 +124,8 @@ class Applier:
             fetch=fetch,
             new_id=new_id,
         )
-        self._journal, self._clock = journal, clock
-        self._fetch = fetch
+        self._clock = clock
+        self._fetch, self._tell = fetch, tell
 
     # -- what is known -------------------------------------------------------------------------------
 
@@ -116,7 +140,7 @@ class Applier:
     def go_on_from(self, other: "Applier") -> None:
         """What was seen and is still owed under other rules of the same participant is so under these."""
         self.views.seen, self.views.owed = other.views.seen, other.views.owed
-        self.unsaved = other.unsaved
+        self.endings.unsaved = other.endings.unsaved
 
     # -- an offer ------------------------------------------------------------------------------------
 
@@ -129,13 +153,24 @@ class Applier:
                 await blocking(lambda: self.workspace.fresh(b""))
             except Refused as refused:
                 return refused_unseen(offer, refused.reason, now=self._clock.now())
-            await self._recover(slot)
+            await self.endings.recover(slot)
             slot = self.slots[offer.slot_id]
         if slot is not None and offer.revision < slot.revision:
             return self._regression(offer, slot)
         if slot is not None and slot.outcome is not None and is_done(slot, offer):
             return slot.outcome
+        if offer.retry:
+            await self.forgive([(file.path, file.digest) for file in offer.files])
+            slot = self.slots.get(offer.slot_id)
         attempt = Attempt(offer=offer, slot=begun(offer, slot))
+        progress = asyncio.ensure_future(self._tell_progress(attempt))
+        try:
+            return await self._attempt(offer, attempt)
+        finally:
+            progress.cancel()
+            await asyncio.gather(progress, return_exceptions=True)
+
+    async def _attempt(self, offer: Offer, attempt: Attempt) -> Outcome:
         try:
             if offer.action is OfferAction.CLOSE or self._planner.nothing_to_restore(offer, attempt.slot):
                 return await self._close(attempt)
@@ -144,8 +179,24 @@ class Applier:
             attempt.step = Step.ALLOWED
             plan = await self._staged(plan, attempt, offer)
         except Refused as refused:
-            return await self._refuse(attempt, refused.reason)
+            return await self.endings.refuse(attempt, refused)
         return await self._swap(plan, attempt)
+
+    async def _tell_progress(self, attempt: Attempt) -> None:
+        """Whoever waits is told which step it is at, where that takes longer than a moment."""
+        told: Step | None = None
+        while True:
+            await self._clock.sleep(MOMENT_SECONDS)
+            if attempt.step is not told:
+                told = attempt.step
+                self._tell(outcome_of(attempt, Result.IN_PROGRESS, now=self._clock.now()))
+
+    async def forgive(self, pairs: list[tuple[str, Digest | None]] | None = None) -> None:
+        """These (path, digest) are quarantined no longer; None: nothing is. Durable."""
+        for slot in tuple(self.slots.values()):
+            after = forgiven(slot, pairs)
+            if after != slot:
+                await blocking(lambda after=after: self.endings.save(after))  # type: ignore[misc]
 
     def would_write(self, offer: Offer) -> bool:
         """Whether `apply` would touch files, as far as the offer itself tells."""
@@ -156,7 +207,7 @@ class Applier:
     async def put_off(self, offer: Offer, reason: Reason) -> Outcome:
         """The outcome of an offer that was not attempted: attempt 0. The slot does not take it up."""
         slot = replace(begun(offer, self.slots.get(offer.slot_id)), attempt=0)
-        files = await blocking(lambda: self._file_outcomes(Attempt(offer=offer, slot=slot), None))
+        files = await blocking(lambda: self.endings.file_outcomes(Attempt(offer=offer, slot=slot), None))
         return replace(refused_unseen(offer, reason, now=self._clock.now()), attempt=0, files=files)
 
     async def give_back(self, slot: Slot) -> Reason | None:
@@ -176,38 +227,25 @@ class Applier:
         )
         # Nobody offered this, so the outcome of what was offered is still the last one.
         after = replace(self.slots[slot.slot_id], outcome=slot.outcome, unacknowledged=slot.unacknowledged)
-        if outcome.result is Result.REFUSED:
+        if outcome.result in (Result.REFUSED, Result.IN_PROGRESS):
             after = replace(
-                after, action=slot.action, attempt=slot.attempt, step=slot.step, result=slot.result
+                after,
+                action=slot.action,
+                attempt=slot.attempt,
+                step=slot.step,
+                result=slot.result,
+                retrying=slot.retrying,
             )
-        await blocking(lambda: self.save(after))
+        await blocking(lambda: self.endings.save(after))
         return None if outcome.result.holds else outcome.reason
 
     async def _close(self, attempt: Attempt) -> Outcome:
         attempt.step = Step.SWAPPED
-        closed = replace(attempt.slot, closed=True, result=Result.APPLIED)
+        closed = replace(attempt.slot, closed=True, result=Result.APPLIED, probation=None)
         self.slots[closed.slot_id] = closed
         for file in closed.files:
             await self.views.look(file, from_at=self._clock.now())
-        return await self._end(closed, attempt)
-
-    async def loaded(self, receipt: Loaded) -> list[Outcome]:
-        """The receipt is on record with the slot that holds the file; an outcome where all the slot is loaded now."""
-        outcomes = []
-        for slot, file in self.held():
-            if file.path != receipt.path or slot.intends:
-                continue
-            after = attempts.loaded(slot, receipt)
-            if after == slot:
-                continue
-            if attempts.is_loaded(after) and not attempts.is_loaded(slot) and after.result.holds:
-                attempt = Attempt(slot=after, step=Step.LOADED)
-                outcomes.append(await self._end(after, attempt))
-            elif attempts.loaded_digests(after) == attempts.loaded_digests(slot):
-                self.slots[slot.slot_id] = after  # said again: not worth a write
-            else:
-                await blocking(lambda after=after: self.save(after))  # type: ignore[misc]
-        return outcomes
+        return await self.endings.end(closed, attempt)
 
     def _regression(self, offer: Offer, slot: Slot) -> Outcome:
         reason = Reason(
@@ -224,11 +262,15 @@ class Applier:
                 allow(self.config, path, size=None)
             return {}
         for file in offer.files:
+            refuse_condemned(self.slots.values(), file.path, file.digest)
+            attempt.suspects = [(file.path, file.digest)] if file.path and file.digest else []
             allow_offered(self.config, file)
         started = self._clock.monotonic()
-        contents = {
-            file.path: await content_of(file, config=self.config, fetch=self._fetch) for file in offer.files
-        }
+        contents = {}
+        for file in offer.files:
+            attempt.suspects = [(file.path, file.digest)] if file.digest else []
+            contents[file.path] = await content_of(file, config=self.config, fetch=self._fetch)
+        attempt.suspects = []
         attempt.took["fetch"] = self._clock.monotonic() - started
         attempt.step = Step.FETCHED
         return contents
@@ -247,6 +289,7 @@ class Applier:
                 started = self._clock.monotonic()
                 for planned in done:
                     if planned.staged is not None:
+                        attempt.suspects = suspects([planned.file])
                         await self._hooks.check(planned.staged)
                 attempt.took["check"] = self._clock.monotonic() - started
             attempt.step = Step.CHECKED
@@ -265,59 +308,18 @@ class Applier:
             step=Step.CHECKED,
             result=Result.IN_PROGRESS,
             reload_owed=bool(self.config.reload) and any(not is_unchanged(p.file) for p in plan),
+            resumed=0,
         )
+        attempt.suspects = suspects(planned.file for planned in plan)
         try:
             intent = await blocking(lambda: self._swapper.intend(intent, plan))
             self.slots[intent.slot_id] = intent
         except Refused as refused:
-            return await self._refuse(attempt, refused.reason)
+            return await self.endings.refuse(attempt, refused)
         failure = await blocking(lambda: self._swapper.forward(intent))
         attempt.took["write"] = attempt.took.get("write", 0.0) + self._clock.monotonic() - started
         swapped_at = {planned.file.path: intent.swapped_at for planned in plan}
-        return await self._conclude(intent, attempt, failure, swapped_at=swapped_at)
-
-    async def _conclude(
-        self, intent: Slot, attempt: Attempt, failure: Reason | None, *, swapped_at: dict[str, int]
-    ) -> Outcome:
-        """The reload hook ran where it is owed, or all is undone; the end is journalled."""
-        swapped = failure is None
-        if swapped:
-            attempt.step = Step.SWAPPED
-            # The journal follows with the final; in memory already, so that views say who holds the file.
-            self.slots[intent.slot_id] = in_place(intent)
-            await self._look_at(intent, swapped_at)
-            failure = await self._reload(intent, attempt)
-        if failure is None:
-            return await self._end(replace(in_place(intent), result=Result.APPLIED), attempt, intent=intent)
-        touched, stuck = await blocking(lambda: self._swapper.back(intent))
-        there = await blocking(lambda: self._swapper.already_new(intent)) if stuck else []
-        undone = put_back(intent, but=there, touched=touched)
-        self.slots[intent.slot_id] = undone
-        await self._look_at(intent, {})
-        if swapped and intent.reload_owed:
-            await self._hooks.reload()  # the application may hold what is gone
-        result = Result.STUCK if stuck else Result.ROLLED_BACK if touched else Result.REFUSED
-        return await self._end(
-            replace(undone, result=result), attempt, intent=intent, reason=stuck or failure
-        )
-
-    async def _look_at(self, slot: Slot, swapped_at: dict[str, int]) -> None:
-        for file in slot.files:
-            if file.change is not None:
-                await self.views.look(file, from_at=swapped_at.get(file.path, self._clock.now()))
-
-    async def _reload(self, intent: Slot, attempt: Attempt) -> Reason | None:
-        if not intent.reload_owed or not self.config.reload:
-            return None
-        attempt.step = Step.RELOAD_OWED
-        started = self._clock.monotonic()
-        failure = await self._hooks.reload()
-        attempt.took["reload"] = self._clock.monotonic() - started
-        if failure is None:
-            attempt.step = Step.RELOADED
-        return failure
-
-    # -- ends ------------------------------------------------------------------------------------------
+        return await self.endings.conclude(intent, attempt, failure, swapped_at=swapped_at)
 
     async def recover(self) -> list[Outcome]:
         """What was begun before the last stop is finished, or undone where it cannot be."""
@@ -326,103 +328,4 @@ class Applier:
         for slot in tuple(self.slots.values()):
             if slot.reload_owed and not slot.intends:
                 await self.repairer.reload(slot.slot_id)
-        return [await self._recover(slot) for slot in tuple(self.slots.values()) if slot.intends]
-
-    async def _recover(self, intent: Slot) -> Outcome:
-        attempt = Attempt(slot=intent, step=Step.CHECKED)
-        there = await blocking(lambda: self._swapper.already_new(intent))
-        failure = await blocking(lambda: self._swapper.forward(intent))
-        # A rename of this moment is as of now; one that the stop came after is as of the intent.
-        swapped_at = {file.path: intent.swapped_at for file in there}
-        return await self._conclude(intent, attempt, failure, swapped_at=swapped_at)
-
-    async def _refuse(self, attempt: Attempt, reason: Reason) -> Outcome:
-        return await self._end(replace(attempt.slot, result=Result.REFUSED), attempt, reason=reason)
-
-    async def _end(
-        self, slot: Slot, attempt: Attempt, *, intent: Slot | None = None, reason: Reason | None = None
-    ) -> Outcome:
-        """The attempt's outcome is journalled with the slot."""
-        files = await blocking(lambda: self._file_outcomes(attempt, intent))
-        outcome = Outcome(
-            participant=slot.participant,
-            slot_id=slot.slot_id,
-            revision=slot.revision,
-            attempt=slot.attempt,
-            step=attempt.step,
-            result=slot.result,
-            files=files,
-            occurred_at=self._clock.now(),
-            reason=reason,
-            durations=attempt.durations,
-        )
-        slot = replace(slot, step=attempt.step).ended(outcome)
-        await blocking(lambda: self._save_all(slot, intent))
-        _log.info(
-            "apply.ended",
-            participant=slot.participant,
-            slot=slot.slot_id.hex(),
-            revision=slot.revision,
-            attempt=slot.attempt,
-            result=slot.result,
-            step=slot.step,
-            reason=reason and reason.code,
-        )
-        return outcome
-
-    def _save_all(self, slot: Slot, intent: Slot | None) -> None:
-        if slot.action is OfferAction.RESTORE and slot.result.holds and intent is not None:
-            for file in intent.files:
-                later = successor(self.slots, slot, file)
-                if file.applied is None or file.change is not None or later is None:
-                    continue
-                known = later[1].before
-                # What somebody else had put there between the two slots is the baseline, and stays it.
-                if known is None or known.digest == file.applied:
-                    self.save(with_baseline(later[0], later[1], file.before))
-        self.save(slot)
-
-    def save(self, slot: Slot) -> None:
-        """The slot is as given, durably, or else `unsaved`: then a restart begins from its intent."""
-        self.slots[slot.slot_id] = slot
-        try:
-            self._journal.save(slot)
-        except OSError as error:
-            self.unsaved.add(slot.slot_id)
-            _log.error("journal.unwritable", participant=slot.participant, error=error.strerror)
-        else:
-            self.unsaved.discard(slot.slot_id)
-
-    def _file_outcomes(self, attempt: Attempt, intent: Slot | None) -> tuple[FileOutcome, ...]:
-        if attempt.step is Step.LOADED:
-            return tuple(
-                FileOutcome(
-                    path=file.path,
-                    desired=file.applied,
-                    running=self._running(file.path),
-                    previous=file.applied,
-                )
-                for file in attempt.slot.files
-                if file.applied is not None
-            )
-        changes = {file.path: file.change for file in intent.files if file.change} if intent else {}
-        offered = {file.path: file.digest for file in attempt.offer.files} if attempt.offer else {}
-        outcomes = []
-        for path in {**offered, **changes}:
-            running = self._running(path)
-            if path in changes:
-                desired, previous = changes[path].new.digest, changes[path].old.digest
-            else:
-                writes = attempt.offer is not None and attempt.offer.action is OfferAction.WRITE
-                desired, previous = offered[path] if writes else running, running
-            if path:  # a file without a name was refused, and has no place in an outcome
-                outcomes.append(FileOutcome(path=path, desired=desired, running=running, previous=previous))
-        return tuple(outcomes)
-
-    def _running(self, path: str) -> Digest | None:
-        try:
-            # What is no target is none of the control plane's business, not even by its digest.
-            allow(self.config, path, size=None)
-            return self.workspace.digest(self.workspace.locate(path))
-        except Refused:
-            return None
+        return [await self.endings.recover(slot) for slot in tuple(self.slots.values()) if slot.intends]

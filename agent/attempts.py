@@ -5,8 +5,9 @@ Pure. The apply machine does things; here is what is on record of a slot once th
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from agent.journal import FileImage, Slot, SlotFile
+from agent.journal import FileImage, Probation, Slot, SlotFile, Undo
 from agent.plan import Planned
 from shared.model import (
     Digest,
@@ -21,15 +22,29 @@ from shared.model import (
     Step,
 )
 
+_ENDED: Any = {"reload_owed": False, "undo": None, "probation": None, "resumed": 0}
+"""What no slot has once nothing of it is under way."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """Where one attempt got to, and how long its parts took, in seconds."""
+    """Where one attempt got to, and how long its parts took, in seconds.
+
+    `suspects` are the (path, digest) at fault if it fails now. `of`: the (revision, attempt) it is told for, where
+    that is not its slot's.
+    """
 
     slot: Slot
     offer: Offer | None = None
     step: Step = Step.RECEIVED
     took: dict[str, float] = field(default_factory=dict)
+    suspects: list[tuple[str, Digest]] = field(default_factory=list)
+    of: tuple[int, int] | None = None
+
+    @property
+    def told_for(self) -> tuple[int, int]:
+        """(revision, attempt)."""
+        return self.of or (self.slot.revision, self.slot.attempt)
 
     @property
     def durations(self) -> Durations:
@@ -58,6 +73,22 @@ def is_loaded(slot: Slot) -> bool:
 def loaded_digests(slot: Slot) -> list[Digest | None]:
     """What the application works with, file by file."""
     return [file.loaded for file in slot.files]
+
+
+def outcome_of(attempt: Attempt, result: Result, *, now: int) -> Outcome:
+    """How the attempt stands, before anything is known of its files."""
+    revision, number = attempt.told_for
+    return Outcome(
+        participant=attempt.slot.participant,
+        slot_id=attempt.slot.slot_id,
+        revision=revision,
+        attempt=number,
+        step=attempt.step,
+        result=result,
+        files=(),
+        occurred_at=now,
+        durations=attempt.durations,
+    )
 
 
 def refused_unseen(offer: Offer, reason: Reason, *, now: int) -> Outcome:
@@ -92,7 +123,7 @@ def begun(offer: Offer, slot: Slot | None) -> Slot:
             result=Result.REFUSED,
         )
     attempt = slot.attempt + 1 if slot.revision == offer.revision else 1
-    return replace(slot, revision=offer.revision, attempt=attempt, action=offer.action)
+    return replace(slot, revision=offer.revision, attempt=attempt, action=offer.action, retrying=False)
 
 
 def is_done(slot: Slot, offer: Offer) -> bool:
@@ -105,9 +136,9 @@ def in_place(intent: Slot) -> Slot:
     """The slot once everything it intends is in place."""
     if intent.action is OfferAction.RESTORE:
         files = tuple(replace(file, change=None, applied=None) for file in intent.files)
-        return replace(intent, files=files, closed=True, reload_owed=False)
+        return replace(intent, files=files, closed=True, **_ENDED)
     files = tuple(_in_place(file) for file in intent.files)
-    return replace(intent, files=files, closed=False, reload_owed=False)
+    return replace(intent, files=files, closed=False, **_ENDED)
 
 
 def _in_place(file: SlotFile) -> SlotFile:
@@ -117,6 +148,35 @@ def _in_place(file: SlotFile) -> SlotFile:
     # What was loaded was loaded of the content before, unless that stays.
     loaded = file.loaded if file.change.old.digest == new else None
     return replace(file, change=None, applied=new, loaded=loaded)
+
+
+def suspects(files: Iterable[SlotFile]) -> list[tuple[str, Digest]]:
+    """(path, digest) of whatever these files have that is new."""
+    return [
+        (file.path, file.change.new.digest)
+        for file in files
+        if file.change is not None and file.change.new.digest not in (None, file.change.old.digest)
+    ]
+
+
+def taken_back(slot: Slot, probation: Probation, undo: Undo, *, reload_owed: bool) -> Slot:
+    """The slot as it intends what was there before its health window."""
+    tried = {file.path: file for file in probation.files}
+    files = tuple(
+        replace(file, change=tried[file.path].change, applied=tried[file.path].applied)
+        if file.path in tried
+        else file
+        for file in slot.files
+    )
+    return replace(
+        slot,
+        files=files,
+        action=OfferAction.WRITE,
+        result=Result.IN_PROGRESS,
+        reload_owed=reload_owed,
+        undo=undo,
+        probation=None,
+    )
 
 
 def put_back(intent: Slot, *, but: Iterable[SlotFile], touched: bool) -> Slot:
@@ -132,7 +192,7 @@ def put_back(intent: Slot, *, but: Iterable[SlotFile], touched: bool) -> Slot:
         else replace(file, change=None, loaded=None if touched and file.change else file.loaded)
         for file, done_file in zip(intent.files, done.files, strict=True)
     )
-    return replace(intent, files=files, reload_owed=False, closed=intent.closed and not stuck)
+    return replace(intent, files=files, closed=intent.closed and not stuck, **_ENDED)
 
 
 def merged(slot: Slot, plan: Iterable[Planned]) -> tuple[SlotFile, ...]:

@@ -23,10 +23,14 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")  # not NOTIFY_SO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How a command ended: `fault` is empty where it succeeded, else one clause without any output."""
+    """How a command ended: `fault` is empty where it succeeded, else one clause without any output.
+
+    `inconclusive`: it said neither yes nor no, as it could not be started or took too long.
+    """
 
     fault: str
     output: bytes
+    inconclusive: bool = False
 
 
 async def run(command: Sequence[str], *, cwd: Path, clock: Clock) -> Finished:
@@ -50,30 +54,31 @@ async def run(command: Sequence[str], *, cwd: Path, clock: Clock) -> Finished:
                 start_new_session=True,
             )
         except OSError as error:
-            return Finished(fault=f"could not be started: {error.strerror}", output=b"")
+            return Finished(fault=f"could not be started: {error.strerror}", output=b"", inconclusive=True)
         finally:
             os.close(writer)
         # Not asyncio's own pipe: its end would be awaited, and a background process may keep it open.
         loop.add_reader(reader, _drain, loop, reader, kept)
-        fault = await _ending(process, clock)
+        fault, inconclusive = await _ending(process, clock)
         _drain(loop, reader, kept)
-        return Finished(fault=fault, output=bytes(kept))
+        return Finished(fault=fault, output=bytes(kept), inconclusive=inconclusive)
     finally:
         loop.remove_reader(reader)
         os.close(reader)
 
 
-async def _ending(process: asyncio.subprocess.Process, clock: Clock) -> str:
+async def _ending(process: asyncio.subprocess.Process, clock: Clock) -> tuple[str, bool]:
+    """(what was wrong, whether the command was killed for taking too long)."""
     ended = asyncio.ensure_future(process.wait())
     limit = asyncio.ensure_future(clock.sleep(LIMIT_SECONDS))
     try:
         await asyncio.wait((ended, limit), return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
-            return f"did not end within {LIMIT_SECONDS:g} seconds and was killed"
+            return f"did not end within {LIMIT_SECONDS:g} seconds and was killed", True
         status = ended.result()
         if status < 0:
-            return f"was ended by signal {-status}"
-        return f"ended with status {status}" if status else ""
+            return f"was ended by signal {-status}", False
+        return f"ended with status {status}" if status else "", False
     finally:
         limit.cancel()
         if not ended.done():

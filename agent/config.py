@@ -12,7 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from socket import gethostname
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from agent.doors import is_loopback
 from shared.errors import Fault, Invalid
 from shared.model import PARTICIPANT_ID, DriftPolicy, Exposure
 
@@ -26,7 +28,7 @@ class WhenFull(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A health probe: `http` answers 2xx throughout `window` seconds after a swap."""
+    """A health probe: `http`, on this host, answers 2xx throughout `window` seconds after a swap."""
 
     http: str
     window: float = 60.0
@@ -117,7 +119,10 @@ PARTICIPANT_KEYS: Mapping[str, Key] = {
     "max_bytes": Key("1048576", "largest content"),
     "check": Key("", "command run on each staged file, `{staged}` is its path; failure refuses the offer"),
     "reload": Key("", "command run after a swap; failure puts the previous content back"),
-    "probe": Key("", "accepted, not run in this version"),
+    "probe": Key(
+        "",
+        'health after a swap: `{ http = "http://127.0.0.1:9000/health", window = "60s" }`, see [health](#health)',
+    ),
     "exposure": Key("reported", "`on_open` is accepted and acts as `reported` in this version"),
     "allow_users": Key("", "users besides the root's owner that may report for it"),
     "share_content": Key(
@@ -125,6 +130,7 @@ PARTICIPANT_KEYS: Mapping[str, Key] = {
         "whether operators that hold `content:read` may read the targets (`variantctl participants read`)",
     ),
 }
+MIN_WINDOW, MAX_WINDOW = 0.1, 3600.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -192,7 +198,26 @@ class _Reader:
         if window is None or not isinstance(value.get("http"), str) or set(value) - {"http", "window"}:
             self.fault("probe", "is not a probe", 'write probe = { http = "http://…", window = "60s" }')
             return None
-        return Probe(http=value["http"], window=float(window[1]) * _UNIT_SECONDS[window[2]])
+        seconds = float(window[1]) * _UNIT_SECONDS[window[2]]
+        if fault := _probe_fault(value["http"]):
+            self.fault("probe.http", f"{value['http']!r} {fault}", "write http://127.0.0.1:PORT/PATH")
+        if not MIN_WINDOW <= seconds <= MAX_WINDOW:
+            self.fault("probe.window", f"must be from {MIN_WINDOW:g} seconds to an hour")
+        return Probe(http=value["http"], window=seconds)
+
+
+def _probe_fault(url: str) -> str:
+    """What keeps `url` from being a probe's; empty: nothing."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "is no address"
+    if parts.scheme != "http" or not host or parts.username is not None:
+        return "is no http:// address"
+    if not is_loopback(host) or port == 0:
+        return "is not on this host"
+    return ""
 
 
 def load(path: Path) -> AgentConfig:

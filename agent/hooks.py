@@ -12,7 +12,11 @@ from agent.files import Staged
 from agent.policy import Refused, show
 from agent.threads import blocking
 from shared.clock import Clock
-from shared.model import Reason, ReasonCode
+from shared.model import ReasonCode
+
+
+class Inconclusive(Refused):
+    """A command could not be started or took too long, which may be otherwise the next time."""
 
 
 class Hooks:
@@ -22,36 +26,38 @@ class Hooks:
         self._config, self._clock, self._output = config, clock, output
 
     async def check(self, staged: Staged) -> None:
-        """The host accepts the staged content, or names no check. Raises Refused CHECK_FAILED."""
+        """The host accepts the staged content, or names no check. Raises Refused CHECK_FAILED, or Inconclusive."""
         if not self._config.check:
             return
         path = str(self._config.root / staged.temp)
-        fault = await self._run([part.replace("{staged}", path) for part in self._config.check], "check")
-        if fault:
-            raise Refused(
+        finished = await self._run([part.replace("{staged}", path) for part in self._config.check], "check")
+        if finished.fault:
+            raise (Inconclusive if finished.inconclusive else Refused)(
                 ReasonCode.CHECK_FAILED,
-                f"the host's check of {show(staged.path)} {fault}",
+                f"the host's check of {show(staged.path)} {finished.fault}",
                 f"correct the content; what it said is in output/{self._config.id}.check in the state directory",
             )
 
-    async def reload(self) -> Reason | None:
-        """The application was told to read its files again, where the host names how; why it was not."""
-        if not self._config.reload:
-            return None
-        fault = await self._run(list(self._config.reload), "reload")
-        if not fault:
-            return None
-        return Reason(
-            code=ReasonCode.RELOAD_FAILED,
-            message=f"the host's reload command {fault}",
-            remedy=f"what it said is in output/{self._config.id}.reload in the agent's state directory",
-        )
+    async def reload(self) -> None:
+        """The application was told to read its files again, where the host names how.
 
-    async def _run(self, command: list[str], name: str) -> str:
+        Raises Refused RELOAD_FAILED, or Inconclusive.
+        """
+        if not self._config.reload:
+            return
+        finished = await self._run(list(self._config.reload), "reload")
+        if finished.fault:
+            raise (Inconclusive if finished.inconclusive else Refused)(
+                ReasonCode.RELOAD_FAILED,
+                f"the host's reload command {finished.fault}",
+                f"what it said is in output/{self._config.id}.reload in the agent's state directory",
+            )
+
+    async def _run(self, command: list[str], name: str) -> commands.Finished:
         finished = await commands.run(command, cwd=self._config.root, clock=self._clock)
         if finished.fault:
             await blocking(lambda: self._write_output(name, finished.output))
-        return finished.fault
+        return finished
 
     def _write_output(self, name: str, output: bytes) -> None:
         self._output.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -84,8 +84,42 @@ class SlotFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Condemned:
+    """Content that is not tried again at this path by itself, and why."""
+
+    path: str
+    digest: Digest
+    code: ReasonCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probation:
+    """A health window that runs until `until`, for the attempt that began it; `files` know what to go back to."""
+
+    revision: int
+    attempt: int
+    since: int
+    until: int
+    files: tuple[SlotFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """What a slot intends is taken back, not brought about: why, and for which attempt it is told."""
+
+    reason: Reason
+    revision: int
+    attempt: int
+    inconclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """Everything known of one slot; `result` IN_PROGRESS means an intent without its final."""
+    """Everything known of one slot; `result` IN_PROGRESS means an intent without its final.
+
+    `retrying`: the last attempt failed in passing and another one is due; its offer has to come again after a
+    restart. `probation`: what is in place has yet to prove itself. `resumed`: how many restarts found the intent.
+    """
 
     participant: str
     slot_id: bytes
@@ -100,7 +134,11 @@ class Slot:
     closed: bool = False
     outcome: Outcome | None = None
     unacknowledged: tuple[Outcome, ...] = ()
-    quarantined: tuple[Digest, ...] = ()
+    quarantined: tuple[Condemned, ...] = ()
+    probation: Probation | None = None
+    undo: Undo | None = None
+    retrying: bool = False
+    resumed: int = 0
 
     @property
     def key(self) -> SlotKey:
@@ -230,7 +268,7 @@ def _write(path: Path, data: bytes) -> None:
 def _references(slots: Iterable[Slot]) -> set[Digest]:
     found: set[Digest] = set()
     for slot in slots:
-        for file in slot.files:
+        for file in (*slot.files, *(slot.probation.files if slot.probation else ())):
             images = [file.before, file.original, FileImage(digest=file.applied)]
             if file.change is not None:
                 images += [file.change.old, file.change.new]
@@ -253,28 +291,52 @@ def _to_json(slot: Slot) -> dict[str, Any]:
         "reloadOwed": slot.reload_owed,
         "swappedAt": slot.swapped_at,
         "closed": slot.closed,
-        "quarantined": [value.hex() for value in slot.quarantined],
-        "files": [
-            {
-                "path": file.path,
-                "real": file.real,
-                "before": _image_to_json(file.before),
-                "original": _image_to_json(file.original),
-                "applied": _hex(file.applied),
-                "order": file.order,
-                "change": file.change
-                and {
-                    "old": _image_to_json(file.change.old),
-                    "new": _image_to_json(file.change.new),
-                    "temp": file.change.temp,
-                },
-                "loaded": _hex(file.loaded),
-                "loadedAt": file.loaded_at,
-            }
-            for file in slot.files
-        ],
+        "quarantined": [[one.path, one.digest.hex(), one.code] for one in slot.quarantined],
+        "probation": slot.probation and _probation_to_json(slot.probation),
+        "undo": slot.undo and _undo_to_json(slot.undo),
+        "retrying": slot.retrying,
+        "resumed": slot.resumed,
+        "files": [_file_to_json(file) for file in slot.files],
         "outcome": slot.outcome and _outcome_to_json(slot.outcome),
         "unacknowledged": [_outcome_to_json(outcome) for outcome in slot.unacknowledged],
+    }
+
+
+def _file_to_json(file: SlotFile) -> dict[str, Any]:
+    return {
+        "path": file.path,
+        "real": file.real,
+        "before": _image_to_json(file.before),
+        "original": _image_to_json(file.original),
+        "applied": _hex(file.applied),
+        "order": file.order,
+        "change": file.change
+        and {
+            "old": _image_to_json(file.change.old),
+            "new": _image_to_json(file.change.new),
+            "temp": file.change.temp,
+        },
+        "loaded": _hex(file.loaded),
+        "loadedAt": file.loaded_at,
+    }
+
+
+def _probation_to_json(probation: Probation) -> dict[str, Any]:
+    return {
+        "revision": probation.revision,
+        "attempt": probation.attempt,
+        "since": probation.since,
+        "until": probation.until,
+        "files": [_file_to_json(file) for file in probation.files],
+    }
+
+
+def _undo_to_json(undo: Undo) -> dict[str, Any]:
+    return {
+        "reason": _reason_to_json(undo.reason),
+        "revision": undo.revision,
+        "attempt": undo.attempt,
+        "inconclusive": undo.inconclusive,
     }
 
 
@@ -307,11 +369,50 @@ def _decode(data: bytes) -> Slot:
         reload_owed=table["reloadOwed"] is True,
         swapped_at=int(table["swappedAt"]),
         closed=table["closed"] is True,
-        quarantined=tuple(bytes.fromhex(value) for value in table["quarantined"]),
+        quarantined=tuple(
+            Condemned(path=str(path), digest=bytes.fromhex(value), code=ReasonCode(code))
+            for path, value, code in table["quarantined"]
+        ),
+        # What this version added: an older agent's journal has none of it.
+        probation=_probation_from_json(table.get("probation")),
+        undo=_undo_from_json(table.get("undo")),
+        retrying=table.get("retrying") is True,
+        resumed=int(table.get("resumed", 0)),
         files=tuple(_file_from_json(entry) for entry in table["files"]),
         outcome=table["outcome"] and outcome(table["outcome"]),
         unacknowledged=tuple(outcome(entry) for entry in table["unacknowledged"]),
     )
+
+
+def _probation_from_json(entry: Mapping[str, Any] | None) -> Probation | None:
+    if entry is None:
+        return None
+    return Probation(
+        revision=int(entry["revision"]),
+        attempt=int(entry["attempt"]),
+        since=int(entry["since"]),
+        until=int(entry["until"]),
+        files=tuple(_file_from_json(file) for file in entry["files"]),
+    )
+
+
+def _undo_from_json(entry: Mapping[str, Any] | None) -> Undo | None:
+    if entry is None:
+        return None
+    return Undo(
+        reason=_reason_from_json(entry["reason"]),
+        revision=int(entry["revision"]),
+        attempt=int(entry["attempt"]),
+        inconclusive=entry["inconclusive"] is True,
+    )
+
+
+def _reason_to_json(reason: Reason) -> list[str]:
+    return [reason.code, reason.message, reason.remedy]
+
+
+def _reason_from_json(entry: list[str]) -> Reason:
+    return Reason(code=ReasonCode(entry[0]), message=entry[1], remedy=entry[2])
 
 
 def _file_from_json(entry: Mapping[str, Any]) -> SlotFile:
@@ -376,8 +477,9 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         "result": outcome.result,
         "files": [[f.path, _hex(f.desired), _hex(f.running), _hex(f.previous)] for f in outcome.files],
         "occurredAt": outcome.occurred_at,
-        "reason": reason and [reason.code, reason.message, reason.remedy],
+        "reason": reason and _reason_to_json(reason),
         "quarantined": outcome.quarantined,
+        "confirming": outcome.confirming,
         "durations": [took.fetch, took.check, took.write, took.reload, took.probe],
     }
 
@@ -399,7 +501,8 @@ def _outcome_from_json(entry: Mapping[str, Any], participant: str, slot_id: byte
             for path, desired, running, previous in entry["files"]
         ),
         occurred_at=int(entry["occurredAt"]),
-        reason=reason and Reason(code=ReasonCode(reason[0]), message=reason[1], remedy=reason[2]),
+        reason=reason and _reason_from_json(reason),
         quarantined=entry["quarantined"] is True,
+        confirming=entry.get("confirming") is True,
         durations=Durations(fetch=fetch, check=check, write=write, reload=reload, probe=probe),
     )

@@ -7,8 +7,8 @@ slot and per target; participants do not wait for one another.
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,17 +17,18 @@ from agent.attempts import refused_unseen
 from agent.config import AgentConfig
 from agent.contents import Fetch
 from agent.hold import Hold
-from agent.journal import Journal, Slot, SlotFile
+from agent.journal import Journal, Slot
 from agent.judge import Unjudged
 from agent.policy import Refused, unknown_participant
+from agent.retries import Retries
+from agent.standing import WARNINGS, Holding, holding_of, slot_states, wrong_with
 from agent.threads import blocking
+from agent.windows import Windows
 from shared.clock import Clock
 from shared.ids import NewId
 from shared.logs import get
 from shared.model import (
     Condition,
-    Digest,
-    FileState,
     Loaded,
     Offer,
     OfferedFile,
@@ -38,7 +39,6 @@ from shared.model import (
     Result,
     SlotState,
     View,
-    ViewState,
     show_digest,
 )
 
@@ -54,23 +54,7 @@ MAX_UNJOURNALLED = 4_096
 PARALLEL = 8
 """Participants worked on at once."""
 
-_WARNINGS = ("BASELINE_LOST", "PARTICIPANT_UNKNOWN", "DRIFT_HELD", "DRIFT_EXCLUDED")
-
 _log = get(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
-    """What a target holds: `digest` and `state` as last seen on disk, `desired` as the slot put it there.
-
-    `loaded` is what the application said last that it works with, since that came onto the disk.
-    """
-
-    slot_id: bytes
-    digest: Digest | None
-    desired: Digest | None
-    state: ViewState
-    loaded: Loaded | None
 
 
 class Reconciler:
@@ -100,6 +84,7 @@ class Reconciler:
             new_id=new_id,
             fetch=fetch,
             record_view=record_view,
+            tell=on_outcome,
             output=state_dir / "output",
         )
         self._appliers: dict[str, Applier] = {
@@ -116,6 +101,14 @@ class Reconciler:
         self._waiting = 0
         self._since: dict[tuple[str, str], int] = {}
         self._wake = asyncio.Event()
+        self._retries = Retries(clock=clock, again=self.offer)
+        self._windows = Windows(
+            appliers=lambda: self._appliers,
+            locks=self._locks,
+            held=lambda: self._hold.since is not None,
+            report=self._window_ended,
+            clock=clock,
+        )
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -141,7 +134,7 @@ class Reconciler:
         """The participants are those of `config`, each by its present rules; what is being applied ends first.
 
         A participant that is no longer there is left as it is, files and journal; one that comes back goes
-        on from there. What was offered to it and not begun is refused.
+        on from there. What was offered to it and not begun is refused. Nothing is in quarantine any more.
         """
         wanted = {participant.id: participant for participant in config.participants}
         for name in wanted.keys() | self._appliers.keys():
@@ -157,13 +150,16 @@ class Reconciler:
                         fresh.go_on_from(known)
                     await self._take_up(fresh)
                     self._appliers[name] = fresh
+                if name in wanted:
+                    await self._appliers[name].forgive()
         self._appliers = {name: self._appliers[name] for name in wanted}
+        self._windows.look()
         self._on_change()
 
     def _refuse_queued(self, participant: str) -> None:
         queued = self._queued[participant]
         self._waiting -= len(queued)
-        for offer in (*queued.values(), *self._put_off.values()):
+        for offer in (*queued.values(), *self._put_off.values(), *self._retries.taken_from(participant)):
             if offer.participant == participant:
                 self._put_off.pop((participant, offer.slot_id), None)
                 self._refuse_unknown(offer)
@@ -174,6 +170,8 @@ class Reconciler:
         limit = asyncio.Semaphore(PARALLEL)
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._retries.run())
+                group.create_task(self._windows.run())
                 while True:
                     self._wake.clear()
                     for participant in self._pending - self._busy:
@@ -208,7 +206,7 @@ class Reconciler:
             while receipts:
                 receipt = receipts.pop(next(iter(receipts)))
                 if participant in self._appliers:
-                    for outcome in await self._appliers[participant].loaded(receipt):
+                    for outcome in await self._appliers[participant].endings.loaded(receipt):
                         self._report(outcome, journalled=True)
 
     async def _apply(self, applier: Applier, offer: Offer) -> None:
@@ -225,11 +223,19 @@ class Reconciler:
             self._applying.discard(offer.participant)
         slot = applier.slots.get(offer.slot_id)
         self._report(outcome, journalled=slot is not None and slot.outcome is outcome)
+        if outcome.result is Result.IN_PROGRESS:
+            self._retries.put(offer, attempt=outcome.attempt)
+        if slot is not None and slot.probation is not None:
+            self._windows.look()
         if _watch(before) != _watch(slot):
             self._on_change()
 
+    def _window_ended(self, outcome: Outcome) -> None:
+        self._report(outcome, journalled=True)
+        self._on_change()
+
     def _report(self, outcome: Outcome, *, journalled: bool) -> None:
-        if not journalled:
+        if not journalled and outcome.result is not Result.IN_PROGRESS:
             self._unjournalled[outcome.key] = outcome
             while len(self._unjournalled) > MAX_UNJOURNALLED:
                 self._unjournalled.popitem(last=False)
@@ -242,6 +248,9 @@ class Reconciler:
         if offer.participant not in self._appliers:
             self._refuse_unknown(offer)
             return
+        if self._retries.waits(offer):
+            return
+        self._retries.drop(offer.participant, offer.slot_id)
         queued = self._queued[offer.participant]
         older = queued.get(offer.slot_id)
         if older is not None and older.revision != offer.revision:
@@ -307,13 +316,13 @@ class Reconciler:
             for key in keys
             if (slot := applier.slots.get(key.slot_id)) and slot.acknowledged(key) != slot
         }
-        for slot_id in changed | applier.unsaved:
+        for slot_id in changed | applier.endings.unsaved:
             slot = applier.slots[slot_id]
             if slot.intends:
                 continue  # the intent on disk is what a restart goes on from
             for key in keys:
                 slot = slot.acknowledged(key) if key.slot_id == slot_id else slot
-            applier.save(slot)
+            applier.endings.save(slot)
         del keys[:]
 
     async def judge(self, participant: str, file: OfferedFile) -> str:
@@ -399,7 +408,7 @@ class Reconciler:
     async def catch_up(self) -> None:
         """What could not be written when it happened, views and journals, is tried again; call now and then."""
         for participant, applier in tuple(self._appliers.items()):
-            if applier.views.owed or applier.unsaved:
+            if applier.views.owed or applier.endings.unsaved:
                 async with self._locks[participant]:
                     await applier.views.record_owed()
                     await blocking(lambda behind=applier: self._save_acknowledged_of(behind))  # type: ignore[misc]
@@ -417,23 +426,7 @@ class Reconciler:
 
         Reads files; safe to call from a thread, which is where to call it from with many participants.
         """
-        return tuple(
-            SlotState(
-                participant=participant,
-                slot_id=slot.slot_id,
-                revision=slot.revision,
-                files=tuple(
-                    FileState(path=file.path, digest=applier.views.on_disk(file.real)[0])
-                    for file in slot.files
-                ),
-                step=slot.step,
-                result=slot.result,
-                quarantined=bool(slot.quarantined),
-                closed=slot.closed,
-            )
-            for participant, applier in tuple(self._appliers.items())
-            for slot in tuple(applier.slots.values())
-        )
+        return slot_states(self._appliers)
 
     async def remaining(self) -> list[dict[str, object]]:
         """Every file that an open slot holds, as it is on disk now; ready for JSON."""
@@ -454,29 +447,14 @@ class Reconciler:
     def view_of(self, participant: str, path: str) -> Holding | None:
         """What a target holds as last seen; None where no slot holds it."""
         applier = self._appliers.get(participant)
-        for slot, file in applier.held() if applier else ():
-            view = applier.views.seen.get(file.path) if applier else None
-            if file.path == path and view is not None:
-                return Holding(
-                    slot_id=slot.slot_id,
-                    digest=view.digest,
-                    desired=file.applied,
-                    state=view.state,
-                    loaded=self._loaded(participant, file),
-                )
-        return None
-
-    def _loaded(self, participant: str, file: SlotFile) -> Loaded | None:
-        queued = self._receipts[participant].get(file.path)
-        if queued is not None or file.loaded is None:
-            return queued
-        return Loaded(participant=participant, path=file.path, digest=file.loaded, loaded_at=file.loaded_at)
+        queued = self._receipts[participant].get(path)
+        return holding_of(applier, path, queued=queued) if applier else None
 
     # -- how it goes ---------------------------------------------------------------------------------
 
     def conditions(self) -> tuple[Condition, ...]:
         """What is wrong with journals and slots, each since it was first asked about."""
-        wrong = dict.fromkeys(self._wrong())
+        wrong = dict.fromkeys(wrong_with(self._appliers, known=self._known, applying=self._applying))
         self._since = {one: self._since.get(one, self._clock.now()) for one in wrong}
         return (
             *self._hold.conditions(),
@@ -484,37 +462,13 @@ class Reconciler:
             *(
                 Condition(
                     code=code,
-                    severity="warning" if code in _WARNINGS else "error",
+                    severity="warning" if code in WARNINGS else "error",
                     since_at=since,
                     message=message,
                 )
                 for (code, message), since in self._since.items()
             ),
         )
-
-    def _wrong(self) -> Iterator[tuple[str, str]]:
-        for participant in sorted(
-            name for name in self._known.keys() - self._appliers.keys() if self._known[name]
-        ):
-            yield "PARTICIPANT_UNKNOWN", f"{participant} has slots here but is not in agent.toml"
-        for participant, applier in self._appliers.items():
-            if applier.unsaved:
-                yield "JOURNAL_UNWRITABLE", f"the journal of {participant} could not be written"
-            if applier.views.owed:
-                yield "VIEWS_OWED", f"views of {participant} wait until the spool takes them"
-            yield from applier.repairer.conditions()
-            for slot in applier.slots.values():
-                lost = [file.path for file in slot.files if file.applied is not None and file.before is None]
-                if lost and not slot.closed:
-                    yield "BASELINE_LOST", f"no baseline is on record for {', '.join(lost)} of {participant}"
-                if slot.result is Result.STUCK:
-                    yield (
-                        "SLOT_STUCK",
-                        f"slot {slot.slot_id.hex()} of {participant} is neither done nor undone",
-                    )
-                if slot.intends and participant not in self._applying:
-                    where = applier.config.root
-                    yield "APPLY_INTERRUPTED", f"slot {slot.slot_id.hex()} of {participant} waits for {where}"
 
     def status(self) -> list[dict[str, object]]:
         """Per slot: where it stands and what its files hold as last seen; ready for JSON."""

@@ -170,7 +170,12 @@ class Repairer:
         """The reload that a repair owes has been run; call it after a restart as well. Idempotent."""
         if not self._slots[slot_id].reload_owed:
             return
-        self._reload_fault = await self._hooks.reload()
+        try:
+            await self._hooks.reload()
+        except Refused as refused:
+            self._reload_fault = refused.reason
+        else:
+            self._reload_fault = None
         done = replace(self._slots[slot_id], reload_owed=False)
         await blocking(lambda: self._save(done))
 

@@ -163,8 +163,11 @@ _MEANINGS: Mapping[ReasonCode, str] = {
     ReasonCode.DIGEST_MISMATCH: "the content that arrived is not the content announced",
     ReasonCode.CHECK_FAILED: "the host's check command refused the staged file",
     ReasonCode.RELOAD_FAILED: "the reload hook failed; the previous content is back",
-    ReasonCode.PROBE_FAILED: "the health probe failed (reserved)",
-    ReasonCode.QUARANTINED: "the host does not try this content again by itself (reserved)",
+    ReasonCode.PROBE_FAILED: "the health probe failed within its window; the previous content is back",
+    ReasonCode.QUARANTINED: (
+        "this content failed on the host before, and is not tried again until `retry` or a reload of"
+        " agent.toml says so"
+    ),
     ReasonCode.REGRESSION: "a lower revision than the host has taken up",
     ReasonCode.INCARNATION_CHANGED: "the control plane is another one, and its signature does not prove it a successor",
     ReasonCode.DRIFTED: "somebody changed the file; `overwriteDrift` applies over it",
@@ -266,7 +269,10 @@ class Durations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Progress or end of one attempt; idempotent by (participant, slot, revision, attempt, step)."""
+    """Progress or end of one attempt; idempotent by (participant, slot, revision, attempt, step).
+
+    Progress may be lost, and an end at the same step takes its place. `confirming`: a health window runs.
+    """
 
     participant: str
     slot_id: bytes
@@ -279,6 +285,7 @@ class Outcome:
     reason: Reason | None = None
     quarantined: bool = False
     durations: Durations = Durations()
+    confirming: bool = False
 
     @property
     def key(self) -> "OutcomeKey":

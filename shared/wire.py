@@ -301,6 +301,7 @@ def outcome_to_pb(outcome: Outcome) -> pb.Outcome:
             fetch_ms=d.fetch, check_ms=d.check, write_ms=d.write, reload_ms=d.reload, probe_ms=d.probe
         ),
         occurred_at_us=outcome.occurred_at,
+        confirming=outcome.confirming,
     )
 
 
@@ -331,6 +332,7 @@ def outcome_from_pb(message: pb.Outcome) -> Outcome:
             fetch=d.fetch_ms, check=d.check_ms, write=d.write_ms, reload=d.reload_ms, probe=d.probe_ms
         ),
         occurred_at=message.occurred_at_us,
+        confirming=message.confirming,
     )
 
 
@@ -432,16 +434,13 @@ def record_to_bytes(record: Record) -> bytes:
     message = pb.SpoolRecord(id=record.id, recorded_at_us=record.recorded_at)
     body = record.body
     if isinstance(body, View):
-        message.view.participant_id = body.participant
-        message.view.path = body.path
-        message.view.digest = body.digest or b""
-        message.view.state = _number(body.state)
-        message.view.from_at_us = body.from_at
+        view = message.view
+        view.participant_id, view.path, view.digest = body.participant, body.path, body.digest or b""
+        view.state, view.from_at_us = _number(body.state), body.from_at
     elif isinstance(body, Loaded):
-        message.loaded.participant_id = body.participant
-        message.loaded.path = body.path
-        message.loaded.digest = body.digest
-        message.loaded.loaded_at_us = body.loaded_at
+        said = message.loaded
+        said.participant_id, said.path, said.digest = body.participant, body.path, body.digest
+        said.loaded_at_us = body.loaded_at
     elif isinstance(body, Event):
         message.event.CopyFrom(_event_to_pb(body))
     else:

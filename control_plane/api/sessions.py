@@ -26,7 +26,7 @@ from control_plane.store.store import Store
 from shared import logs, tls, wire
 from shared.errors import PermissionDenied, Unavailable
 from shared.ids import NewId
-from shared.model import MAX_INLINE_BYTES, Hello, Offer, OfferAction, Outcome
+from shared.model import MAX_INLINE_BYTES, Hello, Offer, OfferAction, Outcome, Result
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 _log = logs.get(__name__)
@@ -200,7 +200,12 @@ class Session:
         self._ahead = opened.ahead
         self._declared = frozenset(state.participant for state in hello.participants)
         self._asked_full = False
-        self._known = {(slot.participant, slot.slot_id): slot.revision for slot in hello.slots}
+        # What a host has begun and not ended is offered again: it may have lost the content of it.
+        self._known = {
+            (slot.participant, slot.slot_id): slot.revision
+            for slot in hello.slots
+            if slot.result is not Result.IN_PROGRESS
+        }
         self._mailbox: dict[tuple[str, bytes], Offer] = {}
         self._offered: list[bytes] = []
         self._replies: list[pb.SyncResponse] = []
@@ -364,7 +369,8 @@ class Session:
             raise
         for outcome, state in zip(batch, states, strict=True):
             self._tell(outcome, state)
-            self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
+            if outcome.result is not Result.IN_PROGRESS:  # an end at the same step has the same key
+                self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
         if beyond:
             self._ask_full()  # of a revision that was never made here: its Hello says how that can be
 

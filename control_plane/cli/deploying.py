@@ -20,8 +20,11 @@ def deploy(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")],
     participant: Annotated[str, typer.Option("--participant", "-p", help="Whose file.")],
     variant: Annotated[str, typer.Option("--variant", "-v", help="Id or key of the variant.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Until the host holds it, or has refused.")] = False,
-    timeout: Timeout = 60.0,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Until the host holds it (its health probe too, if any), or refuses."),
+    ] = False,
+    timeout: Timeout = 120.0,
     require_connected: Annotated[
         bool, typer.Option("--require-connected", help="Fail at once unless its agent is connected.")
     ] = False,
@@ -53,12 +56,13 @@ def deploy(
     if wait:
         deployment = _settled(session, deployment, timeout)
     offline = "" if deployment.connected or deployment.state in HOLDS else "; its agent is not connected"
-    session.show(deployment, f"{variant} on {participant}: {deployment.state}{offline}")
+    probed = "; its health window runs" if deployment.confirming else ""
+    session.show(deployment, f"{variant} on {participant}: {deployment.state}{offline}{probed}")
     if wait and deployment.state in FAILED | GONE:
         raise Failure(f"{participant} {_why(deployment)}", exit_code=Exit.NOT_CONVERGED)
-    if wait and deployment.state not in HOLDS:
+    if wait and not is_settled(deployment):
         raise Failure(
-            f"{participant} is still {deployment.state} after {timeout:g} s{offline}",
+            f"{participant} is still {deployment.state} after {timeout:g} s{offline}{probed}",
             exit_code=Exit.TIMED_OUT,
         )
 
@@ -82,6 +86,11 @@ def withdraw(
     session.show(deployment, f"{participant}: {deployment.state}")
 
 
+def is_settled(deployment: pb.Deployment) -> bool:
+    """The host is done with it: its health window too, where it has one."""
+    return deployment.state in HOLDS | FAILED | GONE and not deployment.confirming
+
+
 def _settled(session: Session, deployment: pb.Deployment, timeout: float) -> pb.Deployment:
     latest = deployment
 
@@ -89,7 +98,7 @@ def _settled(session: Session, deployment: pb.Deployment, timeout: float) -> pb.
         nonlocal latest
         request = pb.GetDeploymentRequest(id=deployment.id)
         latest = session.call(session.deployments.GetDeployment, request)
-        return latest.state in HOLDS | FAILED | GONE
+        return is_settled(latest)
 
     wait_until(session, ended, seconds=timeout, doing=f"waiting for {deployment.participant_id}")
     return latest
@@ -111,7 +120,7 @@ def wait_for(
     session: Session,
     *,
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Id or key.")],
-    timeout: Timeout = 60.0,
+    timeout: Timeout = 120.0,
 ) -> None:
     """Wait until every host has done what it was last told for this experiment.
 
@@ -122,7 +131,7 @@ def wait_for(
 
     def ended() -> bool:
         found[:] = current(session, experiment)
-        return all(item.state in HOLDS | FAILED | GONE for item in found)
+        return all(is_settled(item) for item in found)
 
     in_time = wait_until(session, ended, seconds=timeout, doing=f"waiting for the hosts of {experiment}")
     if session.json:
@@ -137,9 +146,10 @@ def wait_for(
     failed = [item for item in found if item.state in FAILED]
     for item in failed:
         show.say(session.err, f"  {item.participant_id} {_why(item)}")
-    waiting = [item for item in found if item.state not in HOLDS | FAILED | GONE]
+    waiting = [item for item in found if not is_settled(item)]
     for item in waiting:
-        show.say(session.err, f"  {item.participant_id} is {item.state}{_offline(item)}")
+        probed = "; its health window runs" if item.confirming else ""
+        show.say(session.err, f"  {item.participant_id} is {item.state}{_offline(item)}{probed}")
     if failed:
         raise Failure(f"{len(failed)} did not take what they were told", exit_code=Exit.NOT_CONVERGED)
     if not in_time:

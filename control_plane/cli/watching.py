@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import show
-from control_plane.cli.deploying import FAILED, GONE, HOLDS
+from control_plane.cli.deploying import FAILED, HOLDS, is_settled
 from control_plane.cli.layout import BAD, DRIFTED, GOOD, WAITING, FileRow, HostRow, Scene, picture
 from control_plane.cli.live import Fact, Frame, Interval, follow
 from control_plane.cli.results import result_fact
@@ -53,7 +53,7 @@ class _Seen:
     def over(self) -> bool:
         """Nothing can change any more."""
         return all(item.status == pb.EXPERIMENT_STATUS_COMPLETED for item in self.experiments) and all(
-            _ended(newest) for _, newest in self.deployments
+            is_settled(newest) for _, newest in self.deployments
         )
 
 
@@ -135,10 +135,6 @@ def _newest(session: Session, experiment: pb.Experiment) -> list[pb.Deployment]:
     for item in session.pages(session.deployments.ListDeployments, request, "deployments"):
         newest.setdefault(item.participant_id, item)
     return list(newest.values())
-
-
-def _ended(deployment: pb.Deployment) -> bool:
-    return deployment.state in HOLDS | FAILED | GONE
 
 
 # -- lines, where there is no terminal
@@ -305,7 +301,7 @@ def _standing(file: pb.ParticipantFile, newest: pb.Deployment | None) -> tuple[s
     if newest is not None and newest.state in FAILED:
         why = f": {newest.reason.code}" if newest.HasField("reason") else ""
         return BAD, newest.state.replace("_", " ") + why
-    if newest is not None and not _ended(newest):
+    if newest is not None and not is_settled(newest):
         return WAITING, newest.state
     known = file.state or (newest.state if newest is not None and newest.state in HOLDS else "")
     return (GOOD, known) if known else (WAITING, NOTHING_YET)

@@ -81,6 +81,7 @@ class Deployment:
     confirmed_at: int | None
     updated_at: int
     files: tuple[DeploymentFile, ...] = ()
+    confirming: bool = False
 
     @property
     def by_hand(self) -> bool:

@@ -1,6 +1,6 @@
 """Participants and agents as the control plane knows them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -83,6 +83,9 @@ class ParticipantFile:
     state: str | None
     experiment_id: bytes
     variant_id: bytes | None
+    attempted: Digest | None = None
+    reason: Mapping[str, Any] | None = None
+    """Why what was last attempted is not what runs; JSON-shaped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

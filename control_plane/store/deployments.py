@@ -7,7 +7,7 @@ from typing import Any
 
 from control_plane.domain.deployment import Deployment, DeploymentFile, Origin, State, state_after
 from control_plane.store.database import Row, Tx, carries
-from shared.model import Digest, Offer, OfferAction, OfferedFile, Outcome, Reason, show_digest
+from shared.model import Digest, Offer, OfferAction, OfferedFile, Outcome, Reason, Result, show_digest
 
 _DEPLOYMENT = (
     "select d.*, p.public_id, p.agent_uid, coalesce(a.lease_until, 0) as lease_until from deployment d"
@@ -124,6 +124,10 @@ class DeploymentStore:
             " and state in ('pending', 'offered', 'applying')",
             (now, new.participant_id, new.slot_id),
         )
+        self._tx.run(  # a newer offer ends the window, or nobody waits for how it ends
+            "update deployment set confirming = 0 where participant_id = ? and slot_id = ? and confirming = 1",
+            (new.participant_id, new.slot_id),
+        )
         row = self._tx.one(
             "insert into slot (participant_id, id, experiment_id, revision, deployment_id, updated_at)"
             " values (?, ?, ?, 1, ?, ?) on conflict (participant_id, id) do update set"
@@ -168,6 +172,10 @@ class DeploymentStore:
             "update deployment set state = 'withdrawn', reason = ?, updated_at = ? where participant_id = ?"
             " and state in ('pending', 'offered', 'applying')",
             [(json.dumps(reason), now, participant_id) for participant_id in participant_ids],
+        )
+        self._tx.many(
+            "update deployment set confirming = 0 where participant_id = ? and confirming = 1",
+            [(participant_id,) for participant_id in participant_ids],
         )
         self._tx.many(
             "update slot set withdrawn_at = ?, updated_at = ? where participant_id = ?",
@@ -351,17 +359,22 @@ class DeploymentStore:
         None where the agent has no such slot or revision, or the outcome was stored before.
         """
         row = self._tx.one(
-            "select d.id, d.participant_id, d.state, d.attempts from deployment d join participant p"
-            " on p.id = d.participant_id where p.agent_uid = ? and p.public_id = ? and p.deleted_at is null"
-            " and d.slot_id = ? and d.revision = ?",
+            "select d.id, d.participant_id, d.state, d.attempts, exists (select 1 from deployment n where"
+            " n.participant_id = d.participant_id and n.slot_id = d.slot_id and n.revision > d.revision) as overtaken"
+            " from deployment d join participant p on p.id = d.participant_id where p.agent_uid = ?"
+            " and p.public_id = ? and p.deleted_at is null and d.slot_id = ? and d.revision = ?",
             (agent_uid, outcome.participant, outcome.slot_id, outcome.revision),
         )
         if row is None or not self._add_outcome(row, agent_uid, outcome, outcome_id=outcome_id, now=now):
             return None
-        state = state_after(State(row["state"]), outcome, latest_attempt=row["attempts"])
+        before = State(row["state"])
+        state = state_after(before, outcome, latest_attempt=row["attempts"])
+        late = outcome.attempt < row["attempts"] or (outcome.result is Result.IN_PROGRESS and before.ended)
+        if late:
+            return state.value  # part of the history, and no news of how it stands
         reason = json.dumps(_reason(outcome.reason)) if outcome.reason else None
         self._tx.run(
-            "update deployment set state = ?, attempts = max(attempts, ?), reason = ?, updated_at = ?,"
+            "update deployment set state = ?, attempts = max(attempts, ?), reason = ?, updated_at = ?, confirming = ?,"
             " applied_at = case when ? then coalesce(applied_at, ?) else applied_at end,"
             " confirmed_at = case when ? then coalesce(confirmed_at, ?) else confirmed_at end where id = ?",
             (
@@ -369,6 +382,7 @@ class DeploymentStore:
                 outcome.attempt,
                 reason,
                 now,
+                outcome.confirming and not row["overtaken"],
                 outcome.result.holds,
                 outcome.occurred_at,
                 state is State.CONFIRMED,
@@ -411,7 +425,12 @@ class DeploymentStore:
         changed = self._tx.run(
             "insert into outcome (id, deployment_id, participant_id, slot_id, agent_uid, revision, attempt, step,"
             " result, files, reason, quarantined, durations, occurred_at, received_at)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            # Progress gives way to whatever ended the attempt at that step.
+            " on conflict (participant_id, slot_id, revision, attempt, step) do update set result = excluded.result,"
+            " files = excluded.files, reason = excluded.reason, quarantined = excluded.quarantined,"
+            " durations = excluded.durations, occurred_at = excluded.occurred_at, received_at = excluded.received_at"
+            " where outcome.result = 'in_progress'",
             (
                 outcome_id,
                 deployment["id"],
@@ -533,6 +552,7 @@ class DeploymentStore:
             confirmed_at=row["confirmed_at"],
             updated_at=row["updated_at"],
             files=self._files(row["id"]),
+            confirming=bool(row["confirming"]),
         )
 
 

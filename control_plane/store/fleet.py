@@ -399,11 +399,14 @@ class FleetStore:
         return [row["key"] for row in rows]
 
     def files(self, participant_id: bytes) -> list[ParticipantFile]:
-        """The participant's target files that an experiment holds, with what the last view saw."""
+        """The participant's target files that an experiment holds, what the last view saw and what was last tried."""
         rows = self._tx.all(
-            "select f.path, f.desired_digest, f.running_digest, s.revision, s.experiment_id, d.variant_id"
-            " from slot s join deployment d on d.id = s.deployment_id"
+            "select f.path, f.desired_digest, f.running_digest, s.revision, s.experiment_id, d.variant_id,"
+            " tried.attempted_digest, last.reason from slot s join deployment d on d.id = s.deployment_id"
             " join deployment_file f on f.deployment_id = d.id"
+            " left join deployment last on last.id = (select id from deployment where participant_id = s.participant_id"
+            " and slot_id = s.id and attempts > 0 order by revision desc limit 1)"
+            " left join deployment_file tried on tried.deployment_id = last.id and tried.path = f.path"
             " join claim c on c.participant_id = s.participant_id and c.path = f.path"
             " and c.experiment_id = s.experiment_id where s.participant_id = ? order by f.path",
             (participant_id,),
@@ -424,6 +427,8 @@ class FleetStore:
                     state=seen["state"] if seen else None,
                     experiment_id=row["experiment_id"],
                     variant_id=row["variant_id"],
+                    attempted=row["attempted_digest"],
+                    reason=json.loads(row["reason"]) if row["reason"] else None,
                 )
             )
         return files

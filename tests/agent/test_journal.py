@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.journal import MAX_UNACKNOWLEDGED, Change, FileImage, Journal, Slot, SlotFile
+from agent.journal import (
+    MAX_UNACKNOWLEDGED,
+    Change,
+    Condemned,
+    FileImage,
+    Journal,
+    Probation,
+    Slot,
+    SlotFile,
+    Undo,
+)
 from shared.model import (
     Durations,
     FileOutcome,
@@ -68,7 +78,27 @@ def make_slot(**values: object) -> Slot:
         closed=True,
         outcome=make_outcome(7),
         unacknowledged=(make_outcome(6), make_outcome(7)),
-        quarantined=(digest(b"bad"),),
+        quarantined=(Condemned(path="a.md", digest=digest(b"bad"), code=ReasonCode.CHECK_FAILED),),
+        probation=Probation(
+            revision=7,
+            attempt=2,
+            since=1,
+            until=2,
+            files=(
+                SlotFile(
+                    path="a.md",
+                    real="real/a.md",
+                    before=image,
+                    change=Change(old=image, new=absent),
+                    loaded_at=4,
+                ),
+            ),
+        ),
+        undo=Undo(
+            reason=Reason(code=ReasonCode.PROBE_FAILED, message="m", remedy="r"), revision=7, attempt=2
+        ),
+        retrying=True,
+        resumed=2,
     )
     return replace(full, **values)  # type: ignore[arg-type]
 

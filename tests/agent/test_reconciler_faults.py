@@ -10,7 +10,7 @@ from shared.model import OfferAction, ReasonCode, Result, Step, ViewState, diges
 from tests.support.clock import FakeClock
 from tests.support.host import make_end, make_offer, make_participant, running_host
 from tests.support.privileged import immutable, mounted, run_or_skip
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, ticked
 
 RESTORE = OfferAction.RESTORE
 
@@ -19,18 +19,19 @@ RESTORE = OfferAction.RESTORE
 async def test_a_full_disk_leaves_both_files_and_no_leftover(tmp_path: Path) -> None:
     """The second file does not fit: nothing changes, and it is applied once there is room."""
     (tmp_path / "root").mkdir()
+    clock = FakeClock()
     with mounted("-t", "tmpfs", "-o", "size=64k", "none", at=tmp_path / "root"):
-        async with running_host(tmp_path) as host:
+        async with running_host(tmp_path, clock=clock) as host:
             (host.root / "a.md").write_text("mine")
             (host.root / "filler").write_bytes(b"x" * 20_000)
             outcome = await host.apply(make_offer({"a.md": "A", "b.md": "B" * 40_000}))
-            assert (outcome.result, outcome.step) == (Result.REFUSED, Step.ALLOWED)
+            assert (outcome.result, outcome.step) == (Result.IN_PROGRESS, Step.ALLOWED)
             assert outcome.reason is not None
             assert outcome.reason.code is ReasonCode.NO_SPACE
             assert (host.text("a.md"), host.text("b.md"), host.leftovers()) == ("mine", None, [])
             (host.root / "filler").unlink()
-            outcome = await host.apply(make_offer({"a.md": "A", "b.md": "B" * 40_000}))
-            assert (outcome.result, outcome.attempt) == (Result.APPLIED, 2)
+            await ticked(clock, 1.0, lambda: host.outcomes[-1].result is Result.APPLIED)
+            assert host.outcomes[-1].attempt == 2
             await host.apply(make_end(RESTORE, "a.md", "b.md", revision=2))
             assert (host.text("a.md"), host.text("b.md")) == ("mine", None)
 
@@ -39,8 +40,9 @@ async def test_a_full_disk_leaves_both_files_and_no_leftover(tmp_path: Path) -> 
 async def test_a_full_state_directory_refuses_before_anything_changes(tmp_path: Path) -> None:
     """Without a journal there is no apply; the outcome is owed in memory until there is room again."""
     (tmp_path / "state").mkdir()
+    clock = FakeClock()
     with mounted("-t", "tmpfs", "-o", "size=32k", "none", at=tmp_path / "state"):
-        async with running_host(tmp_path) as host:
+        async with running_host(tmp_path, clock=clock) as host:
             (host.root / "soul.md").write_text("mine")
             filler = tmp_path / "state" / "filler"
             with filler.open("wb", buffering=0) as file:
@@ -49,19 +51,23 @@ async def test_a_full_state_directory_refuses_before_anything_changes(tmp_path: 
                         file.write(b"x" * 1024)
                 except OSError:
                     pass
-            outcome = await host.apply(make_offer({"soul.md": "A"}))
-            assert outcome.result is Result.REFUSED
+            first = await host.apply(make_offer({"soul.md": "A"}))
+            assert first.result is Result.IN_PROGRESS
+            await ticked(clock, 5.0, lambda: host.outcomes[-1].result is Result.STUCK)
+            outcome = host.outcomes[-1]
+            assert (outcome.result, outcome.attempt) == (Result.STUCK, 3)
             assert outcome.reason is not None
             assert outcome.reason.code is ReasonCode.NO_SPACE
             assert (host.text("soul.md"), host.leftovers()) == ("mine", [])
             assert host.reconciler.unacknowledged() == (outcome,)
-            assert [one.code for one in host.reconciler.conditions()] == ["JOURNAL_UNWRITABLE"]
+            assert [one.code for one in host.reconciler.conditions()] == ["JOURNAL_UNWRITABLE", "SLOT_STUCK"]
             filler.unlink()
             await host.reconciler.catch_up()
-            assert host.reconciler.conditions() == ()
+            assert [one.code for one in host.reconciler.conditions()] == ["SLOT_STUCK"]
         async with running_host(tmp_path) as host:
             assert host.reconciler.unacknowledged() == (outcome,)
-            assert (await host.apply(make_offer({"soul.md": "A"}))).attempt == 2
+            assert (await host.apply(make_offer({"soul.md": "A"}))).attempt == 4
+            assert host.reconciler.conditions() == ()
 
 
 @pytest.mark.fault(12)

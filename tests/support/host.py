@@ -70,6 +70,7 @@ class Host:
     """A started reconciler that applies what it is offered, and everything it said."""
 
     reconciler: Reconciler
+    config: AgentConfig
     root: Path
     state_dir: Path
     outcomes: list[Outcome] = field(default_factory=list)
@@ -107,6 +108,25 @@ async def running_host(
     **participant: Any,
 ) -> AsyncIterator[Host]:
     """A host over `directory`/root with its state in `directory`/state; may be entered again and again."""
+    host = bare_host(directory, clock=clock, contents=contents, configure=configure, **participant)
+    await host.reconciler.start()
+    running = asyncio.create_task(host.reconciler.run())
+    try:
+        yield host
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def bare_host(
+    directory: Path,
+    *,
+    clock: Clock | None = None,
+    contents: dict[Digest, bytes] | None = None,
+    configure: Callable[[AgentConfig], AgentConfig] = lambda config: config,
+    **participant: Any,
+) -> Host:
+    """The same, not started."""
     root, state = directory / "root", directory / "state"
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     config = configure(make_config(directory, make_participant(root, **participant)))
@@ -140,11 +160,7 @@ async def running_host(
         on_outcome=on_outcome,
         on_change=on_change,
     )
-    made.append(Host(reconciler=reconciler, root=root, state_dir=state, contents=contents or {}))
-    await reconciler.start()
-    running = asyncio.create_task(reconciler.run())
-    try:
-        yield made[0]
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+    made.append(
+        Host(reconciler=reconciler, config=config, root=root, state_dir=state, contents=contents or {})
+    )
+    return made[0]

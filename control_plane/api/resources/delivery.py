@@ -50,6 +50,7 @@ def _deployment(item: Deployment) -> Json:
         "appliedAt": at(item.applied_at),
         "confirmedAt": at(item.confirmed_at),
         "updatedAt": at(item.updated_at),
+        "confirming": item.confirming,
     }
 
 

@@ -41,6 +41,8 @@ def _participant(work: Work, view: ParticipantView) -> Json:
                 "state": file.state,
                 "experimentId": show_id(file.experiment_id),
                 "variantId": ident(file.variant_id),
+                "lastAttemptedDigest": show_digest(file.attempted),
+                "reason": file.reason,
             }
             for file in view.files
         ],

@@ -108,7 +108,7 @@ class _StepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Step.ValueType],
     STEP_LOADED: _Step.ValueType  # 9
     """The application said it loaded the content."""
     STEP_CONFIRMED: _Step.ValueType  # 10
-    """The health window passed."""
+    """The health window ended; the result says how."""
 
 class Step(_Step, metaclass=_StepEnumTypeWrapper):
     """Where the apply machine is."""
@@ -134,7 +134,7 @@ STEP_RELOADED: Step.ValueType  # 8
 STEP_LOADED: Step.ValueType  # 9
 """The application said it loaded the content."""
 STEP_CONFIRMED: Step.ValueType  # 10
-"""The health window passed."""
+"""The health window ended; the result says how."""
 Global___Step: _TypeAlias = Step  # noqa: Y015
 
 class _Result:
@@ -146,7 +146,9 @@ class _ResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Result.ValueTy
     RESULT_UNSPECIFIED: _Result.ValueType  # 0
     """Never sent."""
     RESULT_IN_PROGRESS: _Result.ValueType  # 1
-    """Not ended."""
+    """Not ended: it takes its time, or with a reason, it failed in passing and will be tried again. May be lost; never
+    acknowledged.
+    """
     RESULT_APPLIED: _Result.ValueType  # 2
     """In place and durable."""
     RESULT_CONFIRMED: _Result.ValueType  # 3
@@ -164,7 +166,9 @@ class Result(_Result, metaclass=_ResultEnumTypeWrapper):
 RESULT_UNSPECIFIED: Result.ValueType  # 0
 """Never sent."""
 RESULT_IN_PROGRESS: Result.ValueType  # 1
-"""Not ended."""
+"""Not ended: it takes its time, or with a reason, it failed in passing and will be tried again. May be lost; never
+acknowledged.
+"""
 RESULT_APPLIED: Result.ValueType  # 2
 """In place and durable."""
 RESULT_CONFIRMED: Result.ValueType  # 3
@@ -1042,6 +1046,7 @@ class Outcome(_message.Message):
     QUARANTINED_FIELD_NUMBER: _builtins.int
     DURATIONS_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_US_FIELD_NUMBER: _builtins.int
+    CONFIRMING_FIELD_NUMBER: _builtins.int
     participant_id: _builtins.str
     """Public id of the participant."""
     slot_id: _builtins.bytes
@@ -1058,6 +1063,8 @@ class Outcome(_message.Message):
     """The digests are quarantined on this host until a policy reload or an offer with `retry`."""
     occurred_at_us: _builtins.int
     """When."""
+    confirming: _builtins.bool
+    """The host's health window runs: CONFIRMED or ROLLED_BACK follows, at step CONFIRMED."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileOutcome]:
         """The files of the slot."""
@@ -1084,10 +1091,11 @@ class Outcome(_message.Message):
         quarantined: _builtins.bool = ...,
         durations: Global___Durations | None = ...,
         occurred_at_us: _builtins.int = ...,
+        confirming: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["durations", b"durations", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "durations", b"durations", "files", b"files", "occurred_at_us", b"occurred_at_us", "participant_id", b"participant_id", "quarantined", b"quarantined", "reason", b"reason", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "confirming", b"confirming", "durations", b"durations", "files", b"files", "occurred_at_us", b"occurred_at_us", "participant_id", b"participant_id", "quarantined", b"quarantined", "reason", b"reason", "result", b"result", "revision", b"revision", "slot_id", b"slot_id", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4041,6 +4041,7 @@ class Deployment(_message.Message):
     APPLIED_AT_FIELD_NUMBER: _builtins.int
     CONFIRMED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    CONFIRMING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     experiment_id: _builtins.str
@@ -4071,6 +4072,8 @@ class Deployment(_message.Message):
     """The participant's agent is connected now."""
     requested_by: _builtins.str
     """Who asked."""
+    confirming: _builtins.bool
+    """The health window of its host runs: it is applied, and will be confirmed or rolled back."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentFile]:
         """The files."""
@@ -4123,10 +4126,11 @@ class Deployment(_message.Message):
         applied_at: _timestamp_pb2.Timestamp | None = ...,
         confirmed_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        confirming: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_applied_at", b"_applied_at", "_confirmed_at", b"_confirmed_at", "_offered_at", b"_offered_at", "_phase_id", b"_phase_id", "_reason", b"_reason", "_variant_id", b"_variant_id", "agent_id", b"agent_id", "applied_at", b"applied_at", "confirmed_at", b"confirmed_at", "created_at", b"created_at", "offered_at", b"offered_at", "phase_id", b"phase_id", "reason", b"reason", "updated_at", b"updated_at", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_applied_at", b"_applied_at", "_confirmed_at", b"_confirmed_at", "_offered_at", b"_offered_at", "_phase_id", b"_phase_id", "_reason", b"_reason", "_variant_id", b"_variant_id", "action", b"action", "agent_id", b"agent_id", "applied_at", b"applied_at", "attempts", b"attempts", "confirmed_at", b"confirmed_at", "connected", b"connected", "created_at", b"created_at", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "offered_at", b"offered_at", "origin", b"origin", "participant_id", b"participant_id", "phase_id", b"phase_id", "reason", b"reason", "requested_by", b"requested_by", "revision", b"revision", "slot_id", b"slot_id", "state", b"state", "updated_at", b"updated_at", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_applied_at", b"_applied_at", "_confirmed_at", b"_confirmed_at", "_offered_at", b"_offered_at", "_phase_id", b"_phase_id", "_reason", b"_reason", "_variant_id", b"_variant_id", "action", b"action", "agent_id", b"agent_id", "applied_at", b"applied_at", "attempts", b"attempts", "confirmed_at", b"confirmed_at", "confirming", b"confirming", "connected", b"connected", "created_at", b"created_at", "experiment_id", b"experiment_id", "files", b"files", "id", b"id", "offered_at", b"offered_at", "origin", b"origin", "participant_id", b"participant_id", "phase_id", b"phase_id", "reason", b"reason", "requested_by", b"requested_by", "revision", b"revision", "slot_id", b"slot_id", "state", b"state", "updated_at", b"updated_at", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__agent_id: _TypeAlias = _typing.Literal["agent_id"]  # noqa: Y015
     _WhichOneofArgType__agent_id: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id"]  # noqa: Y015
@@ -6247,6 +6251,8 @@ class ParticipantFile(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
     VARIANT_ID_FIELD_NUMBER: _builtins.int
+    LAST_ATTEMPTED_DIGEST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Path relative to the participant's root."""
     desired_digest: _builtins.str
@@ -6261,6 +6267,12 @@ class ParticipantFile(_message.Message):
     """The experiment that holds it."""
     variant_id: _builtins.str
     """The variant wanted."""
+    last_attempted_digest: _builtins.str
+    """What was last attempted, here or by an earlier deployment; absent: nothing, or absence."""
+    @_builtins.property
+    def reason(self) -> Global___Reason:
+        """Why that is not what runs; absent: it is, or nobody has tried."""
+
     def __init__(
         self,
         *,
@@ -6271,13 +6283,19 @@ class ParticipantFile(_message.Message):
         state: _builtins.str | None = ...,
         experiment_id: _builtins.str = ...,
         variant_id: _builtins.str | None = ...,
+        last_attempted_digest: _builtins.str | None = ...,
+        reason: Global___Reason | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_last_attempted_digest", b"_last_attempted_digest", "_reason", b"_reason", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "last_attempted_digest", b"last_attempted_digest", "reason", b"reason", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "experiment_id", b"experiment_id", "path", b"path", "revision", b"revision", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_last_attempted_digest", b"_last_attempted_digest", "_reason", b"_reason", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "experiment_id", b"experiment_id", "last_attempted_digest", b"last_attempted_digest", "path", b"path", "reason", b"reason", "revision", b"revision", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__desired_digest: _TypeAlias = _typing.Literal["desired_digest"]  # noqa: Y015
     _WhichOneofArgType__desired_digest: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest"]  # noqa: Y015
+    _WhichOneofReturnType__last_attempted_digest: _TypeAlias = _typing.Literal["last_attempted_digest"]  # noqa: Y015
+    _WhichOneofArgType__last_attempted_digest: _TypeAlias = _typing.Literal["_last_attempted_digest", b"_last_attempted_digest"]  # noqa: Y015
+    _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
+    _WhichOneofArgType__reason: _TypeAlias = _typing.Literal["_reason", b"_reason"]  # noqa: Y015
     _WhichOneofReturnType__running_digest: _TypeAlias = _typing.Literal["running_digest"]  # noqa: Y015
     _WhichOneofArgType__running_digest: _TypeAlias = _typing.Literal["_running_digest", b"_running_digest"]  # noqa: Y015
     _WhichOneofReturnType__state: _TypeAlias = _typing.Literal["state"]  # noqa: Y015
@@ -6286,6 +6304,10 @@ class ParticipantFile(_message.Message):
     _WhichOneofArgType__variant_id: _TypeAlias = _typing.Literal["_variant_id", b"_variant_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__desired_digest) -> _WhichOneofReturnType__desired_digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_attempted_digest) -> _WhichOneofReturnType__last_attempted_digest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__running_digest) -> _WhichOneofReturnType__running_digest | None: ...
     @_typing.overload

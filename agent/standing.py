@@ -1,0 +1,105 @@
+"""How the slots of a host stand, for Hello, for operators and for applications that ask.
+
+Reads what the apply machines know and changes nothing.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from agent.apply import Applier
+from agent.journal import Slot
+from shared.model import Digest, FileState, Loaded, Result, SlotState, ViewState
+
+WARNINGS = ("BASELINE_LOST", "PARTICIPANT_UNKNOWN", "DRIFT_HELD", "DRIFT_EXCLUDED", "APPLY_RETRIED")
+"""Conditions that stop nothing."""
+
+Appliers = Mapping[str, Applier]
+"""The apply machine of each participant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What a target holds: `digest` and `state` as last seen on disk, `desired` as the slot put it there.
+
+    `loaded` is what the application said last that it works with, since that came onto the disk.
+    """
+
+    slot_id: bytes
+    digest: Digest | None
+    desired: Digest | None
+    state: ViewState
+    loaded: Loaded | None
+
+
+def holding_of(applier: Applier, path: str, *, queued: Loaded | None) -> Holding | None:
+    """What a target holds as last seen; None where no slot holds it. `queued`: a receipt not yet with its slot."""
+    for slot, file in applier.held():
+        view = applier.views.seen.get(file.path)
+        if file.path != path or view is None:
+            continue
+        loaded = queued
+        if loaded is None and file.loaded is not None:
+            loaded = Loaded(
+                participant=slot.participant, path=path, digest=file.loaded, loaded_at=file.loaded_at
+            )
+        return Holding(
+            slot_id=slot.slot_id, digest=view.digest, desired=file.applied, state=view.state, loaded=loaded
+        )
+    return None
+
+
+def slot_states(appliers: Appliers) -> tuple[SlotState, ...]:
+    """Every slot on record, with digests as they are on disk this moment. Reads files."""
+    return tuple(
+        SlotState(
+            participant=participant,
+            slot_id=slot.slot_id,
+            revision=slot.revision,
+            files=tuple(
+                FileState(path=file.path, digest=applier.views.on_disk(file.real)[0]) for file in slot.files
+            ),
+            step=slot.step,
+            # An attempt that is due again may have lost its offer.
+            result=Result.IN_PROGRESS if slot.retrying else slot.result,
+            quarantined=bool(slot.quarantined),
+            closed=slot.closed,
+        )
+        for participant, applier in tuple(appliers.items())
+        for slot in tuple(applier.slots.values())
+    )
+
+
+def wrong_with(
+    appliers: Appliers, *, known: Mapping[str, Mapping[bytes, Slot]], applying: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """(code, message) of what an operator has to look at; `known` has the slots of former participants too."""
+    for participant in sorted(name for name in known.keys() - appliers.keys() if known[name]):
+        yield "PARTICIPANT_UNKNOWN", f"{participant} has slots here but is not in agent.toml"
+    for participant, applier in appliers.items():
+        if applier.endings.unsaved:
+            yield "JOURNAL_UNWRITABLE", f"the journal of {participant} could not be written"
+        if applier.views.owed:
+            yield "VIEWS_OWED", f"views of {participant} wait until the spool takes them"
+        yield from applier.repairer.conditions()
+        for slot in applier.slots.values():
+            lost = [file.path for file in slot.files if file.applied is not None and file.before is None]
+            if lost and not slot.closed:
+                yield "BASELINE_LOST", f"no baseline is on record for {', '.join(lost)} of {participant}"
+            if slot.result is Result.STUCK:
+                yield (
+                    "SLOT_STUCK",
+                    f"slot {slot.slot_id.hex()} of {participant} needs a person: {_why(slot)}",
+                )
+            if slot.intends and slot.undo is None and participant not in applying:
+                where = applier.config.root
+                yield "APPLY_INTERRUPTED", f"slot {slot.slot_id.hex()} of {participant} waits for {where}"
+            if slot.retrying:
+                yield (
+                    "APPLY_RETRIED",
+                    f"slot {slot.slot_id.hex()} of {participant} failed in passing and is tried again",
+                )
+
+
+def _why(slot: Slot) -> str:
+    reason = slot.outcome.reason if slot.outcome is not None else None
+    return f"{reason.code.value}: {reason.message}" if reason else "neither done nor undone"
