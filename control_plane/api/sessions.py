@@ -34,7 +34,7 @@ _log = logs.get(__name__)
 HEARTBEAT_SECONDS = 10.0
 LEASE_WRITES_SECONDS = 5.0
 ADMISSIONS_PER_SECOND = 200.0
-SESSIONS_PER_SECOND, SESSIONS_AT_ONCE = 1.0, 30.0
+SESSIONS_PER_SECOND, SESSIONS_AT_ONCE = 2.0, 50.0
 """Of one agent; above that it is told to come back later."""
 MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 500.0, 20_000.0
 """Of one session; what comes faster waits in the transport."""

@@ -124,3 +124,20 @@ async def test_hold_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert "not on hold" in capsys.readouterr().out
     assert command_line.run(["hold", "on", *state]) == 1
     assert "no variant-agent is running" in capsys.readouterr().err
+
+
+async def test_nothing_is_adopted_that_nobody_proposed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command says so; an order for some incarnation is refused with what shows the right one."""
+    make_host(tmp_path, 'drift = "report"')
+    async with running(tmp_path) as socket:
+        answer = await call(socket, "/v1/admin/adopt", body={"incarnation": ""})
+        assert answer.body == {"adopted": False, "proposal": None}
+        refused = await call(socket, "/v1/admin/adopt", body={"incarnation": "nonsense"})
+        assert refused.status == 409
+        assert "variant-agent adopt" in refused.body["detail"]
+        assert (await call(socket, "/v1/admin/adopt", body={"incarnation": 1})).status == 400
+        state = str(tmp_path / "state")
+        assert await asyncio.to_thread(command_line.run, ["adopt", "--state-dir", state]) == 0
+        assert "nothing to adopt" in capsys.readouterr().out

@@ -196,7 +196,7 @@ async def test_a_flood_is_held_to_its_share_and_a_ban_ends_it(plane: Plane) -> N
         await started(plane, "p")
         offer = await stream.offer()
         async with lying(liar) as kit:
-            hellos = [asyncio.create_task(kit.hello(make_hello("q", session_epoch=n))) for n in range(60)]
+            hellos = [asyncio.create_task(kit.hello(make_hello("q", session_epoch=n))) for n in range(90)]
             reports = [asyncio.create_task(_reported(liar, kit, number)) for number in range(40)]
             stream_of_lies = asyncio.create_task(_pour(liar, offer.slot_id))
             slowest = 0.0
