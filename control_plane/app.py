@@ -102,13 +102,14 @@ async def _serve(
     changes = Changes()
     database = Announcing(database, changes)
     registry = CollectorRegistry()
-    sessions = Sessions(registry, new_id=new_id)
+    sessions = Sessions(registry, new_id=new_id, clock=clock)
     services = Services(
         database=database,
         clock=clock,
         new_id=new_id,
         wake=sessions.wake,
         hosts=sessions.reads,
+        settle=sessions.preflights.settle,
         witness=witness,
         joining=Joining(
             addresses=_reached_at(settings, settings.operator, operator_port),
@@ -156,7 +157,12 @@ async def _serve(
         data.write_addresses(addresses)
         _log.info("control_plane.ready", version=VERSION, **addresses)
         lifecycle.sd_notify("READY=1")
-        await lifecycle.run_until(stop, lambda: sessions.keep_leases(services), Timers(services, clock).run)
+        await lifecycle.run_until(
+            stop,
+            lambda: sessions.keep_leases(services),
+            lambda: sessions.preflights.run(services),
+            Timers(services, clock).run,
+        )
         lifecycle.sd_notify("STOPPING=1")
         _log.info("control_plane.stopping")
         for servicer in healths:

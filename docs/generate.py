@@ -29,6 +29,7 @@ from control_plane.cli import schema
 from control_plane.config import Settings
 from control_plane.domain import findings
 from control_plane.services.events import Kept
+from shared.clock import SystemClock
 from shared.errors import Code
 from shared.ids import new_id
 from shared.model import ReasonCode
@@ -135,7 +136,7 @@ def _keys(head: str, keys: Mapping[str, "agent_config.Key"]) -> str:
 def server_metrics() -> str:
     """Every metric of the control plane."""
     registry = CollectorRegistry()
-    Sessions(registry, new_id=new_id)
+    Sessions(registry, new_id=new_id, clock=SystemClock())
     Door(None, registry)  # type: ignore[arg-type]  # asked for its metrics only
     return _metrics(registry.collect(), _LABELS)
 

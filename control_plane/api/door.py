@@ -13,7 +13,7 @@ from control_plane.api.oidc import Tokens
 from control_plane.api.operations import Operation
 from control_plane.domain import requests
 from control_plane.services.access import KEY_PREFIX, Holder, authenticate
-from control_plane.services.work import Caller, Condition, Services, check_request_id
+from control_plane.services.work import Caller, Condition, Services, check_request_id, require
 from control_plane.store.store import Store
 from shared import logs
 from shared.errors import Code, Error, PermissionDenied, Unauthenticated, Unavailable
@@ -113,6 +113,10 @@ class Door:
                 reason="LIMITED_KEY",
             )
         request = requests.parse(operation.request, values)
+        if draft := operation.settles(request):
+            # Before the transaction, which waits for nobody: it goes by what is on record then.
+            require(caller, operation.scope)
+            await self.services.settle(self.services, caller, draft)
         if operation.asks_host:
             return await self.services.consult(
                 caller,

@@ -45,12 +45,18 @@ _LABELLED = re.compile(
 )
 
 
+def _nobody(request: requests.Request) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One operation. `rpc` is Service.Method; `{names}` in `path` are fields of the request.
 
     `status` is the HTTP status of success; with 201, `location` is the path of what was made. With `asks_host`
     the use case answers a Question, and what is rendered is the Reading that a connected host answers it with.
+    Before one that `settles` an experiment (id or key) connected hosts are asked, for seconds at most, what they
+    say of its contents.
     REST has it under `alias` as well, where there is one, and answers with `already` where the answer says that
     it was not `accepted`: what is asked for is under way.
     """
@@ -66,6 +72,7 @@ class Operation:
     location: str = ""
     reads: bool = False
     asks_host: bool = False
+    settles: Callable[[Any], str] = _nobody
     alias: str = ""
     already: int = 0
 
@@ -113,6 +120,14 @@ _SEE, _MANAGE = Scope.FLEET_READ, Scope.FLEET_WRITE
 _DEPLOY, _ADMIN = Scope.DEPLOYMENT_WRITE, Scope.ADMIN
 
 
+def _whose(request: requests.ById) -> str:
+    return request.id
+
+
+def _to_running(request: requests.Transition) -> str:
+    return request.id if request.status == "running" else ""
+
+
 def _nothing(work: Work, result: object) -> None:
     return None
 
@@ -129,6 +144,7 @@ def _row(
     location: str = "",
     reads: bool = False,
     asks_host: bool = False,
+    settles: Callable[[Any], str] = _nobody,
     alias: str = "",
     already: int = 0,
 ) -> Operation:
@@ -145,6 +161,7 @@ def _row(
         location=location,
         reads=reads,
         asks_host=asks_host,
+        settles=settles,
         alias=alias,
         already=already,
     )
@@ -165,9 +182,11 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.ById, experiments.delete, _nothing,
          status=204),
     _row("ExperimentService.TransitionExperiment", "PATCH /v1/experiments/{id}/status", _WRITE,
-         requests.Transition, lifecycle.transition, resources.experiment),
+         requests.Transition, lifecycle.transition, resources.experiment,
+         settles=_to_running),
     _row("ExperimentService.StartExperiment", "POST /v1/experiments/{id}/start", _WRITE,
-         requests.Start, lifecycle.begin, resources.lifecycle),
+         requests.Start, lifecycle.begin, resources.lifecycle,
+         settles=_whose),
     _row("ExperimentService.PauseExperiment", "POST /v1/experiments/{id}/pause", _WRITE,
          requests.Pause, lifecycle.pause, resources.lifecycle),
     _row("ExperimentService.ResumeExperiment", "POST /v1/experiments/{id}/resume", _WRITE,
@@ -217,7 +236,7 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.PageOf, experiments.list_assignments, resources.assignments),
     _row("AssignmentService.PreviewAssignments", "POST /v1/experiments/{id}/assignments:preview", _READ,
          requests.ById, preview.preview, resources.preview,
-         reads=True),
+         reads=True, settles=_whose),
     _row("AssignmentService.ForceAssignment",
          "POST /v1/experiments/{id}/assignments/{participantId}:force", _DEPLOY,
          requests.ForceAssignment, deployments.force, resources.one_assignment),

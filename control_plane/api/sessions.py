@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from control_plane.api.admission import Bucket
+from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
 from control_plane.services import events
 from control_plane.services.sessions import LEASE, Opened, Terms, refusal
@@ -24,9 +25,18 @@ from control_plane.store.database import Tx
 from control_plane.store.deployments import Desired
 from control_plane.store.store import Store
 from shared import logs, tls, wire
+from shared.clock import Clock
 from shared.errors import PermissionDenied, Unavailable
 from shared.ids import NewId
-from shared.model import MAX_INLINE_BYTES, Hello, Offer, OfferAction, Outcome, Result
+from shared.model import (
+    MAX_INLINE_BYTES,
+    PREFLIGHT,
+    Hello,
+    Offer,
+    OfferAction,
+    Outcome,
+    Result,
+)
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 _log = logs.get(__name__)
@@ -77,10 +87,11 @@ def origin(incarnation: Incarnation, authority: tls.Authority, *, withdraw_limit
 class Sessions:
     """The live sessions of this process."""
 
-    def __init__(self, registry: CollectorRegistry, *, new_id: NewId) -> None:
+    def __init__(self, registry: CollectorRegistry, *, new_id: NewId, clock: Clock) -> None:
         self._live: dict[bytes, Session] = {}
         self._polling: dict[bytes, float] = {}
         self.reads = Reads(new_id=new_id, reach=self._reach)
+        self.preflights = Preflights(new_id=new_id, clock=clock, reach=self._reach)
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
@@ -128,6 +139,9 @@ class Sessions:
             older.end()
         self._polling.pop(session.agent_uid, None)
         self._live[session.agent_uid] = session
+        if not session.goes_on:
+            self.preflights.forget(session.agent_uid)
+            self.preflights.stir()
         self._empty.clear()
         self._count()
 
@@ -137,6 +151,8 @@ class Sessions:
             del self._live[session.agent_uid]
             if polls_until:
                 self._polling[session.agent_uid] = polls_until
+            else:
+                self.preflights.forget(session.agent_uid)
         if not self._live:
             self._empty.set()
         self._count()
@@ -160,6 +176,7 @@ class Sessions:
     def _forget_polls(self, now: float) -> None:
         for uid in [uid for uid, until in self._polling.items() if until <= now]:
             del self._polling[uid]
+            self.preflights.forget(uid)
             _log.info("session.ended", agent=uid.hex(), goodbye=False)
         self._count()
 
@@ -200,6 +217,7 @@ class Session:
         self._ahead = opened.ahead
         self._declared = frozenset(state.participant for state in hello.participants)
         self._asked_full = False
+        self._judges = PREFLIGHT in hello.capabilities
         # What a host has begun and not ended is offered again: it may have lost the content of it.
         self._known = {
             (slot.participant, slot.slot_id): slot.revision
@@ -220,6 +238,7 @@ class Session:
         self.said_goodbye = False
         self.id = opened.id
         self.agent_uid = opened.agent_uid
+        self.goes_on = opened.goes_on
         self.last_seen = services.clock.now()
         self._heard_at = services.clock.monotonic()
 
@@ -263,6 +282,7 @@ class Session:
             or self._beat is not None
             or self._mailbox
             or self._sessions.reads.waits(self.agent_uid)
+            or (self._judges and self._sessions.preflights.waits(self.agent_uid))
         )
 
     async def wait(self, seconds: float) -> None:
@@ -295,6 +315,8 @@ class Session:
             offer = self._mailbox.pop(next(iter(self._mailbox)))
             self._offered.append(offer.deployment_id)
             yield pb.SyncResponse(offer=wire.offer_to_pb(offer))
+        if self._judges:
+            yield from self._sessions.preflights.unsaid(self.agent_uid)
 
     async def said(self) -> None:
         """It is on record which deployments the agent was told of."""
@@ -326,6 +348,8 @@ class Session:
             self._observation = ((spool.depth, spool.size, spool.oldest_at), told)
         elif kind == "file_content":
             self._sessions.reads.answered(self.agent_uid, message.file_content)
+        elif kind == "preflight_result":
+            self._sessions.preflights.answered(self.agent_uid, message.preflight_result)
         elif kind == "goodbye":
             self.said_goodbye = True
             self.end()

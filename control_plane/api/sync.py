@@ -219,13 +219,16 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     async def FetchContent(
         self, request: pb.FetchContentRequest, context: Context
     ) -> AsyncIterator[pb.FetchContentResponse]:
-        """Content of the caller's own slots, by digest, in chunks."""
+        """Content of the caller's own slots and open preflights, by digest, in chunks."""
         body = b""
         with ExitStack() as place:
             try:
                 uid = _agent_uid(context)
                 place.enter_context(self._fetches.enter(uid))
-                body = await self._services.database.read(lambda tx: _content(Store(tx), uid, request.digest))
+                asked = self._sessions.preflights.opened(uid, request.digest)
+                body = await self._services.database.read(
+                    lambda tx: _content(Store(tx), uid, request.digest, asked=asked)
+                )
             except Exception as failure:
                 await errors.abort(
                     context, errors.explain(failure, "AgentService.FetchContent", peer=context.peer())
@@ -234,12 +237,12 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
                 yield pb.FetchContentResponse(chunk=body[start : start + CHUNK_BYTES])
 
 
-def _content(store: Store, uid: bytes, digest: bytes) -> bytes:
+def _content(store: Store, uid: bytes, digest: bytes, *, asked: bytes | None) -> bytes:
     require_speaker(store, uid)
-    project_id = store.deployments.may_fetch(uid, digest)
+    project_id = store.deployments.may_fetch(uid, digest) or asked
     body = store.experiments.content(project_id, digest) if project_id else None
     if body is None:
-        raise NotFound("no slot of this agent holds that content", reason="CONTENT_NOT_FOUND")
+        raise NotFound("no slot or open preflight of this agent has that content", reason="CONTENT_NOT_FOUND")
     return body
 
 

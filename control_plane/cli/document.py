@@ -251,6 +251,7 @@ class Document(Part):
     allow_host_labels: bool = False
     strata: Annotated[list[str], Field(json_schema_extra=DISTINCT)] = []
     holdout_id: Annotated[str, Field(min_length=1)] | None = None
+    require_preflight: bool = False
     schedule: Schedule | None = None
     switchback: Switchback | None = None
     factors: list[Factor] = []

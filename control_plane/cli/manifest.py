@@ -246,7 +246,14 @@ def _analysis(analysis: shape.Analysis) -> dict[str, Any]:
 
 
 def _intake(document: shape.Document) -> dict[str, Any]:
-    names = {"traffic_allocation", "targeting_rules", "allow_host_labels", "strata", "holdout_id"}
+    names = {
+        "traffic_allocation",
+        "targeting_rules",
+        "allow_host_labels",
+        "strata",
+        "holdout_id",
+        "require_preflight",
+    }
     schedule = document.schedule
     moments = (schedule.start_at, schedule.end_at) if schedule else (None, None)
     shown = [None if moment is None else to_rfc3339(from_rfc3339(moment)) for moment in moments]

@@ -104,7 +104,12 @@ def print_touched(session: Session, touched: Touched) -> None:
         said[item.severity, item.code, item.message].append(item.participant_id)
     words = {"error": "stands in the way", "warning": "left out", "info": "waits"}
     for (severity, code, message), whom in sorted(said.items()):
-        show.say(session.out, f"{words.get(severity, severity)}: {_named(whom)}: {message} ({code})")
+        word = (
+            "not heard"
+            if (code, severity) == ("PREFLIGHT_UNKNOWN", "info")
+            else words.get(severity, severity)
+        )
+        show.say(session.out, f"{word}: {_named(whom)}: {message} ({code})")
     if not touched.hosts:
         show.say(session.out, "stands in the way: nobody would take part")
     elif not any(item.severity == "error" for item in touched.findings):

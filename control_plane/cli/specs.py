@@ -100,5 +100,6 @@ def intake_of(present: pb.Experiment) -> dict[str, Any]:
         "allowHostLabels": present.allow_host_labels,
         "strata": list(present.strata),
         "holdoutId": present.holdout_id or None,
+        "requirePreflight": present.require_preflight,
         "schedule": schedule if schedule and any(schedule.values()) else None,
     }

@@ -178,6 +178,7 @@ class DesignFields(Request):
     allow_host_labels: bool | None = None
     strata: Strata | None = None
     holdout_id: str | None = None
+    require_preflight: bool | None = None
     exposure_criteria: Exposure | None = None
     analysis: AnalysisSpec | None = None
     schedule: Schedule | None = None
@@ -192,6 +193,7 @@ class Design(Request):
     allow_host_labels: bool = False
     strata: Strata = ()
     holdout_id: str | None = None
+    require_preflight: bool = False
     exposure_criteria: Exposure = Exposure()
     analysis: AnalysisSpec = AnalysisSpec()
     schedule: Schedule = Schedule()

@@ -78,6 +78,8 @@ class Facts:
     """Its metrics are others than at the start."""
     alternating: bool = False
     """Everybody has every variant in turn, so there are no arms of participants to set against each other."""
+    kept_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Participants whose hosts refuse content of some variant, with the reasons' codes."""
     by_arm: Mapping[str, list[Seated]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -254,6 +256,22 @@ def _retired(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _kept_out(facts: Facts) -> Iterator[Finding]:
+    if facts.kept_out:
+        reasons = Counter(code for codes in facts.kept_out.values() for code in set(codes))
+        yield Finding(
+            code="PREFLIGHT_REFUSED",
+            severity=Severity.WARNING,
+            message=f"{len(facts.kept_out)} participants take part in no variant: their hosts refuse some content",
+            evidence={
+                "participants": _some(list(facts.kept_out)),
+                "byReason": dict(sorted(reasons.items())),
+            },
+            advice="what is found holds for hosts that take every variant; see a preview for which content is"
+            " refused where, mend that before the start, or let who chooses by labels join late",
+        )
+
+
 def _schedule_failed(facts: Facts) -> Iterator[Finding]:
     for kind, why in facts.schedule_failures:
         yield Finding(
@@ -331,6 +349,7 @@ _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _retired,
     _shared_hosts,
     _still_deployed,
+    _kept_out,
 )
 CODES: Mapping[str, str] = {
     "SCHEDULE_FAILED": "a start or stop that was scheduled could not be done",
@@ -347,6 +366,7 @@ CODES: Mapping[str, str] = {
     "FORCED_PARTICIPANTS": "participants hold another variant than the assigned, by hand",
     "RETIRED_HOSTS": "hosts of participants are retired",
     "SEVERAL_ARMS_ON_ONE_HOST": "participants of one host have different variants",
+    "PREFLIGHT_REFUSED": "hosts refuse content of some variant, so their participants get none",
     "COMPLETED_BUT_DEPLOYED": "the experiment has ended and hosts still hold a variant",
 }
 """Every code a finding can have, and when it is there."""

@@ -107,6 +107,8 @@ class Participant:
     created_at: int
     updated_at: int
     retired_at: int | None = None
+    policy: bytes = b""
+    """Fingerprint of what decides about content on its host; empty: its agent judges none beforehand."""
 
     def presence(self, now: int) -> Presence:
         """Whether its agent's session is alive; retired: its host was, and no other agent has declared it since."""

@@ -9,6 +9,8 @@ from control_plane.domain.design import Type
 from control_plane.domain.experiment import Conflict, Experiment
 from shared.errors import Fault
 
+_NOBODY = "nobody takes part"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
@@ -18,6 +20,8 @@ class Readiness:
     conflicts: Sequence[Conflict] = field(default_factory=tuple)
     unclustered: Sequence[str] = ()
     """Whose cluster nobody knows, where it is drawn by clusters."""
+    kept_out: int = 0
+    """Whose host does not take every variant."""
 
 
 def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]:
@@ -38,8 +42,10 @@ def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]
         faults.append(
             Fault(
                 field="participants",
-                message="nobody takes part",
-                remedy="set participantIds, or labels that some participant carries",
+                message=_NOBODY + (f"; hosts keep {readiness.kept_out} out" if readiness.kept_out else ""),
+                remedy="look at what their hosts refuse with a preview, and mend it"
+                if readiness.kept_out
+                else "set participantIds, or labels that some participant carries",
             )
         )
     faults += [

@@ -6,6 +6,7 @@ from control_plane.domain import requests
 from control_plane.domain.design import Type
 from control_plane.domain.experiment import Experiment
 from control_plane.domain.findings import Facts, Finding, Seated, findings
+from control_plane.services import preflight
 from control_plane.services.experiments import find
 from control_plane.services.work import Work
 from control_plane.store.findings import SeatedRow
@@ -44,6 +45,10 @@ def get(work: Work, request: requests.ById) -> Report:
         ],
         open_slots=sum(1 for slot in work.store.deployments.slots_of(experiment.id) if slot.open),
         seed=phase.seed if phase else b"",
+        kept_out={
+            name: [one.code for one in refusals]
+            for name, refusals in preflight.kept_out(work, experiment).items()
+        },
     )
     return Report(experiment=experiment, computed_at=work.now, findings=findings(facts))
 

@@ -19,7 +19,7 @@ from control_plane.domain.experiment import (
 from control_plane.domain.intake import algorithm_for
 from control_plane.domain.lifecycle import Status, Verb, verb_towards
 from control_plane.domain.readiness import Readiness, faults_at_start
-from control_plane.services import delivery, metrics, settings, switching, timers
+from control_plane.services import delivery, metrics, preflight, settings, switching, timers
 from control_plane.services.experiments import (
     View,
     design_warnings,
@@ -29,8 +29,8 @@ from control_plane.services.experiments import (
 )
 from control_plane.services.results import summarise_phase
 from control_plane.services.seating import (
-    applicants,
     assignments_of,
+    eligible,
     seat_all,
     selected,
     unclustered,
@@ -55,19 +55,25 @@ def begin(work: Work, request: requests.Start) -> View:
 def start(work: Work, request: requests.ById) -> View:
     """Assignments are fixed, claims taken, and every participant's slot should hold its variant.
 
+    Whoever's host is known to refuse the content of any variant takes part in none.
+
     Raises FailedPrecondition with every fault by field where the experiment is not ready.
     """
     experiment = find(work, request.id)
     status = experiment.after(Verb.START)
     chosen = selected(work, experiment.selector)
     participants = {item.public_id: item.id for item in chosen}
-    applying = applicants(experiment, chosen)
+    found = eligible(work, experiment, chosen)
+    applying = found.applying
     planned = list(assignments_of(experiment, plan(experiment, applying), applying))
     ids = [participants[item.participant] for item in planned if item.variant_id is not None]
     store = work.store.experiments
     conflicts = store.conflicts(experiment.id, ids, experiment.target_files)
     ready = Readiness(
-        participants=len(ids), conflicts=conflicts, unclustered=unclustered(experiment, applying)
+        participants=len(ids),
+        conflicts=conflicts,
+        unclustered=unclustered(experiment, applying),
+        kept_out=len(found.kept_out),
     )
     faults = faults_at_start(experiment, ready)
     faults += settings.faults(work, experiment)
@@ -98,9 +104,16 @@ def start(work: Work, request: requests.ById) -> View:
     )
     started = replace(started, analysis_fingerprint=started.fingerprint())
     seat_all(work, started, planned, participants, origin=Origin.START)
+    work.store.preflights.keep_out(
+        experiment.id,
+        experiment.run,
+        ((participants[name], found.judgements[name].refusals) for name in found.kept_out),
+        now=work.now,
+    )
     _save(work, started)
     view = view_of(work, store.get(experiment.id))
-    return replace(view, warnings=design_warnings(view))
+    seated = {item.participant for item in planned if item.variant_id is not None}
+    return replace(view, warnings=(*preflight.warnings(found, seated), *design_warnings(view)))
 
 
 def pause(work: Work, request: requests.Pause) -> View:

@@ -29,11 +29,12 @@ from control_plane.domain.intake import (
     seats,
 )
 from control_plane.domain.lifecycle import Status, Verb
-from control_plane.services import delivery
+from control_plane.services import delivery, preflight
 from control_plane.services.experiments import View, design_warnings, find, find_variant, view_of
 from control_plane.services.seating import (
     applicants,
     assignments_of,
+    eligible,
     seat_all,
     selected,
     unclustered,
@@ -233,7 +234,8 @@ def _claimed(
 def newcomers(work: Work, request: requests.ById) -> list[Participant]:
     """Whom the experiment's labels mean by now, who is not on record, and whose files nobody else holds.
 
-    Where clusters are drawn, nobody comes in whose cluster is not known.
+    Where clusters are drawn, nobody comes in whose cluster is not known. Nor does anybody whose host refuses the
+    content of some variant; one that could say and has not yet is waited for.
 
     Only a running experiment that chooses participants by labels takes anybody in late.
     """
@@ -250,8 +252,10 @@ def newcomers(work: Work, request: requests.ById) -> list[Participant]:
         experiment.id, [item.id for item in found], experiment.target_files
     )
     held = {conflict.participant for conflict in conflicts}
-    applying = applicants(experiment, found)
-    meant = {item.participant for item in applying} - set(unclustered(experiment, applying))
+    may = eligible(work, experiment, found)
+    asked = {item.public_id for item in found if preflight.can_say(item, now=work.now)}
+    meant = {item.participant for item in may.applying} - set(unclustered(experiment, may.applying))
+    meant -= asked & set(may.unknown)
     return [item for item in found if item.public_id in meant - held]
 
 

@@ -12,9 +12,10 @@ from control_plane.domain.design import Type
 from control_plane.domain.experiment import Assignment, Decision, Experiment, decision
 from control_plane.domain.fleet import Participant, Presence
 from control_plane.domain.lifecycle import Verb
+from control_plane.domain.preflight import Judgement
 from control_plane.services.experiments import design_warnings, find, view_of
 from control_plane.services.limits import require_confined
-from control_plane.services.seating import applicants, meant, unclustered
+from control_plane.services.seating import eligible, meant, unclustered
 from control_plane.services.work import Work
 
 
@@ -62,9 +63,9 @@ def preview(work: Work, request: requests.ById) -> Preview:
 def _findings(work: Work, experiment: Experiment, assignments: tuple[Assignment, ...]) -> Iterator[Finding]:
     everyone = meant(work, experiment.selector)
     present = [item for item in everyone if item.retired_at is None]
-    applying = applicants(experiment, present)
-    targeted = {item.participant for item in applying}
-    alone = set(unclustered(experiment, applying))
+    may = eligible(work, experiment, present)
+    targeted = {item.participant for item in may.applying} | set(may.kept_out)
+    alone = set(unclustered(experiment, may.applying))
     seated = {item.participant for item in assignments if item.variant_id is not None}
     ids = [item.id for item in present if item.public_id in seated]
     for conflict in work.store.experiments.conflicts(experiment.id, ids, experiment.target_files):
@@ -81,16 +82,34 @@ def _findings(work: Work, experiment: Experiment, assignments: tuple[Assignment,
         elif participant.public_id in alone:
             by = experiment.design.analysis.cluster_by.removeprefix("label:")
             found = ("NO_CLUSTER", "error", f"its {by} is not known, and analysis.clusterBy draws by that")
+        elif participant.public_id in targeted:
+            found = _of_host(experiment, may.judgements[participant.public_id], found)
         if found is None and participant.public_id not in seated and experiment.arms:
             personal = experiment.type is Type.PERSONALIZATION
             why = "no variant's rules fit it" if personal else "outside the traffic allocation"
             found = ("NO_VARIANT", "warning", f"is on record without a variant: {why}")
+        if found is None and may.judgements[participant.public_id].unknown:
+            found = ("PREFLIGHT_UNKNOWN", "info", "its host has not said that it takes every variant")
         if found is not None:
             code, severity, message = found
             yield Finding(participant=participant.public_id, code=code, severity=severity, message=message)
 
 
-def _of(work: Work, participant: Participant, *, targeted: bool) -> tuple[str, str, str] | None:
+_Found = tuple[str, str, str]
+
+
+def _of_host(experiment: Experiment, judgement: Judgement, found: _Found | None) -> _Found | None:
+    """What its host says of the contents, where that matters more than what was found."""
+    if judgement.refusals:
+        refused = "; ".join(str(refusal) for refusal in judgement.refusals)
+        return "PREFLIGHT_REFUSED", "warning", f"takes part in no variant: its host refuses {refused}"
+    if judgement.keeps_out(experiment):
+        why = "its host has not said that it takes every variant, which requirePreflight asks for"
+        return "PREFLIGHT_UNKNOWN", "warning", why
+    return found
+
+
+def _of(work: Work, participant: Participant, *, targeted: bool) -> _Found | None:
     """(code, severity, message) of what there is to say of a participant by itself."""
     presence = participant.presence(work.now)
     if presence is Presence.RETIRED:

@@ -2,21 +2,58 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain.deployment import Origin
 from control_plane.domain.experiment import Assignment, Experiment, plan
 from control_plane.domain.fleet import Participant, matches
 from control_plane.domain.intake import Applicant, Seat
+from control_plane.domain.preflight import Judgement, contents, judge
 from control_plane.domain.targeting import visible
 from control_plane.services import delivery
 from control_plane.services.work import Work
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eligible:
+    """Who may be seated, and what was known of everybody meant: judgements by public id.
+
+    `kept_out` are those whose host keeps them out of every variant, `unknown` those that take part though nobody
+    knows what theirs says.
+    """
+
+    applying: list[Applicant]
+    judgements: Mapping[str, Judgement]
+    kept_out: list[str]
+
+    @property
+    def unknown(self) -> list[str]:
+        """Who may be seated although the host was not heard."""
+        return [one.participant for one in self.applying if self.judgements[one.participant].unknown]
+
+
+def eligible(work: Work, experiment: Experiment, participants: Collection[Participant]) -> Eligible:
+    """Of the participants those who may take part: the rules mean them, and no host refuses any variant's content."""
+    applying = applicants(experiment, participants)
+    judgements = judged(work, experiment, participants)
+    out = {one.participant for one in applying if judgements[one.participant].keeps_out(experiment)}
+    return Eligible(
+        applying=[one for one in applying if one.participant not in out],
+        judgements=judgements,
+        kept_out=sorted(out),
+    )
+
+
+def judged(work: Work, experiment: Experiment, participants: Iterable[Participant]) -> dict[str, Judgement]:
+    """What is known by public id of what hosts say of the experiment's contents."""
+    said = work.store.preflights.said(digest for _, digest in contents(experiment))
+    return {item.public_id: judge(experiment, said.get(item.id, {})) for item in participants}
+
+
 def planned(work: Work, experiment: Experiment) -> tuple[Assignment, ...]:
     """What a start would assign now; locks nothing."""
-    applying = applicants(experiment, selected(work, experiment.selector))
+    applying = eligible(work, experiment, selected(work, experiment.selector)).applying
     return tuple(assignments_of(experiment, plan(experiment, applying), applying))
 
 

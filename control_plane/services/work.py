@@ -150,6 +150,17 @@ class Witnessed(Protocol):
         """As it is after the change that was answered so."""
 
 
+class Settle(Protocol):
+    """Finds out what connected hosts say of a draft before it is looked at, or started."""
+
+    async def __call__(self, services: "Services", caller: Caller, experiment: str, /) -> None:
+        """They were asked, and answered as far as they do within seconds. Raises NotFound."""
+
+
+async def _alone(services: "Services", caller: Caller, experiment: str, /) -> None:
+    """Nobody is connected."""
+
+
 class Witness(Protocol):
     """Knows what a request is about."""
 
@@ -175,6 +186,7 @@ class Services:
     joining: Joining
     hosts: Hosts
     witness: Witness
+    settle: Settle = _alone
 
     async def ask(
         self, caller: Caller, scope: Scope, use_case: UseCase[T], request: Any, render: Render[T]

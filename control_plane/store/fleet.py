@@ -358,13 +358,14 @@ class FleetStore:
         labels = {f"host.{name}": value for name, value in state.labels.items()}
         self._tx.run(
             "update participant set agent_uid = ?, host_labels = ?, targets = ?, drift_policy = ?, exposure = ?,"
-            " retired_at = null, updated_at = ? where id = ?",
+            " policy = ?, retired_at = null, updated_at = ? where id = ?",
             (
                 uid,
                 json.dumps(labels),
                 json.dumps(state.targets),
                 state.drift.value,
                 state.exposure.value,
+                state.policy,
                 now,
                 participant_id,
             ),
@@ -373,7 +374,7 @@ class FleetStore:
     def move(self, participant_id: bytes, uid: bytes, *, now: int) -> None:
         """The participant is another agent's, under a new binding generation."""
         self._tx.run(
-            "update participant set agent_uid = ?, binding_generation = binding_generation + 1,"
+            "update participant set agent_uid = ?, binding_generation = binding_generation + 1, policy = x'',"
             " retired_at = null, updated_at = ? where id = ?",
             (uid, now, participant_id),
         )
@@ -456,4 +457,5 @@ def _participant(row: Row) -> Participant:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         retired_at=row["retired_at"],
+        policy=row["policy"],
     )

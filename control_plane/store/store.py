@@ -13,6 +13,7 @@ from control_plane.store.fleet import FleetStore
 from control_plane.store.holdouts import HoldoutStore
 from control_plane.store.looks import LookStore
 from control_plane.store.metrics import MetricStore
+from control_plane.store.preflight import PreflightStore
 from control_plane.store.recalculations import RecalculationStore
 from control_plane.store.series import SeriesStore
 from control_plane.store.survey import SurveyStore
@@ -41,3 +42,4 @@ class Store:
         self.recalculations = RecalculationStore(tx)
         self.looks = LookStore(tx)
         self.turns = TurnStore(tx)
+        self.preflights = PreflightStore(tx)

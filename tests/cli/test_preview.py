@@ -44,12 +44,13 @@ async def test_a_draft_is_previewed_with_hosts_obstacles_and_decision(
         "stands in the way: bot-1: config/soul.md is held by experiment other (CLAIM_CONFLICT)",
         "waits: bot-2: its agent is not connected; its deployment waits until it is (OFFLINE)",
     ]
+    unheard = "not heard: bot-1: its host has not said that it takes every variant (PREFLIGHT_UNKNOWN)"
     decision = "the design cannot decide: the smallest p it can reach is 1, a decision needs 0.05"
     lines = said.out.splitlines()
-    assert lines[:6] == [*obstacles, decision]
-    assert lines[6].split() == ["STRATUM", "friendly".upper(), "concise".upper()]
-    assert {line.split()[0] for line in lines[7:]} == {"host-1", "host-2"}
-    assert again.out.splitlines()[1:7] == [*obstacles, decision]
+    assert lines[:7] == [*obstacles, unheard, decision]
+    assert lines[7].split() == ["STRATUM", "friendly".upper(), "concise".upper()]
+    assert {line.split()[0] for line in lines[8:]} == {"host-1", "host-2"}
+    assert again.out.splitlines()[1:8] == [*obstacles, unheard, decision]
     assert [line for line in trial.out.splitlines() if line in obstacles] == obstacles
     assert "the design cannot decide" in trial.out.splitlines()
     touches = shown["touches"]

@@ -163,6 +163,7 @@ BAD = [
     "analysis: {excludedParticipantIds: [a, a]}",
     "trafficAllocation: 101",
     "allowHostLabels: 'yes'",
+    "requirePreflight: 'yes'",
     "strata: [tier, tier]",
     "holdoutId: ''",
     "schedule: {startAt: tomorrow}",

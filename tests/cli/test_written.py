@@ -132,6 +132,7 @@ def experiments(draw: st.DrawFn) -> pb.Experiment:
         allow_host_labels=draw(st.booleans()),
         strata=draw(st.lists(SOME, max_size=2)),
         holdout_id=draw(st.none() | SOME),
+        require_preflight=draw(st.booleans()),
     )
     if draw(st.booleans()):
         made.participants.ids.extend(draw(st.lists(SOME, max_size=3, unique=True)))

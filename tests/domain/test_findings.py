@@ -94,6 +94,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
     "FORCED_PARTICIPANTS": (facts(change(people(), "a", 1, forced=True)), facts(people())),
     "RETIRED_HOSTS": (facts(change(people(), "a", 1, retired=True)), facts(people())),
     "SEVERAL_ARMS_ON_ONE_HOST": (facts(ONE_HOST), facts(TWO_HOSTS)),
+    "PREFLIGHT_REFUSED": (facts(people(), kept_out={"c-1": ["TOO_LARGE"]}), facts(people(), kept_out={})),
     "COMPLETED_BUT_DEPLOYED": (
         facts(people(), status=Status.COMPLETED, open_slots=3),
         facts(people(), status=Status.STOPPED, open_slots=3),

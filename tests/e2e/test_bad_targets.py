@@ -1,4 +1,4 @@
-"""Targets nobody may write: each is refused with its reason, visible to the operator, and left as it was."""
+"""Targets nobody may write: each is refused, asked beforehand or not, with its reason, and left as it was."""
 
 import json
 import os
@@ -122,8 +122,21 @@ async def test_bad_targets_are_refused_and_left_alone(tmp_path: Path) -> None:
                 {"name": "B", "key": "b", "content": "bbbbbb\n" * 2000, "weight": 50},
             ]
             values = {"name": "Tone", "targetFile": "soul.md", "variants": variants, "participantIds": ready}
+            # Asked beforehand, the host says what it would say of an offer, and does not touch anything either.
+            ahead = [{**item, "content": item["content"] * 2} for item in variants]  # type: ignore[operator]
+            await fleet.plane.post("/v1/experiments", {**values, "key": "ahead", "variants": ahead})
+            shown = await fleet.plane.post("/v1/experiments/ahead/assignments:preview")
+            said = {item["participantId"]: (item["code"], item["message"]) for item in shown["findings"]}
+            assert {name for name, (code, _) in said.items() if code == "PREFLIGHT_REFUSED"} == set(ready)
+            assert all(f"({kinds[name][1]})" in message for name, (_, message) in said.items()), said
+            status, refused = await fleet.plane.rest("POST", "/v1/experiments/ahead/start")
+            assert (status, f"hosts keep {len(ready)} out" in str(refused)) == (409, True), refused
+            assert {name: picture(host, name) for name in ready} == before
+
+            assert await host.process.stop() == 0  # who is away cannot be asked, and takes part
             await fleet.plane.post("/v1/experiments", values)
             await fleet.plane.post("/v1/experiments/tone/start")
+            await host.start()
 
             async def ended() -> bool:
                 states = await fleet.states("tone")
@@ -146,8 +159,8 @@ async def test_bad_targets_are_refused_and_left_alone(tmp_path: Path) -> None:
             home = {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "home")}
             await run("variantctl", "login", "--data-dir", str(fleet.plane.data), **home)
             _, out, _ = await run("variantctl", "experiments", "deployments", "tone", "--json", **home)
-            shown = json.loads(out)
-            listed = shown["entities"] if isinstance(shown, dict) and "entities" in shown else shown
+            found = json.loads(out)
+            listed = found["entities"] if isinstance(found, dict) and "entities" in found else found
             text = json.dumps(listed)
             assert all(reason["code"] in text for reason in reasons.values())
 

@@ -120,4 +120,6 @@ async def test_a_design_that_cannot_decide_says_so(world: World, count: int, war
     await world.agent(*names)
     draft = await world.experiment(*names, analysis={"alpha": 0.02})
     view = await world.do(lifecycle.start, requests.ById(id=draft.key))
-    assert [code for code, _ in view.warnings] == (["DESIGN_CANNOT_DECIDE"] if warned else [])
+    unheard, *others = [code for code, _ in view.warnings]
+    assert unheard == "PREFLIGHT_UNKNOWN"
+    assert others == (["DESIGN_CANNOT_DECIDE"] if warned else [])

@@ -54,7 +54,8 @@ async def test_the_first_variant_that_fits_is_it(world: World) -> None:
     assert ahead.decision is None
     view = await world.do(lifecycle.start, requests.ById(id=draft.key))
     assert await chosen(world) == {"p": "z", "q": "a", "r": None, "s": None}
-    assert [code for code, _ in view.warnings] == []
+    [(code, unheard)] = view.warnings
+    assert (code, unheard.split(" take")[0]) == ("PREFLIGHT_UNKNOWN", "p, q")
     assert view.experiment.phase.algorithm == "targeted-1"
     assert {item.method.value for item in view.assignments} == {"targeted"}
     assert len(await world.rows("select participant_id from slot")) == 2

@@ -632,6 +632,7 @@ class Experiment(_message.Message):
     HOLDOUT_ID_FIELD_NUMBER: _builtins.int
     ANALYSIS_FINGERPRINT_FIELD_NUMBER: _builtins.int
     PLAN_CHANGED_FIELD_NUMBER: _builtins.int
+    REQUIRE_PREFLIGHT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     number: _builtins.int
@@ -674,6 +675,8 @@ class Experiment(_message.Message):
     """SHA-256 of metrics, analysis and phase as they were at the start, in hex; absent in draft."""
     plan_changed: _builtins.bool
     """Whether the metrics are others than at the start."""
+    require_preflight: _builtins.bool
+    """Whether nobody takes part whose host has not said that it takes the content of every variant."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of the experiment itself."""
@@ -823,10 +826,11 @@ class Experiment(_message.Message):
         holdout_id: _builtins.str | None = ...,
         analysis_fingerprint: _builtins.str | None = ...,
         plan_changed: _builtins.bool = ...,
+        require_preflight: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_archived_at", b"_archived_at", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_intake_closed_at", b"_intake_closed_at", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "archived_at", b"archived_at", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "current_phase", b"current_phase", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "intake_closed_at", b"intake_closed_at", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "paused_at", b"paused_at", "schedule", b"schedule", "started_at", b"started_at", "stopped_at", b"stopped_at", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "updated_at", b"updated_at", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_archived_at", b"_archived_at", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_intake_closed_at", b"_intake_closed_at", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "archived", b"archived", "archived_at", b"archived_at", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "intake_closed_at", b"intake_closed_at", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "plan_changed", b"plan_changed", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_archived_at", b"_archived_at", "_completed_at", b"_completed_at", "_conclusion", b"_conclusion", "_conclusion_comment", b"_conclusion_comment", "_current_phase", b"_current_phase", "_holdout_id", b"_holdout_id", "_intake_closed_at", b"_intake_closed_at", "_metadata", b"_metadata", "_paused_at", b"_paused_at", "_started_at", b"_started_at", "_stopped_at", b"_stopped_at", "_switchback", b"_switchback", "_target_file", b"_target_file", "_winner_variant_id", b"_winner_variant_id", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "analysis_fingerprint", b"analysis_fingerprint", "archived", b"archived", "archived_at", b"archived_at", "assignment_counts", b"assignment_counts", "assignments", b"assignments", "completed_at", b"completed_at", "conclusion", b"conclusion", "conclusion_comment", b"conclusion_comment", "created_at", b"created_at", "created_by", b"created_by", "current_phase", b"current_phase", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "intake_closed_at", b"intake_closed_at", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "number", b"number", "participant_count", b"participant_count", "participants", b"participants", "paused_at", b"paused_at", "plan_changed", b"plan_changed", "require_preflight", b"require_preflight", "run", b"run", "schedule", b"schedule", "started_at", b"started_at", "status", b"status", "stopped_at", b"stopped_at", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "target_files", b"target_files", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "updated_at", b"updated_at", "variants", b"variants", "version", b"version", "warnings", b"warnings", "winner_variant_id", b"winner_variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
     _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
@@ -2583,6 +2587,7 @@ class CreateExperimentRequest(_message.Message):
     FACTORS_FIELD_NUMBER: _builtins.int
     SWITCHBACK_FIELD_NUMBER: _builtins.int
     HOLDOUT_ID_FIELD_NUMBER: _builtins.int
+    REQUIRE_PREFLIGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, 1 to 400 characters."""
     key: _builtins.str
@@ -2603,6 +2608,8 @@ class CreateExperimentRequest(_message.Message):
     """Answers the draft this would make, with its planned assignments and warnings, and makes nothing."""
     holdout_id: _builtins.str
     """The holdout whose participants stay out, by id or key."""
+    require_preflight: _builtins.bool
+    """Whether nobody takes part whose host has not said that it takes the content of every variant."""
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantSpec]:
         """Variants; may be added later."""
@@ -2681,10 +2688,11 @@ class CreateExperimentRequest(_message.Message):
         factors: _abc.Iterable[Global___FactorSpec] | None = ...,
         switchback: Global___Switchback | None = ...,
         holdout_id: _builtins.str | None = ...,
+        require_preflight: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_require_preflight", b"_require_preflight", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "key", b"key", "metadata", b"metadata", "metrics", b"metrics", "participants", b"participants", "require_preflight", b"require_preflight", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_key", b"_key", "_metadata", b"_metadata", "_metrics", b"_metrics", "_participants", b"_participants", "_require_preflight", b"_require_preflight", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_type", b"_type", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "key", b"key", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "require_preflight", b"require_preflight", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "type", b"type", "validate_only", b"validate_only", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -2702,6 +2710,8 @@ class CreateExperimentRequest(_message.Message):
     _WhichOneofArgType__metrics: _TypeAlias = _typing.Literal["_metrics", b"_metrics"]  # noqa: Y015
     _WhichOneofReturnType__participants: _TypeAlias = _typing.Literal["participants"]  # noqa: Y015
     _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
+    _WhichOneofReturnType__require_preflight: _TypeAlias = _typing.Literal["require_preflight"]  # noqa: Y015
+    _WhichOneofArgType__require_preflight: _TypeAlias = _typing.Literal["_require_preflight", b"_require_preflight"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
     _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
@@ -2730,6 +2740,8 @@ class CreateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metrics) -> _WhichOneofReturnType__metrics | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__require_preflight) -> _WhichOneofReturnType__require_preflight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
     @_typing.overload
@@ -2792,6 +2804,7 @@ class UpdateExperimentRequest(_message.Message):
     FACTORS_FIELD_NUMBER: _builtins.int
     SWITCHBACK_FIELD_NUMBER: _builtins.int
     HOLDOUT_ID_FIELD_NUMBER: _builtins.int
+    REQUIRE_PREFLIGHT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id or key."""
     name: _builtins.str
@@ -2808,6 +2821,8 @@ class UpdateExperimentRequest(_message.Message):
     """Whether rules and strata see what hosts say of themselves (`host.*`)."""
     holdout_id: _builtins.str
     """The holdout whose participants stay out, by id or key; draft only."""
+    require_preflight: _builtins.bool
+    """Whether nobody takes part whose host has not said that it takes the content of every variant; draft only."""
     @_builtins.property
     def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Public ids of participants; draft only."""
@@ -2884,10 +2899,11 @@ class UpdateExperimentRequest(_message.Message):
         factors: _abc.Iterable[Global___FactorSpec] | None = ...,
         switchback: Global___Switchback | None = ...,
         holdout_id: _builtins.str | None = ...,
+        require_preflight: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_require_preflight", b"_require_preflight", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "holdout_id", b"holdout_id", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participants", b"participants", "require_preflight", b"require_preflight", "schedule", b"schedule", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels", "_analysis", b"_analysis", "_description", b"_description", "_exposure_criteria", b"_exposure_criteria", "_holdout_id", b"_holdout_id", "_metadata", b"_metadata", "_metrics", b"_metrics", "_name", b"_name", "_participants", b"_participants", "_require_preflight", b"_require_preflight", "_schedule", b"_schedule", "_switchback", b"_switchback", "_target_file", b"_target_file", "_targeting_rules", b"_targeting_rules", "_traffic_allocation", b"_traffic_allocation", "_update_mask", b"_update_mask", "allow_host_labels", b"allow_host_labels", "analysis", b"analysis", "description", b"description", "exposure_criteria", b"exposure_criteria", "factors", b"factors", "holdout_id", b"holdout_id", "id", b"id", "labels", b"labels", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "participant_ids", b"participant_ids", "participants", b"participants", "request_id", b"request_id", "require_preflight", b"require_preflight", "schedule", b"schedule", "strata", b"strata", "switchback", b"switchback", "target_file", b"target_file", "targeting_rules", b"targeting_rules", "traffic_allocation", b"traffic_allocation", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_host_labels: _TypeAlias = _typing.Literal["allow_host_labels"]  # noqa: Y015
     _WhichOneofArgType__allow_host_labels: _TypeAlias = _typing.Literal["_allow_host_labels", b"_allow_host_labels"]  # noqa: Y015
@@ -2907,6 +2923,8 @@ class UpdateExperimentRequest(_message.Message):
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__participants: _TypeAlias = _typing.Literal["participants"]  # noqa: Y015
     _WhichOneofArgType__participants: _TypeAlias = _typing.Literal["_participants", b"_participants"]  # noqa: Y015
+    _WhichOneofReturnType__require_preflight: _TypeAlias = _typing.Literal["require_preflight"]  # noqa: Y015
+    _WhichOneofArgType__require_preflight: _TypeAlias = _typing.Literal["_require_preflight", b"_require_preflight"]  # noqa: Y015
     _WhichOneofReturnType__schedule: _TypeAlias = _typing.Literal["schedule"]  # noqa: Y015
     _WhichOneofArgType__schedule: _TypeAlias = _typing.Literal["_schedule", b"_schedule"]  # noqa: Y015
     _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
@@ -2937,6 +2955,8 @@ class UpdateExperimentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__participants) -> _WhichOneofReturnType__participants | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__require_preflight) -> _WhichOneofReturnType__require_preflight | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule) -> _WhichOneofReturnType__schedule | None: ...
     @_typing.overload
@@ -3947,7 +3967,9 @@ class ParticipantFinding(_message.Message):
     participant_id: _builtins.str
     """Public id of the participant."""
     code: _builtins.str
-    """`CLAIM_CONFLICT`, `RETIRED`, `NOT_TARGETED`, `NO_VARIANT`, `NEVER_SEEN` or `OFFLINE`."""
+    """`CLAIM_CONFLICT`, `NO_CLUSTER`, `RETIRED`, `NOT_TARGETED`, `EXCLUDED`, `NO_VARIANT`, `PREFLIGHT_REFUSED`,
+    `PREFLIGHT_UNKNOWN`, `NEVER_SEEN` or `OFFLINE`.
+    """
     severity: _builtins.str
     """`error`: the start is refused; `warning`: it is left out; `info`: its deployment waits."""
     message: _builtins.str
