@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # The suite is bound by real processes starting, not by the processor: a few more workers than cores.
 WORKERS ?= 3
 
-.PHONY: help demo test faults check bench format generate lock clean
+.PHONY: help demo test faults check bench format generate lock deb clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ lock: $(BIN)/uv  ## Write requirements/ from pyproject.toml
 		--python-version 3.11 --group build -o requirements/build.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--python-version 3.11 --extra control-plane --extra docs --extra oidc --extra analytics --extra report --group dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+
+deb: $(BIN)/uv  ## Build the agent's Debian package into dist/ (DEB_ARGS: --python, --output, --revision)
+	$(BIN)/python deploy/debian/build.py $(DEB_ARGS)
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

@@ -102,6 +102,9 @@ class Preflights:
                     await self._scan(services)
                 except Error as error:
                     _log.warning("preflight.not_asked", reason=error.reason, error=error.message)
+                except Exception:
+                    # It costs what hosts could have said, never the server.
+                    _log.exception("preflight.broken")
             await self._clock.sleep(LOOK_SECONDS)
 
     async def _scan(self, services: Services) -> None:
