@@ -6,7 +6,16 @@ import pytest
 
 from control_plane.domain import requests
 from control_plane.domain.preflight import ACCEPTED_FOR, LOOKED_AT_FOR, REFUSED_FOR, Said, due
-from control_plane.services import experiments, findings, fleet, lifecycle, phases, preflight, preview
+from control_plane.services import (
+    experiments,
+    findings,
+    fleet,
+    lifecycle,
+    phases,
+    preflight,
+    preview,
+    sessions,
+)
 from control_plane.store.database import Tx
 from control_plane.store.store import Store
 from shared.errors import FailedPrecondition
@@ -21,7 +30,7 @@ from shared.model import (
     Verdict,
     digest,
 )
-from tests.support.builders import World, content_digest, make_hello, make_variant
+from tests.support.builders import TERMS, World, content_digest, make_hello, make_variant
 
 NAMES = [f"bot-{n}" for n in range(6)]
 POLICY = b"p" * 32
@@ -35,7 +44,8 @@ async def connected(world: World, *names: str, policy: bytes = POLICY, uid: byte
     hello = make_hello(participants=states, capabilities=(PREFLIGHT,))
 
     def enter(tx: Tx) -> None:
-        fleet.open_session(Store(tx), uid, hello, predecessor=b"", new_id=world.new_id, now=world.clock.now())
+        store, now = Store(tx), world.clock.now()
+        sessions.open_session(store, uid, hello, terms=TERMS, new_id=world.new_id, now=now)
 
     await world.database.write(enter)
     return uid
