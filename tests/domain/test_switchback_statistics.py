@@ -6,15 +6,18 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.domain.statistics import path
+from control_plane.domain.statistics import decision, path
+from control_plane.domain.statistics.plan import Method, Plan, Unit
 from control_plane.domain.statistics.switchback import (
+    FEWEST_FOR_CALENDAR,
     Block,
     Design,
     Estimate,
     Snapshot,
+    Turn,
     by_previous,
     estimate,
     looks,
@@ -67,6 +70,7 @@ def by_day(plan: Design, blocks: list[Block]) -> list[Snapshot]:
     ]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(2, 4), st.integers(0, 10**6), st.booleans())
 def test_an_effect_of_one_size_is_told_exactly(
     participants: int, cycles: int, seed: int, together: bool
@@ -128,20 +132,88 @@ def test_looks_stand_and_are_the_same_everywhere() -> None:
         looks(plan, [shots[1], shots[0]])
 
 
-def rejected(plan: Design, runs: int, rng: np.random.Generator, **how: float) -> float:
-    """In what share of experiments any look decides."""
-    return float(
-        np.mean([looks(plan, by_day(plan, drawn(plan, rng, **how)))[-1].look.decided for _ in range(runs)])  # type: ignore[arg-type]
+def as_planned(
+    plan: Design, blocks: list[Block], *, method: Method = "path_test"
+) -> tuple[Plan, list[path.Snapshot]]:
+    """The same as the one decision procedure takes it: turns as units, a look at the end of every cycle."""
+    turns = [
+        Turn(
+            participant=one.participant,
+            cycle=one.cycle,
+            time_block=one.time_block,
+            over=float(one.time_block),
+        )
+        for one in blocks
+    ]
+    units = [
+        Unit(arm=one.arm, block=f"{one.cycle}/{one.participant}", stratum="", turn=turn)
+        for one, turn in zip(blocks, turns, strict=True)
+    ]
+    whole = Plan(
+        method=method,
+        arms=("a", "b"),
+        control="a",
+        units=units,
+        seed=SEED,
+        horizon=plan.horizon,
+        cycles=plan.cycles,
     )
+    trials, successes = [one.trials for one in blocks], [one.successes for one in blocks]
+    days = [2.0 * cycle for cycle in range(1, plan.cycles + 1)]
+    return whole, [path.Snapshot(day=day, trials=trials, successes=successes) for day in days]
+
+
+def rejected(
+    plan: Design, runs: int, rng: np.random.Generator, *, method: Method = "path_test", **how: float
+) -> float:
+    """In what share of experiments any look decides."""
+    found = 0
+    for _ in range(runs):
+        last = decision.looks(*as_planned(plan, drawn(plan, rng, **how), method=method))[-1]  # type: ignore[arg-type]
+        found += last.comparisons[0].decided
+        (one,) = last.comparisons
+        if one.p_adjusted is not None and method == "path_test":
+            assert (one.p_adjusted <= plan.alpha) == one.decided
+    return found / runs
+
+
+@pytest.mark.parametrize(("participants", "cycles"), [(8, 5), (3, 7), (1, 9)])
+def test_a_weekday_that_hits_everybody_is_no_effect(participants: int, cycles: int) -> None:
+    """A/A at looks after every cycle: decided in at most 5 % (and 3 standard errors) of 50 experiments."""
+    plan = design(participants, cycles)
+    bound = 0.05 + 3 * sqrt(0.05 * 0.95 / 50)
+    weekend = 0.15 if participants >= FEWEST_FOR_CALENDAR else 0.05
+    assert rejected(plan, 50, np.random.default_rng(participants), weekend=weekend) <= bound
+
+
+@pytest.mark.parametrize(
+    ("participants", "cycles", "effect", "power"), [(8, 6, 0.06, 0.9), (3, 7, 0.08, 0.7)]
+)
+def test_what_is_there_is_found_by_few_participants(
+    participants: int, cycles: int, effect: float, power: float
+) -> None:
+    """With the weekday in it, by 20 experiments each: three hosts in seven cycles find 8 points at 70 %."""
+    plan = design(participants, cycles)
+    found = rejected(plan, 20, np.random.default_rng(7), effect=effect, weekend=0.05)
+    assert found >= power - 3 * sqrt(power * (1 - power) / 20)
+
+
+@pytest.mark.parametrize(("participants", "cycles"), [(8, 7), (3, 14)])
+def test_a_guardrail_is_seldom_said_to_fail_by_a_weekday(participants: int, cycles: int) -> None:
+    """The sequence on cycles, looked at after each: at most 5 % (and 3 standard errors) of 60 experiments."""
+    plan = design(participants, cycles)
+    bound = 0.05 + 3 * sqrt(0.05 * 0.95 / 60)
+    assert rejected(plan, 60, np.random.default_rng(3), method="sequence", weekend=0.15) <= bound
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_weekday_that_hits_everybody_is_no_effect(together: bool) -> None:
-    """At most 5 % (and 3 standard errors) of A/A runs are decided at any look, and a real effect is found."""
+def test_a_fleet_that_switches_together_is_flipped_by_cycle(together: bool) -> None:
+    """One witness for each cycle, however many participants, and still a real effect is found."""
     plan = design(8, 8, together=together)
-    bound = 0.05 + 3 * sqrt(0.05 * 0.95 / 120)
-    assert rejected(plan, 120, np.random.default_rng(1), weekend=0.15) <= bound
-    assert rejected(plan, 20, np.random.default_rng(2), effect=0.06 if not together else 0.1) >= 0.8
+    rng = np.random.default_rng(2)
+    runs = [looks(plan, by_day(plan, drawn(plan, rng, effect=0.1))) for _ in range(15)]
+    assert sum(found[-1].look.decided for found in runs) >= 12
+    assert len(witnesses(plan, drawn(plan, rng)).names) == (8 if together else 64)
 
 
 def test_rates_are_told_by_the_arm_before() -> None:

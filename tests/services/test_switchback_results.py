@@ -5,13 +5,15 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import ParseDict
 
 from control_plane.domain import inference, requests, sham
 from control_plane.domain.analyze import analyze
 from control_plane.domain.evidence import Evidence
-from control_plane.services import doctor, fleet, lifecycle, phases, results, series
+from control_plane.services import doctor, export, fleet, lifecycle, phases, results, series
 from shared.model import Record
 from shared.moment import to_rfc3339
+from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.services.test_looks import close_day, looked
 from tests.services.test_timers import moves_to, ticking
 from tests.support.builders import World, make_variant, seconds
@@ -135,7 +137,16 @@ async def test_a_difference_within_cycles_is_found_and_stands(world: World) -> N
     a = found["variants"][0]
     assert (a["participants"], a["impressions"], a["worstCase"]) == (5, 400, None)
     assert b["reasons"]["worstCase"] == "ALTERNATING"
-    assert await world.do(series.get, requests.parse(series.GetTimeSeries, {"id": "test"}))
+    ParseDict({**found, "status": "EXPERIMENT_STATUS_RUNNING", "metric": {}}, pb.Results())
+    by_day = await world.do(series.get, requests.parse(series.GetTimeSeries, {"id": "test"}))
+    assert [sum(counts.impressions for counts in day.counts.values()) for day in by_day.days] == [200] * 4
+    page = await world.do(
+        export.page,
+        export.Asked(
+            request=requests.parse(export.ExportEvents, {"id": "test", "what": "tallies"}), at=export.Place()
+        ),
+    )
+    assert {row["block"] for row in page.rows} == set(range(1, 9))
 
 
 async def test_nothing_is_found_where_nothing_is(world: World) -> None:
