@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from control_plane.domain import inference, requests, sham
 from control_plane.domain.analyze import analyze
 from control_plane.domain.evidence import Evidence
 from control_plane.services import doctor, export, fleet, lifecycle, phases, results, series
+from control_plane.store import database
+from control_plane.store.database import Tx
+from control_plane.store.store import Store
 from shared.model import Record
 from shared.moment import to_rfc3339
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
@@ -405,3 +409,26 @@ async def test_clusters_switch_together_and_are_one_witness(world: World) -> Non
     assert found["method"]["horizonDays"] == 9
     assert found["method"]["switchback"]["witnessesOver"] == 3
     assert [arm["participants"] for arm in found["variants"]] == [6, 6]
+
+
+async def test_what_was_designed_before_spends_alpha_as_now(world: World) -> None:
+    """Fourteen days that nobody asked for are not said any more, other numbers stay; blocks are part of the plan."""
+    draft = await world.experiment(
+        *PEOPLE, type="switchback", switchback={"blockDuration": "PT12H", "blocks": 8}
+    )
+    [text] = [text for name, text in database._migrations() if name.startswith("0020")]
+
+    async def migrated(days: int) -> Any:
+        def again(tx: Tx) -> Any:
+            tx.run("update experiment set design = json_set(design, '$.analysis.horizonDays', ?)", (days,))
+            for statement in database._statements(text):
+                tx.run(statement)
+            return Store(tx).experiments.find(world.caller.project_id, "test")
+
+        return await world.database.write(again)
+
+    assert (await migrated(14)).horizon_days == 4
+    assert (await migrated(15)).horizon_days == 15
+    longer = draft.design.switchback.model_copy(update={"blocks": 10})
+    changed = replace(draft, design=draft.design.model_copy(update={"switchback": longer}))
+    assert changed.fingerprint() != draft.fingerprint()

@@ -24,7 +24,8 @@ from shared.errors import Fault, Invalid
 
 Floats = NDArray[np.float64]
 
-_ROWS_AT_ONCE = 500
+_ROWS_AT_ONCE = 64
+"""Rows of signs that are taken together through all looks, a multiple of 8; few enough to stay near the processor."""
 FEWEST_FOR_CALENDAR = 3
 """Participants in a block from which on its mean is subtracted."""
 
@@ -337,11 +338,13 @@ def _statistics(design: Design, found: Sequence[Witnesses]) -> list[Floats]:
         )
     ]
     position = {name: index for index, name in enumerate(planned)}
+    differences = np.zeros((len(found), len(planned)))
+    for row, seen in zip(differences, found, strict=True):
+        row[[position[name] for name in seen.names]] = seen.differences
     chunks: list[list[Floats]] = [[] for _ in found]
     for signs in _signs(design, planned):
-        for chunk, seen in zip(chunks, found, strict=True):
-            columns = [position[name] for name in seen.names]
-            chunk.append(_studentised(signs[:, columns], seen.differences))
+        for chunk, own, seen in zip(chunks, differences, found, strict=True):
+            chunk.append(_studentised(signs, own, len(seen.names)))
     return [np.concatenate(chunk) for chunk in chunks]
 
 
@@ -357,14 +360,14 @@ def _signs(design: Design, planned: Sequence[str]) -> Iterator[Floats]:
         words = np.random.PCG64(int.from_bytes(key, "big")).random_raw(path.REDRAWS // 64 + 1)
         bits[index] = words.astype("<u8").view(np.uint8)[: bits.shape[1]]
     yield np.ones((1, len(planned)))
-    for start in range(0, path.REDRAWS, _ROWS_AT_ONCE - _ROWS_AT_ONCE % 8):
-        stop = min(start + _ROWS_AT_ONCE - _ROWS_AT_ONCE % 8, path.REDRAWS)
+    for start in range(0, path.REDRAWS, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, path.REDRAWS)
         some = np.unpackbits(bits[:, start // 8 : stop // 8 + 1], axis=1)[:, : stop - start]
         yield 1.0 - 2.0 * some.T.astype(np.float64)
 
 
-def _studentised(signs: Floats, differences: Floats) -> Floats:
-    n = len(differences)
+def _studentised(signs: Floats, differences: Floats, n: int) -> Floats:
+    """|Σ ± D|/(s √n) of every row of signs; `differences` are 0 but for the n witnesses there are."""
     scale = float(np.abs(differences).max()) if n else 0.0
     if n < 2 or not scale:
         return np.zeros(len(signs))
