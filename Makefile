@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # The suite is bound by real processes starting, not by the processor: a few more workers than cores.
 WORKERS ?= 3
 
-.PHONY: help demo test faults check bench format generate lock deb clean
+.PHONY: help demo test faults simulations check bench format generate lock deb clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,11 @@ test: $(VENV)/.dev  ## Run the whole suite
 # Sizes: FAULTS_SEED, FAULTS_SCHEDULES, FAULTS_EVENTS, FAULTS_TRIES, FAULTS_HISTORIES, FAULTS_FLEET, FAULTS_CUTS.
 faults: $(VENV)/.dev  ## Run the tests that inject faults at their larger sizes; a failure tells its seed
 	FAULTS=large OPENBLAS_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --timeout 7200 tests/faults $(PYTEST_ARGS)
+
+simulations: $(VENV)/.dev  ## Simulate experiments ten times as often (TIMES=10), told as the table simulations.md
+	rm -f simulations.md
+	OPENBLAS_NUM_THREADS=1 VARIANTD_SIMULATIONS=$(or $(TIMES),10) VARIANTD_SIMULATIONS_TABLE=simulations.md \
+		$(BIN)/python -m pytest -n $(WORKERS) --timeout 0 tests/domain/test_simulations.py
 
 bench: $(VENV)/.dev  ## Measure beside a limit in the same run: BENCH=api; BENCH_ARGS are its options
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.bench.$(or $(BENCH),$(error say which, as in make bench BENCH=api: $(basename $(notdir $(filter-out %/__init__.py,$(wildcard tests/bench/*.py)))))) $(BENCH_ARGS)

@@ -13,6 +13,7 @@ look that was taken never changes, because its snapshot is kept.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, product
 from math import comb, floor, sqrt
 
@@ -203,24 +204,31 @@ def draws(design: Design) -> Labels:
     """Who is treated in each row: the real draw first, then all others if few, else a seeded sample.
 
     Re-draws are sorted random words of a generator per block, seeded by SHA-256(seed ‖ block ‖ "redraw"), so
-    the same design gives the same rows everywhere. Rows are exchangeable with the real one.
+    the same design gives the same rows everywhere. Rows are exchangeable with the real one. Not to be written to.
     """
-    treated = np.asarray(design.treated, dtype=bool)
+    return _drawn(tuple(map(bool, design.treated)), tuple(design.blocks), design.seed)
+
+
+@lru_cache(maxsize=1)  # looks and their p-value need the same rows, one after the other
+def _drawn(labels: tuple[bool, ...], blocks: tuple[str, ...], seed: bytes) -> Labels:
+    treated = np.array(labels, dtype=bool)
     if not len(treated):
         return np.empty((1, 0), dtype=bool)
-    members = {name: np.flatnonzero(np.asarray(design.blocks) == name) for name in sorted(set(design.blocks))}
+    members = {name: np.flatnonzero(np.asarray(blocks) == name) for name in sorted(set(blocks))}
     count = 1
     for where in members.values():
         count *= comb(len(where), int(treated[where].sum()))
     if count <= EXHAUSTIVE:
-        return _every(treated, list(members.values()))
-    rows = np.empty((REDRAWS + 1, len(treated)), dtype=bool)
-    rows[0] = treated
-    for name, where in members.items():
-        key = hashlib.sha256(design.seed + name.encode() + b"redraw").digest()
-        words = np.random.PCG64(int.from_bytes(key, "big")).random_raw(REDRAWS * len(where))
-        order = np.argsort(words.reshape(REDRAWS, len(where)), axis=1, kind="stable")
-        rows[1:, where] = treated[where][order]
+        rows = _every(treated, list(members.values()))
+    else:
+        rows = np.empty((REDRAWS + 1, len(treated)), dtype=bool)
+        rows[0] = treated
+        for name, where in members.items():
+            key = hashlib.sha256(seed + name.encode() + b"redraw").digest()
+            words = np.random.PCG64(int.from_bytes(key, "big")).random_raw(REDRAWS * len(where))
+            order = np.argsort(words.reshape(REDRAWS, len(where)), axis=1, kind="stable")
+            rows[1:, where] = treated[where][order]
+    rows.flags.writeable = False
     return rows
 
 
