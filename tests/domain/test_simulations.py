@@ -33,6 +33,8 @@ from control_plane.domain.statistics.proportions import (
 from control_plane.domain.statistics.srm import same_share
 from control_plane.domain.statistics.verdict import Guard, Integrity, Status, Verdict, guard, verdict
 
+pytestmark = pytest.mark.timeout(900)  # on a machine with other work
+
 Counts = NDArray[np.int64]
 Rates = NDArray[np.float64]
 
