@@ -207,8 +207,11 @@ class Analysis(Part):
     decision: Literal["path_test", "sequence"] | None = None
     horizon_days: Annotated[int, Field(ge=1, le=366)] | None = None
     tuning: Annotated[float, Field(gt=0)] | None = None
-    variance: Literal["jackknife", "delta"] = "jackknife"
+    variance: Literal["jackknife", "delta", "cuped"] = "jackknife"
+    history_days: Annotated[int, Field(ge=1, le=366)] = 14
+    winsorize_at: Annotated[float, Field(ge=50, lt=100)] | None = None
     prior: Prior = Prior()
+    secondary_correction: Literal["holm", "benjamini_hochberg"] = "holm"
     power: Annotated[float, Field(ge=0.5, le=0.999)] = 0.8
     minimum_detectable_effect: Annotated[float, Field(gt=0, le=10)] = 0.1
     cluster_by: Annotated[str, Field(pattern=r"^(participant|host|label:.{1,128})$")] = "participant"

@@ -18,6 +18,7 @@ from control_plane.cli.export import whole
 from control_plane.cli.figures import Figure, known, names_of, unit_of, words
 from control_plane.cli.session import Failure, Session
 from control_plane.cli.sheet import (
+    CORRECTIONS,
     absent,
     carried_over,
     differences,
@@ -100,6 +101,8 @@ def page(found: pb.Results, days: pb.TimeSeries, *, script: str) -> str:
             _verdict(found),
             _rates(found, names),
             _looks(found, names),
+            _factors(found),
+            _secondary(found, names),
             _by_day(found, days if same else None, names),
             _exclusions(found, names),
             _trust(found),
@@ -249,6 +252,65 @@ def _looks(found: pb.Results, names: Mapping[str, str]) -> str:
         _plot("looks", figures.looks(found, names), "Difference from control with its interval, by look"),
         _folded("Looks as a table", _table(columns, rows)) if rows else "",
     )
+
+
+def _factors(found: pb.Results) -> str:
+    effects = [
+        (
+            item.factor,
+            f"{item.level} against {item.baseline}",
+            _scaled(known(item, "difference"), found),
+            _span(known(item, "interval"), *unit_of(found)),
+            _number(known(item, "p_value")),
+            _number(known(item, "p_value_adjusted")),
+            "least squares, as if effects added up" if item.additive else "mean over the cells of the others",
+        )
+        for item in found.main_effects
+    ]
+    if not effects:
+        return ""
+    together = [
+        (
+            " with ".join(f"{factor} {name}" for factor, name in zip(item.factors, item.levels, strict=True)),
+            _scaled(item.difference, found),
+            _scaled(item.standard_error, found),
+        )
+        for item in found.interactions
+    ]
+    return _section(
+        "Factors",
+        "<p>Shown, not decided: the verdict compares whole variants with the control.</p>",
+        _table(("factor", "level", "difference", "its interval", "p", "p corrected", "how"), effects),
+        _table(("together", "beyond the sum of both", "standard error"), together),
+    )
+
+
+def _secondary(found: pb.Results, names: Mapping[str, str]) -> str:
+    rows = [
+        (
+            metric.name or metric.metric,
+            names.get(item.variant, item.variant),
+            _number(known(item, "difference")),
+            _percent(known(item, "lift")),
+            _number(known(item, "p_value")),
+            _number(known(item, "p_value_adjusted")),
+            _number(known(item, "p_value_corrected")),
+        )
+        for metric in found.secondary.metrics
+        for item in metric.variants
+    ]
+    named = CORRECTIONS.get(found.secondary.correction, "")
+    columns = (
+        "metric",
+        "variant",
+        "difference",
+        "relative",
+        "p",
+        "p for the variants",
+        f"and metrics ({named})",
+    )
+    said = "<p>Shown, not decided. p is valid at any moment.</p>"
+    return _section("Secondary metrics", said, _table(columns, rows)) if rows else ""
 
 
 def _by_day(found: pb.Results, days: pb.TimeSeries | None, names: Mapping[str, str]) -> str:

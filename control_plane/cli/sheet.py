@@ -47,8 +47,8 @@ def print_results(session: Session, found: pb.Results, *, beside: pb.Results | N
         show.say(session.out, line)
     _counts(session, found)
     _bars(session, found)
-    further = (*carried_over(found), *pooled(found), *guardrails(found), *left_out(found))
-    for line in (*differences(found), *further):
+    further = (*factors(found), *secondary(found), *guardrails(found), *left_out(found))
+    for line in (*differences(found), *carried_over(found), *pooled(found), *further):
         show.say(session.out, line)
     for line in absent(found):
         show.say(session.out, line)
@@ -176,6 +176,13 @@ def why(found: pb.Results) -> Iterator[str]:
         f" {method.correction} over the variants; power {method.power:g} for a change of"
         f" {100 * method.minimum_detectable_effect:g} %; variance {method.variance}"
     )
+    if method.HasField("history_days"):
+        yield (
+            f"taken out: what the {method.history_days} days before the first start predict;"
+            f" {method.without_history} have no history and count as their stratum"
+        )
+    if method.HasField("winsorize_at"):
+        yield f"values above the {method.winsorize_at:g}th percentile count as much as it"
     for reason in found.verdict.reasons:
         yield f"{reason.code}: {reason.message}"
         if reason.formula:
@@ -242,6 +249,44 @@ def carried_over(found: pb.Results) -> Iterator[str]:
                 f"{item.variant} after {item.previous}: {_change(found, item.difference)}"
                 f" ({item.blocks} blocks, not tested)"
             )
+
+
+CORRECTIONS = {"holm": "Holm", "benjamini_hochberg": "Benjamini-Hochberg"}
+
+
+def secondary(found: pb.Results) -> Iterator[str]:
+    """Each variant on each secondary metric, with the p that is corrected for their number."""
+    over = f"{CORRECTIONS.get(found.secondary.correction, '')} over {len(found.secondary.metrics)} metrics"
+    for metric in found.secondary.metrics:
+        for item in metric.variants:
+            if not item.HasField("difference"):
+                continue
+            own = (
+                f"{100 * item.difference:+.1f} points"
+                if metric.kind == "proportion"
+                else f"{item.difference:+.4g}"
+            )
+            p = f", p = {item.p_value_corrected:.3g} ({over})" if item.HasField("p_value_corrected") else ""
+            yield f"secondary {metric.name or metric.metric}: {item.variant} {own}{p}"
+
+
+def factors(found: pb.Results) -> Iterator[str]:
+    """What each level does by itself, and where two do more or less than their sum."""
+    for item in found.main_effects:
+        if not item.HasField("difference"):
+            continue
+        text = f"factor {item.factor}: {item.level} against {item.baseline} {_change(found, item.difference)}"
+        if item.HasField("interval"):
+            text += f" (at any moment, {level(found)}: {_span(found, item.interval)})"
+        if item.HasField("p_value_adjusted"):
+            text += f", p = {item.p_value_adjusted:.3g}"
+        yield text + (", as far as effects add up" if item.additive else "")
+    for both in found.interactions:
+        pair = " with ".join(
+            f"{factor} {name}" for factor, name in zip(both.factors, both.levels, strict=True)
+        )
+        error = _change(found, both.standard_error).lstrip("+")
+        yield f"together {pair}: {_change(found, both.difference)} beyond the sum of both (error {error}; not decided)"
 
 
 def guardrails(found: pb.Results) -> Iterator[str]:

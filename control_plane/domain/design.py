@@ -83,6 +83,9 @@ class AnalysisSpec(Request):
     the sequence. `horizon_days` absent: 14, of a switchback all its blocks.
     `excluded_variant_ids` are ids or keys as callers write them, and keys once they are in a design
     (`services.excluding`): a key lasts as long as its variant, and a copy of the experiment has the same.
+    `variance` cuped: what participants did in the `history_days` before the first start is taken out. `winsorize_at`
+    is the percentile of all participants' values that none counts more than, of metrics that are means.
+    `secondary_correction` is for the p-values of the secondary metrics together.
     `cluster_by` is what is drawn, and compared: each participant, each host, or each value of a label.
     """
 
@@ -90,8 +93,11 @@ class AnalysisSpec(Request):
     decision: Literal["path_test", "sequence"] | None = None
     horizon_days: Annotated[int, Field(ge=1, le=366), BeforeValidator(whole)] | None = None
     tuning: Annotated[float, Field(gt=0, le=1e12)] | None = None
-    variance: Literal["jackknife", "delta"] = "jackknife"
+    variance: Literal["jackknife", "delta", "cuped"] = "jackknife"
+    history_days: Annotated[int, Field(ge=1, le=366), BeforeValidator(whole)] = 14
+    winsorize_at: Annotated[float, Field(ge=50, lt=100)] | None = None
     prior: Prior = Prior()
+    secondary_correction: Literal["holm", "benjamini_hochberg"] = "holm"
     power: Annotated[float, Field(ge=0.5, le=0.999)] = 0.8
     minimum_detectable_effect: Annotated[float, Field(gt=0, le=10)] = 0.1
     cluster_by: Annotated[str, Field(pattern=r"^(participant|host|label:.{1,128})$")] = "participant"

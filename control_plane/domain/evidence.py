@@ -4,13 +4,15 @@ It is JSON as well, so that an export holds all that the server's answer came fr
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import inf
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from control_plane.domain.fields import Request
 from control_plane.domain.metrics import Goal, Kind, Of
-from control_plane.domain.statistics import decision, switchback
+from control_plane.domain.statistics import decision, means, switchback
 from control_plane.domain.statistics.decision import Comparison, Look
 from control_plane.domain.statistics.path import Snapshot
 from control_plane.domain.statistics.plan import Plan, Unit
@@ -49,7 +51,24 @@ class Sums(Part):
             return self.shares(measure)
         if measure.kind == "ratio":
             return self.denominators, self.values
-        return (1,) * len(self.impressions), self.values if measure.kind == "mean" else self.conversions
+        each = (1,) * len(self.impressions)
+        return each, self.conversions if measure.kind == "count" else self._cut(measure.winsorize_at)
+
+    def _cut(self, percentile: float | None) -> Sequence[int]:
+        """The values, those above the percentile of all of them set to it."""
+        return (
+            self.values if percentile is None else means.winsorised([self.values], percentile=percentile)[0]
+        )
+
+    def before(self, measure: "Measure") -> Sequence[tuple[int, int]]:
+        """(m, c) of each member in a time without experiment; m is 0 for one without history."""
+        if measure.kind == "proportion":
+            return list(zip(self.impressions, self.conversions, strict=True))
+        if measure.kind == "ratio":
+            return list(zip(self.denominators, self.values, strict=True))
+        there = [int(m > 0 or c > 0) for m, c in zip(self.impressions, self.conversions, strict=True)]
+        _, values = self.pair(measure)
+        return list(zip(there, values, strict=True))
 
     def shares(self, measure: "Measure") -> tuple[Sequence[int], Sequence[int]]:
         """(m, c) of each member's rate: of what the proportion is a share of, of other kinds impressions."""
@@ -69,6 +88,7 @@ class Arm(Part):
     name: str
     is_control: bool
     weight: int
+    levels: dict[str, str] = Field(default_factory=dict)
 
 
 class Member(Part):
@@ -125,6 +145,7 @@ class Measure(Part):
     goal: Goal = "increase"
     margin: float | None = None
     effect: float | None = None
+    winsorize_at: float | None = None
 
 
 class Settings(Part):
@@ -138,6 +159,8 @@ class Settings(Part):
     tuning: float | None = None
     variance: Variance = "jackknife"
     prior: tuple[float, float] = (1.0, 1.0)
+    secondary_correction: Literal["holm", "benjamini_hochberg"] = "holm"
+    history_days: int | None = None
 
 
 class Ledgered(Part):
@@ -161,6 +184,24 @@ class Excluded(Part):
     impressions: int
 
 
+class Factor(Part):
+    """A factor of a multivariate experiment and its levels, the control's first."""
+
+    key: str
+    levels: tuple[str, ...]
+
+
+class Beside(Part):
+    """A secondary metric: what it is called, what it measures, and the sums of that."""
+
+    key: str | None = None
+    name: str | None = None
+    measure: Measure
+    sums: Sums
+    first: Sums | None = None
+    history: Sums | None = None
+
+
 class Stretch(Part):
     """A phase of several: who was assigned in it and what they did; `first` as its first look saw it."""
 
@@ -176,9 +217,9 @@ class Evidence(Part):
 
     `sums` are of the moment of the question, `first` of the first look (of a switchback by turn), which freezes what a
     sequence aims at; `looks` are of the primary metric, and `unspent` is the share of its alpha that is left by earlier
-    phases. `alternation`: it is a switchback, and these are its turns. `uncompared`: why variants of this type are not
-    compared. `others`: each arm's crossed or not in the other population, at the same looks. `pooled` are the phases,
-    where the question is about all of them.
+    phases. `history` is what members did before, where that is taken out. `alternation`: it is a switchback, and these
+    are its turns. `uncompared`: why variants of this type are not compared. `others`: each arm's crossed or not in the
+    other population, at the same looks. `pooled` are the phases, where the question is about all of them.
     """
 
     about: Json
@@ -191,6 +232,7 @@ class Evidence(Part):
     members: tuple[Member, ...]
     sums: Sums
     first: Sums | None = None
+    history: Sums | None = None
     unspent: float = 1.0
     alternation: Alternation | None = None
     looks: tuple[Ledgered, ...] = ()
@@ -203,6 +245,8 @@ class Evidence(Part):
     uncompared: str | None = None
     findings: tuple[Json, ...] = Field(default=())
     pooled: tuple[Stretch, ...] = ()
+    factors: tuple[Factor, ...] = ()
+    secondary: tuple[Beside, ...] = ()
 
     @property
     def control(self) -> str | None:
@@ -221,7 +265,11 @@ class Evidence(Part):
 
 def plan_of(evidence: Evidence, *, comparisons: int = 0, effect: float | None = None) -> Plan:
     """The plan behind the looks: who was there when the phase began. Raises Invalid where nothing compares."""
-    units = [Unit(arm=arm, block=block, stratum=stratum) for _, arm, block, stratum in clusters(evidence)]
+    histories = _histories(evidence)
+    units = [
+        Unit(arm=arm, block=block, stratum=stratum, before=histories.get((name, arm)))
+        for name, arm, block, stratum in clusters(evidence)
+    ]
     if evidence.alternation is not None:
         units = list(_turns(evidence.alternation).values())
     return Plan(
@@ -263,6 +311,23 @@ def clusters(evidence: Evidence) -> list[tuple[str, str, str, str]]:
             name = member.cluster or member.participant
             found.setdefault((name, member.arm), (name, member.arm, member.block, member.stratum))
     return list(found.values())
+
+
+def _histories(evidence: Evidence) -> dict[tuple[str, str], tuple[int, int]]:
+    """What was drawn and has a history, with its sums of before."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    if evidence.history is not None:
+        for member, (m, c) in zip(evidence.members, evidence.history.before(evidence.measure), strict=True):
+            if member.planned and m:
+                key = (member.cluster or member.participant, member.arm)
+                had = found.get(key, (0, 0))
+                found[key] = (had[0] + m, had[1] + c)
+    return found
+
+
+def historied(evidence: Evidence) -> int:
+    """How many of what was drawn have a history."""
+    return len(_histories(evidence))
 
 
 def snapshot_of(evidence: Evidence, sums: Sums, *, day: float) -> Snapshot:
@@ -308,6 +373,20 @@ def look(evidence: Evidence, snapshots: Sequence[Snapshot]) -> tuple[Json, ...]:
     """The comparisons of the last of these looks, as they are recorded; none after the horizon."""
     found = decision.looks(plan_of(evidence), snapshots)
     return tuple(document(one, evidence.scale) for one in found[-1].comparisons)
+
+
+def now(evidence: Evidence) -> dict[str, Comparison]:
+    """What may be said at this moment of each arm against the control, however often somebody asks."""
+    if sum(1 for arm in evidence.arms if arm.weight) < 2:
+        return {}
+    sequence = plan_of(
+        evidence.model_copy(
+            update={"settings": evidence.settings.model_copy(update={"decision": "sequence"})}
+        )
+    )
+    # The target is frozen at the first look; until then it is taken from what there is. It has no horizon.
+    looks = decision.looks(replace(sequence, horizon=inf), until_now(evidence))
+    return {one.arm: one for one in looks[-1].comparisons}
 
 
 def guardrail(evidence: Evidence, snapshots: Sequence[Snapshot], *, guardrails: int) -> tuple[Json, ...]:

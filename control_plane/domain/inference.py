@@ -9,10 +9,10 @@ valid at any moment, stands in for it.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import dataclass
 
 from control_plane.domain import alternation, pooling
+from control_plane.domain.effects import interactions, main_effects
 from control_plane.domain.evidence import (
     Arm,
     Evidence,
@@ -20,16 +20,19 @@ from control_plane.domain.evidence import (
     Json,
     Ledgered,
     camel,
+    clusters,
     document,
     ends,
+    historied,
     interval_of,
     look,
     looked,
+    now,
     plan_of,
     snapshot_of,
-    until_now,
 )
-from control_plane.domain.statistics import decision, planning, srm
+from control_plane.domain.secondary import secondary
+from control_plane.domain.statistics import planning, srm
 from control_plane.domain.statistics.bayes import beliefs_of_values
 from control_plane.domain.statistics.decision import Comparison, Look
 from control_plane.domain.statistics.posterior import Beta
@@ -98,8 +101,11 @@ def answer(evidence: Evidence) -> Json:
         "verdict": None if decided is None else _verdict_shown(evidence, decided),
         "power": _power(evidence),
         "carryOver": alternation.carried_over(evidence) if evidence.alternation else [],
-        "findings": [*evidence.findings, *_sensitive(evidence, found)],
+        "findings": [*evidence.findings, *_sensitive(evidence, found), *_forgotten(evidence)],
         "phases": [],
+        "secondary": secondary(evidence),
+        "mainEffects": main_effects(evidence),
+        "interactions": interactions(evidence),
         "inputs": None,
     }  # fmt: skip
 
@@ -132,18 +138,11 @@ def _numbers(evidence: Evidence, recorded: Sequence[Look]) -> dict[str, _Numbers
     if evidence.uncompared is not None or evidence.control is None:
         return {}
     stand = {one.arm: one for one in standing(recorded)}
-    now: dict[str, Comparison] = {}
-    if sum(1 for arm in evidence.arms if arm.weight) > 1:
-        sequence = plan_of(
-            evidence.model_copy(
-                update={"settings": evidence.settings.model_copy(update={"decision": "sequence"})}
-            )
-        )
-        # The target is frozen at the first look; until then it is taken from what there is. It has no horizon.
-        looks = decision.looks(replace(sequence, horizon=inf), until_now(evidence))
-        now = {one.arm: one for one in looks[-1].comparisons}
+    present = now(evidence)
     return {
-        arm.key: _Numbers(stand.get(arm.key), now.get(arm.key)) for arm in evidence.arms if not arm.is_control
+        arm.key: _Numbers(stand.get(arm.key), present.get(arm.key))
+        for arm in evidence.arms
+        if not arm.is_control
     }
 
 
@@ -315,7 +314,7 @@ def _method(evidence: Evidence) -> Json:
     settings = evidence.settings
     return {
         "decision": settings.decision,
-        "variance": settings.variance,
+        "variance": settings.variance if settings.history_days is None else "cuped",
         "horizonDays": settings.horizon_days,
         "power": settings.power,
         "minimumDetectableEffect": evidence.measure.effect or settings.effect,
@@ -323,6 +322,9 @@ def _method(evidence: Evidence) -> Json:
         "prior": {"a": settings.prior[0], "b": settings.prior[1]},
         "correction": "bonferroni",
         "alphaUnspent": evidence.unspent,
+        "historyDays": settings.history_days,
+        "withoutHistory": None if evidence.history is None else len(clusters(evidence)) - historied(evidence),
+        "winsorizeAt": evidence.measure.winsorize_at,
         "strata": len({member.stratum for member in evidence.members}),
         "comparedAt": evidence.looks[-1].cut_off if evidence.looks and evidence.primary else None,
         "switchback": alternation.said(evidence, evidence.alternation) if evidence.alternation else None,
@@ -517,6 +519,24 @@ def _sensitive(evidence: Evidence, recorded: Sequence[Look]) -> list[Json]:
             "message": f"assigned and delivered do not say the same of {', '.join(differing)}",
             "evidence": {"variants": differing},
             "advice": "trust `assigned`; find out why hosts did not have their variant, by arm, in `exclusions`",
+        }
+    ]
+
+
+def _forgotten(evidence: Evidence) -> list[Json]:
+    """A finding where history is to be taken out, and is not there."""
+    there, whole = historied(evidence), len(clusters(evidence))
+    if evidence.history is None or there == whole:
+        return []
+    who = "nobody has" if not there else f"{whole - there} of {whole} have no"
+    return [
+        {
+            "code": "HISTORY_MISSING",
+            "severity": "info" if there else "warning",
+            "message": f"{who} history before the start"
+            + ("; they count as their stratum's mean" if there else ", so nothing is taken out"),
+            "evidence": {"without": whole - there, "of": whole, "days": evidence.settings.history_days},
+            "advice": "let applications report for some days before the start, or measure without cuped",
         }
     ]
 

@@ -41,6 +41,9 @@ def answer(evidence: Evidence) -> Json:
         "power": None,
         "findings": list(evidence.findings),
         "phases": [_phase(evidence, stretch, others) for stretch in evidence.pooled],
+        "secondary": None,
+        "mainEffects": [],
+        "interactions": [],
         "inputs": None,
     }
 
@@ -57,6 +60,9 @@ def _method(evidence: Evidence) -> Json:
         "prior": {"a": settings.prior[0], "b": settings.prior[1]},
         "correction": "bonferroni",
         "alphaUnspent": 1.0,
+        "historyDays": None,
+        "withoutHistory": None,
+        "winsorizeAt": evidence.measure.winsorize_at,
         "strata": len({member.stratum for stretch in evidence.pooled for member in stretch.members}),
         "comparedAt": None,
     }

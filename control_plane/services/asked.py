@@ -45,6 +45,11 @@ def metric(
     return _of_event(seen[0] if seen else "conversion"), None
 
 
+def secondary(work: Work, experiment: Experiment) -> list[dict[str, Any]]:
+    """The secondary metrics of the experiment, by value."""
+    return [dict(item) for item in metrics.by_value(work, experiment.metrics)["secondary"]]
+
+
 def phase(work: Work, experiment: Experiment, wanted: str) -> Phase | None:
     """The phase of this id or number in the present run; the present one unless another is named.
 

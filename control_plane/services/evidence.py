@@ -10,8 +10,10 @@ from control_plane.domain.design import Type
 from control_plane.domain.evidence import (
     Alternation,
     Arm,
+    Beside,
     Evidence,
     Excluded,
+    Factor,
     Json,
     Ledgered,
     Measure,
@@ -188,7 +190,9 @@ def evidence(
     primary: bool,
     about: Json,
     first: Sums | None = None,
+    history: Sums | None = None,
     unspent: float = 1.0,
+    secondary: Sequence[Beside] = (),
     looks: Sequence[Ledgered] = (),
     other_looks: Sequence[Ledgered] = (),
     exclusions: Sequence[Excluded] = (),
@@ -206,7 +210,7 @@ def evidence(
     uncompared = UNCOMPARED.get(experiment.type)
     return Evidence(
         about=about,
-        measure=measure_of(metric),
+        measure=measure_of(metric, experiment),
         primary=primary,
         population=population,
         settings=settings_of(seated),
@@ -218,12 +222,19 @@ def evidence(
                 name=variant.name,
                 is_control=variant.is_control,
                 weight=weights.get(variant.id, 0),
+                levels=dict(variant.levels) if experiment.factors else {},
             )
             for variant in experiment.arms
         ),
+        factors=tuple(
+            Factor(key=item.key, levels=tuple(level.key for level in item.levels))
+            for item in experiment.factors
+        ),
+        secondary=tuple(secondary),
         members=members_of(seated),
         sums=sums,
         first=first,
+        history=history,
         unspent=unspent,
         alternation=turns,
         looks=tuple(looks),
@@ -267,7 +278,7 @@ def stretch(seated: Seating, sums: Sums, *, first: Sums | None) -> Stretch:
     )
 
 
-def measure_of(metric: Json) -> Measure:
+def measure_of(metric: Json, experiment: Experiment) -> Measure:
     """What a metric of an experiment measures."""
     return Measure(
         name=metric["eventName"],
@@ -276,6 +287,7 @@ def measure_of(metric: Json) -> Measure:
         goal=metric.get("goal", "increase"),
         margin=metric.get("margin"),
         effect=metric.get("minimumDetectableEffect"),
+        winsorize_at=experiment.design.analysis.winsorize_at if metric.get("kind") == "mean" else None,
     )
 
 
@@ -298,8 +310,11 @@ def settings_of(seated: Seating) -> Settings:
         power=analysis.power,
         effect=analysis.minimum_detectable_effect,
         tuning=analysis.tuning,
-        variance=analysis.variance,
+        # CUPED is the comparisons'; a variant's own rate has no other error for it.
+        variance="jackknife" if analysis.variance == "cuped" else analysis.variance,
+        history_days=analysis.history_days if analysis.variance == "cuped" else None,
         prior=(analysis.prior.a, analysis.prior.b),
+        secondary_correction=analysis.secondary_correction,
     )
 
 

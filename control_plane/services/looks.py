@@ -14,7 +14,7 @@ from control_plane.domain import requests
 from control_plane.domain.design import Type
 from control_plane.domain.evidence import Json
 from control_plane.domain.experiment import Experiment, Phase
-from control_plane.services import alternation, evidence, metrics, timers
+from control_plane.services import alternation, evidence, history, metrics, timers
 from control_plane.services.evidence import Seating, Seen
 from control_plane.services.experiments import find
 from control_plane.services.work import Work
@@ -62,7 +62,9 @@ def _of_phase(
     for number, day in enumerate(days, start=len(earlier) + 1):
         tallied = work.store.turns if experiment.type is Type.SWITCHBACK else work.store.events
         found = evidence.seen(tallied.totals(phase.id, until=day))
-        kept = evidence.snapshot(found, seated)
+        kept = dict(evidence.snapshot(found, seated))
+        if not earlier and (past := history.before(work, seated)) is not None:
+            kept["before"] = past
         cut_off = min((day + 1) * DAY, phase.closed_at or work.now)
         look = LookRow(
             phase_id=phase.id,
@@ -102,6 +104,7 @@ def _decisions(
     days = _days(work, seated.phase, len(snapshots), cut_off)
     wanted = metrics.by_value(work, seated.experiment.metrics)
     seen = [evidence.remembered(kept) for kept in snapshots]
+    past = history.before(work, seated, snapshots)
     found: dict[str, Any] = {
         "standings": {
             population: work.store.events.not_counted(seated.phase.id, population=population)
@@ -122,14 +125,14 @@ def _decisions(
         "day": days[-1],
         **{
             population: _compared(
-                seated, primary, population, seen, days, evidence.unspent(former, primary, population)
+                seated, primary, population, seen, days, past, evidence.unspent(former, primary, population)
             )
             for population in ("assigned", "delivered")
         },
     }
     guardrails = wanted["guardrail"]
     for metric in guardrails:
-        item = _evidence(seated, metric, "assigned", seen[-1])
+        item = _evidence(seated, metric, "assigned", seen[-1], past)
         shots = _shots(item, seated, metric, "assigned", seen, days)
         found["guardrails"] += domain.guardrail(item, shots, guardrails=len(guardrails))
     return found
@@ -152,15 +155,23 @@ def _compared(
     population: domain.Population,
     seen: Sequence[Seen],
     days: Sequence[float],
+    past: history.Before | None,
     unspent: float,
 ) -> list[Json]:
-    item = _evidence(seated, metric, population, seen[-1], unspent=unspent)
+    item = _evidence(seated, metric, population, seen[-1], past, unspent=unspent)
     return list(domain.look(item, _shots(item, seated, metric, population, seen, days)))
 
 
 def _evidence(
-    seated: Seating, metric: Json, population: domain.Population, seen: Seen, *, unspent: float = 1.0
+    seated: Seating,
+    metric: Json,
+    population: domain.Population,
+    seen: Seen,
+    past: history.Before | None,
+    *,
+    unspent: float = 1.0,
 ) -> domain.Evidence:
+    before = history.sums(past, seated, metric)
     sums = seen.sums(seated.members, metric, population)
     assert seated.phase is not None
     of_turns = seen.sums(seated.turn_keys, metric, population)
@@ -169,7 +180,7 @@ def _evidence(
         seated.experiment, seated.phase, seated.turns, of_turns, at=seated.phase.opened_at
     )
     return evidence.evidence(
-        seated, metric, population, sums, primary=True, about={}, unspent=unspent, turns=turns
+        seated, metric, population, sums, primary=True, about={}, history=before, unspent=unspent, turns=turns
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 from control_plane.domain import pooling, requests
 from control_plane.domain.design import Type
-from control_plane.domain.evidence import Alternation, Evidence, Excluded, Json, Population, Sums
+from control_plane.domain.evidence import Alternation, Beside, Evidence, Excluded, Json, Population, Sums
 from control_plane.domain.experiment import Experiment, Phase
 from control_plane.domain.metrics import counted_as, shown
-from control_plane.services import alternation, asked, evidence, findings
+from control_plane.services import alternation, asked, evidence, findings, history
 from control_plane.services.evidence import Seating, Seen
 from control_plane.services.timers import Kind
 from control_plane.services.work import Work
@@ -47,7 +47,12 @@ def get(work: Work, request: requests.GetResults) -> Results:
     metric, role = asked.metric(work, experiment, named=request.metric, event_name=request.event_name)
     day = _day(request.as_of)
     past = day is not None and day < utc_day(work.now)
-    moment = _Moment(day=day if past else None, metric=metric, population=request.population)
+    beside = []
+    if role in ("primary", "secondary") and experiment.type is not Type.SWITCHBACK:
+        beside = asked.secondary(work, experiment)
+    moment = _Moment(
+        day=day if past else None, metric=metric, beside=tuple(beside), population=request.population
+    )
     began = work.store.experiments.phases(experiment.id, experiment.run)
     if request.phase == POOLED and began and experiment.type is not Type.SWITCHBACK:
         return _pooled(work, experiment, request, role, [_known(work, experiment, x, moment) for x in began])
@@ -79,6 +84,8 @@ def get(work: Work, request: requests.GetResults) -> Results:
             "groups": _groups(known.seated, known.sums, metric, request.group_by),
         },
         first=known.first,
+        history=known.history,
+        secondary=known.beside,
         unspent=evidence.unspent(earlier, metric, request.population) if primary else 1.0,
         looks=evidence.ledgered(rows, metric, request.population, snapshots) if primary else (),
         other_looks=evidence.ledgered(rows, metric, other) if primary else (),
@@ -125,10 +132,11 @@ def _pooled(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Moment:
-    """What is asked, and as of which closed UTC day; None: as things stand."""
+    """What is asked, and as of which closed UTC day; None: as things stand. `beside`: the secondary metrics."""
 
     day: int | None
     metric: Json
+    beside: tuple[Json, ...]
     population: Population
 
     def up_to(self, rows: Sequence[LookRow]) -> list[LookRow]:
@@ -147,6 +155,8 @@ class _Known:
     seen: Seen
     sums: Sums
     first: Sums | None
+    history: Sums | None = None
+    beside: tuple[Beside, ...] = ()
 
     @property
     def last(self) -> LookRow | None:
@@ -157,18 +167,45 @@ class _Known:
 def _known(work: Work, experiment: Experiment, phase: Phase | None, moment: _Moment) -> _Known:
     seated = evidence.seating(work, experiment, phase)
     rows = moment.up_to(work.store.looks.all(phase.id)) if phase else []
-    seen = _seen(work, experiment, phase, moment.metric, rows, past=moment.day is not None)
+    seen = _seen(work, experiment, phase, [moment.metric, *moment.beside], rows, past=moment.day is not None)
     if moment.day is not None:
         there = set(seen.totals)
         seated = seated.replace_members(
             item for item in seated.assignments if (item.participant, item.variant_id) in there
         )
-    first = None
-    if phase is not None and rows:
-        opening = evidence.remembered(work.store.looks.snapshot(phase.id, rows[0].number))
-        first = opening.sums(seated.compared, moment.metric, moment.population)
-    sums = seen.sums(seated.members, moment.metric, moment.population)
-    return _Known(moment=moment, phase=phase, rows=rows, seated=seated, seen=seen, sums=sums, first=first)
+    kept = [work.store.looks.snapshot(phase.id, rows[0].number)] if phase is not None and rows else []
+    opening = evidence.remembered(kept[0]) if kept else None
+
+    def did(metric: Json) -> tuple[Sums, Sums | None]:
+        then = None if opening is None else opening.sums(seated.compared, metric, moment.population)
+        return seen.sums(seated.members, metric, moment.population), then
+
+    sums, first = did(moment.metric)
+    past = history.before(work, seated, kept)
+    beside = []
+    for metric in moment.beside:
+        own, then = did(metric)
+        beside.append(
+            Beside(
+                key=metric.get("key"),
+                name=metric.get("name"),
+                measure=evidence.measure_of(metric, experiment),
+                sums=own,
+                first=then,
+                history=history.sums(past, seated, metric),
+            )
+        )
+    return _Known(
+        moment=moment,
+        phase=phase,
+        rows=rows,
+        seated=seated,
+        seen=seen,
+        sums=sums,
+        first=first,
+        history=history.sums(past, seated, moment.metric),
+        beside=tuple(beside),
+    )
 
 
 def _turns(work: Work, experiment: Experiment, known: _Known) -> Alternation | None:
@@ -191,20 +228,22 @@ def _day(text: str | None) -> int | None:
 
 
 def _seen(
-    work: Work, experiment: Experiment, phase: Phase | None, metric: Json, rows: list[LookRow], *, past: bool
+    work: Work,
+    experiment: Experiment,
+    phase: Phase | None,
+    wanted: Sequence[Json],
+    rows: list[LookRow],
+    *,
+    past: bool,
 ) -> Seen:
     """What the participants did: as the last of these looks saw it, or as it stands now."""
     if phase is None or (past and not rows):
         return evidence.seen([])
     if past:
         return evidence.remembered(work.store.looks.snapshot(phase.id, rows[-1].number))
-    names = [
-        "",
-        counted_as(metric),
-        *([metric["denominatorEventName"]] if metric.get("denominatorEventName") else []),
-    ]
+    names = {""} | {name for item in wanted for name in (counted_as(item), item.get("denominatorEventName"))}
     tallied = work.store.turns if experiment.type is Type.SWITCHBACK else work.store.events
-    return evidence.seen(tallied.totals(phase.id, names))
+    return evidence.seen(tallied.totals(phase.id, sorted(name for name in names if name is not None)))
 
 
 def _about(
@@ -274,7 +313,7 @@ def _groups(seated: Seating, sums: Sums, metric: Json, label: str) -> list[Json]
     keys = {variant.id: variant.key for variant in seated.experiment.variants}
     ids = {variant.key: show_id(variant.id) for variant in seated.experiment.variants}
     found: dict[str | None, dict[str, list[int]]] = {}
-    shares = zip(*sums.shares(evidence.measure_of(metric)), strict=True)
+    shares = zip(*sums.shares(evidence.measure_of(metric, seated.experiment)), strict=True)
     for item, m, c, share in zip(seated.assignments, sums.impressions, sums.conversions, shares, strict=True):
         if item.variant_id is None:
             continue

@@ -392,6 +392,26 @@ class EventStore(Sightings):
 
     # -- what results read
 
+    def activity(
+        self, phase_id: bytes, paths: Sequence[str], *, first: int, last: int
+    ) -> dict[str, dict[str, tuple[int, int]]]:
+        """(count, value in millionths) by event name and public id of who is assigned in the phase.
+
+        On the UTC days `first` to `last`, of events that were about one of the paths, with or without an experiment.
+        """
+        marks = ", ".join("?" * len(paths))
+        rows = self._tx.all(
+            "select a.event_name, p.public_id, sum(a.count) as n, sum(a.value) as v from (select distinct"  # noqa: S608
+            " participant_id from assignment where phase_id = ? and variant_id is not null) s join participant p"
+            " on p.id = s.participant_id join activity a on a.participant_id = s.participant_id"
+            f" where a.path in ({marks}) and a.day between ? and ? group by a.event_name, p.public_id",
+            (phase_id, *paths, first, last),
+        )
+        found: defaultdict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+        for row in rows:
+            found[row["event_name"]][row["public_id"]] = (row["n"], row["v"])
+        return dict(found)
+
     def sums(self, phase_id: bytes, event_name: str, *, population: str) -> list[ParticipantSums]:
         """Impressions and conversions of every assigned participant of the phase, also of the silent ones."""
         count = "delivered_count" if population == "delivered" else "assigned_count"

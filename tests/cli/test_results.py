@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from control_plane.cli.sheet import BAR_CELLS, bar, differences
+from control_plane.cli.report import page
+from control_plane.cli.sheet import BAR_CELLS, bar, differences, factors, secondary
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.cli.conftest import Run
 from tests.support.plane import Plane
@@ -136,3 +137,82 @@ async def test_phases_are_pooled_where_that_is_asked_for(plane: Plane, running: 
     assert written.code == 0, written.err
     assert "pooled: 1, 2" in page.read_text()
     assert (await running("results", "soul-tone", "--phase", "pooled", "--group-by", "team")).code == 1
+
+
+def beside() -> pb.Results:
+    """An answer with secondary metrics and factors."""
+    return pb.Results(
+        alpha=0.05,
+        metric=pb.Metric(event_name="done", kind="proportion"),
+        secondary=pb.SecondaryResults(
+            correction="holm",
+            metrics=[
+                pb.SecondaryMetric(
+                    metric="clicked",
+                    name="Clicks",
+                    kind="proportion",
+                    variants=[pb.SecondaryComparison(variant="b", difference=0.02, p_value_corrected=0.043)],
+                ),
+                pb.SecondaryMetric(
+                    metric="bought", kind="mean", variants=[pb.SecondaryComparison(variant="b", difference=1.5)]
+                ),
+                pb.SecondaryMetric(metric="never", kind="mean", variants=[pb.SecondaryComparison(variant="b")]),
+            ],
+        ),
+        main_effects=[
+            pb.MainEffect(
+                factor="tone", level="terse", baseline="warm", difference=0.03, p_value_adjusted=0.012,
+                interval=pb.Interval(low=0.01, high=0.05),
+            ),
+            pb.MainEffect(factor="model", level="large", baseline="small", difference=-0.01, additive=True),
+            pb.MainEffect(factor="model", level="huge", baseline="small"),
+        ],
+        interactions=[
+            pb.FactorInteraction(
+                factors=["tone", "model"], levels=["terse", "large"], difference=0.02, standard_error=0.01
+            )
+        ],
+    )  # fmt: skip
+
+
+def test_secondary_metrics_and_factors_are_sentences_and_rows() -> None:
+    """What is corrected for what is said; what is not known is left out; the page has the same in tables."""
+    assert list(secondary(beside())) == [
+        "secondary Clicks: b +2.0 points, p = 0.043 (Holm over 3 metrics)",
+        "secondary bought: b +1.5",
+    ]
+    assert list(factors(beside())) == [
+        "factor tone: terse against warm +3.0 points (at any moment, 95 %: +1.0 … +5.0), p = 0.012",
+        "factor model: large against small -1.0 points, as far as effects add up",
+        "together tone terse with model large: +2.0 points beyond the sum of both (error 1.0 points; not decided)",
+    ]
+    text = page(beside(), pb.TimeSeries(), script="")
+    assert "and metrics (Holm)" in text
+    assert "mean over the cells of the others" in text
+    assert "tone terse with model large" in text
+
+
+async def test_what_stands_beside_the_primary_metric_is_the_same_everywhere(plane: Plane, ctl: Run) -> None:
+    """Secondary metrics and factors over REST and gRPC; the plan says how the former are corrected."""
+    levels = {
+        key: [{"key": f"{key}-{name}", "content": name} for name in ("x", "y")] for key in ("tone", "model")
+    }
+    await plane.made(
+        "/v1/experiments",
+        {
+            "name": "Both",
+            "type": "multivariate",
+            "factors": [{"key": key, "targetFile": f"{key}.md", "levels": of} for key, of in levels.items()],
+            "participantIds": [f"p{number}" for number in range(8)],
+            "metrics": {"primary": {"eventName": "done"}, "secondary": [{"eventName": "clicked"}]},
+            "analysis": {"secondaryCorrection": "benjamini_hochberg"},
+        },
+    )
+    there = (await plane.rest("GET", "/v1/experiments/both/results")).body
+    told = await ctl("results", "both", "--json")
+    assert told.code == 0, told.err
+    for name in ("secondary", "mainEffects", "interactions"):
+        assert told.json[name] == there[name]
+    assert there["secondary"]["correction"] == "benjamini_hochberg"
+    assert [item["level"] for item in there["mainEffects"]] == ["tone-y", "model-y"]
+    assert (await ctl("results", "both")).code == 0

@@ -45,7 +45,9 @@ class Blocked:
     """How many were told apart, after those with fewer than two of an arm were put together."""
 
 
-def scores(trials: Sequence[int], successes: Sequence[int], strata: Sequence[str]) -> Floats:
+def scores(
+    trials: Sequence[float] | Floats, successes: Sequence[float] | Floats, strata: Sequence[str]
+) -> Floats:
     """Each participant's e = (c - r̄ m)/m̄ minus the mean of its stratum; r̄ and m̄ pooled over everybody given.
 
     Strata of one participant form one stratum together. Participants without data score as their stratum's

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from control_plane.domain.statistics import blocked
 from control_plane.domain.statistics.proportions import Estimate, Undefined
 from shared.errors import Fault, Invalid
 
@@ -88,6 +89,25 @@ def adjusted(arms: Sequence[History]) -> Adjusted | Undefined:
         theta=theta,
         without_history=sum(sum(1 for m in arm.trials_before if not m) for arm in arms),
     )
+
+
+def residuals(scores: Floats, strata: Sequence[str], before: Sequence[tuple[float, float]]) -> Floats:
+    """What `blocked.scores` are beyond what those of before predict, for a test that permutes who was treated.
+
+    e - θx with x the scores of (trials, successes) before and θ = Σex/Σx², over both arms without regard to them, so
+    that it is the same whoever was treated and the test stays exact. Who has no history has x = 0.
+    """
+    one = History(
+        key="",
+        strata=strata,
+        trials=[1.0] * len(scores),
+        successes=[0.0] * len(scores),
+        trials_before=[m for m, _ in before],
+        successes_before=[x for _, x in before],
+    )
+    covariate = blocked.scores(*_filled(one, [one]), strata)
+    below = float(covariate @ covariate)
+    return scores - float(scores @ covariate) / below * covariate if below else scores
 
 
 def _filled(arm: History, arms: Sequence[History]) -> tuple[Floats, Floats]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
-from control_plane.domain.statistics import blocked, path, proportions, switchback
+from control_plane.domain.statistics import blocked, cuped, path, proportions, switchback
 from control_plane.domain.statistics.lift import fieller, lift
 from control_plane.domain.statistics.path import Snapshot
 from control_plane.domain.statistics.plan import Plan, Unit
@@ -127,6 +127,7 @@ def _by_path(plan: Plan, arm: str, units: Sequence[Unit], snapshots: Sequence[Sn
         seed=plan.seed + arm.encode(),
         alpha=plan.level,
         horizon=plan.horizon,
+        before=_before(units),
     )
     found = []
     for at, look in enumerate(path.looks(design, snapshots)):
@@ -204,6 +205,11 @@ def blocks_over(plan: Plan, snapshot: Snapshot) -> list[switchback.Block]:
         for unit, m, c in zip(plan.units, snapshot.trials, snapshot.successes, strict=True)
         if unit.turn is not None and unit.turn.over <= snapshot.day
     ]
+
+
+def _before(units: Sequence[Unit]) -> list[tuple[int, int]]:
+    """What each did before; empty where nobody has a history."""
+    return [unit.before or (0, 0) for unit in units] if any(unit.before for unit in units) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +348,9 @@ def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot)
             return Undefined.NO_IMPRESSIONS
         arms.append(sums)
         strata.append([units[at].stratum for at in index])
+    adjusted = _adjusted(plan, arm, units, snapshot) if _before(units) else None
+    if adjusted is not None:
+        return adjusted
     if len({*strata[0], *strata[1]}) > 1:
         found = blocked.difference(
             *(blocked.StratifiedArm(sums=sums, strata=of) for sums, of in zip(arms, strata, strict=True))
@@ -385,6 +394,38 @@ def _within_cycles(plan: Plan, arm: str, snapshot: Snapshot) -> State:
         ),
         participants=told.witnesses,
         enough=enough([told.witnesses], hits, sum(block.trials for block in own) - hits, shares=plan.shares),
+    )
+
+
+def _adjusted(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot) -> Apart | None:
+    """With what the history predicts taken out; None where it predicts nothing, or cannot be told."""
+    arms = []
+    for key in (arm, plan.control):
+        index = [at for at, unit in enumerate(units) if unit.arm == key]
+        history = [units[at].before or (0, 0) for at in index]
+        arms.append(
+            cuped.History(
+                key=key,
+                strata=[units[at].stratum for at in index],
+                trials=[snapshot.trials[at] for at in index],
+                successes=[snapshot.successes[at] for at in index],
+                trials_before=[m for m, _ in history],
+                successes_before=[x for _, x in history],
+            )
+        )
+    found = cuped.adjusted(arms)
+    if isinstance(found, Undefined):
+        return None
+    t, c = found.arms
+    plain = proportions.compared(t, c, alpha=plan.alpha)
+    if plain.estimate is None or not plain.standard_error or t.value is None or c.value is None:
+        return None
+    return Apart(
+        plain.estimate,
+        plain.standard_error,
+        plain.degrees_of_freedom,
+        path.Side(rate=t.value, variance=t.variance or 0.0),
+        path.Side(rate=c.value, variance=c.variance or 0.0),
     )
 
 

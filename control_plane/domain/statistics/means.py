@@ -8,9 +8,12 @@ where a sum of squares in floats says p = 1 of what is 0.049.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, isfinite, ulp
+from typing import TypeVar
 
 from control_plane.domain.statistics.proportions import Estimate, Undefined, Variance, in_range, quotient
 from shared.errors import Fault, Invalid
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,7 @@ def _check_finite(name: str, values: Sequence[float]) -> None:
         raise Invalid("; ".join(f"{fault.field} {fault.message}" for fault in faults), faults=faults)
 
 
-def winsorised(arms: Sequence[Sequence[float]], *, percentile: float) -> list[list[float]]:
+def winsorised(arms: Sequence[Sequence[N]], *, percentile: float) -> list[list[N]]:
     """Every arm's values with those above the percentile of all arms together set to it.
 
     For skewed values in arms of unequal size; the percentile is declared beforehand, or it is chosen by what

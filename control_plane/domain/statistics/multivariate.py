@@ -4,8 +4,8 @@ Comparing the levels' pooled means instead compares other cells too, as soon as 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 from math import fsum
 
 import numpy as np
@@ -45,20 +45,8 @@ def main_effects(
     levels, n less the columns as degrees of freedom; valid only as far as effects add up. Raises Invalid for a
     level that is none of its factor's.
     """
-    known = [set(levels) for _, levels in factors]
-    for index, one in enumerate(members):
-        if len(one.levels) != len(known) or any(
-            name not in of for name, of in zip(one.levels, known, strict=True)
-        ):
-            fault = Fault(field=f"members[{index}].levels", message="must have one level of every factor")
-            raise Invalid(f"{fault.field} {fault.message}", faults=[fault])
-    cells = {}
-    for cell in product(*(levels for _, levels in factors)):
-        rows = [one for one in members if one.levels == cell]
-        sums = RatioSums(
-            key="/".join(cell), trials=[r.trials for r in rows], successes=[r.successes for r in rows]
-        )
-        cells[cell] = ratio(sums)
+    _check(members, factors)
+    cells = _cells(members, factors)
     additive = any(own.variance is None for own in cells.values())
     found = []
     for place, (factor, levels) in enumerate(factors):
@@ -75,6 +63,67 @@ def main_effects(
                 MainEffect(factor=factor, level=level, baseline=levels[0], effect=effect, additive=additive)
             )
     return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interaction:
+    """By how much two levels together do more than the sum of what each does beside its factor's first."""
+
+    factors: tuple[str, str]
+    levels: tuple[str, str]
+    effect: Estimate
+
+
+def interactions(
+    members: Sequence[Member], factors: Sequence[tuple[str, Sequence[str]]]
+) -> tuple[Interaction, ...]:
+    """(y_ab - y_a0) - (y_0b - y_00) of every two levels, averaged over the cells of the further factors, v = Σv/Q².
+
+    Empty where some cell has fewer than two participants. Raises Invalid as `main_effects` does.
+    """
+    _check(members, factors)
+    cells = _cells(members, factors)
+    if any(own.variance is None for own in cells.values()):
+        return ()
+    found = []
+    for (p, (first, mine)), (q, (second, theirs)) in combinations(enumerate(factors), 2):
+        for a, b in product(mine[1:], theirs[1:]):
+            corners: list[tuple[Estimate, Estimate]] = []
+            for cell in (cell for cell in cells if (cell[p], cell[q]) == (a, b)):
+                own, left, right, neither = (
+                    cells[(*cell[:p], one, *cell[p + 1 : q], other, *cell[q + 1 :])]
+                    for one, other in ((a, b), (a, theirs[0]), (mine[0], b), (mine[0], theirs[0]))
+                )
+                corners += [(own, left), (neither, right)]
+            # Two pairs a cell: their mean is half of the sum that is wanted.
+            half = _averaged(b, corners)
+            effect = replace(half, value=2 * (half.value or 0.0), variance=4 * (half.variance or 0.0))
+            found.append(Interaction(factors=(first, second), levels=(a, b), effect=effect))
+    return tuple(found)
+
+
+def _check(members: Sequence[Member], factors: Sequence[tuple[str, Sequence[str]]]) -> None:
+    known = [set(levels) for _, levels in factors]
+    for index, one in enumerate(members):
+        if len(one.levels) != len(known) or any(
+            name not in of for name, of in zip(one.levels, known, strict=True)
+        ):
+            fault = Fault(field=f"members[{index}].levels", message="must have one level of every factor")
+            raise Invalid(f"{fault.field} {fault.message}", faults=[fault])
+
+
+def _cells(
+    members: Sequence[Member], factors: Sequence[tuple[str, Sequence[str]]]
+) -> dict[tuple[str, ...], Estimate]:
+    """Each cell's own value, by its levels."""
+    cells = {}
+    for cell in product(*(levels for _, levels in factors)):
+        rows = [one for one in members if one.levels == cell]
+        sums = RatioSums(
+            key="/".join(cell), trials=[r.trials for r in rows], successes=[r.successes for r in rows]
+        )
+        cells[cell] = ratio(sums)
+    return cells
 
 
 def _averaged(key: str, pairs: Sequence[tuple[Estimate, Estimate]]) -> Estimate:

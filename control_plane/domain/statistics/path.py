@@ -20,7 +20,7 @@ from math import comb, floor, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.domain.statistics import blocked
+from control_plane.domain.statistics import blocked, cuped
 from control_plane.domain.statistics.proportions import ArmSums, Interval, check_alpha
 from shared.errors import Fault, Invalid
 
@@ -49,11 +49,16 @@ class Design:
     seed: bytes
     alpha: float
     horizon: float
+    before: Sequence[tuple[int, int]] = ()
+    """Each participant's trials and successes before, where what they predict is to be taken out."""
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
         if not len(self.treated) == len(self.blocks) == len(self.strata):
             fault = Fault(field="blocks", message="and strata must have one entry for each participant")
+            raise Invalid(f"{fault.field} {fault.message}", faults=[fault])
+        if self.before and len(self.before) != len(self.treated):
+            fault = Fault(field="before", message="must have one entry for each participant")
             raise Invalid(f"{fault.field} {fault.message}", faults=[fault])
         if not self.horizon > 0:
             raise Invalid(faults=[Fault(field="horizon", message="must be above 0 days")])
@@ -109,7 +114,7 @@ def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
     """
     labels = draws(design)
     shots = list(_in_order(design, snapshots))
-    scored = [blocked.scores(shot.trials, shot.successes, design.strata) for shot in shots]
+    scored = [_scores(design, shot) for shot in shots]
     rows = labels.astype(np.float64)  # once: a product would convert them at every look
     values = [_statistics(rows, e) for e in scored]
     steps = course(values, [shot.day for shot in shots], design.alpha, design.horizon)
@@ -136,6 +141,11 @@ def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
     return tuple(found)
 
 
+def _scores(design: Design, shot: Snapshot) -> Floats:
+    found = blocked.scores(shot.trials, shot.successes, design.strata)
+    return cuped.residuals(found, design.strata, design.before) if design.before else found
+
+
 def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
     """The smallest level at which the looks so far, taken together, would have decided; 1 where none would.
 
@@ -145,9 +155,7 @@ def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
     """
     labels = draws(design).astype(np.float64)
     shots = list(_in_order(design, snapshots))
-    values = [
-        _statistics(labels, blocked.scores(shot.trials, shot.successes, design.strata)) for shot in shots
-    ]
+    values = [_statistics(labels, _scores(design, shot)) for shot in shots]
     return over_looks(values, [shot.day for shot in shots], design.alpha, design.horizon)
 
 
@@ -288,8 +296,8 @@ class _Estimate:
 def _estimate(design: Design, snapshot: Snapshot, e: Floats, value: float) -> _Estimate:
     """|difference| / error is the statistic, so that interval and decision agree.
 
-    The difference is the stratified estimate where there is one of the statistic's sign, else the scores'
-    own mean difference, which is in the same units.
+    The difference is the stratified estimate where there is one of the statistic's sign, else (and with a history) the
+    scores' own mean difference, which is in the same units.
     """
     treated = np.asarray(design.treated, dtype=bool)
     if min(treated.sum(), (~treated).sum()) < 1:
@@ -309,7 +317,7 @@ def _estimate(design: Design, snapshot: Snapshot, e: Floats, value: float) -> _E
         float(group.var(ddof=1)) / len(group) if len(group) > 1 else 0.0
         for group in (e[treated], e[~treated])
     ]
-    if isinstance(better, blocked.Blocked) and better.estimate * own > 0:
+    if isinstance(better, blocked.Blocked) and better.estimate * own > 0 and not design.before:
         difference: float = better.estimate
         control: float | None = better.control_rate
         shares = [better.treatment_variance, better.variance - better.treatment_variance]

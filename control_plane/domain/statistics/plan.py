@@ -22,6 +22,8 @@ class Unit:
     block: str
     stratum: str
     turn: switchback.Turn | None = None
+    before: tuple[int, int] | None = None
+    """Its trials and successes before, to be taken out; None: it has no history."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

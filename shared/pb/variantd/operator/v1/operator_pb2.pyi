@@ -367,6 +367,9 @@ class Analysis(_message.Message):
     CLUSTER_BY_FIELD_NUMBER: _builtins.int
     EXCLUDED_VARIANT_IDS_FIELD_NUMBER: _builtins.int
     EXCLUDED_PARTICIPANT_IDS_FIELD_NUMBER: _builtins.int
+    SECONDARY_CORRECTION_FIELD_NUMBER: _builtins.int
+    HISTORY_DAYS_FIELD_NUMBER: _builtins.int
+    WINSORIZE_AT_FIELD_NUMBER: _builtins.int
     alpha: _builtins.float
     """Level of every interval and p-value, 0.001 to 0.5; default 0.05."""
     decision: _builtins.str
@@ -378,7 +381,9 @@ class Analysis(_message.Message):
     tuning: _builtins.float
     """Sample size for which the sequence is tightest, above 0; absent: from power and smallest effect."""
     variance: _builtins.str
-    """How a rate's variance is computed: `jackknife` (default) or `delta`."""
+    """How a rate's variance is computed: `jackknife` (default) or `delta`; or `cuped`, which takes out of every
+    comparison what participants did before the first start predicts.
+    """
     power: _builtins.float
     """Chance to find the smallest effect that is planned for, 0.5 to 0.999; default 0.8."""
     minimum_detectable_effect: _builtins.float
@@ -386,6 +391,16 @@ class Analysis(_message.Message):
     cluster_by: _builtins.str
     """What is drawn into variants, and compared: each `participant` (default), each `host`, or each value of a
     label (`label:NAME`).
+    """
+    secondary_correction: _builtins.str
+    """How p-values of the secondary metrics are corrected for being several: `holm` (default) or
+    `benjamini_hochberg`.
+    """
+    history_days: _builtins.int
+    """Over how many UTC days before the first start `cuped` looks back, 1 to 366; default 14."""
+    winsorize_at: _builtins.float
+    """Of means: no participant's value counts more than this percentile of all of them, 50 to below 100; absent: as
+    they are.
     """
     @_builtins.property
     def prior(self) -> Global___Prior:
@@ -413,10 +428,13 @@ class Analysis(_message.Message):
         cluster_by: _builtins.str | None = ...,
         excluded_variant_ids: _abc.Iterable[_builtins.str] | None = ...,
         excluded_participant_ids: _abc.Iterable[_builtins.str] | None = ...,
+        secondary_correction: _builtins.str | None = ...,
+        history_days: _builtins.int | None = ...,
+        winsorize_at: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_cluster_by", b"_cluster_by", "_decision", b"_decision", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_tuning", b"_tuning", "_variance", b"_variance", "alpha", b"alpha", "cluster_by", b"cluster_by", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_cluster_by", b"_cluster_by", "_decision", b"_decision", "_history_days", b"_history_days", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_secondary_correction", b"_secondary_correction", "_tuning", b"_tuning", "_variance", b"_variance", "_winsorize_at", b"_winsorize_at", "alpha", b"alpha", "cluster_by", b"cluster_by", "decision", b"decision", "history_days", b"history_days", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "secondary_correction", b"secondary_correction", "tuning", b"tuning", "variance", b"variance", "winsorize_at", b"winsorize_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_cluster_by", b"_cluster_by", "_decision", b"_decision", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_tuning", b"_tuning", "_variance", b"_variance", "alpha", b"alpha", "cluster_by", b"cluster_by", "decision", b"decision", "excluded_participant_ids", b"excluded_participant_ids", "excluded_variant_ids", b"excluded_variant_ids", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_cluster_by", b"_cluster_by", "_decision", b"_decision", "_history_days", b"_history_days", "_horizon_days", b"_horizon_days", "_minimum_detectable_effect", b"_minimum_detectable_effect", "_power", b"_power", "_prior", b"_prior", "_secondary_correction", b"_secondary_correction", "_tuning", b"_tuning", "_variance", b"_variance", "_winsorize_at", b"_winsorize_at", "alpha", b"alpha", "cluster_by", b"cluster_by", "decision", b"decision", "excluded_participant_ids", b"excluded_participant_ids", "excluded_variant_ids", b"excluded_variant_ids", "history_days", b"history_days", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "secondary_correction", b"secondary_correction", "tuning", b"tuning", "variance", b"variance", "winsorize_at", b"winsorize_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -424,6 +442,8 @@ class Analysis(_message.Message):
     _WhichOneofArgType__cluster_by: _TypeAlias = _typing.Literal["_cluster_by", b"_cluster_by"]  # noqa: Y015
     _WhichOneofReturnType__decision: _TypeAlias = _typing.Literal["decision"]  # noqa: Y015
     _WhichOneofArgType__decision: _TypeAlias = _typing.Literal["_decision", b"_decision"]  # noqa: Y015
+    _WhichOneofReturnType__history_days: _TypeAlias = _typing.Literal["history_days"]  # noqa: Y015
+    _WhichOneofArgType__history_days: _TypeAlias = _typing.Literal["_history_days", b"_history_days"]  # noqa: Y015
     _WhichOneofReturnType__horizon_days: _TypeAlias = _typing.Literal["horizon_days"]  # noqa: Y015
     _WhichOneofArgType__horizon_days: _TypeAlias = _typing.Literal["_horizon_days", b"_horizon_days"]  # noqa: Y015
     _WhichOneofReturnType__minimum_detectable_effect: _TypeAlias = _typing.Literal["minimum_detectable_effect"]  # noqa: Y015
@@ -432,16 +452,22 @@ class Analysis(_message.Message):
     _WhichOneofArgType__power: _TypeAlias = _typing.Literal["_power", b"_power"]  # noqa: Y015
     _WhichOneofReturnType__prior: _TypeAlias = _typing.Literal["prior"]  # noqa: Y015
     _WhichOneofArgType__prior: _TypeAlias = _typing.Literal["_prior", b"_prior"]  # noqa: Y015
+    _WhichOneofReturnType__secondary_correction: _TypeAlias = _typing.Literal["secondary_correction"]  # noqa: Y015
+    _WhichOneofArgType__secondary_correction: _TypeAlias = _typing.Literal["_secondary_correction", b"_secondary_correction"]  # noqa: Y015
     _WhichOneofReturnType__tuning: _TypeAlias = _typing.Literal["tuning"]  # noqa: Y015
     _WhichOneofArgType__tuning: _TypeAlias = _typing.Literal["_tuning", b"_tuning"]  # noqa: Y015
     _WhichOneofReturnType__variance: _TypeAlias = _typing.Literal["variance"]  # noqa: Y015
     _WhichOneofArgType__variance: _TypeAlias = _typing.Literal["_variance", b"_variance"]  # noqa: Y015
+    _WhichOneofReturnType__winsorize_at: _TypeAlias = _typing.Literal["winsorize_at"]  # noqa: Y015
+    _WhichOneofArgType__winsorize_at: _TypeAlias = _typing.Literal["_winsorize_at", b"_winsorize_at"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cluster_by) -> _WhichOneofReturnType__cluster_by | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decision) -> _WhichOneofReturnType__decision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__history_days) -> _WhichOneofReturnType__history_days | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__horizon_days) -> _WhichOneofReturnType__horizon_days | None: ...
     @_typing.overload
@@ -451,9 +477,13 @@ class Analysis(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prior) -> _WhichOneofReturnType__prior | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__secondary_correction) -> _WhichOneofReturnType__secondary_correction | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tuning) -> _WhichOneofReturnType__tuning | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__variance) -> _WhichOneofReturnType__variance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorize_at) -> _WhichOneofReturnType__winsorize_at | None: ...
 
 Global___Analysis: _TypeAlias = Analysis  # noqa: Y015
 
@@ -4740,6 +4770,9 @@ class Results(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     PHASES_FIELD_NUMBER: _builtins.int
     CARRY_OVER_FIELD_NUMBER: _builtins.int
+    SECONDARY_FIELD_NUMBER: _builtins.int
+    MAIN_EFFECTS_FIELD_NUMBER: _builtins.int
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """The experiment's id."""
     key: _builtins.str
@@ -4830,6 +4863,18 @@ class Results(_message.Message):
     def carry_over(self) -> _containers.RepeatedCompositeFieldContainer[Global___CarryOver]:
         """Of a switchback: each variant and the control by the variant in the block before."""
 
+    @_builtins.property
+    def secondary(self) -> Global___SecondaryResults:
+        """The secondary metrics together; absent where there are none, or the question is about another metric."""
+
+    @_builtins.property
+    def main_effects(self) -> _containers.RepeatedCompositeFieldContainer[Global___MainEffect]:
+        """Of a multivariate experiment: what each level does beside its factor's first. Shown, not decided."""
+
+    @_builtins.property
+    def interactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorInteraction]:
+        """By how much two levels together do more than the sum of both. Shown, not decided."""
+
     def __init__(
         self,
         *,
@@ -4862,10 +4907,13 @@ class Results(_message.Message):
         inputs: _builtins.str | None = ...,
         phases: _abc.Iterable[Global___PooledPhase] | None = ...,
         carry_over: _abc.Iterable[Global___CarryOver] | None = ...,
+        secondary: Global___SecondaryResults | None = ...,
+        main_effects: _abc.Iterable[Global___MainEffect] | None = ...,
+        interactions: _abc.Iterable[Global___FactorInteraction] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "group_by", b"group_by", "inputs", b"inputs", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "power", b"power", "srm", b"srm", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_secondary", b"_secondary", "_srm", b"_srm", "_verdict", b"_verdict", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "group_by", b"group_by", "inputs", b"inputs", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "power", b"power", "secondary", b"secondary", "srm", b"srm", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "carry_over", b"carry_over", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "key", b"key", "looks", b"looks", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "phases", b"phases", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_secondary", b"_secondary", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "carry_over", b"carry_over", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "interactions", b"interactions", "key", b"key", "looks", b"looks", "lost", b"lost", "main_effects", b"main_effects", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "phases", b"phases", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "secondary", b"secondary", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
     _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
@@ -4881,6 +4929,8 @@ class Results(_message.Message):
     _WhichOneofArgType__phase_id: _TypeAlias = _typing.Literal["_phase_id", b"_phase_id"]  # noqa: Y015
     _WhichOneofReturnType__power: _TypeAlias = _typing.Literal["power"]  # noqa: Y015
     _WhichOneofArgType__power: _TypeAlias = _typing.Literal["_power", b"_power"]  # noqa: Y015
+    _WhichOneofReturnType__secondary: _TypeAlias = _typing.Literal["secondary"]  # noqa: Y015
+    _WhichOneofArgType__secondary: _TypeAlias = _typing.Literal["_secondary", b"_secondary"]  # noqa: Y015
     _WhichOneofReturnType__srm: _TypeAlias = _typing.Literal["srm"]  # noqa: Y015
     _WhichOneofArgType__srm: _TypeAlias = _typing.Literal["_srm", b"_srm"]  # noqa: Y015
     _WhichOneofReturnType__verdict: _TypeAlias = _typing.Literal["verdict"]  # noqa: Y015
@@ -4900,11 +4950,310 @@ class Results(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__power) -> _WhichOneofReturnType__power | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__secondary) -> _WhichOneofReturnType__secondary | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__srm) -> _WhichOneofReturnType__srm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__verdict) -> _WhichOneofReturnType__verdict | None: ...
 
 Global___Results: _TypeAlias = Results  # noqa: Y015
+
+@_typing.final
+class SecondaryResults(_message.Message):
+    """The secondary metrics, their p-values corrected for being several. Shown, not decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECTION_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    correction: _builtins.str
+    """`holm` or `benjamini_hochberg`."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecondaryMetric]:
+        """Each of them, in the experiment's order."""
+
+    def __init__(
+        self,
+        *,
+        correction: _builtins.str = ...,
+        metrics: _abc.Iterable[Global___SecondaryMetric] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correction", b"correction", "metrics", b"metrics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecondaryResults: _TypeAlias = SecondaryResults  # noqa: Y015
+
+@_typing.final
+class SecondaryMetric(_message.Message):
+    """A secondary metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """The metric's event."""
+    key: _builtins.str
+    """Its key, if it is a saved one."""
+    name: _builtins.str
+    """Its name, if it has one."""
+    kind: _builtins.str
+    """What is measured."""
+    goal: Global___Goal.ValueType
+    """Which way it should move: `increase` or `decrease`."""
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecondaryComparison]:
+        """Each variant besides the control."""
+
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        key: _builtins.str | None = ...,
+        name: _builtins.str | None = ...,
+        kind: _builtins.str = ...,
+        goal: Global___Goal.ValueType = ...,
+        variants: _abc.Iterable[Global___SecondaryComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "_name", b"_name", "key", b"key", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key", b"_key", "_name", b"_name", "goal", b"goal", "key", b"key", "kind", b"kind", "metric", b"metric", "name", b"name", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___SecondaryMetric: _TypeAlias = SecondaryMetric  # noqa: Y015
+
+@_typing.final
+class SecondaryComparison(_message.Message):
+    """A variant against control on a secondary metric."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ReasonsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    LIFT_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    P_VALUE_ADJUSTED_FIELD_NUMBER: _builtins.int
+    P_VALUE_CORRECTED_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    """The variant's key."""
+    difference: _builtins.float
+    """Variant minus control, in the metric's unit."""
+    lift: _builtins.float
+    """Relative difference."""
+    p_value: _builtins.float
+    """p that is valid at any moment."""
+    p_value_adjusted: _builtins.float
+    """Corrected for the number of variants."""
+    p_value_corrected: _builtins.float
+    """That, corrected for the number of secondary metrics."""
+    @_builtins.property
+    def reasons(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Why a number is absent."""
+
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        difference: _builtins.float | None = ...,
+        lift: _builtins.float | None = ...,
+        p_value: _builtins.float | None = ...,
+        p_value_adjusted: _builtins.float | None = ...,
+        p_value_corrected: _builtins.float | None = ...,
+        reasons: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "_lift", b"_lift", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_p_value_corrected", b"_p_value_corrected", "difference", b"difference", "lift", b"lift", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "p_value_corrected", b"p_value_corrected"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "_lift", b"_lift", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "_p_value_corrected", b"_p_value_corrected", "difference", b"difference", "lift", b"lift", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "p_value_corrected", b"p_value_corrected", "reasons", b"reasons", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__lift: _TypeAlias = _typing.Literal["lift"]  # noqa: Y015
+    _WhichOneofArgType__lift: _TypeAlias = _typing.Literal["_lift", b"_lift"]  # noqa: Y015
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__p_value_adjusted: _TypeAlias = _typing.Literal["p_value_adjusted"]  # noqa: Y015
+    _WhichOneofArgType__p_value_adjusted: _TypeAlias = _typing.Literal["_p_value_adjusted", b"_p_value_adjusted"]  # noqa: Y015
+    _WhichOneofReturnType__p_value_corrected: _TypeAlias = _typing.Literal["p_value_corrected"]  # noqa: Y015
+    _WhichOneofArgType__p_value_corrected: _TypeAlias = _typing.Literal["_p_value_corrected", b"_p_value_corrected"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lift) -> _WhichOneofReturnType__lift | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value_adjusted) -> _WhichOneofReturnType__p_value_adjusted | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value_corrected) -> _WhichOneofReturnType__p_value_corrected | None: ...
+
+Global___SecondaryComparison: _TypeAlias = SecondaryComparison  # noqa: Y015
+
+@_typing.final
+class MainEffect(_message.Message):
+    """A level of a factor beside the factor's first one, averaged over the cells of the other factors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ReasonsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FACTOR_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    ADDITIVE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    P_VALUE_ADJUSTED_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    factor: _builtins.str
+    """The factor's key."""
+    level: _builtins.str
+    """The level's key."""
+    baseline: _builtins.str
+    """The key of the factor's first level."""
+    additive: _builtins.bool
+    """By least squares, as if effects added up, because some cells have fewer than two participants."""
+    difference: _builtins.float
+    """Level minus baseline, in the metric's unit."""
+    p_value: _builtins.float
+    """p that is valid at any moment."""
+    p_value_adjusted: _builtins.float
+    """Corrected for the number of level contrasts."""
+    @_builtins.property
+    def interval(self) -> Global___Interval:
+        """Its interval, valid at any moment, corrected for the number of level contrasts."""
+
+    @_builtins.property
+    def reasons(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Why a number is absent."""
+
+    def __init__(
+        self,
+        *,
+        factor: _builtins.str = ...,
+        level: _builtins.str = ...,
+        baseline: _builtins.str = ...,
+        additive: _builtins.bool = ...,
+        difference: _builtins.float | None = ...,
+        interval: Global___Interval | None = ...,
+        p_value: _builtins.float | None = ...,
+        p_value_adjusted: _builtins.float | None = ...,
+        reasons: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "_interval", b"_interval", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "difference", b"difference", "interval", b"interval", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "_interval", b"_interval", "_p_value", b"_p_value", "_p_value_adjusted", b"_p_value_adjusted", "additive", b"additive", "baseline", b"baseline", "difference", b"difference", "factor", b"factor", "interval", b"interval", "level", b"level", "p_value", b"p_value", "p_value_adjusted", b"p_value_adjusted", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__interval: _TypeAlias = _typing.Literal["interval"]  # noqa: Y015
+    _WhichOneofArgType__interval: _TypeAlias = _typing.Literal["_interval", b"_interval"]  # noqa: Y015
+    _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
+    _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
+    _WhichOneofReturnType__p_value_adjusted: _TypeAlias = _typing.Literal["p_value_adjusted"]  # noqa: Y015
+    _WhichOneofArgType__p_value_adjusted: _TypeAlias = _typing.Literal["_p_value_adjusted", b"_p_value_adjusted"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval) -> _WhichOneofReturnType__interval | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value_adjusted) -> _WhichOneofReturnType__p_value_adjusted | None: ...
+
+Global___MainEffect: _TypeAlias = MainEffect  # noqa: Y015
+
+@_typing.final
+class FactorInteraction(_message.Message):
+    """Two levels together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACTORS_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    difference: _builtins.float
+    """(both - first) - (second - neither), in the metric's unit."""
+    standard_error: _builtins.float
+    """Its standard error."""
+    @_builtins.property
+    def factors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The two factors' keys."""
+
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A level of each."""
+
+    def __init__(
+        self,
+        *,
+        factors: _abc.Iterable[_builtins.str] | None = ...,
+        levels: _abc.Iterable[_builtins.str] | None = ...,
+        difference: _builtins.float = ...,
+        standard_error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference", "factors", b"factors", "levels", b"levels", "standard_error", b"standard_error"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FactorInteraction: _TypeAlias = FactorInteraction  # noqa: Y015
 
 @_typing.final
 class PooledPhase(_message.Message):
@@ -5048,9 +5397,12 @@ class ResultsMethod(_message.Message):
     STRATA_FIELD_NUMBER: _builtins.int
     COMPARED_AT_FIELD_NUMBER: _builtins.int
     ALPHA_UNSPENT_FIELD_NUMBER: _builtins.int
+    HISTORY_DAYS_FIELD_NUMBER: _builtins.int
+    WITHOUT_HISTORY_FIELD_NUMBER: _builtins.int
+    WINSORIZE_AT_FIELD_NUMBER: _builtins.int
     SWITCHBACK_FIELD_NUMBER: _builtins.int
     variance: _builtins.str
-    """Variance of a rate: `jackknife` or `delta`."""
+    """Variance of a rate: `jackknife`, `delta` or `cuped`."""
     decision: _builtins.str
     """What decides: `path_test` or `sequence`."""
     horizon_days: _builtins.float
@@ -5067,6 +5419,12 @@ class ResultsMethod(_message.Message):
     """Strata of the draw."""
     alpha_unspent: _builtins.float
     """Share of alpha that earlier phases of the run have left."""
+    history_days: _builtins.int
+    """With `cuped`: the UTC days before the first start that are taken out."""
+    without_history: _builtins.int
+    """With `cuped`: how many of what was drawn have no history, and count as their stratum's mean."""
+    winsorize_at: _builtins.float
+    """Percentile of all values above which none counts; absent: they count as they are."""
     @_builtins.property
     def prior(self) -> Global___BetaPrior:
         """Prior of every rate."""
@@ -5093,24 +5451,39 @@ class ResultsMethod(_message.Message):
         strata: _builtins.int = ...,
         compared_at: _timestamp_pb2.Timestamp | None = ...,
         alpha_unspent: _builtins.float = ...,
+        history_days: _builtins.int | None = ...,
+        without_history: _builtins.int | None = ...,
+        winsorize_at: _builtins.float | None = ...,
         switchback: Global___SwitchbackMethod | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_switchback", b"_switchback", "_tuning", b"_tuning", "compared_at", b"compared_at", "prior", b"prior", "switchback", b"switchback", "tuning", b"tuning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_history_days", b"_history_days", "_switchback", b"_switchback", "_tuning", b"_tuning", "_winsorize_at", b"_winsorize_at", "_without_history", b"_without_history", "compared_at", b"compared_at", "history_days", b"history_days", "prior", b"prior", "switchback", b"switchback", "tuning", b"tuning", "winsorize_at", b"winsorize_at", "without_history", b"without_history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_switchback", b"_switchback", "_tuning", b"_tuning", "alpha_unspent", b"alpha_unspent", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "switchback", b"switchback", "tuning", b"tuning", "variance", b"variance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_history_days", b"_history_days", "_switchback", b"_switchback", "_tuning", b"_tuning", "_winsorize_at", b"_winsorize_at", "_without_history", b"_without_history", "alpha_unspent", b"alpha_unspent", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "history_days", b"history_days", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "switchback", b"switchback", "tuning", b"tuning", "variance", b"variance", "winsorize_at", b"winsorize_at", "without_history", b"without_history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__compared_at: _TypeAlias = _typing.Literal["compared_at"]  # noqa: Y015
     _WhichOneofArgType__compared_at: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at"]  # noqa: Y015
+    _WhichOneofReturnType__history_days: _TypeAlias = _typing.Literal["history_days"]  # noqa: Y015
+    _WhichOneofArgType__history_days: _TypeAlias = _typing.Literal["_history_days", b"_history_days"]  # noqa: Y015
     _WhichOneofReturnType__switchback: _TypeAlias = _typing.Literal["switchback"]  # noqa: Y015
     _WhichOneofArgType__switchback: _TypeAlias = _typing.Literal["_switchback", b"_switchback"]  # noqa: Y015
     _WhichOneofReturnType__tuning: _TypeAlias = _typing.Literal["tuning"]  # noqa: Y015
     _WhichOneofArgType__tuning: _TypeAlias = _typing.Literal["_tuning", b"_tuning"]  # noqa: Y015
+    _WhichOneofReturnType__winsorize_at: _TypeAlias = _typing.Literal["winsorize_at"]  # noqa: Y015
+    _WhichOneofArgType__winsorize_at: _TypeAlias = _typing.Literal["_winsorize_at", b"_winsorize_at"]  # noqa: Y015
+    _WhichOneofReturnType__without_history: _TypeAlias = _typing.Literal["without_history"]  # noqa: Y015
+    _WhichOneofArgType__without_history: _TypeAlias = _typing.Literal["_without_history", b"_without_history"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__compared_at) -> _WhichOneofReturnType__compared_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__history_days) -> _WhichOneofReturnType__history_days | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__switchback) -> _WhichOneofReturnType__switchback | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tuning) -> _WhichOneofReturnType__tuning | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__winsorize_at) -> _WhichOneofReturnType__winsorize_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__without_history) -> _WhichOneofReturnType__without_history | None: ...
 
 Global___ResultsMethod: _TypeAlias = ResultsMethod  # noqa: Y015
 
