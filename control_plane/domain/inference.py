@@ -31,6 +31,7 @@ from control_plane.domain.evidence import (
     plan_of,
     snapshot_of,
 )
+from control_plane.domain.history import forgotten
 from control_plane.domain.secondary import secondary
 from control_plane.domain.statistics import planning, srm
 from control_plane.domain.statistics.bayes import beliefs_of_values
@@ -101,7 +102,7 @@ def answer(evidence: Evidence) -> Json:
         "verdict": None if decided is None else _verdict_shown(evidence, decided),
         "power": _power(evidence),
         "carryOver": alternation.carried_over(evidence) if evidence.alternation else [],
-        "findings": [*evidence.findings, *_sensitive(evidence, found), *_forgotten(evidence)],
+        "findings": [*evidence.findings, *_sensitive(evidence, found), *forgotten(evidence)],
         "phases": [],
         "secondary": secondary(evidence),
         "mainEffects": main_effects(evidence),
@@ -519,24 +520,6 @@ def _sensitive(evidence: Evidence, recorded: Sequence[Look]) -> list[Json]:
             "message": f"assigned and delivered do not say the same of {', '.join(differing)}",
             "evidence": {"variants": differing},
             "advice": "trust `assigned`; find out why hosts did not have their variant, by arm, in `exclusions`",
-        }
-    ]
-
-
-def _forgotten(evidence: Evidence) -> list[Json]:
-    """A finding where history is to be taken out, and is not there."""
-    there, whole = historied(evidence), len(clusters(evidence))
-    if evidence.history is None or there == whole:
-        return []
-    who = "nobody has" if not there else f"{whole - there} of {whole} have no"
-    return [
-        {
-            "code": "HISTORY_MISSING",
-            "severity": "info" if there else "warning",
-            "message": f"{who} history before the start"
-            + ("; they count as their stratum's mean" if there else ", so nothing is taken out"),
-            "evidence": {"without": whole - there, "of": whole, "days": evidence.settings.history_days},
-            "advice": "let applications report for some days before the start, or measure without cuped",
         }
     ]
 
