@@ -20,6 +20,7 @@ from agent.durable import write_durably
 from agent.health import Health
 from agent.link import RECONNECT_JITTER, Link
 from agent.local_api import LocalApi
+from agent.opens import Opens
 from agent.reconciler import Reconciler
 from agent.reload import Reload
 from agent.renewal import Renewal
@@ -127,7 +128,14 @@ class _Agent:
                 on_outcome=lambda outcome: self._link.outcome(outcome),
                 on_change=lambda: self._watch.changed(),
             )
-            self._watch = Watch(reconciler=self._reconciler, clock=clock)
+            self._opens = Opens(
+                config=config,
+                append=self._spool.append_all,
+                holding=self._reconciler.view_of,
+                alive=state_dir / "opens",
+                clock=clock,
+            )
+            self._watch = Watch(reconciler=self._reconciler, clock=clock, opens=self._opens)
             self._link = Link(
                 config=config,
                 state_dir=state_dir,
@@ -194,7 +202,7 @@ class _Agent:
                 read=read,
                 reconciler=self._reconciler,
                 api=self._api,
-                told=(status.reconfigure, self._link.reconfigure, self._share),
+                told=(status.reconfigure, self._link.reconfigure, self._share, self._count_opens),
                 clock=clock,
             )
         except BaseException:
@@ -204,6 +212,10 @@ class _Agent:
     def _share(self, config: AgentConfig) -> None:
         """None of several participants can keep the others' reports out of the spool."""
         self._spool.room.share = SHARE if len(config.participants) > 1 else 1.0
+
+    def _count_opens(self, config: AgentConfig) -> None:
+        self._opens.reconfigure(config)
+        self._watch.changed()
 
     async def _record(self, view: View) -> None:
         """The view is durable, or owed until the spool takes it: what fills a disk must not stop the host."""

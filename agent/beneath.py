@@ -9,7 +9,8 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 _SYS_OPENAT2 = 437  # the same number on every architecture
@@ -17,6 +18,75 @@ _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x01, 0x02, 0x04, 0x08
 _EAGAIN_TRIES = 128
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+Key = tuple[int, int, str]
+"""A name in a directory: device and inode of the directory, and the name."""
+
+
+class Reading:
+    """One time that this process opened a file to read it."""
+
+    def __init__(self, key: Key) -> None:
+        self.key, self.is_over = key, False
+
+
+class OwnReads:
+    """Which opens of watched names were this process's own; safe from any thread.
+
+    The kernel does not say who opened a file, so who counts others' opens takes these out.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: frozenset[Key] = frozenset()
+        self._readings: list[Reading] = []
+
+    def watch(self, keys: Iterable[Key]) -> None:
+        """Readings of exactly these names are remembered from now on."""
+        with self._lock:
+            self._watched = frozenset(keys)
+            self._readings = [reading for reading in self._readings if reading.key in self._watched]
+
+    @contextmanager
+    def reading(self, directory: int, name: str) -> Iterator[None]:
+        """The file of that name is opened and closed within."""
+        if not self._watched:
+            yield
+            return
+        status = os.fstat(directory)
+        reading = Reading((status.st_dev, status.st_ino, name))
+        with self._lock:
+            if reading.key in self._watched:
+                self._readings.append(reading)
+        try:
+            yield
+        finally:
+            reading.is_over = True
+
+    def consume(self, key: Key) -> bool:
+        """Whether a reading of that name was ours; then it is taken as told."""
+        with self._lock:
+            for index, reading in enumerate(self._readings):
+                if reading.key == key:
+                    del self._readings[index]
+                    return True
+        return False
+
+    def over(self) -> list[Reading]:
+        """Readings that have ended, so that the kernel has said of them whatever it will say."""
+        with self._lock:
+            return [reading for reading in self._readings if reading.is_over]
+
+    def forget(self, readings: Iterable[Reading]) -> None:
+        """Nothing more will be told of these: the kernel said one notice for several of them."""
+        gone = set(map(id, readings))
+        with self._lock:
+            self._readings = [reading for reading in self._readings if id(reading) not in gone]
+
+
+OWN = OwnReads()
+"""Of the whole process, as opens are."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -124,7 +194,7 @@ def open_regular(root: int, parts: Sequence[str]) -> Iterator[int | None]:
             return
         # What was a file a moment ago may be a FIFO now: O_NONBLOCK does not wait for its writer.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-        with closing(os.open(parts[-1], flags, dir_fd=directory)) as fd:
+        with OWN.reading(directory, parts[-1]), closing(os.open(parts[-1], flags, dir_fd=directory)) as fd:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(errno.ENXIO, parts[-1])
             yield fd

@@ -123,7 +123,11 @@ PARTICIPANT_KEYS: Mapping[str, Key] = {
         "",
         'health after a swap: `{ http = "http://127.0.0.1:9000/health", window = "60s" }`, see [health](#health)',
     ),
-    "exposure": Key("reported", "`on_open` is accepted and acts as `reported` in this version"),
+    "exposure": Key(
+        "reported",
+        "what an impression is: `reported`, or `on_open`, every time a target is opened and read, see"
+        " [opens](#opens)",
+    ),
     "allow_users": Key("", "users besides the root's owner that may report for it"),
     "share_content": Key(
         "false",

@@ -18,7 +18,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.beneath import closing, deepest, is_mount_point, open_directory, open_regular, present, read_link
+from agent.beneath import (
+    OWN,
+    closing,
+    deepest,
+    is_mount_point,
+    open_directory,
+    open_regular,
+    present,
+    read_link,
+)
 from agent.policy import TEMP_PREFIX, Refused, matches, segments, show
 from shared.model import Digest, ReasonCode, digest
 
@@ -387,7 +396,7 @@ def _check_replaceable(directory: int, name: str) -> None:
     if present(directory, name) is None:
         return
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
-    with closing(os.open(name, flags, dir_fd=directory)) as fd:
+    with OWN.reading(directory, name), closing(os.open(name, flags, dir_fd=directory)) as fd:
         _refuse_attributes(fd)
     if is_mount_point(directory, name):  # where this cannot be told, the rename itself will
         raise OSError(errno.EBUSY, name)

@@ -25,6 +25,7 @@ from agent.peer import commands_the_agent, is_on_socket, uid_of
 from agent.policy import Refused, allow
 from agent.reconciler import Reconciler
 from agent.reports import Receipt, Report
+from agent.room import Bucket
 from agent.spool import Spool
 from shared import logs
 from shared.clock import Clock
@@ -71,23 +72,6 @@ class Caller:
     """Who calls: `uid` by the kernel's word, or None for the bearer of the local token."""
 
     uid: int | None
-
-
-class Bucket:
-    """A token bucket: `burst` at once, `rate` per second in the long run."""
-
-    def __init__(self, *, rate: float, burst: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._level, self._at = burst, 0.0
-
-    def take(self, count: int, now: float) -> bool:
-        """Whether `count` were there; then they are taken. `now` in monotonic seconds."""
-        self._level = min(self._burst, self._level + (now - self._at) * self._rate)
-        self._at = now
-        if self._level < count:
-            return False
-        self._level -= count
-        return True
 
 
 class LocalApi:

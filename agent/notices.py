@@ -5,7 +5,6 @@ told is a hint to look, except that every reading told of has happened; the kern
 came together, so that readings are a lower bound.
 """
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,6 +32,8 @@ class What(StrEnum):
     OPENED = "opened"
     READ = "read"
     """Closed by somebody that had not opened it for writing."""
+    WRITTEN = "written"
+    """Closed by somebody that had."""
     LOST = "lost"
     """The directory is not watched any more: it was moved, deleted or unmounted."""
     OVERFLOW = "overflow"
@@ -51,8 +52,10 @@ class Notices:
     """One inotify instance; a context manager. Making it raises OSError where there are none left."""
 
     def __init__(self) -> None:
-        self._inotify = Inotify(cache_size=64)
+        self._inotify = Inotify(cache_size=64, sync_timeout=0.0)
         self._watches: dict[Path, tuple[Watch, Identity, bool]] = {}
+        self.is_empty = True
+        """Nothing was left in the kernel when `waiting` was last asked."""
 
     def __enter__(self) -> "Notices":
         return self
@@ -95,12 +98,11 @@ class Notices:
     def waiting(self) -> list[Notice]:
         """What has happened up to this moment and was not handed out yet."""
         found: list[Notice] = []
+        self.is_empty = False
         while len(found) < MAX_AT_ONCE:
-            try:
-                event = self._inotify.sync_get()
-            except BlockingIOError:
-                break
+            event = self._inotify.sync_get()
             if event is None:
+                self.is_empty = True
                 break
             found += self._read(event)
         return found
@@ -119,14 +121,11 @@ class Notices:
                 yield Notice(What.LOST, directory)
             return
         path = directory / event.name
+        if Mask.CLOSE_WRITE in event.mask:
+            yield Notice(What.WRITTEN, path)
         if event.mask & _CHANGES:
             yield Notice(What.CHANGED, path)
         elif Mask.OPEN in event.mask:
             yield Notice(What.OPENED, path)
         elif Mask.CLOSE_NOWRITE in event.mask:
             yield Notice(What.READ, path)
-
-
-async def quiet(seconds: float) -> None:
-    """A moment has passed in which what belongs together has happened."""
-    await asyncio.sleep(seconds)

@@ -7,7 +7,7 @@ what lay there, or none where that changed meanwhile. Whoever writes in place or
 """
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from agent.beneath import OWN, Key, Reading
@@ -84,21 +84,39 @@ class Opens:
         """There is something that `settle` would record."""
         return bool(self._read or self._owed or self._unseen)
 
+    @property
+    def following(self) -> int:
+        """How many files' readings count."""
+        return len(self._files)
+
     # -- what is told --------------------------------------------------------------------------------
 
-    def follow(self, targets: Mapping[Path, Target], directories: Mapping[Path, tuple[int, int]]) -> None:
-        """Readings of exactly these files count; `directories` are theirs, by device and inode."""
+    def follow(
+        self,
+        targets: Mapping[Path, Target],
+        directories: Mapping[Path, tuple[int, int]],
+        *,
+        blind: Collection[str] = (),
+    ) -> None:
+        """Readings of those of `targets` count whose participants say so, and of no others.
+
+        `directories` are theirs, by device and inode. Files of the participants `blind` cannot be watched.
+        """
         files = {}
         for real, target in targets.items():
-            key = (*directories[real.parent], real.name)
-            known = self._files.get(real)
-            files[real] = known if known and (known.target, known.key) == (target, key) else _File(target, key)
+            if target[0] in self._counting:
+                key = (*directories[real.parent], real.name)
+                known = self._files.get(real)
+                is_same = known is not None and (known.target, known.key) == (target, key)
+                files[real] = known if known is not None and is_same else _File(target, key)
         self._files = files
         OWN.watch(file.key for file in files.values())
         now = self._clock.now()
-        for participant, since in tuple(self._blind.items()):
-            del self._blind[participant]
-            self._miss(participant, "unwatched", since, now)
+        for participant in self._blind.keys() - set(blind):
+            self._miss(participant, "unwatched", self._blind.pop(participant), now)
+        for participant in self._counting.intersection(blind) - self._blind.keys():
+            self._blind[participant] = now
+            self._miss(participant, "unwatched", now, now)
 
     def take(self, notice: Notice) -> None:
         """The notice is of a target; it may be of nobody's interest."""
@@ -124,13 +142,6 @@ class Opens:
         whose = {f.target[0] for real, f in self._files.items() if directory in (None, real.parent)}
         for participant in whose & self._counting:
             self._miss(participant, reason, since, now)
-
-    def blind(self, participants: Sequence[str]) -> None:
-        """Files of these participants cannot be watched from now on, until the next `follow` without them."""
-        for participant in self._counting.intersection(participants):
-            if participant not in self._blind:
-                self._blind[participant] = self._clock.now()
-                self._miss(participant, "unwatched", self._blind[participant], self._clock.now())
 
     def _miss(self, participant: str, reason: str, since: int, until: int) -> None:
         known = self._unseen.get((participant, reason))

@@ -1,4 +1,4 @@
-"""How much of a spool is taken, and by whom: what fits, and whose turn it is to be turned away.
+"""How much of a spool is taken, by whom and how fast: what fits, and whose turn it is to be turned away.
 
 Pure. Hides the reserve of views and the share that leaves room for the others on a host: without one, a single
 application that reports in a loop while the control plane is away would silence all of them.
@@ -55,3 +55,20 @@ class Room:
     def clear(self) -> None:
         """Nobody has taken anything any more."""
         self._taken.clear()
+
+
+class Bucket:
+    """A token bucket: `burst` at once, `rate` per second in the long run."""
+
+    def __init__(self, *, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._level, self._at = burst, 0.0
+
+    def take(self, count: int, now: float) -> bool:
+        """Whether `count` were there; then they are taken. `now` in monotonic seconds."""
+        self._level = min(self._burst, self._level + (now - self._at) * self._rate)
+        self._at = now
+        if self._level < count:
+            return False
+        self._level -= count
+        return True

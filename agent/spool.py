@@ -43,6 +43,7 @@ from shared.model import (
     Loss,
     Record,
     SpoolState,
+    Unseen,
     View,
     chain,
 )
@@ -88,7 +89,7 @@ class _Append:
     @cached_property
     def reserved(self) -> bool:
         """What was on disk has room of its own and is never dropped."""
-        return all(isinstance(record.body, View) for record, _ in self.records)
+        return all(isinstance(record.body, View | Unseen) for record, _ in self.records)
 
     def refuse(self, error: BaseException) -> None:
         self.future.set_exception(error)
@@ -137,11 +138,11 @@ class Spool:
 
     # -- what others call ------------------------------------------------------------------------
 
-    async def append(self, body: View | Loaded | Event) -> Record:
+    async def append(self, body: View | Loaded | Event | Unseen) -> Record:
         """The record of `body` is durable, or dropped and counted as such."""
         return (await self.append_all([body]))[0]
 
-    async def append_all(self, bodies: Sequence[View | Loaded | Event]) -> list[Record]:
+    async def append_all(self, bodies: Sequence[View | Loaded | Event | Unseen]) -> list[Record]:
         """The records of all `bodies` are durable, in order, or dropped; of none of them where it raises."""
         now = self._clock.now()
         records = [Record(id=self._new_id(), recorded_at=now, body=body) for body in bodies]

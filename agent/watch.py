@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.notices import Identity, Notice, Notices, What
 from agent.opens import Opens
 from agent.reconciler import Reconciler
+from agent.threads import blocking
 from shared.clock import Clock
 from shared.logs import get
 from shared.model import Condition
@@ -36,7 +37,7 @@ class Watch:
         self._overflowed = False
         self._wanted: dict[Path, tuple[Identity, bool]] = {}
         self._known: frozenset[Target] = frozenset()
-        self._targets: dict[Path, Target] = {}
+        self._targets: dict[Path, list[Target]] = {}
 
     def changed(self) -> None:
         """The set of watched targets is another now; it is read again soon. Never waits."""
@@ -61,11 +62,12 @@ class Watch:
             # A directory came, went or was replaced above the ones that are watched; or a watch that could
             # not be had can be now; or no notice was dropped for so long.
             stale = self._directories() != self._wanted
-            if stale or self._degraded is not None:
-                if stale:
-                    self._opens.unseen("replaced", REHASH_SECONDS)
-                if not overflowed:
-                    self._changed.set()
+            if stale:
+                self._opens.unseen("replaced", seconds=REHASH_SECONDS)
+            if stale or (self._degraded is not None and not overflowed):
+                self._changed.set()
+            await blocking(self._opens.still)
+            await self._opens.settle()
 
     async def _look_at_all(self) -> None:
         for participant, path in self._reconciler.watched():
@@ -78,7 +80,9 @@ class Watch:
                     await self._follow(notices)
             except OSError as error:
                 self._wanted = {}
-                self._opens.unseen("unwatched")
+                self._opens.follow(
+                    {}, {}, blind=[participant for participant, _ in self._reconciler.watched()]
+                )
                 self._degrade(error.strerror or str(error))
             self._changed.clear()
             await self._changed.wait()  # set by the next periodic look too, while it is degraded
@@ -86,35 +90,42 @@ class Watch:
     async def _follow(self, notices: Notices) -> None:
         """Follows what the kernel says. Raises OSError where it does not say anything."""
         self._changed.set()
-        arriving: asyncio.Future[list[Notice]] | None = None
+        arriving = asyncio.ensure_future(notices.next())
+        asked = asyncio.ensure_future(self._changed.wait())
         try:
             while True:
-                arriving = arriving or asyncio.ensure_future(notices.next())
-                asked = asyncio.ensure_future(self._changed.wait())
                 await asyncio.wait((arriving, asked), return_when=asyncio.FIRST_COMPLETED)
-                asked.cancel()
-                if self._changed.is_set():
+                if asked.done():
                     self._changed.clear()
                     await self._watch_targets(notices)
+                    asked = asyncio.ensure_future(self._changed.wait())
                 if arriving.done():
-                    told, arriving = arriving.result(), None
-                    await self._take(told, notices)
+                    await self._take(arriving.result(), notices)
+                    arriving = asyncio.ensure_future(notices.next())
         finally:
-            if arriving is not None:
-                arriving.cancel()
+            # Before the instance is closed: its reader must be gone from the event loop by then.
+            arriving.cancel()
+            asked.cancel()
+            await asyncio.wait((arriving, asked))
 
     async def _watch_targets(self, notices: Notices) -> None:
         """Every target's directory is watched; what happened to a new one before is seen."""
         self._wanted = self._directories()
         targets = dict(self._reconciler.watched())
-        self._targets = {real: target for target, real in targets.items()}
+        self._targets = {}
+        for target, real in targets.items():
+            self._targets.setdefault(real, []).append(target)
         failed = notices.watch(self._wanted)
         fresh = [target for target in targets if target not in self._known]
         self._known = frozenset(targets)
-        self._opens.follow({real: self._targets[real] for real in self._targets if self._counts(real)})
-        for path, error in failed.items():
-            self._opens.unseen("unwatched", directory=path)
-            self._degrade(f"{path}: {error.strerror}")
+        for directory, error in failed.items():
+            self._wanted.pop(directory)
+            self._degrade(f"{directory}: {error.strerror}")
+        self._opens.follow(
+            {real: whose[0] for real, whose in self._targets.items() if real.parent in self._wanted},
+            {directory: identity for directory, (identity, _) in self._wanted.items()},
+            blind=[who for (who, _), real in targets.items() if real.parent in failed],
+        )
         if not failed and not self._overflowed:
             self._restored()
         for participant, path in fresh:
@@ -125,23 +136,24 @@ class Watch:
         read = {real.parent for (name, _), real in targets.items() if self._opens.counts(name)}
         return {path: (identity, path in read) for path, identity in _identities(targets.values()).items()}
 
-    def _counts(self, real: Path) -> bool:
-        return self._opens.counts(self._targets[real][0]) and real.parent in self._wanted
-
     async def _take(self, told: list[Notice], notices: Notices) -> None:
         """What was told is looked at: changes once for each target, after a moment for what belongs together."""
         changed = self._sort(told)
         if changed:
             await asyncio.sleep(DEBOUNCE_SECONDS)
             changed |= self._sort(notices.waiting())
-        for real in changed:
-            await self._reconciler.observed(*self._targets[real])
+        await self._look(changed)
         if changed or self._opens.waiting:
-            # In the order of events: what was looked at is what lay there if no change came until now.
+            # What was looked at is what lay there, where no change has come until now.
+            over = self._opens.settled()
             changed = self._sort(notices.waiting())
-            await self._opens.settle(changed)
-            for real in changed:
-                await self._reconciler.observed(*self._targets[real])
+            await self._opens.settle(over if notices.is_empty else ())
+            await self._look(changed)
+
+    async def _look(self, changed: Iterable[Path]) -> None:
+        for real in changed:
+            for participant, path in self._targets.get(real, ()):
+                await self._reconciler.observed(participant, path)
 
     def _sort(self, told: Iterable[Notice]) -> set[Path]:
         """The targets that may have changed; readings and what was not seen are told on."""
@@ -174,9 +186,7 @@ class Watch:
         if self._degraded is None:
             _log.warning("watch.degraded", error=why)
         since = self._degraded.since_at if self._degraded else self._clock.now()
-        self._degraded = Condition(
-            code="WATCH_DEGRADED", severity="warning", since_at=since, message=message
-        )
+        self._degraded = Condition(code="WATCH_DEGRADED", severity="warning", since_at=since, message=message)
 
     def _restored(self) -> None:
         if self._degraded is not None:

@@ -431,6 +431,16 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unseen:
+    """Between two moments opens of a participant's targets may have gone uncounted."""
+
+    participant: str
+    reason: str
+    from_at: int
+    to_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
     """Records that were accepted and are gone, with the exact count."""
 
@@ -446,7 +456,7 @@ class Record:
 
     id: bytes
     recorded_at: int
-    body: View | Loaded | Event | Loss
+    body: View | Loaded | Event | Unseen | Loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

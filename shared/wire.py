@@ -40,6 +40,7 @@ from shared.model import (
     SlotState,
     SpoolState,
     Step,
+    Unseen,
     View,
     ViewState,
 )
@@ -443,6 +444,11 @@ def record_to_bytes(record: Record) -> bytes:
         said.loaded_at_us = body.loaded_at
     elif isinstance(body, Event):
         message.event.CopyFrom(_event_to_pb(body))
+    elif isinstance(body, Unseen):
+        message.unseen.participant_id = body.participant
+        message.unseen.reason = body.reason
+        message.unseen.from_at_us = body.from_at
+        message.unseen.to_at_us = body.to_at
     else:
         message.loss.reason = body.reason
         message.loss.count = body.count
@@ -484,7 +490,7 @@ def record_from_bytes(raw: bytes) -> Record:
     except DecodeError:
         raise malformed("record", "not a spool record") from None
     kind = message.WhichOneof("record")
-    body: View | Loaded | Event | Loss
+    body: View | Loaded | Event | Unseen | Loss
     if kind == "view":
         body = View(
             participant=_text(message.view.participant_id, "view.participant_id", 128),
@@ -505,6 +511,13 @@ def record_from_bytes(raw: bytes) -> Record:
         )
     elif kind == "event":
         body = _event_from_pb(message.event)
+    elif kind == "unseen":
+        body = Unseen(
+            participant=_text(message.unseen.participant_id, "unseen.participant_id", 128),
+            reason=_text(message.unseen.reason, "unseen.reason", 64),
+            from_at=message.unseen.from_at_us,
+            to_at=message.unseen.to_at_us,
+        )
     elif kind == "loss":
         body = Loss(
             reason=_text(message.loss.reason, "loss.reason", 64),
@@ -513,7 +526,7 @@ def record_from_bytes(raw: bytes) -> Record:
             first_seq=_count(message.loss.first_seq, "loss.first_seq"),
         )
     else:
-        raise malformed("record", "neither view, receipt, event nor loss")
+        raise malformed("record", "no kind of record that is known here")
     return Record(id=_id(message.id, "record.id"), recorded_at=message.recorded_at_us, body=body)
 
 

@@ -57,6 +57,8 @@ class Seated:
     """Keys of the variants whose content was on its file during the phase."""
     contested: bool = False
     """Its host reports that another tool keeps rewriting a target."""
+    unseen: tuple[str, ...] = ()
+    """Why its host did not see every open of a target, where opens are its impressions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +188,19 @@ def _contested(facts: Facts) -> Iterator[Finding]:
             message=f"on {len(found)} participants another tool keeps rewriting the target",
             evidence={"participants": _some(_names(found))},
             advice="take the file out of the other tool's hands, or the participant out of the experiment",
+        )
+
+
+def _opens_unseen(facts: Facts) -> Iterator[Finding]:
+    found = [item for item in facts.seated if item.unseen]
+    if found:
+        reasons = Counter(reason for item in found for reason in item.unseen)
+        yield Finding(
+            code="OPENS_UNSEEN",
+            severity=Severity.WARNING,
+            message=f"on {len(found)} participants opens went uncounted for a while: impressions are a lower bound",
+            evidence={"participants": _some(_names(found)), "reasons": dict(sorted(reasons.items()))},
+            advice="compare participants or subjects rather than impressions, or have the application report them",
         )
 
 
@@ -341,6 +356,7 @@ _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _excluded_by_arm,
     _drift_by_arm,
     _not_delivered,
+    _opens_unseen,
     _crossed,
     _no_metric,
     _plan_changed,
@@ -359,6 +375,7 @@ CODES: Mapping[str, str] = {
     "DRIFT": "files do not hold what was written there",
     "DRIFT_BY_ARM": "more files of one variant drifted than chance allows",
     "NOT_DELIVERED": "hosts refused, rolled back or gave up their variant",
+    "OPENS_UNSEEN": "opens that are impressions went uncounted for a while on a host",
     "SEVERAL_EXPOSURES": "over 1 % of participants held the content of several variants in the phase",
     "NO_PRIMARY_METRIC": "nothing says what a better variant is",
     "PLAN_CHANGED": "metrics were changed after the start",

@@ -29,7 +29,7 @@ from control_plane.domain.attribution import (
 from control_plane.store.events import EventStore, StoredEvent
 from shared import wire
 from shared.errors import Invalid, ResourceExhausted
-from shared.model import CHAIN_START, Batch, Event, EventKind, Loaded, Loss, Record, View, chain
+from shared.model import CHAIN_START, Batch, Event, EventKind, Loaded, Loss, Record, Unseen, View, chain
 from shared.moment import SECOND, utc_day
 
 MAX_RECORDS = 1_000
@@ -152,6 +152,7 @@ class _Ingest:
         known = self.store.known([record.id for _, record in records])
         views: list[tuple[bytes, bytes, View]] = []
         receipts: list[tuple[bytes, bytes, Loaded]] = []
+        unseen: list[tuple[bytes, bytes, Unseen]] = []
         losses: list[bytes] = []
         for seq, record in records:
             if record.id in known:
@@ -168,9 +169,13 @@ class _Ingest:
             elif isinstance(record.body, Loaded):
                 if participant_id := self._seen(record.body.participant, record.body.loaded_at):
                     receipts.append((record.id, participant_id, record.body))
+            elif isinstance(record.body, Unseen):
+                if participant_id := self.participants.get(record.body.participant):
+                    unseen.append((record.id, participant_id, record.body))
             else:
                 self._hear(seq, record, record.body)
         self.store.note_losses(losses)
+        self.store.add_unseen(unseen, now=self.source.now)
         self.store.add_views(views, now=self.source.now)
         self.store.add_receipts(receipts, now=self.source.now)
         return self._count()

@@ -66,4 +66,5 @@ def _seated(row: SeatedRow, keys: dict[bytes, str]) -> Seated:
         deployment=row.deployment,
         contents=frozenset(keys[variant_id] for variant_id in row.contents),
         contested="DRIFT_WAR" in row.conditions,
+        unseen=row.unseen,
     )

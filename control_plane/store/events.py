@@ -112,7 +112,7 @@ class EventStore(Sightings):
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
             marks = ", ".join("?" * len(chunk))
-            for table in ("event", "view", "receipt", "loss"):
+            for table in ("event", "view", "receipt", "unseen", "loss"):
                 rows = self._tx.all(f"select id from {table} where id in ({marks})", chunk)  # noqa: S608
                 found.update(row["id"] for row in rows)
         return found

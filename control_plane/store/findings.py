@@ -27,6 +27,8 @@ class SeatedRow:
     contents: frozenset[bytes]
     conditions: tuple[str, ...]
     """Codes of the agent's conditions that name the participant."""
+    unseen: tuple[str, ...]
+    """Why opens went uncounted while it was assigned in the phase."""
 
 
 class FindingStore:
@@ -51,6 +53,7 @@ class FindingStore:
         )
         contents = self._contents(experiment_id, phase_id)
         counted, of_any = self._counted(phase_id)
+        unseen = self._unseen(phase_id)
 
         def counts(row: Row) -> tuple[int, int]:
             whose = row["participant_id"]
@@ -73,6 +76,7 @@ class FindingStore:
                     for condition in json.loads(row["conditions"] or "[]")
                     if row["public_id"] in condition["message"]
                 ),
+                unseen=tuple(sorted(unseen[row["participant_id"]])),
             )
             for row in rows
         ]
@@ -90,6 +94,18 @@ class FindingStore:
             counted[whose, row["variant_id"]] = row["m"], row["d"]
             of_any[whose] = of_any[whose][0] + row["m"], of_any[whose][1] + row["d"]
         return counted, of_any
+
+    def _unseen(self, phase_id: bytes) -> defaultdict[bytes, set[str]]:
+        """Why opens of a participant went uncounted for a while, by participant."""
+        found: defaultdict[bytes, set[str]] = defaultdict(set)
+        for row in self._tx.all(
+            "select distinct a.participant_id, u.reason from assignment a join unseen u"
+            " on u.participant_id = a.participant_id and u.to_at >= a.from_at"
+            " and (a.to_at is null or u.from_at < a.to_at) where a.phase_id = ?",
+            (phase_id,),
+        ):
+            found[row["participant_id"]].add(row["reason"])
+        return found
 
     def _contents(self, experiment_id: bytes, phase_id: bytes) -> defaultdict[bytes, set[bytes]]:
         """Variants whose content was on a participant's file while it was assigned in the phase."""

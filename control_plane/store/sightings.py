@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from control_plane.domain.attribution import Seen
 from control_plane.store.database import Tx
-from shared.model import Loaded, View
+from shared.model import Loaded, Unseen, View
 
 
 class Sightings:
@@ -53,6 +53,16 @@ class Sightings:
             (participant_id, path, high, participant_id, path, low),
         )
         return [Seen(from_at=row["at"], id=row["id"], digest=row["digest"]) for row in rows]
+
+    def add_unseen(self, unseen: Iterable[tuple[bytes, bytes, Unseen]], *, now: int) -> None:
+        """(record id, participant's internal id, when opens went uncounted), all stored."""
+        self._tx.many(
+            "insert into unseen (participant_id, from_at, id, to_at, reason, received_at) values (?, ?, ?, ?, ?, ?)",
+            [
+                (participant_id, item.from_at, record_id, item.to_at, item.reason, now)
+                for record_id, participant_id, item in unseen
+            ],
+        )
 
     def next_view_at(self, participant_id: bytes, path: str, moment: int) -> int | None:
         """When the first view after `moment` begins."""

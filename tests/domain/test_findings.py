@@ -79,6 +79,7 @@ CASES: dict[str, tuple[Facts, Facts]] = {
         facts(change(people(), "b", 1, deployment="refused")),
         facts(change(people(), "b", 1, deployment="pending")),
     ),
+    "OPENS_UNSEEN": (facts(change(people(), "b", 1, unseen=("overflow",))), facts(people())),
     "SEVERAL_EXPOSURES": (
         facts(change(people(), "b", 1, contents=frozenset("ab"))),
         facts(change(people(100), "b", 1, contents=frozenset("ab"))),

@@ -2010,6 +2010,7 @@ class SpoolRecord(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     LOADED_FIELD_NUMBER: _builtins.int
+    UNSEEN_FIELD_NUMBER: _builtins.int
     id: _builtins.bytes
     """Id of the record; dedupes it for ever."""
     recorded_at_us: _builtins.int
@@ -2030,6 +2031,10 @@ class SpoolRecord(_message.Message):
     def loaded(self) -> Global___Loaded:
         """What the application says it loaded."""
 
+    @_builtins.property
+    def unseen(self) -> Global___Unseen:
+        """When opens may have gone uncounted."""
+
     def __init__(
         self,
         *,
@@ -2039,16 +2044,51 @@ class SpoolRecord(_message.Message):
         event: Global___Event | None = ...,
         loss: Global___Loss | None = ...,
         loaded: Global___Loaded | None = ...,
+        unseen: Global___Unseen | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "loaded", b"loaded", "loss", b"loss", "record", b"record", "view", b"view"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "loaded", b"loaded", "loss", b"loss", "record", b"record", "unseen", b"unseen", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "id", b"id", "loaded", b"loaded", "loss", b"loss", "record", b"record", "recorded_at_us", b"recorded_at_us", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "id", b"id", "loaded", b"loaded", "loss", b"loss", "record", b"record", "recorded_at_us", b"recorded_at_us", "unseen", b"unseen", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["view", "event", "loss", "loaded"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["view", "event", "loss", "loaded", "unseen"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
 Global___SpoolRecord: _TypeAlias = SpoolRecord  # noqa: Y015
+
+@_typing.final
+class Unseen(_message.Message):
+    """Between two moments opens of a participant's target files may have gone uncounted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FROM_AT_US_FIELD_NUMBER: _builtins.int
+    TO_AT_US_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
+    """Public id of the participant."""
+    reason: _builtins.str
+    """Why: `overflow`, `replaced`, `unwatched`, `too_many`, `not_running`."""
+    from_at_us: _builtins.int
+    """From when, at the earliest."""
+    to_at_us: _builtins.int
+    """Until when."""
+    def __init__(
+        self,
+        *,
+        participant_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        from_at_us: _builtins.int = ...,
+        to_at_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_at_us", b"from_at_us", "participant_id", b"participant_id", "reason", b"reason", "to_at_us", b"to_at_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unseen: _TypeAlias = Unseen  # noqa: Y015
 
 @_typing.final
 class View(_message.Message):
