@@ -78,7 +78,7 @@ class _Append:
         """Bytes on disk by participant."""
         sizes: dict[str, int] = {}
         for record, raw in self.records:
-            whose = "" if isinstance(record.body, Loss) else record.body.participant
+            whose = _whose(record)
             sizes[whose] = sizes.get(whose, 0) + len(raw) + FRAME_OVERHEAD
         return sizes
 
@@ -93,6 +93,10 @@ class _Append:
 
     def refuse(self, error: BaseException) -> None:
         self.future.set_exception(error)
+
+
+def _whose(record: Record) -> str:
+    return "" if isinstance(record.body, Loss) else record.body.participant
 
 
 class Spool:
@@ -418,12 +422,13 @@ class Spool:
             if item.lost:
                 lost[item.lost] = lost.get(item.lost, 0) + item.count
             elif epoch is self._epochs[-1]:
-                given.append((wire.participant_of(item.raw), len(item.raw) + FRAME_OVERHEAD))
+                given.append(item.raw)
         self._move(epoch, replace(epoch.at, acked=acked, chain=value), lost=lost)
         epoch.resume = resume
         epoch.drops = {seq: count for seq, count in epoch.drops.items() if seq > acked}
-        for whose, size in given:
-            self.room.give_back(whose, size)
+        for raw in given if self.room.share < 1 else ():
+            with suppress(Invalid):
+                self.room.give_back(_whose(wire.record_from_bytes(raw)), len(raw) + FRAME_OVERHEAD)
         self._forget_finished()
         self._conditions.pop("SPOOL_UNWRITABLE", None)
         if self._used() < self.room.max_bytes:

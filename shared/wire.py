@@ -445,10 +445,8 @@ def record_to_bytes(record: Record) -> bytes:
     elif isinstance(body, Event):
         message.event.CopyFrom(_event_to_pb(body))
     elif isinstance(body, Unseen):
-        message.unseen.participant_id = body.participant
-        message.unseen.reason = body.reason
-        message.unseen.from_at_us = body.from_at
-        message.unseen.to_at_us = body.to_at
+        message.unseen.participant_id, message.unseen.reason = body.participant, body.reason
+        message.unseen.from_at_us, message.unseen.to_at_us = body.from_at, body.to_at
     else:
         message.loss.reason = body.reason
         message.loss.count = body.count
@@ -471,16 +469,6 @@ def _event_to_pb(event: Event) -> pb.Event:
         properties_json=event.properties_json,
         source=_number(event.source),
     )
-
-
-def participant_of(raw: bytes) -> str:
-    """Whose record spooled bytes are; empty where nobody's, or where they cannot be read."""
-    try:
-        message = pb.SpoolRecord.FromString(raw)
-    except DecodeError:
-        return ""
-    kind = message.WhichOneof("record")
-    return str(getattr(getattr(message, kind), "participant_id", "")) if kind else ""
 
 
 def record_from_bytes(raw: bytes) -> Record:

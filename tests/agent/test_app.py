@@ -28,6 +28,7 @@ from shared.ids import new_id, show_id
 from shared.model import (
     Event,
     EventKind,
+    EventSource,
     Loss,
     Offer,
     OfferAction,
@@ -244,6 +245,27 @@ async def test_full_disk_under_the_spool_stops_nothing_else(
             return (await call(local, "/readyz")).status == 200
 
         await eventually(ready)
+
+
+async def test_opens_go_up_as_impressions(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """`exposure = "on_open"`: the application reads its file, and that is all it has to do."""
+    path = make_host(tmp_path)
+    path.write_text(path.read_text() + 'exposure = "on_open"\n')
+    await enrolled(tmp_path, control_plane)
+    async with running(tmp_path):
+        sync = await control_plane.session()
+        await sync.offer(offered())
+        await eventually(lambda: sync.outcomes)
+
+        def opens() -> list[Event]:
+            (tmp_path / "bot-1" / "SOUL.md").read_bytes()  # until the watch is in place, and then once more
+            bodies = [record.body for record in control_plane.records]
+            return [body for body in bodies if isinstance(body, Event)]
+
+        [event, *_] = await eventually(opens)
+        assert (event.kind, event.source) == (EventKind.IMPRESSION, EventSource.ON_OPEN)
+        assert (event.participant, event.path) == ("bot-1", "SOUL.md")
+        assert event.digest in (digest(CONTENT), None)
 
 
 @pytest.mark.fault(12)

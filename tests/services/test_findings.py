@@ -4,8 +4,8 @@ from typing import Any
 
 from control_plane.domain import requests
 from control_plane.services import deployments, findings
-from shared.model import digest
-from tests.support.builders import World
+from shared.model import Record, Unseen, digest
+from tests.support.builders import Spooled, World, seconds
 
 
 async def found(world: World) -> dict[str, Any]:
@@ -35,6 +35,28 @@ async def test_the_record_tells_drift_force_and_crossing(world: World) -> None:
     seen = await found(world)
     assert seen["FORCED_PARTICIPANTS"].evidence == {"participants": ["p"]}
     assert seen["SEVERAL_EXPOSURES"].evidence["participants"] == ["p"]
+
+
+async def test_opens_that_went_unseen_are_told_where_the_participant_was_assigned(world: World) -> None:
+    """For as long as it took part; however often the host says so, and from whichever epoch."""
+    uid = await world.agent("p", "q")
+    before = world.clock.now() - seconds(100)
+    await world.start(await world.experiment("p", "q"))
+    now = world.clock.now()
+
+    def unseen(participant: str, reason: str, from_at: int, to_at: int) -> Record:
+        body = Unseen(participant=participant, reason=reason, from_at=from_at, to_at=to_at)
+        return Record(id=world.new_id(), recorded_at=now, body=body)
+
+    await world.report(uid, unseen("q", "not_running", before, before + 1))
+    assert "OPENS_UNSEEN" not in await found(world)
+    told = [unseen("p", "overflow", now + 5, now + 6), unseen("p", "not_running", before, now + 1)]
+    await world.report(uid, *told)
+    await world.send(uid, Spooled(epoch=world.new_id()).batch(*told))
+    assert (await found(world))["OPENS_UNSEEN"].evidence == {
+        "participants": ["p"],
+        "reasons": {"not_running": 1, "overflow": 1},
+    }
 
 
 async def test_a_draft_has_no_findings_but_its_schedule_s(world: World) -> None:
