@@ -13,8 +13,8 @@ from pathlib import Path
 from agent.beneath import OWN, Key, Reading
 from agent.config import AgentConfig
 from agent.notices import Notice, What
-from agent.reconciler import Holding
 from agent.room import Bucket
+from agent.standing import Holding
 from shared.clock import Clock
 from shared.errors import ResourceExhausted, Unavailable
 from shared.logs import get
