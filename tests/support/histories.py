@@ -324,7 +324,7 @@ def begun(folder: Path, loop: asyncio.AbstractEventLoop) -> History:
         world = await stack.enter_async_context(make_world(folder))
         uid = await world.agent(*BOTS)
         experiment = await world.experiment(*BOTS)
-        sessions = Sessions(CollectorRegistry(), new_id=Ids(11))
+        sessions = Sessions(CollectorRegistry(), new_id=Ids(11), clock=world.clock)
         services = Services(
             database=world.database,
             clock=world.clock,
