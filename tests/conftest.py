@@ -4,12 +4,13 @@ A test that injects a fault of the list in tests/support/faults.py, and checks w
 number: `@pytest.mark.fault(11, 14)`. docs/faults.md is written from these.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from shared import logs
+from tests.support import postgres
 from tests.support.builders import World, make_world
 from tests.support.plane import Plane, running_plane
 
@@ -18,6 +19,13 @@ from tests.support.plane import Plane, running_plane
 def _logs() -> None:
     """Logs are as in the real processes."""
     logs.configure(level="info", json=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _servers() -> Iterator[None]:
+    """What tests started for all of them ends with them."""
+    yield
+    postgres.end()
 
 
 @pytest.fixture

@@ -318,7 +318,8 @@ class AccessStore:
             " where project_id = ? and (? is null or id < ?) and ? in ('', operation) and ? in ('', actor)"
             " and (? is null or api_key_id = ?) and (? is null or at >= ?) and (? is null or at < ?)"
             " and (? = '[]' or exists (select 1 from json_each(?) name"
-            " where name.value = resource_id or name.value = request ->> '$.id')) order by id desc limit ?",
+            " where name.value = resource_id"
+            " or name.value = (select value from json_each(request) where key = 'id'))) order by id desc limit ?",
             (
                 project_id,
                 before,

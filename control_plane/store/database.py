@@ -100,4 +100,4 @@ def carries(*columns: str) -> str:
     """SQL: the columns (JSON objects, an earlier one before a later one) hold every label of one JSON parameter."""
     value = ", ".join(f"(select value from json_each({column}) where key = wanted.key)" for column in columns)  # noqa: S608
     first = value if len(columns) == 1 else f"coalesce({value})"
-    return f"not exists (select 1 from json_each(?) wanted where {first} is not wanted.value)"  # noqa: S608
+    return f"not exists (select 1 from json_each(?) wanted where {first} is distinct from wanted.value)"  # noqa: S608

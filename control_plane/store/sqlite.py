@@ -1,28 +1,21 @@
-"""SQLite behind `Database`: one writer thread, a few reader threads, WAL, every commit fsynced.
-
-Writers do not wait for each other's fsync one by one: what queued up while a commit was in progress is
-run together, each unit of work inside its own savepoint, and committed once (group commit). A caller is
-answered after that commit, so durable-before-acknowledged holds for each of them; a unit of work that
-raises undoes only itself.
-"""
+"""SQLite behind `Database`: one writer, a few reader threads, WAL, every commit fsynced."""
 
 import asyncio
-import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from control_plane.store.database import IntegrityViolation, Parameters, Row, Tx, migrate
+from control_plane.store.writing import Unit, Writer
 from shared.errors import Unavailable
 
 T = TypeVar("T")
 
 READERS = 4
-GROUP = 256  # units of work in one commit: bounds how long the first of them waits for the last
 BUSY_SECONDS = 5.0
 
 
@@ -57,12 +50,11 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write_loop, name="sqlite-writer", daemon=True)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
         self._connection = _connect(path)
+        self._writer: Writer
 
     @classmethod
     def open(cls, path: Path, *, may_change: bool = True) -> "SqliteDatabase":
@@ -77,7 +69,7 @@ class SqliteDatabase:
             connection.execute("rollback")
             connection.close()
             raise
-        database._writer.start()
+        database._writer = Writer("sqlite-writer", database._commit, at_end=database._end_writing)
         return database
 
     async def read(self, work: Callable[[Tx], T]) -> T:
@@ -98,78 +90,31 @@ class SqliteDatabase:
             connection.execute("rollback")
 
     async def write(self, work: Callable[[Tx], T]) -> T:
-        item = _Work(work)
-        self._queue.put(item)
-        # Shielded: a caller that goes away must not leave its unit of work half in a group.
-        return await asyncio.shield(asyncio.wrap_future(item.future))
+        return await self._writer.write(work)
 
-    def _write_loop(self) -> None:
-        while (first := self._queue.get()) is not None:
-            group = [first]
-            stopping = False
-            with suppress(queue.Empty):
-                while len(group) < GROUP:
-                    following = self._queue.get_nowait()
-                    if following is None:
-                        stopping = True
-                        break
-                    group.append(following)
-            self._commit(group)
-            if stopping:
-                break
-        with suppress(sqlite3.Error):  # what is committed is in the log, which the next start reads
-            self._connection.execute("pragma wal_checkpoint(truncate)")
-        self._connection.close()
-
-    def _commit(self, group: "list[_Work]") -> None:
+    def _commit(self, group: Sequence[Unit]) -> None:
+        tx = SqliteTx(self._connection)
         try:
             self._connection.execute("begin immediate")
-            for item in group:
-                item.run(self._connection)
+            for unit in group:
+                # The disk or a lock: then all of them fail, and say so.
+                unit.run(tx, lost=(sqlite3.OperationalError,))
             self._connection.execute("commit")
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):
                 self._connection.execute("rollback")
-            for item in group:
-                item.settle(_unavailable(error))
-            return
-        for item in group:
-            item.settle(None)
+            raise _unavailable(error) from error
+
+    def _end_writing(self) -> None:
+        with suppress(sqlite3.Error):  # what is committed is in the log, which the next start reads
+            self._connection.execute("pragma wal_checkpoint(truncate)")
+        self._connection.close()
 
     async def close(self) -> None:
-        self._queue.put(None)
-        await asyncio.to_thread(self._writer.join)
+        await self._writer.close()
         self._readers.shutdown(wait=True)
         for connection in self._reader_connections:
             connection.close()
-
-
-class _Work:
-    """One unit of work in the writer's queue."""
-
-    def __init__(self, work: Callable[[Tx], Any]) -> None:
-        self.future: Future[Any] = Future()
-        self._work = work
-        self._result: Any = None
-        self._failure: BaseException | None = None
-
-    def run(self, connection: sqlite3.Connection) -> None:
-        connection.execute("savepoint work")
-        try:
-            self._result = self._work(SqliteTx(connection))
-        except sqlite3.OperationalError:
-            raise  # the disk or a lock: the whole group fails, and says so
-        except BaseException as error:
-            connection.execute("rollback to work")
-            self._failure = error
-        connection.execute("release work")
-
-    def settle(self, group_failure: BaseException | None) -> None:
-        failure = group_failure or self._failure
-        if failure is not None:
-            self.future.set_exception(failure)
-        else:
-            self.future.set_result(self._result)
 
 
 def backup_database(source: Path, target: Path) -> None:

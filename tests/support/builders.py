@@ -1,8 +1,9 @@
 """Builders of what tests talk about: a database on a temporary file, a project, experiments, records."""
 
 import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from control_plane.domain.fleet import Agent
 from control_plane.services import access, events, experiments, lifecycle, results, sessions
 from control_plane.services.work import Caller, Joining, Scope, Work
 from control_plane.store.access import Incarnation
-from control_plane.store.database import Tx
+from control_plane.store.database import Database, Tx
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
 from shared import wire
@@ -54,7 +55,7 @@ class Ids:
 class World:
     """A control plane without its transports: database, clock, one project, use cases run directly."""
 
-    database: SqliteDatabase
+    database: Database
     clock: FakeClock
     caller: Caller
     new_id: Ids = field(default_factory=lambda: Ids(7))
@@ -207,10 +208,34 @@ class Spooled:
         return made
 
 
+ENGINES = ("sqlite", "postgres")
+_engine = ContextVar("engine", default="sqlite")
+
+
+@contextmanager
+def engine(name: str) -> Iterator[None]:
+    """Worlds made meanwhile are on this engine, a real one."""
+    token = _engine.set(name)
+    try:
+        yield
+    finally:
+        _engine.reset(token)
+
+
+def open_database(folder: Path) -> Database:
+    """The folder's database, made at the first call."""
+    if _engine.get() == "sqlite":
+        return SqliteDatabase.open(folder / "variantd.db")
+    from control_plane.store.postgres import PostgresDatabase
+    from tests.support import postgres
+
+    return PostgresDatabase.open(postgres.url_of(folder))
+
+
 @asynccontextmanager
 async def make_world(folder: Path) -> AsyncIterator[World]:
-    """A fresh database on a real file, with the default project."""
-    database = SqliteDatabase.open(folder / "variantd.db")
+    """A fresh database, with the default project; on the engine that `engine` names."""
+    database = open_database(folder)
     clock = FakeClock()
     try:
         await database.write(lambda tx: access.initialise(Store(tx), new_id=Ids(3), now=clock.now()))

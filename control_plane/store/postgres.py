@@ -1,0 +1,245 @@
+"""PostgreSQL behind `Database`: the same SQL as on SQLite, one writer at a time, a few readers.
+
+What the dialects differ in is settled here, so that no statement is written twice: types of the schema, the functions
+that SQLite has and PostgreSQL has not (made once, in the schema), places for parameters.
+
+Writers of all processes over one database take turns by an advisory lock of the transaction, so a unit of work runs as
+if it were alone, exactly as on SQLite; nothing in it has to expect a conflict. Group commit makes that cheap: a turn
+carries what queued up meanwhile. The lock ends with its transaction and the server ends a transaction that idles, so a
+process that is stopped or paused holds up the others for `IDLE_SECONDS` at most, and finds its transaction gone when it
+goes on.
+"""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.rows import dict_row
+
+from control_plane.store.database import IntegrityViolation, Parameters, Row, Tx, migrate
+from control_plane.store.writing import Unit, Writer
+from shared.errors import FailedPrecondition, Invalid, Unavailable
+
+T = TypeVar("T")
+Connection = psycopg.Connection[dict[str, Any]]
+
+READERS = 4
+CONNECT_SECONDS = 10
+STATEMENT_SECONDS = 30
+LOCK_SECONDS = 20  # for another process's turn
+IDLE_SECONDS = 10  # within a transaction
+OLDEST = 130_000  # version 13: the oldest that is tested with
+WRITERS_LOCK = 7_161_202_601  # of nobody else in this database, by its number
+
+_TYPES = {"blob": "bytea", "integer": "bigint", "real": "double precision", "text": 'text collate "C"'}
+_TYPE = re.compile(r"\b(blob|integer|real|text)\b")
+_TABLE_OPTIONS = re.compile(r"\)\s*strict(\s*,\s*without rowid)?\s*$|\)\s*without rowid\s*$")
+
+# SQLite's own, for text that holds a JSON object or array; and the larger and the smaller of two numbers.
+_FUNCTIONS = """
+create or replace function json_each(document text) returns table (key text, value text)
+language sql immutable parallel safe as $$
+  select o.key, o.value from json_each_text(
+    case when json_typeof(document::json) = 'object' then document::json else '{}'::json end) as o
+  union all
+  select (a.place - 1)::text, a.value from json_array_elements_text(
+    case when json_typeof(document::json) = 'array' then document::json else '[]'::json end)
+    with ordinality as a (value, place)
+$$;
+create or replace function max(a bigint, b bigint) returns bigint
+language sql immutable parallel safe as $$ select greatest(a, b) $$;
+create or replace function min(a bigint, b bigint) returns bigint
+language sql immutable parallel safe as $$ select least(a, b) $$;
+"""
+
+
+class PostgresTx:
+    """A transaction on one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        return self._execute(sql, parameters).fetchone()
+
+    def all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        return list(self._execute(sql, parameters).fetchall())
+
+    def run(self, sql: str, parameters: Parameters = ()) -> int:
+        return self._execute(sql, parameters).rowcount
+
+    def many(self, sql: str, rows: Iterable[Parameters]) -> None:
+        with self._connection.cursor() as cursor:
+            try:
+                cursor.executemany(_in_dialect(sql), [tuple(row) for row in rows])
+            except psycopg.IntegrityError as error:
+                raise IntegrityViolation(str(error)) from None
+
+    def _execute(self, sql: str, parameters: Parameters) -> psycopg.ClientCursor[dict[str, Any]]:
+        # Parameters go into the text here: a place such as `? is null` has no type of its own on the server.
+        cursor = psycopg.ClientCursor(self._connection, row_factory=dict_row)
+        try:
+            return cursor.execute(_in_dialect(sql), tuple(parameters))
+        except psycopg.IntegrityError as error:
+            raise IntegrityViolation(str(error)) from None
+
+
+@lru_cache(maxsize=1024)
+def _in_dialect(sql: str) -> bytes:
+    if sql.startswith(("create table", "alter table")):
+        sql = _TYPE.sub(lambda found: _TYPES[found[1]], _TABLE_OPTIONS.sub(")", sql))
+    return sql.replace("%", "%%").replace("?", "%s").encode()
+
+
+class _Numeric(Loader):
+    """A sum of whole numbers is a whole number."""
+
+    def load(self, data: Buffer) -> int | float:
+        text = bytes(data).decode()
+        return float(text) if "." in text else int(text)
+
+
+class PostgresDatabase:
+    """A database on a server; open it with `PostgresDatabase.open`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="postgres-reader")
+        self._local = threading.local()
+        self._reader_connections: list[Connection] = []
+        self._connection: Connection | None = None
+        self._writer: Writer
+
+    @classmethod
+    def open(cls, url: str, *, may_change: bool = True) -> "PostgresDatabase":
+        """The database at `url`, ready for work: migrated where necessary, if the schema `may_change`; see `prepare`."""
+        prepare(url, may_change=may_change)
+        database = cls(url)
+        database._writer = Writer("postgres-writer", database._commit, at_end=database._end_writing)
+        return database
+
+    async def read(self, work: Callable[[Tx], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    def _read(self, work: Callable[[Tx], T]) -> T:
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            connection = self._local.connection = _connect(self._url)
+            self._reader_connections.append(connection)
+        try:
+            connection.execute("begin isolation level repeatable read read only")
+            return work(PostgresTx(connection))
+        except psycopg.Error as error:
+            raise _unavailable(error) from error
+        finally:
+            with suppress(psycopg.Error):  # a connection that is lost is closed, and another made next time
+                connection.execute("rollback")
+
+    async def write(self, work: Callable[[Tx], T]) -> T:
+        return await self._writer.write(work)
+
+    def _commit(self, group: Sequence[Unit]) -> None:
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = self._connection = _connect(self._url)
+        tx = PostgresTx(connection)
+        try:
+            connection.execute("begin")
+            _take_turn(connection)
+            for unit in group:
+                unit.run(tx, lost=(psycopg.OperationalError, psycopg.InternalError))
+            connection.execute("commit")
+        except psycopg.Error as error:
+            with suppress(psycopg.Error):
+                connection.execute("rollback")
+            raise _unavailable(error) from error
+
+    def _end_writing(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    async def close(self) -> None:
+        await self._writer.close()
+        self._readers.shutdown(wait=True)
+        for connection in self._reader_connections:
+            connection.close()
+
+
+def prepare(url: str, *, may_change: bool = True) -> list[str]:
+    """The database at `url` has the newest schema; returns the names of the migrations applied now.
+
+    Several processes may do so at once: one migrates, the others wait for it. Raises Invalid for a URL that is none,
+    FailedPrecondition for a server that is too old, a user without rights, a schema that is newer or, unless it
+    `may_change`, older; Unavailable where nobody answers.
+    """
+    with _connect(url) as connection:
+        try:
+            with connection.transaction():
+                _take_turn(connection)
+                if may_change:
+                    connection.execute(_FUNCTIONS)
+                return migrate(PostgresTx(connection), may_change=may_change)
+        except psycopg.Error as error:
+            raise FailedPrecondition(
+                f"cannot make the tables in {_shown(url)}: {_told(error)}", reason="DATABASE_UNUSABLE"
+            ) from None
+
+
+def _take_turn(connection: Connection) -> None:
+    """This transaction is the only one that writes; every statement after this sees what the one before wrote."""
+    connection.execute(f"select pg_advisory_xact_lock({WRITERS_LOCK})")
+
+
+def _connect(url: str) -> Connection:
+    settings = " ".join(
+        f"-c {name}={seconds * 1000}"
+        for name, seconds in (
+            ("statement_timeout", STATEMENT_SECONDS),
+            ("lock_timeout", LOCK_SECONDS),
+            ("idle_in_transaction_session_timeout", IDLE_SECONDS),
+        )
+    )
+    try:
+        connection: Connection = psycopg.connect(
+            url,
+            autocommit=True,
+            row_factory=dict_row,
+            connect_timeout=CONNECT_SECONDS,
+            options=f"{settings} -c synchronous_commit=on",
+            application_name="variantd",
+        )
+    except psycopg.ProgrammingError as error:
+        raise Invalid(f"database: {_told(error)}", reason="BAD_CONFIG") from None
+    except psycopg.OperationalError as error:
+        raise Unavailable(
+            f"no PostgreSQL answers as {_shown(url)}: {_told(error)}", reason="DATABASE_UNAVAILABLE"
+        ) from None
+    if connection.info.server_version < OLDEST:
+        connection.close()
+        raise FailedPrecondition(
+            f"{_shown(url)} is PostgreSQL {connection.info.server_version // 10_000}; variantd needs 13 or newer",
+            reason="DATABASE_UNUSABLE",
+        )
+    connection.adapters.register_loader("numeric", _Numeric)
+    return connection
+
+
+def _shown(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:…@", url)
+
+
+def _told(error: psycopg.Error) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+
+
+def _unavailable(error: psycopg.Error) -> Unavailable:
+    return Unavailable(f"the database refused the transaction: {_told(error)}", reason="DATABASE_UNAVAILABLE")

@@ -1,0 +1,101 @@
+"""The one writer of a database: units of work from many callers, committed together.
+
+Writers do not wait for each other's fsync one by one: what queued up while a commit was in progress is run together,
+each unit of work inside its own savepoint, and committed once (group commit). A caller is answered after that commit, so
+durable-before-acknowledged holds for each of them; a unit of work that raises undoes only itself. Hides the thread, the
+queue and who is answered what.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from control_plane.store.database import Tx
+
+T = TypeVar("T")
+
+GROUP = 256  # units of work in one commit: bounds how long the first of them waits for the last
+
+
+class Unit:
+    """One unit of work in the queue, and what came of it."""
+
+    def __init__(self, work: Callable[[Tx], Any]) -> None:
+        self.future: Future[Any] = Future()
+        self._work = work
+        self._result: Any = None
+        self._failure: BaseException | None = None
+
+    def run(self, tx: Tx, *, lost: tuple[type[Exception], ...]) -> None:
+        """The work is done, or undone and its failure kept. Raises one of `lost`: then the whole group is lost."""
+        tx.run("savepoint unit")
+        try:
+            self._result = self._work(tx)
+        except lost:
+            raise
+        except BaseException as error:
+            tx.run("rollback to savepoint unit")
+            self._failure = error
+        tx.run("release savepoint unit")
+
+    def settle(self, group_failure: Exception | None) -> None:
+        """The caller is answered."""
+        failure = group_failure or self._failure
+        if failure is not None:
+            self.future.set_exception(failure)
+        else:
+            self.future.set_result(self._result)
+
+
+class Writer:
+    """A thread that takes units of work and hands them, up to `GROUP` at a time, to `commit`.
+
+    `commit` runs every unit and makes them durable together; what it raises is what each of them is answered.
+    `at_end` runs in the thread after the last group.
+    """
+
+    def __init__(
+        self, name: str, commit: Callable[[Sequence[Unit]], None], *, at_end: Callable[[], None]
+    ) -> None:
+        self._commit, self._at_end = commit, at_end
+        self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    async def write(self, work: Callable[[Tx], T]) -> T:
+        """What `work` returns, once it is durable."""
+        unit = Unit(work)
+        self._queue.put(unit)
+        # Shielded: a caller that goes away must not leave its unit of work half in a group.
+        return await asyncio.shield(asyncio.wrap_future(unit.future))
+
+    async def close(self) -> None:
+        """Everything that was queued is answered, the thread has ended."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _loop(self) -> None:
+        while (first := self._queue.get()) is not None:
+            group = [first]
+            stopping = False
+            with suppress(queue.Empty):
+                while len(group) < GROUP:
+                    following = self._queue.get_nowait()
+                    if following is None:
+                        stopping = True
+                        break
+                    group.append(following)
+            failure: Exception | None = None
+            try:
+                self._commit(group)
+            except Exception as error:
+                failure = error  # everybody is answered, and the thread lives on
+            for unit in group:
+                unit.settle(failure)
+            if stopping:
+                break
+        self._at_end()
