@@ -57,7 +57,19 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--operator", metavar="HOST:PORT", help="operator gRPC; default 127.0.0.1:7401")
     serve.add_argument("--agents", metavar="HOST:PORT", help="agent gRPC; default 127.0.0.1:7402")
     serve.add_argument("--advertise", metavar="NAME[,NAME…]", help="names this server is reached under")
+    serve.add_argument("--database", metavar="URL", help=_DATABASE)
     serve.set_defaults(run=_serve)
+
+    migrate = commands.add_parser(
+        "migrate",
+        help="bring the database to this version",
+        description="Applies what is new in the schema and says what that was. `serve` does the same when it starts;"
+        " before several servers are upgraded one by one over one database, this does it once.",
+    )
+    migrate.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
+    migrate.add_argument("--data-dir", type=Path, metavar="DIR", help="default: variantd-data")
+    migrate.add_argument("--database", metavar="URL", help=_DATABASE)
+    migrate.set_defaults(run=_migrate)
 
     backup = commands.add_parser(
         "backup",
@@ -172,6 +184,9 @@ def _label(text: str) -> tuple[str, str]:
     return name, value
 
 
+_DATABASE = (
+    "postgresql://…, instead of a file in the data directory; VARIANTD_DATABASE, if it holds a password"
+)
 _ADMIN = (
     "Needs no key, only the right to write the data directory; the server may keep running. Every change is in the"
     " project's audit log."
@@ -191,6 +206,7 @@ def _admin_verb(
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", required=True, help="what `serve` was started with"
     )
+    parser.add_argument("--database", metavar="URL", help=_DATABASE)
     return parser
 
 
@@ -206,6 +222,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         "operator": arguments.operator,
         "agents": arguments.agents,
         "advertise": arguments.advertise,
+        "database": arguments.database,
     }
     settings = config.load(arguments.config, options)
     logs.configure(level=settings.log_level, waits=False)
@@ -219,6 +236,18 @@ def _serve(arguments: argparse.Namespace) -> int:
         asyncio.run(serve())
     except* Error as group:
         raise group.exceptions[0] from None
+    return 0
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from control_plane import config, data
+
+    options = {"data_dir": arguments.data_dir, "database": arguments.database}
+    settings = config.load(arguments.config, options)
+    found = data.DataDir(settings.data_dir)
+    found.prepare()
+    applied = data.migrate(found, settings.database)
+    print("\n".join(applied) or "the schema is the newest")
     return 0
 
 
@@ -326,11 +355,12 @@ def _revoke_key(arguments: argparse.Namespace) -> int:
 
 
 def _administer(arguments: argparse.Namespace, verb: "Callable[[Administration], Awaitable[None]]") -> int:
-    from control_plane import admin
+    from control_plane import admin, config
     from shared.clock import SystemClock
     from shared.ids import new_id
 
-    admin.run(arguments.data_dir, SystemClock(), new_id, verb)
+    settings = config.load(None, {"data_dir": arguments.data_dir, "database": arguments.database})
+    admin.run(settings.data_dir, settings.database, SystemClock(), new_id, verb)
     return 0
 
 

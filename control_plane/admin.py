@@ -13,14 +13,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from control_plane.api import resources
 from control_plane.api.witness import witness
-from control_plane.data import DataDir, write_private
+from control_plane.data import DataDir, open_database, write_private
 from control_plane.domain import requests
 from control_plane.services import access
 from control_plane.services.work import Caller, Joining, Question, Scope, Services
 from control_plane.store.access import Project
-from control_plane.store.sqlite import SqliteDatabase
+from control_plane.store.database import Database
 from control_plane.store.store import Store
 from shared.clock import Clock
 from shared.errors import FailedPrecondition, Invalid, NotFound, Unavailable
@@ -33,7 +35,7 @@ Json = dict[str, Any]
 class Administration:
     """The verbs, over an open database."""
 
-    def __init__(self, database: SqliteDatabase, *, clock: Clock, new_id: NewId) -> None:
+    def __init__(self, database: Database, *, clock: Clock, new_id: NewId) -> None:
         self._database = database
         self._new_id = new_id
         self._services = Services(
@@ -129,16 +131,26 @@ class Administration:
         return _caller(found)
 
 
-def run(path: Path, clock: Clock, new_id: NewId, verb: Callable[[Administration], Awaitable[None]]) -> None:
-    """The verb is done on the data directory. Raises Invalid where there is none, or it is somebody else's."""
+def run(
+    path: Path,
+    url: SecretStr | None,
+    clock: Clock,
+    new_id: NewId,
+    verb: Callable[[Administration], Awaitable[None]],
+) -> None:
+    """The verb is done on the data directory, or the database at `url` that goes with it.
+
+    Raises Invalid where there is none, or it is somebody else's.
+    """
     data = DataDir(path)
-    if not data.database.exists():
+    found = data.database if url is None and not data.elsewhere.exists() else data.elsewhere
+    if not found.exists():
         raise Invalid(f"{path} is not a data directory of variantd; `variantd serve` makes one")
-    if not os.access(data.database, os.R_OK | os.W_OK) or not os.access(path, os.W_OK):
-        raise Invalid(f"{data.database} cannot be written; run this as the user who serves from {path}")
+    if not os.access(found, os.R_OK | os.W_OK) or not os.access(path, os.W_OK):
+        raise Invalid(f"{found} cannot be written; run this as the user who serves from {path}")
 
     async def within() -> None:
-        database = _open(data)
+        database = _open(data, url)
         try:
             await verb(Administration(database, clock=clock, new_id=new_id))
         finally:
@@ -147,14 +159,16 @@ def run(path: Path, clock: Clock, new_id: NewId, verb: Callable[[Administration]
     asyncio.run(within())
 
 
-def _open(data: DataDir) -> SqliteDatabase:
+def _open(data: DataDir, url: SecretStr | None) -> Database:
     """The database; migrated only while no server runs over it, whose schema would change beneath it."""
+    if url is not None:  # servers on other machines may run over it
+        return open_database(data, url, may_change=False)
     try:
         held = data.lock()
     except FailedPrecondition:
-        return SqliteDatabase.open(data.database, may_change=False)
+        return open_database(data, url, may_change=False)
     try:
-        return SqliteDatabase.open(data.database)
+        return open_database(data, url)
     finally:
         os.close(held)
 

@@ -28,14 +28,13 @@ from control_plane.api.sync import AgentServicer
 from control_plane.api.watch import Watchers
 from control_plane.api.witness import witness
 from control_plane.config import Settings, is_wildcard
-from control_plane.data import DataDir, write_private
+from control_plane.data import DataDir, note_kind, open_database, write_private
 from control_plane.services import access
 from control_plane.services.changes import Announcing, Changes
 from control_plane.services.due import Timers
 from control_plane.services.work import Joining, Services
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Database, Tx
-from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
 from shared import VERSION, lifecycle, logs, tls
 from shared.clock import Clock
@@ -70,8 +69,9 @@ async def run(settings: Settings, clock: Clock, new_id: NewId, stop: asyncio.Eve
     lock = data.lock()
     try:
         authority = data.authorities(clock)
-        database = SqliteDatabase.open(data.database)
+        database = open_database(data, settings.database)
         try:
+            note_kind(data, settings.database)
             await _serve(settings, data, authority, database, clock, new_id, stop)
         finally:
             await database.close()

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -93,6 +101,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("variantd-data"), description="Database, certificate authority, operator's key."
     )
+    database: SecretStr | None = Field(
+        None,
+        description="PostgreSQL instead of the SQLite file in `data_dir`: postgresql://USER:PASSWORD@HOST/NAME; needs"
+        " the extra `postgres`. Others see a command line: a password belongs in the environment or in the file.",
+    )
     http: str = Field("127.0.0.1:7400", description="Where REST, health and metrics listen, HOST:PORT.")
     operator: str = Field("127.0.0.1:7401", description="Where operator gRPC listens (TLS), HOST:PORT.")
     agents: str = Field("127.0.0.1:7402", description="Where agents connect (mutual TLS), HOST:PORT.")
@@ -132,6 +145,13 @@ class Settings(BaseSettings):
         " baselines although the host was given newer contents since the backup. More is held back and told.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+
+    @field_validator("database")
+    @classmethod
+    def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("write it as postgresql://USER@HOST/NAME")
+        return value
 
     @field_validator("http", "operator", "agents")
     @classmethod

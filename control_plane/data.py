@@ -1,6 +1,7 @@
 """The data directory: what is in it, how it comes about, how it is backed up and restored.
 
-variantd.db        the database
+variantd.db        the database, unless that is on a server
+database           says so in that case, for whoever opens the directory without its settings
 ca/ca.pem, key.pem the certificate authority; never in the database, part of every backup
 ca/next-key.pem    the key of the authority that is to follow, whose certificate is the second in ca.pem
 operator.api-key   the first key (0600)
@@ -13,11 +14,17 @@ import os
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
 
 from control_plane.services import access, enrollment
 from control_plane.store.access import Incarnation
-from control_plane.store.sqlite import SqliteDatabase, backup_database
+from control_plane.store.database import Database
+from control_plane.store.sqlite import SqliteDatabase, backup_database, migrate_file
 from control_plane.store.store import Store
 from shared import tls
 from shared.clock import Clock
@@ -57,6 +64,11 @@ class DataDir:
     def addresses(self) -> Path:
         """Where the running server listens."""
         return self.path / "addresses.json"
+
+    @property
+    def elsewhere(self) -> Path:
+        """There where the database is on a server."""
+        return self.path / "database"
 
     def prepare(self) -> None:
         """The directory exists and only its owner can look into it."""
@@ -144,6 +156,56 @@ class DataDir:
     def write_addresses(self, addresses: dict[str, str]) -> None:
         """The server is ready and listens there."""
         write_private(self.addresses, json.dumps(addresses).encode())
+
+
+def open_database(data: DataDir, url: SecretStr | None, *, may_change: bool = True) -> Database:
+    """The control plane's database, ready for work: the one at `url`, else the directory's own file.
+
+    Migrated where necessary, if the schema `may_change`. Raises FailedPrecondition where the directory belongs to the
+    other kind, or what is needed for it is not installed; Invalid and Unavailable as the drivers do.
+    """
+    _check_kind(data, url)
+    if url is None:
+        return SqliteDatabase.open(data.database, may_change=may_change)
+    postgres = _postgres()
+    database: Database = postgres.PostgresDatabase.open(url.get_secret_value(), may_change=may_change)
+    return database
+
+
+def migrate(data: DataDir, url: SecretStr | None) -> list[str]:
+    """The database has the newest schema; the names of the migrations applied now. Raises as `open_database`."""
+    _check_kind(data, url)
+    if url is None:
+        return migrate_file(data.database)
+    applied: list[str] = _postgres().prepare(url.get_secret_value())
+    return applied
+
+
+def note_kind(data: DataDir, url: SecretStr | None) -> None:
+    """Whoever opens the directory later knows where its database is."""
+    if url is not None and not data.elsewhere.exists():
+        write_private(data.elsewhere, b"PostgreSQL\n")
+
+
+def _check_kind(data: DataDir, url: SecretStr | None) -> None:
+    if url is None and data.elsewhere.exists():
+        raise FailedPrecondition(
+            f"the database of {data.path} is on a PostgreSQL server; name it with --database or VARIANTD_DATABASE",
+            reason="DATABASE_ELSEWHERE",
+        )
+    if url is not None and data.database.exists():
+        raise FailedPrecondition(
+            f"{data.path} has a database of its own ({data.database.name}); a server's needs another --data-dir",
+            reason="DATABASE_ELSEWHERE",
+        )
+
+
+def _postgres() -> Any:
+    if find_spec("psycopg") is None:
+        raise FailedPrecondition(
+            "a PostgreSQL database needs the extra: pip install 'variantd[postgres]'", reason="EXTRA_MISSING"
+        )
+    return import_module("control_plane.store.postgres")
 
 
 def write_private(path: Path, content: bytes) -> None:

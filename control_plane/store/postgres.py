@@ -120,7 +120,7 @@ class PostgresDatabase:
 
     @classmethod
     def open(cls, url: str, *, may_change: bool = True) -> "PostgresDatabase":
-        """The database at `url`, ready for work: migrated where necessary, if the schema `may_change`; see `prepare`."""
+        """The database at `url`, ready for work, as `prepare` leaves it."""
         prepare(url, may_change=may_change)
         database = cls(url)
         database._writer = Writer("postgres-writer", database._commit, at_end=database._end_writing)

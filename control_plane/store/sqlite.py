@@ -59,16 +59,8 @@ class SqliteDatabase:
     @classmethod
     def open(cls, path: Path, *, may_change: bool = True) -> "SqliteDatabase":
         """The database in `path`, ready for work: made and migrated where necessary, if the schema `may_change`."""
+        migrate_file(path, may_change=may_change)
         database = cls(path)
-        connection = database._connection
-        connection.execute("begin immediate")
-        try:
-            migrate(SqliteTx(connection), may_change=may_change)
-            connection.execute("commit")
-        except BaseException:
-            connection.execute("rollback")
-            connection.close()
-            raise
         database._writer = Writer("sqlite-writer", database._commit, at_end=database._end_writing)
         return database
 
@@ -115,6 +107,19 @@ class SqliteDatabase:
         self._readers.shutdown(wait=True)
         for connection in self._reader_connections:
             connection.close()
+
+
+def migrate_file(path: Path, *, may_change: bool = True) -> list[str]:
+    """The database in `path` is there and has the newest schema; returns the names of the migrations applied now."""
+    with closing(_connect(path)) as connection:
+        connection.execute("begin immediate")
+        try:
+            applied = migrate(SqliteTx(connection), may_change=may_change)
+            connection.execute("commit")
+        except BaseException:
+            connection.execute("rollback")
+            raise
+        return applied
 
 
 def backup_database(source: Path, target: Path) -> None:

@@ -1,9 +1,9 @@
 """The one writer of a database: units of work from many callers, committed together.
 
 Writers do not wait for each other's fsync one by one: what queued up while a commit was in progress is run together,
-each unit of work inside its own savepoint, and committed once (group commit). A caller is answered after that commit, so
-durable-before-acknowledged holds for each of them; a unit of work that raises undoes only itself. Hides the thread, the
-queue and who is answered what.
+each unit of work inside its own savepoint, and committed once (group commit). A caller is answered after that commit,
+so durable-before-acknowledged holds for each of them; a unit of work that raises undoes only itself. Hides the thread,
+the queue and who is answered what.
 """
 
 import asyncio

@@ -1,27 +1,31 @@
 """What every database keeps: all or nothing, durable when answered, one writer's failure its own."""
 
 import asyncio
+import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from control_plane.store import database as contract
-from control_plane.store.database import IntegrityViolation, Tx
+from control_plane.store.database import Database, IntegrityViolation, Tx, carries
 from control_plane.store.sqlite import SqliteDatabase, backup_database
-from shared.errors import FailedPrecondition, Unavailable
+from shared.errors import FailedPrecondition, Invalid, Unavailable
+from tests.contract.conftest import Engine
+from tests.support import postgres
 
 KILLED_AFTER_ANSWER = """
-import asyncio, os, signal, sys
-from pathlib import Path
-from control_plane.store.sqlite import SqliteDatabase
+import asyncio, os, signal
+{opened}
 
 async def main():
-    database = SqliteDatabase.open(Path(sys.argv[1]))
+    database = opened()
     for n in range(20):
-        await database.write(lambda tx: tx.run("insert into meta values (?, ?)", (f"k{n}", b"v")))
+        await database.write(lambda tx: tx.run("insert into meta values (?, ?)", (f"k{{n}}", b"v")))
         print(n, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -29,52 +33,165 @@ asyncio.run(main())
 """
 
 
-def put(key: str) -> object:
+def put(key: str) -> Callable[[Tx], int]:
     return lambda tx: tx.run("insert into meta (key, value) values (?, ?)", (key, b"v"))
 
 
-async def keys(database: SqliteDatabase) -> list[str]:
+async def keys(database: Database) -> list[str]:
     rows = await database.read(lambda tx: tx.all("select key from meta order by key"))
     return [row["key"] for row in rows]
 
 
-async def test_one_failure_in_a_group_undoes_only_itself(tmp_path: Path) -> None:
+# -- on every engine
+
+
+async def test_one_failure_in_a_group_undoes_only_itself(engine: Engine) -> None:
     """Writers that are committed together do not share each other's failures."""
-    database = SqliteDatabase.open(tmp_path / "d.db")
+    database = engine.open()
 
     def fail(tx: Tx) -> None:
-        tx.run("insert into meta (key, value) values ('half', x'00')")
+        put("half")(tx)
         raise ValueError("on purpose")
 
-    writes = [database.write(put(f"k{n}")) for n in range(5)]  # type: ignore[arg-type]
+    writes = [database.write(put(f"k{n}")) for n in range(5)]
     results = await asyncio.gather(
         *writes, database.write(fail), database.write(put("k0")), return_exceptions=True
-    )  # type: ignore[arg-type]
+    )
     assert [type(item) for item in results[5:]] == [ValueError, IntegrityViolation]
     assert await keys(database) == [f"k{n}" for n in range(5)]
     await database.close()
 
 
 @pytest.mark.fault(3)
-def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
+async def test_what_was_answered_survives_a_kill(engine: Engine) -> None:
     """A process killed right after its answers finds every one of them again."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_AFTER_ANSWER, str(tmp_path / "d.db")], capture_output=True, text=True
-    )
+    script = KILLED_AFTER_ANSWER.format(opened=engine.source)
+    command = [sys.executable, "-c", script]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    with sqlite3.connect(tmp_path / "d.db") as connection:
-        count = connection.execute("select count(*) from meta").fetchone()[0]
-    connection.close()
-    assert count == len(done.stdout.split()) == 20
-
-
-async def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
-    """A read is a snapshot, and cannot write."""
-    database = SqliteDatabase.open(tmp_path / "d.db")
-    with pytest.raises(Unavailable):
-        await database.read(put("x"))  # type: ignore[arg-type]
-    assert await keys(database) == []
+    database = engine.open()
+    assert len(await keys(database)) == len(done.stdout.split()) == 20
     await database.close()
+
+
+async def test_a_reader_sees_one_moment(engine: Engine) -> None:
+    """A read is a snapshot, and cannot write."""
+    database = engine.open()
+    with pytest.raises(Unavailable):
+        await database.read(put("x"))
+    started, changed = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def twice(tx: Tx) -> tuple[int, int]:
+        first = len(tx.all("select key from meta"))
+        loop.call_soon_threadsafe(started.set)
+        asyncio.run_coroutine_threadsafe(changed.wait(), loop).result()
+        return first, len(tx.all("select key from meta"))
+
+    reading = asyncio.create_task(database.read(twice))
+    await started.wait()
+    await database.write(put("x"))
+    changed.set()
+    assert await reading == (0, 0)
+    assert await keys(database) == ["x"]
+    await database.close()
+
+
+async def test_writers_of_two_processes_take_turns(engine: Engine) -> None:
+    """What is read and then written loses nothing, however many do it over one database."""
+    first, second = engine.open(), engine.open()
+    await first.write(lambda tx: tx.run("insert into meta (key, value) values ('n', ?)", (b"0",)))
+
+    def count(tx: Tx) -> None:
+        row = tx.one("select value from meta where key = 'n'")
+        assert row is not None
+        tx.run("update meta set value = ? where key = 'n'", (b"%d" % (int(row["value"]) + 1),))
+
+    await asyncio.gather(*(database.write(count) for _ in range(50) for database in (first, second)))
+    row = await second.read(lambda tx: tx.one("select value from meta where key = 'n'"))
+    assert row is not None
+    assert bytes(row["value"]) == b"100"
+    await first.close()
+    await second.close()
+
+
+async def test_values_come_back_as_they_went_in(engine: Engine) -> None:
+    """64-bit numbers, bytes, text of every kind; sums are numbers; text is in the order of its characters."""
+    database = engine.open()
+    largest = 2**63 - 1
+    project, seed, name = bytes(range(16)), bytes(range(255, 239, -1)), "Ünïcode 'quoted' \\ ? % _ 字"
+
+    def write(tx: Tx) -> None:
+        tx.run(
+            "insert into project (id, name, last_number, created_at) values (?, ?, ?, ?)",
+            (project, name, largest, 0),
+        )
+        rows = [(bytes([n]) * 16, project, key, key, "", 0.25 + n, seed, n, n) for n, key in enumerate("Zaz")]
+        tx.many(
+            "insert into holdout (id, project_id, key, name, description, share, seed, created_at, updated_at)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+
+    await database.write(write)
+
+    def read(tx: Tx) -> list[object]:
+        kept = tx.one("select * from project where name = ? and id = ?", (name, project))
+        total = tx.one("select sum(created_at) as n, max(share) as most, max(1, 2) as larger from holdout")
+        order = tx.all("select key, seed from holdout order by key")
+        assert kept is not None
+        assert total is not None
+        return [
+            bytes(kept["id"]),
+            kept["last_number"],
+            kept["frozen_at"],
+            total["n"],
+            total["most"],
+            total["larger"],
+            [(row["key"], bytes(row["seed"])) for row in order],
+        ]
+
+    ordered = [(key, seed) for key in "Zaz"]
+    assert await database.read(read) == [project, largest, None, 3, 2.25, 2, ordered]
+    await database.close()
+
+
+async def test_labels_are_looked_up_within_json(engine: Engine) -> None:
+    """The JSON in statements: every wanted label is in the first column or, failing that, in the second."""
+    database = engine.open()
+
+    def carried(
+        own: dict[str, str], inherited: dict[str, str], wanted: dict[str, str]
+    ) -> Callable[[Tx], bool]:
+        sql = f"select 1 from (select ? as a, ? as b) x where {carries('a', 'b')}"
+        values = (json.dumps(own), json.dumps(inherited), json.dumps(wanted))
+        return lambda tx: tx.one(sql, values) is not None
+
+    assert await database.read(carried({"role": "support"}, {}, {"role": "support"}))
+    assert await database.read(carried({}, {"role": "support"}, {"role": "support"}))
+    assert await database.read(carried({}, {}, {}))
+    assert not await database.read(carried({"role": "sales"}, {"role": "support"}, {"role": "support"}))
+    assert not await database.read(carried({"role": "support"}, {}, {"role": "support", "tier": "gold"}))
+    await database.close()
+
+
+async def test_migrations_run_once_and_are_not_rewritten(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second open applies nothing; a migration that changed since, or is unknown, is an error."""
+    database = engine.open()
+    assert await database.write(contract.migrate) == []
+    await database.close()
+    known = contract._migrations()
+    monkeypatch.setattr(contract, "_migrations", lambda: [(known[0][0], known[0][1] + "\n-- changed")])
+    with pytest.raises(RuntimeError, match="not the one"):
+        engine.open()
+    monkeypatch.setattr(contract, "_migrations", list)
+    with pytest.raises(FailedPrecondition, match="newer variantd"):
+        engine.open()
+
+
+# -- SQLite
 
 
 @pytest.mark.fault(7)
@@ -87,10 +204,10 @@ async def test_a_locked_database_is_unavailable_and_recovers(
     other = sqlite3.connect(tmp_path / "d.db", isolation_level=None)
     other.execute("begin immediate")
     with pytest.raises(Unavailable):
-        await database.write(put("x"))  # type: ignore[arg-type]
+        await database.write(put("x"))
     other.execute("rollback")
     other.close()
-    await database.write(put("x"))  # type: ignore[arg-type]
+    await database.write(put("x"))
     assert await keys(database) == ["x"]
     await database.close()
 
@@ -98,8 +215,8 @@ async def test_a_locked_database_is_unavailable_and_recovers(
 async def test_a_backup_taken_under_writes_is_whole(tmp_path: Path) -> None:
     """The copy passes SQLite's own check and holds what was answered before it began."""
     database = SqliteDatabase.open(tmp_path / "d.db")
-    await database.write(put("before"))  # type: ignore[arg-type]
-    writes = asyncio.gather(*(database.write(put(f"k{n}")) for n in range(200)))  # type: ignore[arg-type]
+    await database.write(put("before"))
+    writes = asyncio.gather(*(database.write(put(f"k{n}")) for n in range(200)))
     await asyncio.to_thread(backup_database, tmp_path / "d.db", tmp_path / "copy.db")
     await writes
     with sqlite3.connect(tmp_path / "copy.db") as copy:
@@ -107,22 +224,6 @@ async def test_a_backup_taken_under_writes_is_whole(tmp_path: Path) -> None:
         assert copy.execute("select count(*) from meta where key = 'before'").fetchone() == (1,)
     copy.close()
     await database.close()
-
-
-async def test_migrations_run_once_and_are_not_rewritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second open applies nothing; a migration that changed since, or is unknown, is an error."""
-    database = SqliteDatabase.open(tmp_path / "d.db")
-    assert await database.write(contract.migrate) == []
-    await database.close()
-    known = contract._migrations()
-    monkeypatch.setattr(contract, "_migrations", lambda: [(known[0][0], known[0][1] + "\n-- changed")])
-    with pytest.raises(RuntimeError, match="not the one"):
-        SqliteDatabase.open(tmp_path / "d.db")
-    monkeypatch.setattr(contract, "_migrations", list)
-    with pytest.raises(FailedPrecondition, match="newer variantd"):
-        SqliteDatabase.open(tmp_path / "d.db")
 
 
 async def test_the_database_is_as_durable_as_it_says(tmp_path: Path) -> None:
@@ -135,3 +236,92 @@ async def test_the_database_is_as_durable_as_it_says(tmp_path: Path) -> None:
 
     assert await database.write(pragmas) == ["wal", 2, 1]
     await database.close()
+
+
+# -- PostgreSQL
+
+
+def ended(url: str) -> int:
+    """Every connection of ours to the database was ended by the server; how many."""
+    with psycopg.connect(url, autocommit=True) as other:
+        rows = other.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and application_name = 'variantd'"
+        ).fetchall()
+    return len(rows)
+
+
+@pytest.mark.fault(6)
+async def test_a_connection_that_is_lost_is_unavailable_once(tmp_path: Path) -> None:
+    """A restart of the server costs what was under way an error; what comes after finds it again."""
+    url = postgres.url_of(tmp_path)
+    database = postgres.opened(url)
+    await database.write(put("before"))
+    assert await keys(database) == ["before"]
+    assert ended(url) == 2
+    with pytest.raises(Unavailable):
+        await database.write(put("lost"))
+    with pytest.raises(Unavailable):
+        await keys(database)
+    await database.write(put("after"))
+    assert await keys(database) == ["after", "before"]
+    await database.close()
+    postgres.drop(tmp_path)
+
+
+@pytest.mark.fault(59)
+async def test_a_writer_that_is_paused_loses_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the others up for a bounded time, and what it meant to write is refused when it goes on."""
+    monkeypatch.setattr("control_plane.store.postgres.IDLE_SECONDS", 1)
+    url = postgres.url_of(tmp_path)
+    paused, other = postgres.opened(url), postgres.opened(url)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def pause(tx: Tx) -> None:
+        put("first")(tx)
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
+        put("second")(tx)
+
+    pausing = asyncio.create_task(paused.write(pause))
+    await begun.wait()
+    await other.write(put("other"))
+    go_on.set()
+    with pytest.raises(Unavailable):
+        await pausing
+    assert await keys(other) == ["other"]
+    await paused.close()
+    await other.close()
+    postgres.drop(tmp_path)
+
+
+@pytest.mark.fault(8)
+async def test_a_statement_that_waits_too_long_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that somebody locked makes writes fail as Unavailable; afterwards they work."""
+    monkeypatch.setattr("control_plane.store.postgres.LOCK_SECONDS", 1)
+    url = postgres.url_of(tmp_path)
+    database = postgres.opened(url)
+    with psycopg.connect(url) as other:
+        other.execute("lock table meta in access exclusive mode")
+        with pytest.raises(Unavailable):
+            await database.write(put("x"))
+    await database.write(put("x"))
+    assert await keys(database) == ["x"]
+    await database.close()
+    postgres.drop(tmp_path)
+
+
+def test_a_server_that_is_not_there_is_told_without_its_password() -> None:
+    """Neither a wrong URL nor an absent server shows a secret."""
+    with pytest.raises(Unavailable) as absent:
+        postgres.opened("postgresql://somebody:pass-word@127.0.0.1:1/none")
+    assert "pass-word" not in str(absent.value)
+    assert "somebody" in str(absent.value)
+    with pytest.raises(Invalid) as malformed:
+        postgres.opened("postgresql://somebody:pass-word@127.0.0.1:1/none?nonsense=1")
+    assert "pass-word" not in str(malformed.value)

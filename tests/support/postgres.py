@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
-from control_plane.store.postgres import prepare
+from control_plane.store.postgres import PostgresDatabase, prepare
 
 VARIABLE = "TEST_POSTGRES_URL"
 _at_end: list[Callable[[], None]] = []
@@ -62,6 +62,11 @@ def url_of(folder: Path) -> str:
         if known is None:
             connection.execute(f"create database {name} template {template}")
     return _named(name)
+
+
+def opened(url: str) -> PostgresDatabase:
+    """The database at the URL, ready for work."""
+    return PostgresDatabase.open(url)
 
 
 def drop(folder: Path) -> None:
