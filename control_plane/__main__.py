@@ -254,8 +254,10 @@ def _migrate(arguments: argparse.Namespace) -> int:
 def _backup(arguments: argparse.Namespace) -> int:
     from control_plane import data
 
-    data.backup(data.DataDir(arguments.data_dir), arguments.file)
-    print(f"wrote {arguments.file}")
+    source = data.DataDir(arguments.data_dir)
+    data.backup(source, arguments.file)
+    without = "" if source.database.exists() else "; the database is not in it: copy that with pg_dump"
+    print(f"wrote {arguments.file}{without}")
     return 0
 
 
@@ -263,8 +265,15 @@ def _restore(arguments: argparse.Namespace) -> int:
     from control_plane import data
     from shared.ids import new_id
 
-    asyncio.run(data.restore(data.DataDir(arguments.data_dir), arguments.file, new_id=new_id))
-    print(f"restored {arguments.data_dir}; agents adopt it once `variantd serve` runs there")
+    target = data.DataDir(arguments.data_dir)
+    asyncio.run(data.restore(target, arguments.file, new_id=new_id))
+    if target.database.exists():
+        print(f"restored {arguments.data_dir}; agents adopt it once `variantd serve` runs there")
+    else:
+        print(
+            f"restored {arguments.data_dir}; its database is on a PostgreSQL server: put that back there, then run"
+            " `variantd admin new-incarnation`, so that agents adopt it"
+        )
     return 0
 
 
@@ -307,10 +316,13 @@ def _retire_authority(arguments: argparse.Namespace) -> int:
 
 
 def _new_incarnation(arguments: argparse.Namespace) -> int:
-    from control_plane import data
+    from control_plane import config, data
     from shared.ids import new_id, show_id
 
-    made = asyncio.run(data.new_incarnation(data.DataDir(arguments.data_dir), new_id=new_id))
+    settings = config.load(None, {"data_dir": arguments.data_dir, "database": arguments.database})
+    made = asyncio.run(
+        data.new_incarnation(data.DataDir(settings.data_dir), settings.database, new_id=new_id)
+    )
     print(f"incarnation {show_id(made.id)} succeeds {show_id(made.predecessor)}; `variantd serve` begins it")
     return 0
 

@@ -31,7 +31,7 @@ from shared.clock import Clock
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import NewId, new_secret
 
-_IN_BACKUP = ("variantd.db", "ca/ca.pem", "ca/key.pem", "operator.api-key", "ca/next-key.pem")
+_IN_BACKUP = ("variantd.db", "ca/ca.pem", "ca/key.pem", "operator.api-key", "ca/next-key.pem", "database")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class DataDir:
 
     def require(self) -> "DataDir":
         """Itself. Raises Invalid where there is no database in it."""
-        if not self.database.exists():
+        if not self.database.exists() and not self.elsewhere.exists():
             raise Invalid(f"{self.path} is not a data directory of variantd; `variantd serve` makes one")
         return self
 
@@ -233,12 +233,16 @@ def sync_directory(path: Path) -> None:
 
 
 def backup(data: DataDir, target: Path) -> None:
-    """`target` is a tar file with everything a restore needs, taken while the server may be running."""
-    if not data.database.exists():
+    """`target` is a tar file with everything a restore needs, taken while the server may be running.
+
+    A database on a server is not in it: that server's own tools copy it.
+    """
+    if not data.database.exists() and not data.elsewhere.exists():
         raise Invalid(f"{data.path} is not a data directory of variantd")
     with tempfile.TemporaryDirectory(dir=target.resolve().parent) as folder:
         copied = Path(folder) / "variantd.db"
-        backup_database(data.database, copied)
+        if data.database.exists():
+            backup_database(data.database, copied)
         archive = Path(folder) / "backup.tar"
         with tarfile.open(archive, "w") as tar:
             for name in _IN_BACKUP:
@@ -256,6 +260,7 @@ def backup(data: DataDir, target: Path) -> None:
 async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
     """The directory, empty before, holds the backup as a new incarnation that agents adopt by themselves.
 
+    Where the database is on a server, the incarnation is that database's, and nothing is done to it.
     Raises Invalid where the directory is not empty or the file is no backup.
     """
     if data.path.exists() and any(data.path.iterdir()):
@@ -269,12 +274,15 @@ async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
                     files[member.name] = content.read() if content else b""
     except (OSError, tarfile.TarError) as error:
         raise Invalid(f"{source} is not a backup of variantd: {error}") from None
-    missing = [name for name in _IN_BACKUP[:3] if name not in files]
+    needed = ("database" if "database" in files else "variantd.db", "ca/ca.pem", "ca/key.pem")
+    missing = [name for name in needed if name not in files]
     if missing:
         raise Invalid(f"{source} is not a backup of variantd: it has no {missing[0]}")
     data.prepare()
     for name, body in files.items():
         write_private(data.path / name, body)
+    if data.elsewhere.exists():
+        return
     database = SqliteDatabase.open(data.database)
     try:
         await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id))
@@ -282,7 +290,7 @@ async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
         await database.close()
 
 
-async def new_incarnation(data: DataDir, *, new_id: NewId) -> Incarnation:
+async def new_incarnation(data: DataDir, url: SecretStr | None, *, new_id: NewId) -> Incarnation:
     """The database is another incarnation from now on, named as the successor of the present one.
 
     For a database that was put back without `restore`: hosts that know more than it does get no offers until then.
@@ -290,7 +298,7 @@ async def new_incarnation(data: DataDir, *, new_id: NewId) -> Incarnation:
     """
     held = data.require().lock()
     try:
-        database = SqliteDatabase.open(data.database)
+        database = open_database(data, url)
         try:
             return await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id))
         finally:

@@ -447,7 +447,7 @@ class EventStore(Sightings):
             "select t.variant_id, p.public_id, t.event_name, sum(t.assigned_count) as ac, sum(t.assigned_units) as au,"  # noqa: S608
             " sum(t.assigned_value) as av, sum(t.delivered_count) as dc, sum(t.delivered_units) as du,"
             " sum(t.delivered_value) as dv from tally t join participant p on p.id = t.participant_id"
-            f" where t.phase_id = ? and t.day <= ?{marks} group by t.variant_id, t.participant_id, t.event_name",
+            f" where t.phase_id = ? and t.day <= ?{marks} group by t.variant_id, p.id, t.event_name",
             (phase_id, _NO_DAY if until is None else until, *(names or ())),
         )
         return [

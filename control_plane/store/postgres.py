@@ -39,11 +39,14 @@ IDLE_SECONDS = 10  # within a transaction
 OLDEST = 130_000  # version 13: the oldest that is tested with
 WRITERS_LOCK = 7_161_202_601  # of nobody else in this database, by its number
 
+_LOST = (psycopg.OperationalError, psycopg.InternalError)
+"""The connection, the server or its patience ended the transaction; anything else is a fault of the statement."""
+
 _TYPES = {"blob": "bytea", "integer": "bigint", "real": "double precision", "text": 'text collate "C"'}
 _TYPE = re.compile(r"\b(blob|integer|real|text)\b")
 _TABLE_OPTIONS = re.compile(r"\)\s*strict(\s*,\s*without rowid)?\s*$|\)\s*without rowid\s*$")
 
-# SQLite's own, for text that holds a JSON object or array; and the larger and the smaller of two numbers.
+# SQLite's own: for text that holds a JSON object or array, the larger and the smaller of two numbers, bytes of zero.
 _FUNCTIONS = """
 create or replace function json_each(document text) returns table (key text, value text)
 language sql immutable parallel safe as $$
@@ -58,6 +61,8 @@ create or replace function max(a bigint, b bigint) returns bigint
 language sql immutable parallel safe as $$ select greatest(a, b) $$;
 create or replace function min(a bigint, b bigint) returns bigint
 language sql immutable parallel safe as $$ select least(a, b) $$;
+create or replace function zeroblob(bytes integer) returns bytea
+language sql immutable parallel safe as $$ select decode(repeat('00', bytes), 'hex') $$;
 """
 
 
@@ -137,7 +142,7 @@ class PostgresDatabase:
         try:
             connection.execute("begin isolation level repeatable read read only")
             return work(PostgresTx(connection))
-        except psycopg.Error as error:
+        except _LOST as error:
             raise _unavailable(error) from error
         finally:
             with suppress(psycopg.Error):  # a connection that is lost is closed, and another made next time
@@ -155,7 +160,7 @@ class PostgresDatabase:
             connection.execute("begin")
             _take_turn(connection)
             for unit in group:
-                unit.run(tx, lost=(psycopg.OperationalError, psycopg.InternalError))
+                unit.run(tx, lost=_LOST)
             connection.execute("commit")
         except psycopg.Error as error:
             with suppress(psycopg.Error):

@@ -82,8 +82,8 @@ class SurveyStore:
     def between(self, project_id: bytes, low: int, high: int) -> tuple[int, int]:
         """(launched, completed) after `low` up to `high`, of experiments that are not archived."""
         row = self._tx.one(
-            "select coalesce(sum(started_at > ? and started_at <= ?), 0) as launched,"
-            " coalesce(sum(completed_at > ? and completed_at <= ?), 0) as completed"
+            "select count(*) filter (where started_at > ? and started_at <= ?) as launched,"
+            " count(*) filter (where completed_at > ? and completed_at <= ?) as completed"
             " from experiment where project_id = ? and archived = 0",
             (low, high, low, high, project_id),
         )

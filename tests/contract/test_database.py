@@ -241,16 +241,6 @@ async def test_the_database_is_as_durable_as_it_says(tmp_path: Path) -> None:
 # -- PostgreSQL
 
 
-def ended(url: str) -> int:
-    """Every connection of ours to the database was ended by the server; how many."""
-    with psycopg.connect(url, autocommit=True) as other:
-        rows = other.execute(
-            "select pg_terminate_backend(pid) from pg_stat_activity"
-            " where datname = current_database() and application_name = 'variantd'"
-        ).fetchall()
-    return len(rows)
-
-
 @pytest.mark.fault(6)
 async def test_a_connection_that_is_lost_is_unavailable_once(tmp_path: Path) -> None:
     """A restart of the server costs what was under way an error; what comes after finds it again."""
@@ -258,7 +248,7 @@ async def test_a_connection_that_is_lost_is_unavailable_once(tmp_path: Path) -> 
     database = postgres.opened(url)
     await database.write(put("before"))
     assert await keys(database) == ["before"]
-    assert ended(url) == 2
+    assert postgres.end_connections(url) == 2
     with pytest.raises(Unavailable):
         await database.write(put("lost"))
     with pytest.raises(Unavailable):

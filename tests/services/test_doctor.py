@@ -102,11 +102,12 @@ async def test_what_was_changed_is_named(world: World, sql: str, table: str, fie
 async def test_sums_of_nobody_are_told(world: World) -> None:
     """A row that no event stands behind is a difference, not overlooked."""
     experiment = await world.start(await world.experiment("p"))
-    phase, nobody = experiment.phase.id.hex(), "00" * 16
+    phase, nobody = experiment.phase.id, bytes(16)
     await world.database.write(
         lambda tx: tx.run(
             "insert into tally (phase_id, variant_id, participant_id, event_name, day, assigned_count)"
-            f" values (x'{phase}', x'{nobody}', x'{nobody}', '', 1, 3)"
+            " values (?, ?, ?, '', 1, 3)",
+            (phase, nobody, nobody),
         )
     )
     (only,) = (await check(world)).differences

@@ -24,7 +24,7 @@ async def tallies(world: World) -> list[tuple[object, ...]]:
         "select v.key, p.public_id, t.event_name, t.day, t.assigned_count, t.assigned_units, t.assigned_value,"
         " t.delivered_count, t.delivered_units, t.delivered_value from tally t"
         " join variant v on v.id = t.variant_id join participant p on p.id = t.participant_id"
-        " where t.assigned_count or t.delivered_count or t.assigned_units or t.delivered_units"
+        " where t.assigned_count + t.delivered_count + t.assigned_units + t.delivered_units > 0"
         " order by 1, 2, 3, 4"
     )
     return [tuple(row.values()) for row in rows]

@@ -61,10 +61,10 @@ async def test_both_files_are_one_deployment(world: World) -> None:
     await world.agent("p", "q")
     started = await world.start(await drafted(world, "p", "q"))
     found = await world.rows(
-        "select d.id, d.variant_id, group_concat(f.path) as paths from deployment d"
-        " join deployment_file f on f.deployment_id = d.id group by d.id order by d.id"
+        "select d.id, f.path from deployment d join deployment_file f on f.deployment_id = d.id order by d.id, f.path"
     )
-    assert [sorted(row["paths"].split(",")) for row in found] == [["model.md", "tone.md"]] * 2
+    assert [row["path"] for row in found] == ["model.md", "tone.md"] * 2
+    assert len({bytes(row["id"]) for row in found}) == 2
     assert len(await world.rows("select path from claim")) == 4
     assert started.phase.algorithm == "balanced-1"
 

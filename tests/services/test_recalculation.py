@@ -14,10 +14,9 @@ from control_plane.services import experiments, lifecycle, phases, recalculation
 from control_plane.services.recalculation import DAYS_AT_ONCE
 from control_plane.services.work import Work
 from control_plane.store.recalculations import Progress
-from control_plane.store.sqlite import SqliteDatabase
 from shared.errors import FailedPrecondition, Invalid, NotFound
 from tests.services.test_timers import ticking
-from tests.support.builders import World, make_world, seconds
+from tests.support.builders import World, make_world, open_database, seconds
 from tests.support.waiting import eventually
 
 DAY = 86_400
@@ -81,7 +80,7 @@ async def turns(world: World, count: int) -> None:
 @asynccontextmanager
 async def reopened(world: World, folder: Path) -> AsyncIterator[World]:
     """The same database, opened by another process after the first one is gone."""
-    database = SqliteDatabase.open(folder / "variantd.db")
+    database = open_database(folder)
     try:
         yield replace(world, database=database)
     finally:

@@ -332,14 +332,14 @@ class Fleet:
 
 @asynccontextmanager
 async def running_fleet(
-    folder: Path, *, quick: bool = False, server: Sequence[str] = ()
+    folder: Path, *options: str, quick: bool = False, server: Sequence[str] = ()
 ) -> AsyncIterator[Fleet]:
-    """A control plane, up; every process of the fleet is stopped at the end. `quick`: they wait for less long.
+    """A control plane, up, with these options; every process of the fleet is stopped at the end. `quick`: they wait for less long.
 
     `server` is how the control plane is run, if not by its console script.
     """
     data = folder / "data"
-    command = [*(server or program("variantd", quick=quick)), "serve", "--data-dir", str(data)]
+    command = [*(server or program("variantd", quick=quick)), "serve", *options, "--data-dir", str(data)]
     command += ["--http", "127.0.0.1:0", "--operator", "127.0.0.1:0", "--agents", "127.0.0.1:0"]
     process = Process(command=command, log=folder / "variantd.log")
     async with aiohttp.ClientSession() as http:

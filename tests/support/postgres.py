@@ -76,6 +76,16 @@ def drop(folder: Path) -> None:
         connection.execute(f"drop database if exists {name} with (force)")
 
 
+def end_connections(url: str) -> int:
+    """Every connection of variantd to the database was ended by the server; how many."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        rows = connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and application_name = 'variantd'"
+        ).fetchall()
+    return len(rows)
+
+
 @cache
 def _template() -> str:
     name = f"variantd_template_{os.getpid()}"
