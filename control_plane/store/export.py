@@ -63,11 +63,13 @@ _LISTINGS = {
         " case method when 'holdout' then 'holdout'"
         " when 'targeted' then 'no_rule' else 'not_allocated' end as reason, 0 as impressions, 0 as conversions"
         " from assignment where phase_id = ? and variant_id is null and time_block <= 1"
-        " union all select participant_id, variant_id, 'assigned', assigned, count(*) filter (where kind = 'impression'),"
-        " count(*) filter (where kind = 'conversion') from attributed_event where phase_id = ? and assigned <> 'eligible'"
+        " union all select participant_id, variant_id, 'assigned', assigned,"
+        " count(*) filter (where kind = 'impression'), count(*) filter (where kind = 'conversion')"
+        " from attributed_event where phase_id = ? and assigned <> 'eligible'"
         " group by participant_id, variant_id, assigned"
-        " union all select participant_id, variant_id, 'delivered', delivered, count(*) filter (where kind = 'impression'),"
-        " count(*) filter (where kind = 'conversion') from attributed_event where phase_id = ? and delivered <> 'eligible'"
+        " union all select participant_id, variant_id, 'delivered', delivered,"
+        " count(*) filter (where kind = 'impression'), count(*) filter (where kind = 'conversion')"
+        " from attributed_event where phase_id = ? and delivered <> 'eligible'"
         " group by participant_id, variant_id, delivered) found left join participant p on p.id = found.participant_id"
         ") named where 1 = 1",
         key=("participant_id", "variant_id", "population", "reason"),
