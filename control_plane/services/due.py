@@ -48,11 +48,23 @@ class Timers:
         self._services, self._clock = services, clock
 
     async def run(self) -> None:
-        """Does whatever is due, looks again every second; ends only by being cancelled."""
+        """Does whatever is due, looks again every second; ends only by being cancelled.
+
+        What a database that is away does not take is still due, and done when it is back.
+        """
+        away = False
         while True:
-            while await self._first():
-                pass
-            await self._take_in()
+            try:
+                while await self._first():
+                    pass
+                await self._take_in()
+                away = False
+            except Error as error:
+                if not error.code.retryable:
+                    raise
+                if not away:
+                    _log.warning("timers.put_off", reason=error.reason, error=error.message)
+                away = True
             await self._clock.sleep(LOOK_SECONDS)
 
     async def _first(self) -> bool:
@@ -65,6 +77,8 @@ class Timers:
         except _Done:
             pass
         except Error as error:
+            if error.code.retryable:
+                raise
             await self._failed(timer, error.reason, error.message)
         except Exception:
             # One experiment's trouble must not stop the others' timers; it is told where operators look.

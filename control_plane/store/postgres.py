@@ -205,7 +205,7 @@ def _take_turn(connection: Connection) -> None:
 
 def _connect(url: str) -> Connection:
     settings = " ".join(
-        f"-c {name}={seconds * 1000}"
+        f"-c {name}={round(seconds * 1000)}"
         for name, seconds in (
             ("statement_timeout", STATEMENT_SECONDS),
             ("lock_timeout", LOCK_SECONDS),

@@ -43,6 +43,7 @@ async def start(fleet: Fleet) -> dict[str, str]:
     return await fleet.assigned("tone")
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.fault(3, 6)
 async def test_the_main_job_over_postgres(fleet: Fleet, url: str) -> None:
     """Files, reports and results, while the server is killed and the database drops its connections."""

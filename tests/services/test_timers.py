@@ -4,9 +4,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from control_plane.api.reads import Reads
 from control_plane.api.witness import witness
@@ -16,7 +18,7 @@ from control_plane.services.due import Timers
 from control_plane.services.work import Joining, Services
 from shared.errors import Invalid
 from shared.moment import SECOND, to_rfc3339
-from tests.support.builders import World
+from tests.support.builders import World, make_world, nobody_writes
 from tests.support.waiting import eventually
 
 HOUR = 3600
@@ -185,3 +187,28 @@ async def test_a_schedule_that_cannot_be_is_refused(world: World) -> None:
     await world.start(await world.experiment("p"))
     with pytest.raises(Invalid, match="it has started"):
         await change(world, startAt=after(world, HOUR))
+
+
+@pytest.mark.fault(7, 8)
+async def test_a_database_that_takes_nothing_for_a_while_costs_no_timer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is due meanwhile has not failed: it is done once the database takes it."""
+    monkeypatch.setattr("control_plane.store.sqlite.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("control_plane.store.postgres.LOCK_SECONDS", 0.2)
+    async with make_world(tmp_path) as world:
+        await world.agent("p", "q")
+        await world.experiment("p", "q", schedule={"startAt": after(world, HOUR)})
+        with structlog.testing.capture_logs() as said, nobody_writes(tmp_path):
+            async with ticking(world):
+                await world.clock.advance(HOUR)
+
+                async def put_off() -> bool:
+                    await world.clock.advance(1.0)
+                    return any(line["event"] == "timers.put_off" for line in said)
+
+                await eventually(put_off, within=20, what="the timer meets a database that is locked")
+        assert await status(world) == "draft"
+        async with ticking(world):
+            await moves_to(world, "running")
+        assert {row["failure"] for row in await world.rows("select failure from timer")} == {None}

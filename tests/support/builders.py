@@ -1,8 +1,9 @@
 """Builders of what tests talk about: a database on a temporary file, a project, experiments, records."""
 
 import itertools
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,6 +231,20 @@ def open_database(folder: Path) -> Database:
     from tests.support import postgres
 
     return PostgresDatabase.open(postgres.url_of(folder))
+
+
+@contextmanager
+def nobody_writes(folder: Path) -> Iterator[None]:
+    """Another process holds the folder's database, so that nothing is written meanwhile."""
+    if _engine.get() == "sqlite":
+        with closing(sqlite3.connect(folder / "variantd.db", isolation_level=None)) as other:
+            other.execute("begin immediate")
+            yield
+        return
+    from tests.support import postgres
+
+    with postgres.writers_turn(postgres.url_of(folder)):
+        yield
 
 
 @asynccontextmanager

@@ -10,14 +10,15 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 
-from control_plane.store.postgres import PostgresDatabase, prepare
+from control_plane.store.postgres import WRITERS_LOCK, PostgresDatabase, prepare
 
 VARIABLE = "TEST_POSTGRES_URL"
 _at_end: list[Callable[[], None]] = []
@@ -74,6 +75,14 @@ def drop(folder: Path) -> None:
     name = "variantd_" + hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     with psycopg.connect(server_url(), autocommit=True) as connection:
         connection.execute(f"drop database if exists {name} with (force)")
+
+
+@contextmanager
+def writers_turn(url: str) -> Iterator[None]:
+    """It is another process's turn to write to the database, all the time."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("select pg_advisory_lock(%s)", (WRITERS_LOCK,))
+        yield
 
 
 def end_connections(url: str) -> int:
