@@ -334,9 +334,9 @@ class Fleet:
 async def running_fleet(
     folder: Path, *options: str, quick: bool = False, server: Sequence[str] = ()
 ) -> AsyncIterator[Fleet]:
-    """A control plane, up, with these options; every process of the fleet is stopped at the end. `quick`: they wait for less long.
+    """A control plane, up, with these options; every process of the fleet is stopped at the end.
 
-    `server` is how the control plane is run, if not by its console script.
+    `quick`: they wait for less long. `server` is how the control plane is run, if not by its console script.
     """
     data = folder / "data"
     command = [*(server or program("variantd", quick=quick)), "serve", *options, "--data-dir", str(data)]
