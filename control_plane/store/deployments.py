@@ -346,7 +346,7 @@ class DeploymentStore:
     def withdrawals(self, project_id: bytes, incarnation: bytes) -> tuple[int, int]:
         """(slots that this incarnation withdraws from hosts that know better, all slots of the project)."""
         row = self._tx.one(
-            "select count(*) as n, coalesce(sum(s.overtaken_in = ? and d.action = 'restore'), 0) as withdrawn"
+            "select count(*) as n, count(*) filter (where s.overtaken_in = ? and d.action = 'restore') as withdrawn"
             " from slot s join deployment d on d.id = s.deployment_id where d.project_id = ?"
             " and s.withdrawn_at is null",
             (incarnation, project_id),

@@ -26,7 +26,7 @@ class TurnStore:
             " sum(t.delivered_units) as du, sum(t.delivered_value) as dv from tally t"
             " join participant p on p.id = t.participant_id"
             f" where t.phase_id = ? and t.day <= ?{marks}"
-            " group by t.variant_id, t.participant_id, t.block, t.event_name",
+            " group by t.variant_id, p.id, t.block, t.event_name",
             (phase_id, _NO_DAY if until is None else until, *(names or ())),
         )
         return [
