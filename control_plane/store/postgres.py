@@ -100,7 +100,8 @@ class PostgresTx:
 @lru_cache(maxsize=1024)
 def _in_dialect(sql: str) -> bytes:
     if sql.startswith(("create table", "alter table")):
-        sql = _TYPE.sub(lambda found: _TYPES[found[1]], _TABLE_OPTIONS.sub(")", sql))
+        sql = _TABLE_OPTIONS.sub(")", sql).replace("x''", "''")  # bytes of a literal by the column's type
+        sql = _TYPE.sub(lambda found: _TYPES[found[1]], sql)
     return sql.replace("%", "%%").replace("?", "%s").encode()
 
 
