@@ -374,9 +374,9 @@ class FleetStore:
     def move(self, participant_id: bytes, uid: bytes, *, now: int) -> None:
         """The participant is another agent's, under a new binding generation."""
         self._tx.run(
-            "update participant set agent_uid = ?, binding_generation = binding_generation + 1, policy = x'',"
+            "update participant set agent_uid = ?, binding_generation = binding_generation + 1, policy = ?,"
             " retired_at = null, updated_at = ? where id = ?",
-            (uid, now, participant_id),
+            (uid, b"", now, participant_id),
         )
 
     def set_labels(self, participant_id: bytes, labels: dict[str, str], *, now: int) -> None:

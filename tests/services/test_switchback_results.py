@@ -420,7 +420,11 @@ async def test_what_was_designed_before_spends_alpha_as_now(world: World) -> Non
 
     async def migrated(days: int) -> Any:
         def again(tx: Tx) -> Any:
-            tx.run("update experiment set design = json_set(design, '$.analysis.horizonDays', ?)", (days,))
+            # As it was written then: in a design's form, with a number in its place.
+            written = draft.design.model_dump(mode="json", by_alias=True)
+            written["analysis"]["horizonDays"] = days
+            text_then = json.dumps(written, separators=(",", ":"))
+            tx.run("update experiment set design = ?", (text_then,))
             for statement in database._statements(text):
                 tx.run(statement)
             return Store(tx).experiments.find(world.caller.project_id, "test")
