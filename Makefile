@@ -28,10 +28,18 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@touch $@
 
+# gbstats, an oracle of some tests, asks for older libraries than ours: an environment of its own, where it can be had.
+$(VENV)/.gbstats: $(BIN)/uv requirements/gbstats.txt
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
+		$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(VENV)/gbstats && \
+		$(BIN)/uv pip install --quiet --python $(VENV)/gbstats/bin/python --require-hashes -r requirements/gbstats.txt; \
+	fi
+	@touch $@
+
 demo: $(VENV)/.run  ## Run a real experiment on this machine (ONCE=1: finish by itself)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python deploy/demo/run.py $(if $(ONCE),--once)
 
-test: $(VENV)/.dev  ## Run the whole suite
+test: $(VENV)/.dev $(VENV)/.gbstats  ## Run the whole suite
 	OPENBLAS_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # Sizes: FAULTS_SEED, FAULTS_SCHEDULES, FAULTS_EVENTS, FAULTS_TRIES, FAULTS_HISTORIES, FAULTS_FLEET, FAULTS_CUTS.
@@ -72,6 +80,8 @@ lock: $(BIN)/uv  ## Write requirements/ from pyproject.toml
 		--python-version 3.11 --group build -o requirements/build.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--python-version 3.11 --extra control-plane --extra docs --extra oidc --extra postgres --extra analytics --extra report --group dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--python-version 3.11 --group gbstats -o requirements/gbstats.txt
 
 deb: $(BIN)/uv  ## Build the agent's Debian package into dist/ (DEB_ARGS: --python, --output, --revision)
 	$(BIN)/python deploy/debian/build.py $(DEB_ARGS)
