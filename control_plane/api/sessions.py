@@ -395,6 +395,9 @@ class Session:
             self._tell(outcome, state)
             if outcome.result is not Result.IN_PROGRESS:  # an end at the same step has the same key
                 self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
+                slot = (outcome.participant, outcome.slot_id)
+                if state is not None:  # what Hello had as begun has ended since
+                    self._known[slot] = max(outcome.revision, self._known.get(slot, 0))
         if beyond:
             self._ask_full()  # of a revision that was never made here: its Hello says how that can be
 

@@ -375,18 +375,15 @@ class DeploymentStore:
         reason = json.dumps(_reason(outcome.reason)) if outcome.reason else None
         self._tx.run(
             "update deployment set state = ?, attempts = max(attempts, ?), reason = ?, updated_at = ?, confirming = ?,"
-            " applied_at = case when ? then coalesce(applied_at, ?) else applied_at end,"
-            " confirmed_at = case when ? then coalesce(confirmed_at, ?) else confirmed_at end where id = ?",
+            " applied_at = coalesce(applied_at, ?), confirmed_at = coalesce(confirmed_at, ?) where id = ?",
             (
                 state.value,
                 outcome.attempt,
                 reason,
                 now,
                 outcome.confirming and not row["overtaken"],
-                outcome.result.holds,
-                outcome.occurred_at,
-                state is State.CONFIRMED,
-                outcome.occurred_at,
+                outcome.occurred_at if outcome.result.holds else None,
+                outcome.occurred_at if state is State.CONFIRMED else None,
                 row["id"],
             ),
         )

@@ -84,7 +84,7 @@ class PostgresTx:
     def many(self, sql: str, rows: Iterable[Parameters]) -> None:
         with self._connection.cursor() as cursor:
             try:
-                cursor.executemany(_in_dialect(sql), [tuple(row) for row in rows])
+                cursor.executemany(_in_dialect(sql), [_values(row) for row in rows])
             except psycopg.IntegrityError as error:
                 raise IntegrityViolation(str(error)) from None
 
@@ -92,7 +92,7 @@ class PostgresTx:
         # Parameters go into the text here: a place such as `? is null` has no type of its own on the server.
         cursor = psycopg.ClientCursor(self._connection, row_factory=dict_row)
         try:
-            return cursor.execute(_in_dialect(sql), tuple(parameters))
+            return cursor.execute(_in_dialect(sql), _values(parameters))
         except psycopg.IntegrityError as error:
             raise IntegrityViolation(str(error)) from None
 
@@ -103,6 +103,11 @@ def _in_dialect(sql: str) -> bytes:
         sql = _TABLE_OPTIONS.sub(")", sql).replace("x''", "''")  # bytes of a literal by the column's type
         sql = _TYPE.sub(lambda found: _TYPES[found[1]], sql)
     return sql.replace("%", "%%").replace("?", "%s").encode()
+
+
+def _values(parameters: Parameters) -> tuple[Any, ...]:
+    """The parameters as columns take them: a flag is a number."""
+    return tuple(int(value) if isinstance(value, bool) else value for value in parameters)
 
 
 class _Numeric(Loader):

@@ -127,6 +127,7 @@ async def test_values_come_back_as_they_went_in(engine: Engine) -> None:
             (project, name, largest, 0),
         )
         rows = [(bytes([n]) * 16, project, key, key, "", 0.25 + n, seed, n, n) for n, key in enumerate("Zaz")]
+        tx.run("update project set settings_version = ?", (True,))
         tx.many(
             "insert into holdout (id, project_id, key, name, description, share, seed, created_at, updated_at)"
             " values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -145,6 +146,7 @@ async def test_values_come_back_as_they_went_in(engine: Engine) -> None:
             bytes(kept["id"]),
             kept["last_number"],
             kept["frozen_at"],
+            kept["settings_version"],
             total["n"],
             total["most"],
             total["larger"],
@@ -152,7 +154,7 @@ async def test_values_come_back_as_they_went_in(engine: Engine) -> None:
         ]
 
     ordered = [(key, seed) for key in "Zaz"]
-    assert await database.read(read) == [project, largest, None, 3, 2.25, 2, ordered]
+    assert await database.read(read) == [project, largest, None, 1, 3, 2.25, 2, ordered]
     await database.close()
 
 

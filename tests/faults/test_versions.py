@@ -5,6 +5,7 @@ Skips where the history is not there, as in a shallow clone.
 """
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -33,6 +34,15 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("earlier")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
+    probe = "import agent.app, control_plane.app"
+    at = {**os.environ, "PYTHONPATH": str(folder)}
+    runs = subprocess.run(
+        [sys.executable, "-P", "-c", probe], env=at, capture_output=True, text=True, check=False
+    )
+    if runs.returncode:
+        pytest.skip(
+            f"the earlier version needs what is not installed: {runs.stderr.strip().splitlines()[-1]}"
+        )
     return folder
 
 

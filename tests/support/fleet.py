@@ -125,7 +125,8 @@ class ControlPlane:
             lambda: self.process.running() and (self.data / "addresses.json").exists(), within=30
         )
         self.addresses = json.loads((self.data / "addresses.json").read_text())
-        command = self.process.command[: self.process.command.index("--data-dir") + 2]
+        words = self.process.command
+        command = words[: words.index("--data-dir") + 2] if "--data-dir" in words else list(words)
         for name, address in self.addresses.items():
             command += [f"--{name}", address]
         self.process.command = command
