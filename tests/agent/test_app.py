@@ -120,8 +120,7 @@ async def test_offer_and_report_go_all_the_way(tmp_path: Path, control_plane: Sc
     async with running(tmp_path) as local:
         sync = await control_plane.session()
         await sync.offer(offered())
-        await eventually(lambda: sync.outcomes)
-        assert sync.outcomes[-1].result is Result.APPLIED
+        await eventually(lambda: sync.outcomes and sync.outcomes[-1].result is Result.APPLIED)
         assert (tmp_path / "bot-1" / "SOUL.md").read_bytes() == CONTENT
         answer = await call(local, "/v1/conversions", body={"eventName": "resolved", "value": 2})
         assert answer.status == 202
@@ -232,8 +231,7 @@ async def test_full_disk_under_the_spool_stops_nothing_else(
     async with running(tmp_path) as local:
         sync = await control_plane.session()
         await sync.offer(offered())
-        await eventually(lambda: sync.outcomes)
-        assert sync.outcomes[-1].result is Result.APPLIED
+        await eventually(lambda: sync.outcomes and sync.outcomes[-1].result is Result.APPLIED)
         answer = await call(local, "/v1/impressions", body={})
         assert (answer.status, answer.body["reason"]) == (429, "SPOOL_FULL")
         answer = await call(local, "/readyz")

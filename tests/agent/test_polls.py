@@ -52,8 +52,11 @@ async def test_an_offer_becomes_a_file_and_an_outcome(
     """The outcome is told until it is acknowledged, and the next Hello has the slot."""
     async with linked(tmp_path, control_plane, transport="poll") as host:
         control_plane.to_poll.append(pb.SyncResponse(offer=wire.offer_to_pb(offered())))
-        await eventually(lambda: control_plane.polled_outcomes)
-        assert control_plane.polled_outcomes[-1].result is Result.APPLIED
+        await eventually(
+            lambda: (
+                control_plane.polled_outcomes and control_plane.polled_outcomes[-1].result is Result.APPLIED
+            )
+        )
         assert (host.root / "SOUL.md").read_bytes() == CONTENT
         await eventually(lambda: not host.reconciler.unacknowledged())
         (slot,) = hello_of(control_plane.polls[-1]).slots
