@@ -13,6 +13,7 @@ from shared.moment import SECOND, from_rfc3339
 from tests.support.arena import Arena, arena
 from tests.support.builders import World, seconds
 from tests.support.quick import HEARTBEAT, LEASE
+from tests.support.waiting import eventually
 
 DAY = 86_400.0
 
@@ -108,7 +109,7 @@ async def test_a_machine_that_slept_takes_the_newest_order_only(tmp_path: Path) 
             await host.connected()
             await system.report(host, 3)
             await system.settled()
-        assert system.oracle.seen[host.file("bot-1")] == [0, 1, 3]
+            await eventually(lambda: system.oracle.seen[host.file("bot-1")] == [0, 1, 3], within=10)
 
 
 @pytest.mark.fault(60)
@@ -132,4 +133,4 @@ async def test_hosts_that_were_away_for_days_take_the_present_order(tmp_path: Pa
             async with away.running():
                 await system.shown(away, "connected")
                 await system.settled()
-        assert system.oracle.seen[away.file("bot-3")] == [0, 1, 6]
+                await eventually(lambda: system.oracle.seen[away.file("bot-3")] == [0, 1, 6], within=10)
