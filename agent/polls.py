@@ -138,8 +138,11 @@ class Polls:
         return replace(hello, slots=(*recorded, *unknown.values()))
 
     async def _goodbye(self, reason: str) -> None:
-        """Goodbye is told, as far as the other side takes it in time; never raises for its sake."""
-        if self._admitted is None:
+        """Goodbye is told, as far as the other side takes it in time; never raises for its sake.
+
+        Also where no poll was answered yet: the session may be open without the host having heard of it.
+        """
+        if not self._polls:
             return
         goodbye = pb.SyncRequest(goodbye=pb.Goodbye(reason=reason))
         with suppress(grpc.aio.AioRpcError, OSError):

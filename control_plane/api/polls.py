@@ -14,6 +14,7 @@ from control_plane.api.sessions import (
     Origin,
     Session,
     Sessions,
+    clock_skew,
     conditions_of,
     welcome,
 )
@@ -86,9 +87,14 @@ class Polls:
             for condition in conditions_of(message.observation)
         ]
         now, new_id, terms = self._services.clock.now(), self._services.new_id, self._own.terms
+        beats = [message.heartbeat for message in messages if message.WhichOneof("message") == "heartbeat"]
+        skew = clock_skew(beats[-1], now=now) if beats else None
 
         def opening(tx: Tx) -> Opened:
-            return open_session(Store(tx), uid, hello, terms=terms, new_id=new_id, now=now, polled=conditions)
+            store = Store(tx)
+            opened = open_session(store, uid, hello, terms=terms, new_id=new_id, now=now, polled=conditions)
+            store.fleet.renew_leases([(uid, opened.id, now, skew)], lease=LEASE)
+            return opened
 
         opened = await self._services.database.write(opening)
         if opened.quarantined:

@@ -37,6 +37,7 @@ from shared.model import (
     Outcome,
     Result,
 )
+from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 _log = logs.get(__name__)
@@ -58,6 +59,7 @@ BUSY_WINDOW_MS = 5_000
 GATHER_SECONDS = 0.01
 """Outcomes of a session are gathered for so long into one transaction."""
 STORE_AGAIN_SECONDS = 1.0
+MOST_SKEW = 100 * 365 * 86_400 * SECOND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +183,7 @@ class Sessions:
         self._count()
 
     async def _write_leases(self, services: Services, sessions: "list[Session]") -> None:
-        leases = [(s.agent_uid, s.id, s.last_seen) for s in sessions]
+        leases = [(s.agent_uid, s.id, s.last_seen, s.clock_skew) for s in sessions]
         observed = [(s.agent_uid, *taken) for s in sessions if (taken := s.take_observation())]
 
         def write(tx: Tx) -> None:
@@ -205,6 +207,14 @@ class Sessions:
                 await self._empty.wait()
         for session in list(self._live.values()):
             session.end()
+
+
+def clock_skew(beat: pb.Heartbeat, *, now: int) -> int | None:
+    """The host's clock less this one, the way here included; None where the host does not say.
+
+    Microseconds within MOST_SKEW, so that nonsense finds room in every store.
+    """
+    return max(-MOST_SKEW, min(beat.sent_at_us - now, MOST_SKEW)) if beat.sent_at_us else None
 
 
 class Session:
@@ -236,6 +246,7 @@ class Session:
         self._look = True
         self._over = False
         self.said_goodbye = False
+        self.clock_skew: int | None = None
         self.id = opened.id
         self.agent_uid = opened.agent_uid
         self.goes_on = opened.goes_on
@@ -338,6 +349,7 @@ class Session:
         kind = message.WhichOneof("message")
         if kind == "heartbeat":
             self._beat = message.heartbeat.sequence
+            self.clock_skew = clock_skew(message.heartbeat, now=self._services.clock.now())
             self._signal.set()
         elif kind == "outcome":
             self._outcomes.append(wire.outcome_from_pb(message.outcome))

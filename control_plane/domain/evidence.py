@@ -161,6 +161,7 @@ class Settings(Part):
     prior: tuple[float, float] = (1.0, 1.0)
     secondary_correction: Literal["holm", "benjamini_hochberg"] = "holm"
     history_days: int | None = None
+    cluster_by: str = "participant"
 
 
 class Ledgered(Part):

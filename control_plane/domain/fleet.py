@@ -84,6 +84,8 @@ class ParticipantFile:
     experiment_id: bytes
     variant_id: bytes | None
     attempted: Digest | None = None
+    seen_at: int | None = None
+    """Since when the host has it so: microseconds."""
     reason: Mapping[str, Any] | None = None
     """Why what was last attempted is not what runs; JSON-shaped."""
 
@@ -160,6 +162,8 @@ class Agent:
     turns: tuple[Turn, ...] = ()
     findings: tuple[dict[str, Any], ...] = ()
     diverged_in: bytes = b""
+    clock_skew: int | None = None
+    """Its clock less the control plane's, microseconds, the way here included."""
 
     def presence(self, now: int) -> Presence:
         """Whether its session is alive."""

@@ -315,6 +315,7 @@ def _method(evidence: Evidence) -> Json:
     settings = evidence.settings
     return {
         "decision": settings.decision,
+        "clusterBy": settings.cluster_by,
         "variance": settings.variance if settings.history_days is None else "cuped",
         "horizonDays": settings.horizon_days,
         "power": settings.power,

@@ -315,6 +315,7 @@ def settings_of(seated: Seating) -> Settings:
         history_days=analysis.history_days if analysis.variance == "cuped" else None,
         prior=(analysis.prior.a, analysis.prior.b),
         secondary_correction=analysis.secondary_correction,
+        cluster_by=analysis.cluster_by,
     )
 
 

@@ -1,5 +1,6 @@
 """Use cases of the fleet: participants, agents, and all of them together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control_plane.domain import requests
@@ -23,10 +24,11 @@ from shared.ids import parse_id, show_id
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParticipantView:
-    """A participant with its target files."""
+    """A participant with its target files, and the holdouts that keep it out of what names them."""
 
     participant: Participant
     files: tuple[ParticipantFile, ...]
+    holdout_ids: tuple[bytes, ...]
 
 
 # -- participants
@@ -35,7 +37,19 @@ class ParticipantView:
 def get_participant(work: Work, request: requests.ById) -> ParticipantView:
     """One participant."""
     participant = _find(work, request.id)
-    return ParticipantView(participant=participant, files=tuple(work.store.fleet.files(participant.id)))
+    return _views(work, [participant])[0]
+
+
+def _views(work: Work, found: Sequence[Participant]) -> list[ParticipantView]:
+    holdouts = work.store.holdouts.all(work.project_id)
+    return [
+        ParticipantView(
+            participant=participant,
+            files=tuple(work.store.fleet.files(participant.id)),
+            holdout_ids=tuple(item.id for item in holdouts if item.rule.holds_out(participant.public_id)),
+        )
+        for participant in found
+    ]
 
 
 def list_participants(work: Work, request: requests.ListHosts) -> Listing:
@@ -50,8 +64,7 @@ def list_participants(work: Work, request: requests.ListHosts) -> Listing:
         after=cursor_text(request.cursor),
         limit=size + 1,
     )
-    views = [ParticipantView(participant=p, files=tuple(work.store.fleet.files(p.id))) for p in found]
-    return listing(views, size, lambda item: hex_of(item.participant.public_id))
+    return listing(_views(work, found), size, lambda item: hex_of(item.participant.public_id))
 
 
 def create_participant(work: Work, request: requests.CreateParticipant) -> ParticipantView:

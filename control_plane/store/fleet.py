@@ -160,11 +160,15 @@ class FleetStore:
             ),
         )
 
-    def renew_leases(self, sessions: Sequence[tuple[bytes, bytes, int]], *, lease: int) -> None:
-        """(agent, session, last seen): each lease reaches to last seen + `lease`, unless a newer session took it."""
+    def renew_leases(self, sessions: Sequence[tuple[bytes, bytes, int, int | None]], *, lease: int) -> None:
+        """(agent, session, last seen, clock skew): each lease reaches to last seen + `lease`.
+
+        Unless a newer session took it. A skew of None is not known yet and leaves the one before.
+        """
         self._tx.many(
-            "update agent set last_seen_at = ?, lease_until = ? where uid = ? and session_id = ?",
-            [(seen, seen + lease, uid, session) for uid, session, seen in sessions],
+            "update agent set last_seen_at = ?, lease_until = ?, clock_skew = coalesce(?, clock_skew)"
+            " where uid = ? and session_id = ?",
+            [(seen, seen + lease, skew, uid, session) for uid, session, seen, skew in sessions],
         )
 
     def end_session(self, uid: bytes, session_id: bytes, *, now: int) -> None:
@@ -250,6 +254,7 @@ class FleetStore:
             ),
             findings=tuple(json.loads(row["findings"])),
             diverged_in=row["diverged_in"] or b"",
+            clock_skew=row["clock_skew"],
             lost=(lost["n"] or 0) if lost else 0,
             participants=tuple(name["public_id"] for name in names),
         )
@@ -415,7 +420,7 @@ class FleetStore:
         files = []
         for row in rows:
             seen = self._tx.one(
-                "select digest, state from view where participant_id = ? and path = ?"
+                "select digest, state, from_at from view where participant_id = ? and path = ?"
                 " order by from_at desc, id desc limit 1",
                 (participant_id, row["path"]),
             )
@@ -426,6 +431,7 @@ class FleetStore:
                     running=seen["digest"] if seen else row["running_digest"],
                     revision=row["revision"],
                     state=seen["state"] if seen else None,
+                    seen_at=seen["from_at"] if seen else None,
                     experiment_id=row["experiment_id"],
                     variant_id=row["variant_id"],
                     attempted=row["attempted_digest"],

@@ -63,6 +63,11 @@ class HoldoutStore:
         )
         return [_holdout(row) for row in rows]
 
+    def all(self, project_id: bytes) -> list[StoredHoldout]:
+        """Every holdout of the project, by key."""
+        rows = self._tx.all("select * from holdout where project_id = ? order by key", (project_id,))
+        return [_holdout(row) for row in rows]
+
     def keys(self, project_id: bytes) -> set[str]:
         """Every key taken in the project."""
         return {

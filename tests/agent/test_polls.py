@@ -109,6 +109,16 @@ async def test_stop_says_goodbye_although_a_poll_is_held(
     assert control_plane.polls[-1].messages[-1].goodbye.reason == "stop"
 
 
+async def test_stop_says_goodbye_although_the_first_poll_was_not_answered(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """The control plane may have opened the session, and would take the host for connected until its lease ends."""
+    control_plane.answers_polls.clear()
+    async with linked(tmp_path, control_plane, transport="poll"):
+        await eventually(lambda: len(control_plane.polls) == 1)
+    assert kinds_of(control_plane.polls[-1])[-1] == "goodbye"
+
+
 async def test_a_reload_goes_over_to_another_transport(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:

@@ -12,7 +12,9 @@ import grpc
 import pytest
 
 from shared import wire
+from shared.clock import SystemClock
 from shared.model import Condition, Hello, OfferAction, Result, SlotState, Step, digest
+from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from tests.support.builders import make_hello
@@ -100,7 +102,9 @@ async def test_polls_carry_a_session(plane: Plane) -> None:
         answer = await polls.poll(
             taken_up,
             pb.SyncRequest(observation=pb.Observation(conditions=wire.conditions_to_pb([condition]))),
-            pb.SyncRequest(heartbeat=pb.Heartbeat(sequence=7)),
+            pb.SyncRequest(
+                heartbeat=pb.Heartbeat(sequence=7, sent_at_us=SystemClock().now() - 3600 * SECOND)
+            ),
             outcome(offer),
         )
         assert answer.keys() == {"welcome", "heartbeat_ack", "outcome_ack"}
@@ -108,7 +112,9 @@ async def test_polls_carry_a_session(plane: Plane) -> None:
         assert {w.session_id for w in (*first["welcome"], *again["welcome"])} == {
             answer["welcome"][0].session_id
         }
-        assert [c["code"] for c in (await the_agent(plane))["conditions"]] == ["WATCH_DEGRADED"]
+        shown = await the_agent(plane)
+        assert [c["code"] for c in shown["conditions"]] == ["WATCH_DEGRADED"]
+        assert -3_610_000 < shown["clockSkewMs"] < -3_590_000
         deployment = (await plane.rest("GET", f"{at}/deployments")).body["entities"][0]
         assert deployment["state"] == "applied"
 

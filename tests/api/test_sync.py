@@ -8,9 +8,11 @@ from uuid import UUID
 import grpc
 import pytest
 
+from control_plane.api.sessions import clock_skew
 from shared import tls, wire
 from shared.clock import SystemClock
 from shared.model import OfferAction, Reason, ReasonCode, Result, SlotState, Step, digest
+from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from shared.ticket import ticket_from_token, ticket_to_token
@@ -251,6 +253,30 @@ async def test_the_newest_of_several_changes_is_offered(plane: Plane) -> None:
         assert (await stream.offer()).revision == 4
         await stream.send(heartbeat=pb.Heartbeat(sequence=1))
         await stream.receive("heartbeat_ack")
+
+
+async def test_the_clock_of_a_host_is_compared_with_every_heartbeat(plane: Plane) -> None:
+    """In milliseconds; a host that does not say what its clock is has none."""
+    identity = await plane.enroll(await plane.token())
+
+    async def skew() -> int | None:
+        (agent,) = (await plane.rest("GET", "/v1/agents")).body["entities"]
+        return agent["clockSkewMs"]  # type: ignore[no-any-return]
+
+    async with session(identity, make_hello("p")) as stream:
+        await stream.send(heartbeat=pb.Heartbeat(sequence=1))
+        await stream.receive("heartbeat_ack")
+        assert await skew() is None
+        await stream.send(heartbeat=pb.Heartbeat(sequence=2, sent_at_us=SystemClock().now() + 7200 * SECOND))
+        assert 7_000_000 < int(await eventually(skew, within=30)) <= 7_200_000
+
+
+def test_nonsense_of_a_clock_is_held_within_a_century() -> None:
+    """Whatever 64 bits can say finds room in every store."""
+    century = 100 * 365 * 86_400 * SECOND
+    said = (-(2**63), -1, 1, 2**63 - 1)
+    skews = [clock_skew(pb.Heartbeat(sent_at_us=at), now=10) for at in said]
+    assert skews == [-century, -11, -9, century]
 
 
 async def test_a_second_agent_does_not_take_a_participant(plane: Plane) -> None:

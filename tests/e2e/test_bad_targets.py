@@ -117,6 +117,7 @@ async def test_bad_targets_are_refused_and_left_alone(tmp_path: Path) -> None:
             ready = [name for name, (prepare, _) in kinds.items() if works(prepare, host.file(name))]
             assert set(ready) >= set(KINDS)
             before = {name: picture(host, name) for name in ready}
+            await fleet.connected(*ready)  # who is not yet cannot be asked
             variants = [
                 {"name": "A", "key": "a", "content": "aaaaaa\n" * 2000, "weight": 50, "isControl": True},
                 {"name": "B", "key": "b", "content": "bbbbbb\n" * 2000, "weight": 50},

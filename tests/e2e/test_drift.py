@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from shared.model import digest, show_digest
 from tests.support.fleet import Fleet, Host, run, running_fleet
 from tests.support.waiting import eventually
 
@@ -100,6 +101,18 @@ async def test_a_held_file_is_written_over_by_the_operator_s_word_only(fleet: Fl
 
     await eventually(drifted, within=20, what="the drift is known")
     assert target.read_text() == "a person's edit"
+    (file,) = (await fleet.plane.get("/v1/participants/bot-1"))["files"]
+    assert file["drift"]["kind"] == "changed"
+    assert file["drift"]["observedDigest"] == show_digest(digest(b"a person's edit"))
+    target.unlink()
+
+    async def missing() -> bool:
+        (file,) = (await fleet.plane.get("/v1/participants/bot-1"))["files"]
+        return (file["drift"] or {}).get("kind") == "missing" and file["drift"]["observedDigest"] is None
+
+    await eventually(missing, within=20, what="that it is gone is known")
+    target.write_text("a person's edit")
+    await eventually(drifted, within=20, what="the drift is known")
     home = await logged_in(fleet)
     deploy = ("variantctl", "deploy", "tone", "-p", "bot-1", "-v", "b", "--wait", "--timeout", "20")
     code, out, err = await run(*deploy, ok=False, **home)

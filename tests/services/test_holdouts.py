@@ -6,7 +6,7 @@ import pytest
 
 from control_plane.domain import requests
 from control_plane.domain.intake import Method
-from control_plane.services import experiments, holdouts, lifecycle, phases
+from control_plane.services import experiments, fleet, holdouts, lifecycle, phases
 from shared.errors import AlreadyExists, FailedPrecondition, NotFound
 from tests.support.builders import World, make_variant
 
@@ -43,6 +43,9 @@ async def test_the_same_participants_stay_out_of_every_experiment(world: World) 
     assert 4 <= len(planned) <= 20
     await world.start(draft)
     assert await out(world) == planned
+    page = await world.do(fleet.list_participants, requests.ListHosts(limit=100))
+    named = {item.participant.public_id for item in page.items if item.holdout_ids}
+    assert named == planned
     claims = await world.rows("select participant_id from claim")
     assert len(claims) == len(NAMES) - len(planned) == len(await world.rows("select * from slot"))
     await world.experiment(*NAMES, name="Other", targetFile="other.md", holdoutId="quiet")

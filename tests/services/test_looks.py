@@ -307,6 +307,7 @@ async def test_a_cluster_is_one_witness(world: World) -> None:
     found = await world.answer()
     assert [arm["participants"] for arm in found["variants"]] == [6, 6]
     assert found["srm"]["replays"] is True
+    assert found["method"]["clusterBy"] == "host"
     assert found["verdict"]["smallestReachablePValue"] == pytest.approx(2 / 20)
     assert found["verdict"]["status"] == "inconclusive_design"
 

@@ -314,6 +314,19 @@ class Fleet:
             await host.start()
         return host
 
+    async def connected(self, *participants: str) -> None:
+        """Their hosts are connected, as the control plane has it; a host that runs need not be yet."""
+
+        async def are() -> bool:
+            return all(
+                [
+                    (await self.plane.get(f"/v1/participants/{name}"))["presence"] == "connected"
+                    for name in participants
+                ]
+            )
+
+        await eventually(are, within=30, what=f"{', '.join(participants)} connected")
+
     async def assigned(self, experiment: str) -> dict[str, str]:
         """Variant key by participant."""
         variants = {

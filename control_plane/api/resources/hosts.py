@@ -1,12 +1,15 @@
 """Participants, agents and the fleet as a whole."""
 
 from control_plane.api.resources.shown import Json, at, ident, page
-from control_plane.domain.fleet import Agent
+from control_plane.domain.fleet import Agent, ParticipantFile
 from control_plane.services.fleet import ParticipantView, WholeFleet
 from control_plane.services.work import Listing, Work
 from shared.ids import show_id
 from shared.model import show_digest
 from shared.moment import SECOND
+
+_DRIFTS = {"drifted": "changed", "missing": "missing"}
+"""What a view says of a target, in the words of a drift."""
 
 
 def participant(work: Work, view: ParticipantView) -> Json:
@@ -41,14 +44,24 @@ def _participant(work: Work, view: ParticipantView) -> Json:
                 "state": file.state,
                 "experimentId": show_id(file.experiment_id),
                 "variantId": ident(file.variant_id),
+                "drift": _drift(file),
                 "lastAttemptedDigest": show_digest(file.attempted),
                 "reason": file.reason,
             }
             for file in view.files
         ],
+        "holdoutIds": [show_id(item) for item in view.holdout_ids],
         "createdAt": at(p.created_at),
         "updatedAt": at(p.updated_at),
     }
+
+
+def _drift(file: ParticipantFile) -> Json | None:
+    """How the file differs from what was put there, as the host saw it last; None where it does not."""
+    kind = _DRIFTS.get(file.state or "")
+    if kind is None:
+        return None
+    return {"kind": kind, "observedDigest": show_digest(file.running), "sinceAt": at(file.seen_at)}
 
 
 def whole_fleet(work: Work, fleet: WholeFleet) -> Json:
@@ -93,6 +106,7 @@ def _agent(work: Work, a: Agent) -> Json:
             "daysLeft": (a.certificate_not_after - work.now) // (86_400 * SECOND),
         },
         "spool": spool,
+        "clockSkewMs": None if a.clock_skew is None else round(a.clock_skew / 1000),
         "conditions": [
             {**condition, "sinceAt": at(condition["sinceAt"])} for condition in (*a.findings, *a.conditions)
         ],

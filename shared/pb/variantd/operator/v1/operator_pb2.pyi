@@ -5401,6 +5401,7 @@ class ResultsMethod(_message.Message):
     WITHOUT_HISTORY_FIELD_NUMBER: _builtins.int
     WINSORIZE_AT_FIELD_NUMBER: _builtins.int
     SWITCHBACK_FIELD_NUMBER: _builtins.int
+    CLUSTER_BY_FIELD_NUMBER: _builtins.int
     variance: _builtins.str
     """Variance of a rate: `jackknife`, `delta` or `cuped`."""
     decision: _builtins.str
@@ -5425,6 +5426,8 @@ class ResultsMethod(_message.Message):
     """With `cuped`: how many of what was drawn have no history, and count as their stratum's mean."""
     winsorize_at: _builtins.float
     """Percentile of all values above which none counts; absent: they count as they are."""
+    cluster_by: _builtins.str
+    """What is one witness: participant, host, or label:NAME."""
     @_builtins.property
     def prior(self) -> Global___BetaPrior:
         """Prior of every rate."""
@@ -5455,10 +5458,11 @@ class ResultsMethod(_message.Message):
         without_history: _builtins.int | None = ...,
         winsorize_at: _builtins.float | None = ...,
         switchback: Global___SwitchbackMethod | None = ...,
+        cluster_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_history_days", b"_history_days", "_switchback", b"_switchback", "_tuning", b"_tuning", "_winsorize_at", b"_winsorize_at", "_without_history", b"_without_history", "compared_at", b"compared_at", "history_days", b"history_days", "prior", b"prior", "switchback", b"switchback", "tuning", b"tuning", "winsorize_at", b"winsorize_at", "without_history", b"without_history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_history_days", b"_history_days", "_switchback", b"_switchback", "_tuning", b"_tuning", "_winsorize_at", b"_winsorize_at", "_without_history", b"_without_history", "alpha_unspent", b"alpha_unspent", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "history_days", b"history_days", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "switchback", b"switchback", "tuning", b"tuning", "variance", b"variance", "winsorize_at", b"winsorize_at", "without_history", b"without_history"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at", "_history_days", b"_history_days", "_switchback", b"_switchback", "_tuning", b"_tuning", "_winsorize_at", b"_winsorize_at", "_without_history", b"_without_history", "alpha_unspent", b"alpha_unspent", "cluster_by", b"cluster_by", "compared_at", b"compared_at", "correction", b"correction", "decision", b"decision", "history_days", b"history_days", "horizon_days", b"horizon_days", "minimum_detectable_effect", b"minimum_detectable_effect", "power", b"power", "prior", b"prior", "strata", b"strata", "switchback", b"switchback", "tuning", b"tuning", "variance", b"variance", "winsorize_at", b"winsorize_at", "without_history", b"without_history"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__compared_at: _TypeAlias = _typing.Literal["compared_at"]  # noqa: Y015
     _WhichOneofArgType__compared_at: _TypeAlias = _typing.Literal["_compared_at", b"_compared_at"]  # noqa: Y015
@@ -6551,6 +6555,7 @@ class Participant(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     BINDING_GENERATION_FIELD_NUMBER: _builtins.int
+    HOLDOUT_IDS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Public id: a UUID or a name."""
     agent_id: _builtins.str
@@ -6589,6 +6594,10 @@ class Participant(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def holdout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Holdouts that keep it out of every experiment that names them."""
+
     def __init__(
         self,
         *,
@@ -6605,10 +6614,11 @@ class Participant(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         binding_generation: _builtins.int = ...,
+        holdout_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "hostname", b"hostname", "last_seen_at", b"last_seen_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "binding_generation", b"binding_generation", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "files", b"files", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "presence", b"presence", "targets", b"targets", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id", "_drift_policy", b"_drift_policy", "_exposure", b"_exposure", "_hostname", b"_hostname", "_last_seen_at", b"_last_seen_at", "agent_id", b"agent_id", "binding_generation", b"binding_generation", "created_at", b"created_at", "drift_policy", b"drift_policy", "exposure", b"exposure", "files", b"files", "holdout_ids", b"holdout_ids", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "presence", b"presence", "targets", b"targets", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__agent_id: _TypeAlias = _typing.Literal["agent_id"]  # noqa: Y015
     _WhichOneofArgType__agent_id: _TypeAlias = _typing.Literal["_agent_id", b"_agent_id"]  # noqa: Y015
@@ -6648,6 +6658,7 @@ class ParticipantFile(_message.Message):
     VARIANT_ID_FIELD_NUMBER: _builtins.int
     LAST_ATTEMPTED_DIGEST_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Path relative to the participant's root."""
     desired_digest: _builtins.str
@@ -6668,6 +6679,10 @@ class ParticipantFile(_message.Message):
     def reason(self) -> Global___Reason:
         """Why that is not what runs; absent: it is, or nobody has tried."""
 
+    @_builtins.property
+    def drift(self) -> Global___Drift:
+        """How it differs from what was put there, as the host saw it last; absent: it does not."""
+
     def __init__(
         self,
         *,
@@ -6680,13 +6695,16 @@ class ParticipantFile(_message.Message):
         variant_id: _builtins.str | None = ...,
         last_attempted_digest: _builtins.str | None = ...,
         reason: Global___Reason | None = ...,
+        drift: Global___Drift | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_last_attempted_digest", b"_last_attempted_digest", "_reason", b"_reason", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "last_attempted_digest", b"last_attempted_digest", "reason", b"reason", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_drift", b"_drift", "_last_attempted_digest", b"_last_attempted_digest", "_reason", b"_reason", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "drift", b"drift", "last_attempted_digest", b"last_attempted_digest", "reason", b"reason", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_last_attempted_digest", b"_last_attempted_digest", "_reason", b"_reason", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "experiment_id", b"experiment_id", "last_attempted_digest", b"last_attempted_digest", "path", b"path", "reason", b"reason", "revision", b"revision", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest", "_drift", b"_drift", "_last_attempted_digest", b"_last_attempted_digest", "_reason", b"_reason", "_running_digest", b"_running_digest", "_state", b"_state", "_variant_id", b"_variant_id", "desired_digest", b"desired_digest", "drift", b"drift", "experiment_id", b"experiment_id", "last_attempted_digest", b"last_attempted_digest", "path", b"path", "reason", b"reason", "revision", b"revision", "running_digest", b"running_digest", "state", b"state", "variant_id", b"variant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__desired_digest: _TypeAlias = _typing.Literal["desired_digest"]  # noqa: Y015
     _WhichOneofArgType__desired_digest: _TypeAlias = _typing.Literal["_desired_digest", b"_desired_digest"]  # noqa: Y015
+    _WhichOneofReturnType__drift: _TypeAlias = _typing.Literal["drift"]  # noqa: Y015
+    _WhichOneofArgType__drift: _TypeAlias = _typing.Literal["_drift", b"_drift"]  # noqa: Y015
     _WhichOneofReturnType__last_attempted_digest: _TypeAlias = _typing.Literal["last_attempted_digest"]  # noqa: Y015
     _WhichOneofArgType__last_attempted_digest: _TypeAlias = _typing.Literal["_last_attempted_digest", b"_last_attempted_digest"]  # noqa: Y015
     _WhichOneofReturnType__reason: _TypeAlias = _typing.Literal["reason"]  # noqa: Y015
@@ -6700,6 +6718,8 @@ class ParticipantFile(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__desired_digest) -> _WhichOneofReturnType__desired_digest | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drift) -> _WhichOneofReturnType__drift | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_attempted_digest) -> _WhichOneofReturnType__last_attempted_digest | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
@@ -6711,6 +6731,40 @@ class ParticipantFile(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__variant_id) -> _WhichOneofReturnType__variant_id | None: ...
 
 Global___ParticipantFile: _TypeAlias = ParticipantFile  # noqa: Y015
+
+@_typing.final
+class Drift(_message.Message):
+    """A target that somebody else changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    OBSERVED_DIGEST_FIELD_NUMBER: _builtins.int
+    SINCE_AT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """changed, or missing."""
+    observed_digest: _builtins.str
+    """Digest of what is there; absent: there is no file."""
+    @_builtins.property
+    def since_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        observed_digest: _builtins.str | None = ...,
+        since_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_observed_digest", b"_observed_digest", "observed_digest", b"observed_digest", "since_at", b"since_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_observed_digest", b"_observed_digest", "kind", b"kind", "observed_digest", b"observed_digest", "since_at", b"since_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__observed_digest: _TypeAlias = _typing.Literal["observed_digest"]  # noqa: Y015
+    _WhichOneofArgType__observed_digest: _TypeAlias = _typing.Literal["_observed_digest", b"_observed_digest"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__observed_digest) -> _WhichOneofReturnType__observed_digest | None: ...
+
+Global___Drift: _TypeAlias = Drift  # noqa: Y015
 
 @_typing.final
 class ListParticipantsRequest(_message.Message):
@@ -7239,6 +7293,7 @@ class Agent(_message.Message):
     ENROLLED_AT_FIELD_NUMBER: _builtins.int
     RETIRED_AT_FIELD_NUMBER: _builtins.int
     QUARANTINED_AT_FIELD_NUMBER: _builtins.int
+    CLOCK_SKEW_MS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its uid."""
     name: _builtins.str
@@ -7253,6 +7308,8 @@ class Agent(_message.Message):
     """The kernel's boot id."""
     session_epoch: _builtins.int
     """Sessions its state directory opened."""
+    clock_skew_ms: _builtins.int
+    """Its clock less the control plane's, in milliseconds, the way here included; absent: not told yet."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, the host's under `host.`."""
@@ -7328,10 +7385,11 @@ class Agent(_message.Message):
         enrolled_at: _timestamp_pb2.Timestamp | None = ...,
         retired_at: _timestamp_pb2.Timestamp | None = ...,
         quarantined_at: _timestamp_pb2.Timestamp | None = ...,
+        clock_skew_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "spool", b"spool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_clock_skew_ms", b"_clock_skew_ms", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "clock_skew_ms", b"clock_skew_ms", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "spool", b"spool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_clock_skew_ms", b"_clock_skew_ms", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "clock_skew_ms", b"clock_skew_ms", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__banned_at: _TypeAlias = _typing.Literal["banned_at"]  # noqa: Y015
     _WhichOneofArgType__banned_at: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at"]  # noqa: Y015
@@ -7339,6 +7397,8 @@ class Agent(_message.Message):
     _WhichOneofArgType__boot_id: _TypeAlias = _typing.Literal["_boot_id", b"_boot_id"]  # noqa: Y015
     _WhichOneofReturnType__certificate: _TypeAlias = _typing.Literal["certificate"]  # noqa: Y015
     _WhichOneofArgType__certificate: _TypeAlias = _typing.Literal["_certificate", b"_certificate"]  # noqa: Y015
+    _WhichOneofReturnType__clock_skew_ms: _TypeAlias = _typing.Literal["clock_skew_ms"]  # noqa: Y015
+    _WhichOneofArgType__clock_skew_ms: _TypeAlias = _typing.Literal["_clock_skew_ms", b"_clock_skew_ms"]  # noqa: Y015
     _WhichOneofReturnType__connected_at: _TypeAlias = _typing.Literal["connected_at"]  # noqa: Y015
     _WhichOneofArgType__connected_at: _TypeAlias = _typing.Literal["_connected_at", b"_connected_at"]  # noqa: Y015
     _WhichOneofReturnType__last_seen_at: _TypeAlias = _typing.Literal["last_seen_at"]  # noqa: Y015
@@ -7357,6 +7417,8 @@ class Agent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__boot_id) -> _WhichOneofReturnType__boot_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__certificate) -> _WhichOneofReturnType__certificate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_skew_ms) -> _WhichOneofReturnType__clock_skew_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__connected_at) -> _WhichOneofReturnType__connected_at | None: ...
     @_typing.overload
