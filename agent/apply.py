@@ -36,6 +36,7 @@ from agent.policy import Refused, allow
 from agent.repair import Repairer
 from agent.swap import Swapper, is_unchanged
 from agent.threads import blocking
+from agent.trials import Trials
 from agent.views import Views
 from shared.clock import Clock
 from shared.ids import NewId
@@ -74,12 +75,14 @@ class Applier:
         record_view: Callable[[View], Awaitable[None]],
         tell: Callable[[Outcome], None],
         output: Path,
+        checks: Path,
     ) -> None:
         self.config = config
         self.slots = slots
         self.workspace = Workspace(config.root, follow_symlinks=config.follow_symlinks)
         self.views = Views(config=config, slots=slots, workspace=self.workspace, record_view=record_view)
-        self._hooks = Hooks(config=config, clock=clock, output=output)
+        self._trials = Trials(checks / f"{config.id}.json")
+        self._hooks = Hooks(config=config, clock=clock, output=output, trials=self._trials)
         self._swapper = Swapper(
             workspace=self.workspace,
             max_bytes=config.max_bytes,
@@ -121,6 +124,7 @@ class Applier:
             workspace=self.workspace,
             planner=self._planner,
             hooks=self._hooks,
+            trials=self._trials,
             fetch=fetch,
             new_id=new_id,
         )
@@ -193,6 +197,8 @@ class Applier:
 
     async def forgive(self, pairs: list[tuple[str, Digest | None]] | None = None) -> None:
         """These (path, digest) are quarantined no longer; None: nothing is. Durable."""
+        contents = None if pairs is None else {content for _, content in pairs if content is not None}
+        await blocking(lambda: self._trials.forgive(contents))
         for slot in tuple(self.slots.values()):
             after = forgiven(slot, pairs)
             if after != slot:

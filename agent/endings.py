@@ -10,7 +10,7 @@ from dataclasses import replace
 from agent import attempts
 from agent.attempts import Attempt, in_place, outcome_of, put_back, suspects, with_baseline
 from agent.config import ParticipantConfig
-from agent.failures import ATTEMPTS, condemned, given_up, in_passing, is_judgement
+from agent.failures import ATTEMPTS, condemned, ended_by_reload, given_up, in_passing, is_judgement
 from agent.files import Workspace
 from agent.hooks import Hooks, Inconclusive
 from agent.journal import Journal, Probation, Slot, Undo
@@ -171,7 +171,7 @@ class Endings:
             return await self.undo(intent, attempt, undo, swapped=True)
         if intent.reload_owed and intent.resumed > ATTEMPTS:
             attempt.step = Step.RELOAD_OWED
-            return await self.undo(intent, attempt, _undoing(intent, _ended_by_reload()), swapped=True)
+            return await self.undo(intent, attempt, _undoing(intent, ended_by_reload()), swapped=True)
         there = await blocking(lambda: self._swapper.already_new(intent))
         failure = await blocking(lambda: self._swapper.forward(intent))
         # A rename of this moment is as of now; one that the stop came after is as of the intent.
@@ -317,14 +317,6 @@ def _both(undo: Undo, stuck: Reason) -> Reason:
         code=stuck.code,
         message=f"{undo.reason.message}; and what was there before could not be put back: {stuck.message}",
         remedy=stuck.remedy,
-    )
-
-
-def _ended_by_reload() -> Reason:
-    return Reason(
-        code=ReasonCode.RELOAD_FAILED,
-        message=f"the agent was stopped {ATTEMPTS} times before the host's reload command had ended",
-        remedy="find out what stops the agent; the reload command must not",
     )
 
 

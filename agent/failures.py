@@ -52,6 +52,15 @@ def given_up(reason: Reason) -> Reason:
     )
 
 
+def ended_by_reload() -> Reason:
+    """Why a reload is not run any more: nobody saw it end, start after start."""
+    return Reason(
+        code=ReasonCode.RELOAD_FAILED,
+        message=f"the agent was stopped {ATTEMPTS} times before the host's reload command had ended",
+        remedy="find out what stops the agent; the reload command must not",
+    )
+
+
 def condemned(slot: Slot, suspects: Iterable[tuple[str, Digest]], code: ReasonCode) -> Slot:
     """The slot with these (path, digest) in quarantine."""
     fresh = {(path, value): Condemned(path=path, digest=value, code=code) for path, value in suspects}

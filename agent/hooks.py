@@ -11,6 +11,7 @@ from agent.config import ParticipantConfig
 from agent.files import Staged
 from agent.policy import Refused, show
 from agent.threads import blocking
+from agent.trials import Trials
 from shared.clock import Clock
 from shared.model import ReasonCode
 
@@ -20,17 +21,23 @@ class Inconclusive(Refused):
 
 
 class Hooks:
-    """Runs the commands of one participant; what they print is kept in `output`."""
+    """Runs the commands of one participant; what they print is kept in `output`, checks are counted in `trials`."""
 
-    def __init__(self, *, config: ParticipantConfig, clock: Clock, output: Path) -> None:
-        self._config, self._clock, self._output = config, clock, output
+    def __init__(self, *, config: ParticipantConfig, clock: Clock, output: Path, trials: Trials) -> None:
+        self._config, self._clock, self._output, self._trials = config, clock, output, trials
 
     async def check(self, staged: Staged) -> None:
-        """The host accepts the staged content, or names no check. Raises Refused CHECK_FAILED, or Inconclusive."""
+        """The host accepts the staged content, or names no check. Raises Refused CHECK_FAILED, or Inconclusive.
+
+        A check that was begun too often and never ended, as it ends the agent, is not begun again: that is
+        a refusal of the content. Cancelled, as where the agent stops, it has not ended.
+        """
         if not self._config.check:
             return
         path = str(self._config.root / staged.temp)
+        await blocking(lambda: self._trials.begin(staged.path, staged.digest))
         finished = await self._run([part.replace("{staged}", path) for part in self._config.check], "check")
+        await blocking(lambda: self._trials.ended(staged.digest))
         if finished.fault:
             raise (Inconclusive if finished.inconclusive else Refused)(
                 ReasonCode.CHECK_FAILED,

@@ -118,7 +118,8 @@ class Slot:
     """Everything known of one slot; `result` IN_PROGRESS means an intent without its final.
 
     `retrying`: the last attempt failed in passing and another one is due; its offer has to come again after a
-    restart. `probation`: what is in place has yet to prove itself. `resumed`: how many restarts found the intent.
+    restart. `probation`: what is in place has yet to prove itself. `resumed`: how many restarts found the
+    intent, or how often the reload that a repair owes was begun.
     """
 
     participant: str

@@ -4,6 +4,8 @@ Policy, planning, staging beside the target and the host's check decide, as they
 staged content is gone again. No target is touched, no slot and no journal knows of it.
 """
 
+import asyncio
+
 from agent.config import ParticipantConfig
 from agent.contents import Fetch, Unfetched, allow_offered, content_of
 from agent.files import Workspace
@@ -11,6 +13,7 @@ from agent.hooks import Hooks
 from agent.journal import Slot
 from agent.plan import Planner
 from agent.threads import blocking
+from agent.trials import Trials
 from shared.ids import NewId
 from shared.model import Offer, OfferAction, OfferedFile, Result, Step
 
@@ -31,11 +34,12 @@ class Judge:
         workspace: Workspace,
         planner: Planner,
         hooks: Hooks,
+        trials: Trials,
         fetch: Fetch,
         new_id: NewId,
     ) -> None:
         self._config, self._workspace, self._planner = config, workspace, planner
-        self._hooks, self._fetch, self._new_id = hooks, fetch, new_id
+        self._hooks, self._trials, self._fetch, self._new_id = hooks, trials, fetch, new_id
 
     async def content(self, file: OfferedFile) -> bytes:
         """The content, allowed by its path and size. Raises Refused; Unjudged where it did not come."""
@@ -74,6 +78,10 @@ class Judge:
         staged = await blocking(lambda: self._workspace.stage(real, new, token=self._new_id().hex()))
         try:
             await self._hooks.check(staged)
+        except asyncio.CancelledError:
+            # A question that nobody asks any more says nothing of the check; one that ends the agent does.
+            await blocking(lambda: self._trials.ended(staged.digest))
+            raise
         finally:
             await blocking(lambda: self._workspace.discard(staged))
         return real

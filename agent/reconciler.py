@@ -86,6 +86,7 @@ class Reconciler:
             record_view=record_view,
             tell=on_outcome,
             output=state_dir / "output",
+            checks=state_dir / "checks",
         )
         self._appliers: dict[str, Applier] = {
             one.id: self._make(config=one, slots=self._known[one.id]) for one in config.participants

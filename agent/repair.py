@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from agent.config import ParticipantConfig
+from agent.failures import ATTEMPTS, ended_by_reload
 from agent.files import Snapshot, Staged, Workspace
 from agent.hooks import Hooks
 from agent.journal import FileImage, Journal, Slot, SlotFile
@@ -153,7 +154,7 @@ class Repairer:
         try:
             await self._hooks.check(staged)
             if self._config.reload:
-                owing = replace(self._slots[slot.slot_id], reload_owed=True)
+                owing = replace(self._slots[slot.slot_id], reload_owed=True, resumed=0)
                 await blocking(lambda: self._save(owing))
         except BaseException:
             await blocking(lambda: self._workspace.discard(staged))
@@ -167,16 +168,25 @@ class Repairer:
         await self.reload(slot.slot_id)
 
     async def reload(self, slot_id: bytes) -> None:
-        """The reload that a repair owes has been run; call it after a restart as well. Idempotent."""
-        if not self._slots[slot_id].reload_owed:
+        """The reload that a repair owes has been run; call it after a restart as well. Idempotent.
+
+        One that was begun too often and never ended, as it ends the agent, is owed no longer.
+        """
+        owing = self._slots[slot_id]
+        if not owing.reload_owed:
             return
-        try:
-            await self._hooks.reload()
-        except Refused as refused:
-            self._reload_fault = refused.reason
+        if owing.resumed >= ATTEMPTS:
+            self._reload_fault = ended_by_reload()
         else:
-            self._reload_fault = None
-        done = replace(self._slots[slot_id], reload_owed=False)
+            owing = replace(owing, resumed=owing.resumed + 1)
+            await blocking(lambda: self._save(owing))
+            try:
+                await self._hooks.reload()
+            except Refused as refused:
+                self._reload_fault = refused.reason
+            else:
+                self._reload_fault = None
+        done = replace(self._slots[slot_id], reload_owed=False, resumed=0)
         await blocking(lambda: self._save(done))
 
     def _stage(self, file: SlotFile) -> Staged:
