@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.threads import blocking
 from shared.clock import Clock
 from shared.logs import get
 
@@ -98,7 +97,7 @@ async def _ending(process: asyncio.subprocess.Process, clock: Clock, mark: str) 
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await ended
-            await blocking(lambda: _kill_marked(f"{MARK}={mark}".encode()))
+            await asyncio.to_thread(_kill_marked, f"{MARK}={mark}".encode())
 
 
 def _give_way(pid: int) -> None:

@@ -62,13 +62,13 @@ class Reload:
                 self._conditions.hold("CONFIG_REFUSED", "warning", f"not taken up: {error.message}")
                 _log.error("agent.reload_refused", error=error.message)
                 raise
-            self._conditions.end("CONFIG_REFUSED")
             before = {participant.id: participant for participant in self._config.participants}
             after = {participant.id: participant for participant in config.participants}
             await self._reconciler.reconfigure(config)
             for tell in self._told:
                 tell(config)
             self._config = config
+            self._conditions.end("CONFIG_REFUSED")
             kept = before.keys() & after.keys()
             answer = {
                 "added": sorted(after.keys() - before.keys()),

@@ -9,10 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.durable import write_durably
-from agent.failures import ATTEMPTS
 from agent.files import refusal
 from agent.policy import Refused, show
 from shared.model import Digest, ReasonCode
+
+MOST = 3
+"""Checks of one content that were begun and never seen to end."""
 
 MAX_COUNTED = 64
 """Contents of one participant; beyond that the oldest are forgotten."""
@@ -31,7 +33,7 @@ class Trials:
         """
         counts = self._load()
         begun = counts.pop(content.hex(), 0)
-        if begun >= ATTEMPTS:
+        if begun >= MOST:
             raise Refused(
                 ReasonCode.CHECK_FAILED,
                 f"the agent was stopped {begun} times before the host's check of {show(target)} had ended",
