@@ -77,10 +77,15 @@ def _brief(value: Any) -> str:
     if isinstance(value, str):
         return value[:19] + "…" if value.startswith("sha256:") else value
     if isinstance(value, Mapping):
-        return ", ".join(
-            f"{name} {_brief(item)}" for name, item in value.items() if item not in ("", None, {}, [])
-        )
+        return ", ".join(f"{name} {_brief(item)}" for name, item in value.items() if not _empty(item))
     return json.dumps(value, ensure_ascii=False)
+
+
+def _empty(value: Any) -> bool:
+    """It says nothing, on any level."""
+    if isinstance(value, Mapping):
+        return all(_empty(item) for item in value.values())
+    return value in ("", None, [])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

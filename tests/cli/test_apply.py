@@ -61,6 +61,7 @@ async def test_a_dry_run_changes_nothing(plane: Plane, ctl: Run, manifest: Path)
     assert stored() == empty
     said = await ctl("apply", "-f", str(manifest), "--dry-run")
     assert (said.code, "will be created" in said.out) == (0, True)
+    assert "targetingRules" not in said.out, "what says nothing is not told"
     assert (
         "a start would write config/soul.md on 2 participants: friendly 1, concise 1\n"
         "  no agent yet: bot-1, bot-2\n"
