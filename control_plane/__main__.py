@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from shared.errors import Error
 
 if TYPE_CHECKING:
-    from control_plane.admin import Administration  # the base install has no control plane to import
+    # The base install has no control plane to import.
+    from control_plane.admin import Administration
+    from control_plane.config import Settings
+    from control_plane.data import DataDir
 
 
 def main() -> None:
@@ -239,6 +242,21 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _settings(arguments: argparse.Namespace) -> "Settings":
+    """What the options and the environment say of the directory and its database."""
+    from control_plane import config
+
+    options = {"data_dir": arguments.data_dir, "database": getattr(arguments, "database", None)}
+    return config.load(None, options)
+
+
+def _directory(arguments: argparse.Namespace) -> "DataDir":
+    from control_plane.data import DataDir
+
+    settings = _settings(arguments)
+    return DataDir(settings.data_dir, settings.ca_key_file)
+
+
 def _migrate(arguments: argparse.Namespace) -> int:
     from control_plane import config, data
 
@@ -254,7 +272,7 @@ def _migrate(arguments: argparse.Namespace) -> int:
 def _backup(arguments: argparse.Namespace) -> int:
     from control_plane import data
 
-    source = data.DataDir(arguments.data_dir)
+    source = _directory(arguments)
     data.backup(source, arguments.file)
     without = "" if source.database.exists() else "; the database is not in it: copy that with pg_dump"
     print(f"wrote {arguments.file}{without}")
@@ -278,10 +296,9 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _next_authority(arguments: argparse.Namespace) -> int:
-    from control_plane.data import DataDir
     from shared.clock import SystemClock
 
-    DataDir(arguments.data_dir).require().introduce_authority(SystemClock())
+    _directory(arguments).require().introduce_authority(SystemClock())
     print("there is a next authority; restart `variantd serve`, and log in again where its ca.pem is used")
     return 0
 
@@ -290,7 +307,8 @@ def _show_authority(arguments: argparse.Namespace) -> int:
     from control_plane import data
     from shared.clock import SystemClock
 
-    for name in asyncio.run(data.left_behind(data.DataDir(arguments.data_dir).require(), SystemClock())):
+    held = _directory(arguments).require()
+    for name in asyncio.run(data.left_behind(held, _settings(arguments).database, SystemClock())):
         print(name)
     return 0
 
@@ -299,8 +317,8 @@ def _retire_authority(arguments: argparse.Namespace) -> int:
     from control_plane import data
     from shared.clock import SystemClock
 
-    held, clock = data.DataDir(arguments.data_dir).require(), SystemClock()
-    left = asyncio.run(data.left_behind(held, clock))
+    held, clock = _directory(arguments).require(), SystemClock()
+    left = asyncio.run(data.left_behind(held, _settings(arguments).database, clock))
     if left and not arguments.force:
         shown = ", ".join(left[:5]) + (" and others" if len(left) > 5 else "")
         print(
@@ -316,13 +334,12 @@ def _retire_authority(arguments: argparse.Namespace) -> int:
 
 
 def _new_incarnation(arguments: argparse.Namespace) -> int:
-    from control_plane import config, data
+    from control_plane import data
+    from shared.clock import SystemClock
     from shared.ids import new_id, show_id
 
-    settings = config.load(None, {"data_dir": arguments.data_dir, "database": arguments.database})
-    made = asyncio.run(
-        data.new_incarnation(data.DataDir(settings.data_dir), settings.database, new_id=new_id)
-    )
+    url = _settings(arguments).database
+    made = asyncio.run(data.new_incarnation(_directory(arguments), url, clock=SystemClock(), new_id=new_id))
     print(f"incarnation {show_id(made.id)} succeeds {show_id(made.predecessor)}; `variantd serve` begins it")
     return 0
 
@@ -367,11 +384,11 @@ def _revoke_key(arguments: argparse.Namespace) -> int:
 
 
 def _administer(arguments: argparse.Namespace, verb: "Callable[[Administration], Awaitable[None]]") -> int:
-    from control_plane import admin, config
+    from control_plane import admin
     from shared.clock import SystemClock
     from shared.ids import new_id
 
-    settings = config.load(None, {"data_dir": arguments.data_dir, "database": arguments.database})
+    settings = _settings(arguments)
     admin.run(settings.data_dir, settings.database, SystemClock(), new_id, verb)
     return 0
 

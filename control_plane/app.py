@@ -21,6 +21,7 @@ from control_plane.api.admission import Rates
 from control_plane.api.door import Door
 from control_plane.api.oidc import Tokens
 from control_plane.api.operations import OPERATIONS
+from control_plane.api.replication import Replication
 from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
 from control_plane.api.sessions import Origin, Sessions, origin
@@ -28,10 +29,11 @@ from control_plane.api.sync import AgentServicer
 from control_plane.api.watch import Watchers
 from control_plane.api.witness import witness
 from control_plane.config import Settings, is_wildcard
-from control_plane.data import DataDir, note_kind, open_database, write_private
+from control_plane.data import DataDir, agreed_authorities, note_kind, open_database, write_private
 from control_plane.services import access
 from control_plane.services.changes import Announcing, Changes
 from control_plane.services.due import Timers
+from control_plane.services.replicas import Alone, Replica
 from control_plane.services.work import Joining, Services
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Database, Tx
@@ -46,6 +48,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2, agent_pb2_grpc
 _log = logs.get(__name__)
 
 STOP_GRACE_SECONDS = 3.0
+HAND_OVER_SECONDS = 60.0  # for calls under way while agents leave for another replica
 _CERTIFICATE_DAYS = 90
 
 _SERVER_OPTIONS = [
@@ -64,14 +67,14 @@ _SERVER_OPTIONS = [
 
 async def run(settings: Settings, clock: Clock, new_id: NewId, stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then drains: agents are asked to leave before the listeners close."""
-    data = DataDir(settings.data_dir)
+    data = DataDir(settings.data_dir, settings.ca_key_file)
     data.prepare()
     lock = data.lock()
     try:
-        authority = data.authorities(clock)
         database = open_database(data, settings.database)
         try:
             note_kind(data, settings.database)
+            authority = await agreed_authorities(data, database, clock)
             await _serve(settings, data, authority, database, clock, new_id, stop)
         finally:
             await database.close()
@@ -103,23 +106,31 @@ async def _serve(
     database = Announcing(database, changes)
     registry = CollectorRegistry()
     sessions = Sessions(registry, new_id=new_id, clock=clock)
+    replica, replication = None, None
+    if database.hints is not None:
+        replica = Replica(
+            database, clock=clock, replica_id=new_id(), name=gethostname(), incarnation=first.incarnation.id
+        )
+        replication = Replication(
+            database.hints, replica, sessions=sessions, changes=changes, registry=registry
+        )
     services = Services(
         database=database,
         clock=clock,
         new_id=new_id,
-        wake=sessions.wake,
+        wake=replication.wake if replication else sessions.wake,
         hosts=sessions.reads,
         settle=sessions.preflights.settle,
         witness=witness,
         joining=Joining(
-            addresses=_reached_at(settings, settings.operator, operator_port),
+            addresses=settings.advertise_operator or _reached_at(settings, settings.operator, operator_port),
             ca_certificate=authority.first.der,
         ),
     )
     rates = Rates(rate=settings.rate_limit, burst=settings.rate_burst)
     door = Door(services, registry, rates=rates, tokens=tokens)
     watchers = Watchers(door, changes)
-    agents_at = _reached_at(settings, settings.agents, agents_port)
+    agents_at = settings.advertise_agents or _reached_at(settings, settings.agents, agents_port)
     healths = [
         _add_agent_service(
             agents,
@@ -161,17 +172,24 @@ async def _serve(
             stop,
             lambda: sessions.keep_leases(services),
             lambda: sessions.preflights.run(services),
-            Timers(services, clock).run,
+            Timers(services, clock, replica or Alone()).run,
+            *([replica.run] if replica else []),
+            *([lambda: replication.run(services)] if replication else []),
         )
         lifecycle.sd_notify("STOPPING=1")
         _log.info("control_plane.stopping")
         for servicer in healths:
             await servicer.enter_graceful_shutdown()
         changes.end()
-        await sessions.drain()
+        handing_over = replica is not None and replica.others > 0
+        if replica is not None:
+            await replica.leave()
+        # A next session comes while the present one is open: it must not come here.
+        closing = asyncio.ensure_future(agents.stop(HAND_OVER_SECONDS)) if handing_over else None
+        await sessions.drain(hand_over=handing_over)
         if tokens is not None:
             await tokens.stop()
-        await asyncio.gather(agents.stop(STOP_GRACE_SECONDS), operator.stop(STOP_GRACE_SECONDS))
+        await asyncio.gather(closing or agents.stop(STOP_GRACE_SECONDS), operator.stop(STOP_GRACE_SECONDS))
 
 
 def _add_agent_service(
@@ -269,7 +287,11 @@ def _names(settings: Settings) -> list[str]:
         for address in (settings.operator, settings.agents)
         if not is_wildcard(address)
     ]
-    return [*settings.advertise, *listening, "localhost", "127.0.0.1", "::1", gethostname()]
+    told = [
+        address.rpartition(":")[0].strip("[]")
+        for address in (*settings.advertise_operator, *settings.advertise_agents)
+    ]
+    return [*settings.advertise, *told, *listening, "localhost", "127.0.0.1", "::1", gethostname()]
 
 
 def _reached_at(settings: Settings, address: str, port: int) -> tuple[str, ...]:

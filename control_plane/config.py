@@ -106,6 +106,11 @@ class Settings(BaseSettings):
         description="PostgreSQL instead of the SQLite file in `data_dir`: postgresql://USER:PASSWORD@HOST/NAME; needs"
         " the extra `postgres`. Others see a command line: a password belongs in the environment or in the file.",
     )
+    ca_key_file: Path | None = Field(
+        None,
+        description="The certificate authority in one PEM file, its key and its certificate, instead of `ca/` in"
+        " `data_dir`: the same file for every server over one database. Made at the first start where it is not there.",
+    )
     http: str = Field("127.0.0.1:7400", description="Where REST, health and metrics listen, HOST:PORT.")
     operator: str = Field("127.0.0.1:7401", description="Where operator gRPC listens (TLS), HOST:PORT.")
     agents: str = Field("127.0.0.1:7402", description="Where agents connect (mutual TLS), HOST:PORT.")
@@ -113,6 +118,16 @@ class Settings(BaseSettings):
         (),
         description="Names and addresses, without ports, this server is reached under: they go into"
         " certificates, tokens and what enrollment returns. Needed where a listener is on every address.",
+    )
+    advertise_operator: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Where hosts enroll, HOST:PORT, as tokens say it: a balancer, or several servers. Else `advertise`"
+        " with this listener's port.",
+    )
+    advertise_agents: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Where agents connect, HOST:PORT, as enrollment returns it: a balancer, or several servers, tried"
+        " in turn. Else `advertise` with this listener's port.",
     )
     http_tls: HttpTls | None = Field(None, description="Certificate of the HTTP listener; none: plain.")
     oidc: Oidc | None = Field(
@@ -161,7 +176,7 @@ class Settings(BaseSettings):
             raise ValueError("write it as HOST:PORT, with port 0 for any free one")
         return value
 
-    @field_validator("advertise", "cors_origins", mode="before")
+    @field_validator("advertise", "advertise_operator", "advertise_agents", "cors_origins", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
         """A text is names with commas between them: options and the environment know no lists."""
@@ -178,6 +193,15 @@ class Settings(BaseSettings):
                     f"{name!r} is no name or address that hosts can connect to;"
                     " write it without port and scheme, such as variantd.example.org or 192.0.2.7"
                 )
+        return value
+
+    @field_validator("advertise_operator", "advertise_agents")
+    @classmethod
+    def _places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for place in value:
+            host, _, port = place.rpartition(":")
+            if not _is_name(host.strip("[]")) or not port.isdecimal() or not 0 < int(port) <= 65535:
+                raise ValueError(f"{place!r} is nothing to connect to; write it as HOST:PORT")
         return value
 
     @field_validator("cors_origins")
@@ -231,10 +255,11 @@ def load(file: Path | None, options: dict[str, Any]) -> Settings:
             reason="BAD_CONFIG",
         )
     for name, address in (("operator", settings.operator), ("agents", settings.agents)):
-        if is_wildcard(address) and not settings.advertise:
+        told = settings.advertise_operator if name == "operator" else settings.advertise_agents
+        if is_wildcard(address) and not (settings.advertise or told):
             raise Invalid(
                 f"{name} {address} is every address of this machine, and hosts have to be told one;"
-                " set advertise to the names they reach this server under",
+                f" set advertise to the names they reach this server under, or advertise_{name}",
                 reason="BAD_CONFIG",
             )
     return settings

@@ -4,11 +4,16 @@ variantd.db        the database, unless that is on a server
 database           says so in that case, for whoever opens the directory without its settings
 ca/ca.pem, key.pem the certificate authority; never in the database, part of every backup
 ca/next-key.pem    the key of the authority that is to follow, whose certificate is the second in ca.pem
-operator.api-key   the first key (0600)
+operator.api-key   the first key (0600), where this directory's server made the database
 addresses.json     where the running server listens, written once it is ready
+
+Servers over one database have a directory each and one authority: a file with its key and certificate that
+`ca_key_file` names, or copies of `ca/`. Which authority that is the database knows, so that none of them begins with
+another.
 """
 
 import fcntl
+import io
 import json
 import os
 import tarfile
@@ -22,23 +27,26 @@ from typing import Any
 from pydantic import SecretStr
 
 from control_plane.services import access, enrollment
+from control_plane.services.replicas import LEASE_SECONDS
 from control_plane.store.access import Incarnation
-from control_plane.store.database import Database
+from control_plane.store.database import Database, Tx
 from control_plane.store.sqlite import SqliteDatabase, backup_database, migrate_file
 from control_plane.store.store import Store
 from shared import tls
-from shared.clock import Clock
+from shared.clock import Clock, SystemClock
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import NewId, new_secret
+from shared.moment import SECOND
 
 _IN_BACKUP = ("variantd.db", "ca/ca.pem", "ca/key.pem", "operator.api-key", "ca/next-key.pem", "database")
 
 
 @dataclass(frozen=True, slots=True)
 class DataDir:
-    """A data directory."""
+    """A data directory; `authority_file` holds the authority's keys and certificates, where `ca/` does not."""
 
     path: Path
+    authority_file: Path | None = None
 
     @property
     def database(self) -> Path:
@@ -97,27 +105,54 @@ class DataDir:
         """The authority that certifies the listeners, made at the first call."""
         return self.authorities(clock).first
 
+    @property
+    def has_key(self) -> bool:
+        """The authority's key is in the directory."""
+        return self._ca_key.exists()
+
+    @property
+    def has_authority(self) -> bool:
+        """There is an authority already, so that none is made."""
+        return (self.authority_file or self.ca_certificate).exists()
+
     def authorities(self, clock: Clock) -> tls.Authorities:
-        """The certificate authority, made at the first call, and the one that is to follow it, where there is one."""
-        if not self.ca_certificate.exists():
-            made = tls.new_authority("variantd CA", now=clock.now())
-            write_private(self._ca_key, tls.key_to_pem(made.key))
-            write_private(self.ca_certificate, made.certificate)
-        keys = [
-            tls.key_from_pem(path.read_bytes()) for path in (self._ca_key, self._next_key) if path.exists()
-        ]
+        """The certificate authority, made at the first call, and the one that is to follow it, where there is one.
+
+        Raises FailedPrecondition where keys and certificates do not belong together.
+        """
+        if not self.has_authority:
+            self._keep(tls.new_authority("variantd CA", now=clock.now()), None)
+        paths = [self.authority_file] if self.authority_file else [self._ca_key, self._next_key]
+        keys = [key for path in paths if path.exists() for key in tls.keys_from_pem(path.read_bytes())]
+        file = self.authority_file or self.ca_certificate
         found = [
             tls.Authority(key=key, certificate=certificate)
-            for certificate in tls.certificates(self.ca_certificate.read_bytes())
+            for certificate in tls.certificates(file.read_bytes())
             for key in keys
             if tls.belongs(key, certificate)
         ]
         if not found:
             raise FailedPrecondition(
-                f"{self._ca_key} is not the key of {self.ca_certificate}; restore both from a backup",
-                reason="BAD_CONFIG",
+                f"{paths[0]} is not the key of {file}; restore both from a backup", reason="BAD_CONFIG"
             )
-        return tls.Authorities(first=found[0], second=found[1] if len(found) > 1 else None)
+        known = tls.Authorities(first=found[0], second=found[1] if len(found) > 1 else None)
+        if self.authority_file is not None:  # for clients of this directory to trust
+            write_private(self.ca_certificate, known.bundle)
+        return known
+
+    def _keep(self, first: tls.Authority, second: tls.Authority | None) -> None:
+        """These are the authorities; a process that ends meanwhile leaves what was there before, or these."""
+        made = [first] if second is None else [first, second]
+        certificates = b"".join(one.certificate for one in made)
+        keys = [tls.key_to_pem(one.key) for one in made]
+        if self.authority_file is not None:
+            write_private(self.authority_file, b"".join(keys) + certificates)
+            return
+        if second is not None:
+            write_private(self._next_key, keys[1])
+        else:
+            write_private(self._ca_key, keys[0])
+        write_private(self.ca_certificate, certificates)
 
     @property
     def _ca_key(self) -> Path:
@@ -136,9 +171,7 @@ class DataDir:
         if known.second is not None:
             raise FailedPrecondition("there is a next authority already; `variantd admin ca retire` goes on")
         # Of another name: chains are built by name.
-        made = tls.new_authority(f"variantd CA {new_secret().hex()[:8]}", now=clock.now())
-        write_private(self._next_key, tls.key_to_pem(made.key))
-        write_private(self.ca_certificate, known.first.certificate + made.certificate)
+        self._keep(known.first, tls.new_authority(f"variantd CA {new_secret().hex()[:8]}", now=clock.now()))
 
     def retire_authority(self, clock: Clock) -> None:
         """The next authority is the only one, from the next start on, and the former's key is gone.
@@ -148,6 +181,9 @@ class DataDir:
         known = self.authorities(clock)
         if known.second is None and not self._next_key.exists():
             raise FailedPrecondition("there is no next authority; `variantd admin ca next` makes one")
+        if self.authority_file is not None:
+            self._keep(known.issuing, None)
+            return
         write_private(self.ca_certificate, known.issuing.certificate)
         write_private(self._ca_key, tls.key_to_pem(known.issuing.key))
         self._next_key.unlink(missing_ok=True)
@@ -170,6 +206,38 @@ def open_database(data: DataDir, url: SecretStr | None, *, may_change: bool = Tr
     postgres = _postgres()
     database: Database = postgres.PostgresDatabase.open(url.get_secret_value(), may_change=may_change)
     return database
+
+
+async def agreed_authorities(data: DataDir, database: Database, clock: Clock) -> tls.Authorities:
+    """The authorities of the directory, which are those of every server over its database; made at the first start.
+
+    Raises FailedPrecondition where the database's servers have others.
+    """
+    if database.hints is not None and not data.has_authority:
+        known = await database.read(lambda tx: Store(tx).access.authorities())
+        if known:
+            raise _other_authority(data)
+    found = data.authorities(clock)
+    own = tuple(enrollment.fingerprint(one) for one in (found.first, found.second) if one is not None)
+
+    def agree(tx: Tx) -> None:
+        store = Store(tx).access
+        if not enrollment.follows(store.authorities(), own):
+            raise _other_authority(data)
+        store.note_authorities(own)
+
+    if database.hints is not None:
+        await database.write(agree)
+    return found
+
+
+def _other_authority(data: DataDir) -> FailedPrecondition:
+    where = data.authority_file or data.ca_certificate.parent
+    return FailedPrecondition(
+        f"{where} does not hold the certificate authority of this database's servers; copy it from one that runs"
+        " (ca_key_file, or the folder ca/). Where its key is lost, `variantd admin new-incarnation` lets another in",
+        reason="OTHER_AUTHORITY",
+    )
 
 
 def migrate(data: DataDir, url: SecretStr | None) -> list[str]:
@@ -239,6 +307,7 @@ def backup(data: DataDir, target: Path) -> None:
     """
     if not data.database.exists() and not data.elsewhere.exists():
         raise Invalid(f"{data.path} is not a data directory of variantd")
+    found = _authority_files(data)
     with tempfile.TemporaryDirectory(dir=target.resolve().parent) as folder:
         copied = Path(folder) / "variantd.db"
         if data.database.exists():
@@ -247,14 +316,35 @@ def backup(data: DataDir, target: Path) -> None:
         with tarfile.open(archive, "w") as tar:
             for name in _IN_BACKUP:
                 file = copied if name == "variantd.db" else data.path / name
-                if file.exists():
+                if file.exists() and name not in found:
                     tar.add(file, arcname=name, recursive=False)
+            for name, body in found.items():
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(body), 0o600
+                tar.addfile(member, io.BytesIO(body))
         archive.chmod(0o600)
         descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
         os.fsync(descriptor)
         os.close(descriptor)
         archive.replace(target)
     sync_directory(target.resolve().parent)
+
+
+def _authority_files(data: DataDir) -> dict[str, bytes]:
+    """What a backup has of authorities that are kept in a file of their own, under the names of a directory's own.
+
+    Raises Invalid where that file was not named.
+    """
+    if data.authority_file is None:
+        if data.has_authority and not data.has_key:
+            raise Invalid(
+                f"the authority's key is not in {data.path}; name its file by VARIANTD_CA_KEY_FILE",
+                reason="BAD_CONFIG",
+            )
+        return {}
+    known = data.authorities(SystemClock())
+    files = {"ca/key.pem": tls.key_to_pem(known.first.key), "ca/ca.pem": known.bundle}
+    return files | ({"ca/next-key.pem": tls.key_to_pem(known.second.key)} if known.second else {})
 
 
 async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
@@ -290,28 +380,43 @@ async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
         await database.close()
 
 
-async def new_incarnation(data: DataDir, url: SecretStr | None, *, new_id: NewId) -> Incarnation:
+async def new_incarnation(
+    data: DataDir, url: SecretStr | None, *, clock: Clock, new_id: NewId
+) -> Incarnation:
     """The database is another incarnation from now on, named as the successor of the present one.
 
     For a database that was put back without `restore`: hosts that know more than it does get no offers until then.
-    Raises Invalid where there is no database, FailedPrecondition while a server runs over it.
+    Servers over it may begin with another authority than before. Raises Invalid where there is no database,
+    FailedPrecondition while a server runs over it.
     """
     held = data.require().lock()
     try:
         database = open_database(data, url)
         try:
-            return await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id))
+
+            def succeed(tx: Tx) -> Incarnation:
+                since = clock.now() - round(LEASE_SECONDS * SECOND)
+                running = Store(tx).replicas.seen_since(since)
+                if running:
+                    raise FailedPrecondition(
+                        f"servers run over this database, {running[0]} among them; stop them all",
+                        reason="LOCKED",
+                    )
+                Store(tx).access.note_authorities(())
+                return access.succeed(Store(tx), new_id=new_id)
+
+            return await database.write(succeed)
         finally:
             await database.close()
     finally:
         os.close(held)
 
 
-async def left_behind(data: DataDir, clock: Clock) -> list[str]:
+async def left_behind(data: DataDir, url: SecretStr | None, clock: Clock) -> list[str]:
     """Names of the agents whose certificate is valid, or may be recovered, and not of the newest authority."""
     newest = enrollment.fingerprint(data.authorities(clock).issuing)
     since = clock.now() - enrollment.RECOVERABLE
-    database = SqliteDatabase.open(data.database, may_change=False)
+    database = open_database(data, url, may_change=False)
     try:
         return await database.read(lambda tx: Store(tx).fleet.certified_by_others(newest, since=since))
     finally:

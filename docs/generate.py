@@ -23,12 +23,15 @@ from control_plane import __main__ as server_main
 from control_plane.api import errors
 from control_plane.api.door import Door
 from control_plane.api.operations import EXPORT, OPERATIONS, WATCH_PATH, WATCHES
+from control_plane.api.replication import Replication
 from control_plane.api.sessions import Sessions
 from control_plane.cli import app as cli_app
 from control_plane.cli import schema
 from control_plane.config import Settings
 from control_plane.domain import findings
+from control_plane.services.changes import Changes
 from control_plane.services.events import Kept
+from control_plane.services.replicas import Replica
 from shared.clock import SystemClock
 from shared.errors import Code
 from shared.ids import new_id
@@ -136,8 +139,12 @@ def _keys(head: str, keys: Mapping[str, "agent_config.Key"]) -> str:
 def server_metrics() -> str:
     """Every metric of the control plane."""
     registry = CollectorRegistry()
-    Sessions(registry, new_id=new_id, clock=SystemClock())
-    Door(None, registry)  # type: ignore[arg-type]  # asked for its metrics only
+    clock = SystemClock()
+    sessions = Sessions(registry, new_id=new_id, clock=clock)
+    # Asked for their metrics only.
+    Door(None, registry)  # type: ignore[arg-type]
+    replica = Replica(None, clock=clock, replica_id=b"", name="", incarnation=b"")  # type: ignore[arg-type]
+    Replication(None, replica, sessions=sessions, changes=Changes(), registry=registry)  # type: ignore[arg-type]
     return _metrics(registry.collect(), _LABELS)
 
 
@@ -145,6 +152,7 @@ _LABELS = {
     "variantd_outcomes": ("result",),
     "variantd_operations": ("operation", "code"),
     "variantd_operation_seconds": ("operation",),
+    "variantd_hints": ("way",),
 }
 """Labels of metrics without a sample yet, which do not tell them."""
 

@@ -4,6 +4,7 @@ The agent imports `cryptography` through this module only when it enrolls or ren
 in DER and are stored in PEM. A P-256 key, ECDSA with SHA-256 and TLS 1.3 throughout.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -24,6 +25,8 @@ from shared.ids import parse_id, show_id
 from shared.moment import SECOND
 
 Key = ec.EllipticCurvePrivateKey
+
+_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----\n?", re.DOTALL)
 
 URI_SCHEME = "variantd://"
 
@@ -54,6 +57,11 @@ def key_from_pem(pem: bytes) -> Key:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError("not an elliptic-curve key")
     return key
+
+
+def keys_from_pem(pem: bytes) -> list[Key]:
+    """Every private key of a PEM file, whatever else is in it."""
+    return [key_from_pem(block) for block in _KEY.findall(pem)]
 
 
 def new_signing_request(key: Key, name: str) -> bytes:

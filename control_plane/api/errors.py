@@ -67,6 +67,8 @@ REASONS = {
     "DATABASE_NEWER": "a newer variantd wrote this database; run that one",
     "DATABASE_OLDER": "the server that runs over the database is of an older version",
     "DATABASE_UNAVAILABLE": "the database does not answer now",
+    "OTHER_AUTHORITY": "this server's certificate authority is not that of the database's other servers",
+    "INCARNATION_CHANGED": "the database is another incarnation than this server began with, so it ends",
     "DATABASE_UNUSABLE": "the PostgreSQL server is too old, or its user may not make tables",
     "DEADLINE": "the peer was too slow",
     "DEPLOYMENT_NOT_FOUND": "no deployment of the project has this id",

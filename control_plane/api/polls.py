@@ -58,6 +58,8 @@ class Polls:
             return pb.ExchangeResponse(messages=[busy], next_poll_ms=BUSY_WINDOW_MS)
         known = self._sessions.polls(uid)
         opened = await self._open(uid, hello, messages)
+        if opened.took_over:
+            self._services.wake(uid)  # the session before may be another replica's
         session = Session(self._services, self._sessions, opened, hello)
         self._sessions.enter(session)
         if not known:
@@ -98,7 +100,7 @@ class Polls:
 
         opened = await self._services.database.write(opening)
         if opened.quarantined:
-            self._sessions.wake(uid)
+            self._services.wake(uid)
             await self._services.database.read(lambda tx: require_speaker(Store(tx), uid))
         return opened
 

@@ -93,18 +93,18 @@ class Preflights:
         self._services = services
         edition, scan_at = (-1, -1), 0.0
         while True:
-            found = await services.database.read(lambda tx: Store(tx).preflights.edition())
-            now = self._clock.monotonic()
-            if found != edition or self._stirred.is_set() or now >= scan_at:
-                edition, scan_at = found, now + SCAN_SECONDS
-                self._stirred.clear()
-                try:
+            try:
+                found = await services.database.read(lambda tx: Store(tx).preflights.edition())
+                now = self._clock.monotonic()
+                if found != edition or self._stirred.is_set() or now >= scan_at:
+                    edition, scan_at = found, now + SCAN_SECONDS
+                    self._stirred.clear()
                     await self._scan(services)
-                except Error as error:
-                    _log.warning("preflight.not_asked", reason=error.reason, error=error.message)
-                except Exception:
-                    # It costs what hosts could have said, never the server.
-                    _log.exception("preflight.broken")
+            except Error as error:
+                _log.warning("preflight.not_asked", reason=error.reason, error=error.message)
+            except Exception:
+                # It costs what hosts could have said, never the server.
+                _log.exception("preflight.broken")
             await self._clock.sleep(LOOK_SECONDS)
 
     async def _scan(self, services: Services) -> None:

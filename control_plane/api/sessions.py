@@ -52,7 +52,7 @@ MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 500.0, 20_000.0
 PAUSE_SECONDS = 0.05
 MAX_OUTCOMES = 20_000
 """Not stored yet, of one session; nothing more is read until some are."""
-DRAIN_WINDOW_MS = 500
+DRAIN_WINDOW_SECONDS = 0.5
 DRAIN_SECONDS = 2.0
 MAX_BATCH_BYTES = 2 * 1_048_576
 BUSY_WINDOW_MS = 5_000
@@ -115,6 +115,11 @@ class Sessions:
         session = self._live.get(agent_uid)
         if session:
             session.wake()
+
+    @property
+    def present(self) -> "list[Session]":
+        """Every live session."""
+        return list(self._live.values())
 
     def _reach(self, agent_uid: bytes) -> bool:
         session = self._live.get(agent_uid)
@@ -197,13 +202,17 @@ class Sessions:
         except Exception as failure:
             _log.warning("presence.not_written", error=str(failure))
 
-    async def drain(self) -> None:
-        """Every agent was asked to leave, and had a moment to do so."""
+    async def drain(self, *, hand_over: bool = False) -> None:
+        """Every agent was asked to leave, and had a moment to; with `hand_over` each opens its next session first.
+
+        That is for where another replica takes it. Agents leave spread over a window, as fast as others admit them.
+        """
         self.draining = True
+        window = max(DRAIN_WINDOW_SECONDS, len(self._live) / ADMISSIONS_PER_SECOND)
         for session in list(self._live.values()):
-            session.drain()
+            session.drain(window, keep_old=hand_over)
         with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
+            async with asyncio.timeout(window + DRAIN_SECONDS):
                 await self._empty.wait()
         for session in list(self._live.values()):
             session.end()
@@ -225,6 +234,7 @@ class Session:
         self._sessions = sessions
         self._taken = frozenset(opened.taken)
         self._ahead = opened.ahead
+        self._generation = opened.generation
         self._declared = frozenset(state.participant for state in hello.participants)
         self._asked_full = False
         self._judges = PREFLIGHT in hello.capabilities
@@ -262,12 +272,24 @@ class Session:
     def stir(self) -> None:
         self._signal.set()
 
+    def compare(self, generation: int, session_id: bytes | None) -> None:
+        """The agent is at this generation and has that session: what changed unnoticed is looked at now."""
+        if session_id != self.id:
+            self._supersede()
+        elif generation != self._generation:
+            self.wake()
+
+    def _supersede(self) -> None:
+        if not self._over:
+            _log.info("session.superseded", agent=self.agent_uid.hex())
+            self.end()
+
     def end(self) -> None:
         self._over = True
         self._signal.set()
 
-    def drain(self) -> None:
-        self._reply(pb.SyncResponse(drain=pb.Drain(window_ms=DRAIN_WINDOW_MS)))
+    def drain(self, window: float, *, keep_old: bool) -> None:
+        self._reply(pb.SyncResponse(drain=pb.Drain(window_ms=round(window * 1000), keep_old=keep_old)))
 
     def take_observation(self) -> tuple[tuple[int, int, int], list[dict[str, Any]]] | None:
         taken, self._observation = self._observation, None
@@ -445,7 +467,11 @@ class Session:
 
     async def _refresh(self) -> None:
         """The mailbox holds every slot whose desired revision the agent does not know."""
-        wanted, bound = await self._services.database.read(self._wanted)
+        found = await self._services.database.read(self._wanted)
+        if found is None:
+            self._supersede()
+            return
+        wanted, bound = found
         if self._declared - bound != self._taken:
             self._ask_full()  # a participant moved to or from this agent: a new Hello binds what is its own now
         for offer in wanted:
@@ -453,12 +479,18 @@ class Session:
             self._known[key] = offer.revision
             self._mailbox[key] = offer
 
-    def _wanted(self, tx: Tx) -> tuple[list[Offer], frozenset[str]]:
-        """(offers that are news, public ids bound to the agent). Raises PermissionDenied where it may not speak."""
+    def _wanted(self, tx: Tx) -> tuple[list[Offer], frozenset[str]] | None:
+        """(offers that are news, public ids bound to the agent); None where its session is another by now.
+
+        Raises PermissionDenied where it may not speak.
+        """
         store = Store(tx)
-        project_id = store.fleet.may_speak(self.agent_uid)
-        if project_id is None:
+        speaker = store.fleet.speaker(self.agent_uid)
+        if speaker is None:
             raise refusal(store.fleet.agent(self.agent_uid)) or PermissionDenied()
+        project_id, self._generation, session_id = speaker
+        if session_id != self.id:
+            return None
         bound = frozenset(store.events.participants_of(self.agent_uid))
         if self._ahead or store.fleet.frozen_at(project_id) is not None:
             return [], bound

@@ -139,9 +139,11 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         opened = await self._services.database.write(opening)
         if opened.quarantined:
             _log.error("agent.quarantined", agent=uid.hex(), reason=DUPLICATE_SESSION)
-            self._sessions.wake(uid)  # the other process is to hear of it too
+            self._services.wake(uid)  # the other process is to hear of it too
             await self._services.database.read(lambda tx: require_speaker(Store(tx), uid))
         session = Session(self._services, self._sessions, opened, hello)
+        if opened.took_over:
+            self._services.wake(uid)  # the one before may be another replica's
         self._sessions.enter(session)
         _log.info(
             "session.opened", agent=uid.hex(), participants=len(hello.participants), taken=list(opened.taken)

@@ -39,7 +39,7 @@ MAX_STREAMS = 64
 LOOK_SECONDS = 1.0
 """At most one look in so many seconds."""
 UNHINTED_SECONDS = 10.0
-"""A look without a hint: hosts are lost by the passing of time, and replicas give each other no hints yet."""
+"""A look without a hint: hosts are lost by the passing of time, and replicas hint at little."""
 WRITE_SECONDS = 20.0
 _PAGE = 100
 _QUIET = frozenset({"lastSeenAt", "spool"})

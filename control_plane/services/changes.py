@@ -1,9 +1,8 @@
 """That something was committed: the hint that lets a watcher look again.
 
 Hides where hints come from. Here every unit of work of this process gives one after its commit, so none can be
-forgotten. With several replicas over one database a hint of one does not reach the others: until the database
-passes it on (LISTEN/NOTIFY would call `happened` here), a watcher sees another replica's changes at its next
-unhinted look, not at once. Nothing is lost either way, because a look compares with what is stored.
+forgotten. Of other replicas over one database only what wakes agents is a hint here; the rest a watcher sees at its
+next unhinted look. Nothing is lost either way, because a look compares with what is stored.
 """
 
 import asyncio
@@ -54,6 +53,7 @@ class Announcing:
 
     def __init__(self, database: Database, changes: Changes) -> None:
         self._database, self._changes = database, changes
+        self.hints = database.hints
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         return await self._database.read(work)

@@ -1,7 +1,8 @@
 """Does what is due: one durable table, one runner, driven by the wall clock.
 
 A timer is done in the very transaction that does what it stands for, so a crash repeats nothing and skips
-nothing: what became due while the process was away is done, in order, when it is back. A clock that jumps back
+nothing: what became due while the process was away is done, in order, when it is back. Of several replicas the one that
+leads does it, and every transaction proves that it still does. A clock that jumps back
 cannot repeat what is done, one that jumps forward brings what is due then.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from control_plane.domain import requests
 from control_plane.services import lifecycle, looks, phases, recalculation
+from control_plane.services.replicas import Fence, Fenced, Lead
 from control_plane.services.timers import ACTOR, Kind
 from control_plane.services.work import Caller, Scope, Services, Work
 from control_plane.store.database import Tx
@@ -42,10 +44,10 @@ class _Done(Exception):
 
 
 class Timers:
-    """Does what is due, as long as it runs."""
+    """Does what is due, as long as it runs and this process leads; every write of it is fenced."""
 
-    def __init__(self, services: Services, clock: Clock) -> None:
-        self._services, self._clock = services, clock
+    def __init__(self, services: Services, clock: Clock, lead: Lead) -> None:
+        self._services, self._clock, self._lead = services, clock, lead
 
     async def run(self) -> None:
         """Does whatever is due, looks again every second; ends only by being cancelled.
@@ -55,10 +57,11 @@ class Timers:
         away = False
         while True:
             try:
-                while await self._first():
-                    pass
-                await self._take_in()
+                if (fence := self._lead.fence()) is not None:
+                    await self._turn(fence)
                 away = False
+            except Fenced:
+                self._lead.fenced()
             except Error as error:
                 if not error.code.retryable:
                     raise
@@ -67,28 +70,36 @@ class Timers:
                 away = True
             await self._clock.sleep(LOOK_SECONDS)
 
-    async def _first(self) -> bool:
+    async def _turn(self, fence: Fence) -> None:
+        """Whatever is due is done under the token that the turn began with. Raises Fenced where another leads."""
+        while await self._first(fence):
+            pass
+        await self._take_in(fence)
+
+    async def _first(self, fence: Fence) -> bool:
         """The first timer that is due is done; whether there was one."""
         timer = await self._services.database.read(lambda tx: Store(tx).timers.next())
         if timer is None or timer.due_at > self._clock.now():
             return False
         try:
-            await self._do(timer)
+            await self._do(timer, fence)
         except _Done:
             pass
+        except Fenced:
+            raise
         except Error as error:
             if error.code.retryable:
                 raise
-            await self._failed(timer, error.reason, error.message)
+            await self._failed(timer, fence, error.reason, error.message)
         except Exception:
             # One experiment's trouble must not stop the others' timers; it is told where operators look.
             _log.exception("timer.broken", kind=timer.kind, experiment=show_id(timer.experiment_id))
             await self._failed(
-                timer, "INTERNAL", "something is wrong with variantd itself; its log says what"
+                timer, fence, "INTERNAL", "something is wrong with variantd itself; its log says what"
             )
         return True
 
-    async def _do(self, timer: Timer) -> None:
+    async def _do(self, timer: Timer, fence: Fence) -> None:
         caller = Caller(project_id=timer.project_id, actor=ACTOR, scopes=frozenset({Scope.ADMIN}))
         experiment = show_id(timer.experiment_id)
         does: Callable[[Work, requests.ById], Any]
@@ -101,6 +112,7 @@ class Timers:
             does = _USE_CASES[timer.kind]
 
         def use_case(work: Work, request: requests.ById) -> None:
+            fence(work.store)
             if not work.store.timers.take(timer.id, now=work.now):
                 raise _Done
             does(work, request)
@@ -117,7 +129,7 @@ class Timers:
         )
         _log.info("timer.done", kind=timer.kind, experiment=experiment)
 
-    async def _take_in(self) -> None:
+    async def _take_in(self, fence: Fence) -> None:
         """Whoever experiments that choose by labels mean by now has come in."""
         now = self._clock.now()
         for project_id, experiment_id in await self._services.database.read(
@@ -129,7 +141,7 @@ class Timers:
                 answer = await self._services.change(
                     caller,
                     Scope.ADMIN,
-                    phases.admit,
+                    partial(_fenced, fence, phases.admit),
                     request,
                     _joined,
                     operation="Timer.intake",
@@ -138,14 +150,15 @@ class Timers:
                 )
                 _log.info("experiment.joined", experiment=request.id, participants=answer["participants"])
             # What changed while we looked is looked at again: a moment is taken before its row is there.
-            seen = partial(_looked_at, experiment_id, now - INTAKE_OVERLAP)
+            seen = partial(_looked_at, fence, experiment_id, now - INTAKE_OVERLAP)
             await self._services.database.write(seen)
 
-    async def _failed(self, timer: Timer, code: str, message: str) -> None:
+    async def _failed(self, timer: Timer, fence: Fence, code: str, message: str) -> None:
         now = self._clock.now()
         failure = {"code": code, "message": message}
 
         def fail(tx: Tx) -> None:
+            fence(Store(tx))
             Store(tx).timers.fail(timer.id, failure, now=now)
             if timer.kind == recalculation.KIND:
                 recalculation.give_up(Store(tx).recalculations, timer.experiment_id, message, now=now)
@@ -162,5 +175,11 @@ def _joined(work: Work, found: list[str]) -> dict[str, Any]:
     return {"participants": found}
 
 
-def _looked_at(experiment_id: bytes, moment: int, tx: Tx) -> None:
+def _fenced(fence: Fence, use_case: Callable[[Work, Any], Any], work: Work, request: Any) -> Any:
+    fence(work.store)
+    return use_case(work, request)
+
+
+def _looked_at(fence: Fence, experiment_id: bytes, moment: int, tx: Tx) -> None:
+    fence(Store(tx))
     Store(tx).experiments.looked_at(experiment_id, moment)

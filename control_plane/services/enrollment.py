@@ -199,6 +199,16 @@ def fingerprint(authority: tls.Authority) -> bytes:
     return digest(authority.der)
 
 
+def follows(known: tuple[bytes, ...], own: tuple[bytes, ...]) -> bool:
+    """Whether a server with its `own` authorities (fingerprints) may serve where these are known.
+
+    They are the same, or own are one step further: the next one was introduced, or the former retired.
+    """
+    introduced = len(own) == 2 and own[:1] == known
+    retired = len(known) == 2 and own == known[1:]
+    return not known or own == known or introduced or retired
+
+
 def _note(store: Store, issued: Enrolled) -> None:
     store.fleet.set_certificate(
         issued.agent_uid, serial=issued.serial, not_after=issued.not_after, authority=issued.authority

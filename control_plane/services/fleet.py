@@ -178,14 +178,14 @@ def freeze(work: Work, request: requests.Nothing) -> WholeFleet:
 def unfreeze(work: Work, request: requests.Nothing) -> WholeFleet:
     """Offers go out again: every connected agent gets the newest of each slot."""
     work.store.fleet.freeze(work.project_id, None)
-    work.woken |= work.store.fleet.uids(work.project_id)
+    work.wake(work.store.fleet.uids(work.project_id))
     return get_fleet(work, request)
 
 
 def release_withdrawals(work: Work, request: requests.Nothing) -> WholeFleet:
     """What a restored database withdraws from hosts is offered, however much that is. Idempotent."""
     work.store.fleet.release_withdrawals(work.project_id, WITHDRAWALS_HELD)
-    work.woken |= work.store.fleet.uids(work.project_id)
+    work.wake(work.store.fleet.uids(work.project_id))
     return get_fleet(work, request)
 
 
@@ -228,7 +228,7 @@ def ban_agent(work: Work, request: requests.ById) -> Agent:
     agent = get_agent(work, request)
     limits.require_served_within(work, agent)
     work.store.fleet.ban(agent.uid, now=work.now)
-    work.woken.add(agent.uid)
+    work.wake([agent.uid])
     return get_agent(work, request)
 
 
@@ -264,5 +264,5 @@ def retire_agent(work: Work, request: requests.ById) -> Agent:
         served = work.store.fleet.retire(agent.uid, now=work.now)
         work.store.deployments.withdraw(served, _RETIRED, now=work.now)
         work.store.experiments.release_participants(served)
-        work.woken.add(agent.uid)
+        work.wake([agent.uid])
     return get_agent(work, request)

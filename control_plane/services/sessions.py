@@ -47,6 +47,7 @@ class Terms:
 class Opened:
     """A live session: whose, which, and the public ids it may not serve because another agent does.
 
+    `generation` is the agent's as the session begins; `took_over`: its session before was alive, here or elsewhere.
     `goes_on`: it was opened by an earlier poll. `ahead`: the host knows more than this database, and gets no offers.
     `quarantined`: there is no session; the agent is kept out from now on.
     """
@@ -54,6 +55,8 @@ class Opened:
     id: bytes
     agent_uid: bytes
     taken: tuple[str, ...]
+    generation: int = 0
+    took_over: bool = False
     goes_on: bool = False
     ahead: bool = False
     quarantined: bool = False
@@ -112,6 +115,7 @@ def open_session(
     if returns(turns) >= MAX_RETURNS:
         store.fleet.turn(agent_uid, turns, quarantined_at=now)
         store.fleet.find(agent_uid, [_duplicate(agent, turns, quarantined=True)])
+        store.fleet.grow([agent_uid])
         return Opened(id=bytes(16), agent_uid=agent_uid, taken=(), quarantined=True)
     if turns != agent.turns:
         store.fleet.turn(agent_uid, turns, quarantined_at=None)
@@ -137,6 +141,8 @@ def open_session(
         id=session_id,
         agent_uid=agent_uid,
         taken=(*taken, *refused),
+        generation=agent.generation,
+        took_over=going_on is None and agent.session_id is not None and now < agent.lease_until,
         goes_on=going_on is not None,
         ahead=any(finding["code"] == "HOST_AHEAD" for finding in ahead),
     )

@@ -101,6 +101,12 @@ class Work:
             )
         self.woken |= self.store.fleet.touch(ids)
 
+    def wake(self, agent_uids: Iterable[bytes]) -> None:
+        """The agents' sessions, wherever they are, look again once this is committed."""
+        uids = set(agent_uids)
+        self.store.fleet.grow(uids)
+        self.woken |= uids
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:

@@ -1,6 +1,7 @@
 """Projects, keys, enrollment tokens, idempotent answers, the audit log, and who this database is."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -129,6 +130,20 @@ class AccessStore:
         return Incarnation(
             id=rows["incarnation"],
             ancestors=tuple(ancestors[start : start + 16] for start in range(0, len(ancestors), 16)),
+        )
+
+    def authorities(self) -> tuple[bytes, ...]:
+        """Fingerprints of the certificate authorities of this database's servers; none: nobody noted them."""
+        row = self._tx.one("select value from meta where key = 'authorities'")
+        value = row["value"] if row else b""
+        return tuple(value[start : start + 32] for start in range(0, len(value), 32))
+
+    def note_authorities(self, fingerprints: Sequence[bytes]) -> None:
+        """These are the certificate authorities of this database's servers."""
+        self._tx.run(
+            "insert into meta (key, value) values ('authorities', ?)"
+            " on conflict (key) do update set value = excluded.value",
+            (b"".join(fingerprints),),
         )
 
     def set_incarnation(self, incarnation: Incarnation) -> None:

@@ -37,8 +37,23 @@ class IntegrityViolation(Exception):
     """A constraint of the schema forbids the change."""
 
 
+class Hints(Protocol):
+    """What the processes over one database tell each other beside it; any of it may be lost."""
+
+    async def hint(self, text: str) -> None:
+        """Whoever listens is told the text (ASCII, at most `HINT_BYTES`), itself too. Raises Unavailable."""
+
+    async def listen(self, told: Callable[[str], None]) -> None:
+        """Calls `told` with every hint, and with an empty one whenever some may have been lost; until cancelled."""
+
+
+HINT_BYTES = 7_900
+
+
 class Database(Protocol):
-    """Where transactions run."""
+    """Where transactions run; `hints` is None where only one process can have it."""
+
+    hints: Hints | None
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         """What `work` returns over one consistent snapshot; it must not write."""

@@ -1,7 +1,7 @@
 """Agents, participants and presence."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ class Wanted:
         presence = self.presence.value if self.presence else None
         return presence, self.now, presence
 
+
+_TOGETHER = 500  # asked about in one statement
 
 ANY = Wanted()
 
@@ -125,6 +127,15 @@ class FleetStore:
         )
         return row["project_id"] if row else None
 
+    def speaker(self, uid: bytes) -> tuple[bytes, int, bytes | None] | None:
+        """(project, generation, present session) of an agent that may speak; None for any other."""
+        row = self._tx.one(
+            "select project_id, generation, session_id from agent where uid = ? and banned_at is null"
+            " and retired_at is null and quarantined_at is null",
+            (uid,),
+        )
+        return (row["project_id"], row["generation"], row["session_id"]) if row else None
+
     def open_session(
         self,
         uid: bytes,
@@ -210,10 +221,27 @@ class FleetStore:
             row = self._tx.one("select agent_uid from participant where id = ?", (participant_id,))
             if row and row["agent_uid"]:
                 uids.add(row["agent_uid"])
+        self.grow(uids)
+        return uids
+
+    def grow(self, uids: Iterable[bytes]) -> None:
+        """The agents' generation has grown: whoever holds their sessions looks again."""
         self._tx.many(
             "update agent set generation = generation + 1 where uid = ?", [(uid,) for uid in sorted(uids)]
         )
-        return uids
+
+    def standing(self, uids: Sequence[bytes]) -> dict[bytes, tuple[int, bytes | None]]:
+        """(generation, present session) of each of these agents."""
+        found: dict[bytes, tuple[int, bytes | None]] = {}
+        for start in range(0, len(uids), _TOGETHER):
+            some = uids[start : start + _TOGETHER]
+            places = ", ".join("?" * len(some))
+            for row in self._tx.all(
+                f"select uid, generation, session_id from agent where uid in ({places})",  # noqa: S608
+                tuple(some),
+            ):
+                found[row["uid"]] = (row["generation"], row["session_id"])
+        return found
 
     def _agent(self, row: Row) -> Agent:
         lost = self._tx.one("select sum(count) as n from spool_loss where agent_uid = ?", (row["uid"],))

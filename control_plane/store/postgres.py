@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg.abc import Buffer
@@ -26,7 +26,10 @@ from psycopg.rows import dict_row
 
 from control_plane.store.database import IntegrityViolation, Parameters, Row, Tx, migrate
 from control_plane.store.writing import Unit, Writer
+from shared import logs
 from shared.errors import FailedPrecondition, Invalid, Unavailable
+
+_log = logs.get(__name__)
 
 T = TypeVar("T")
 Connection = psycopg.Connection[dict[str, Any]]
@@ -37,6 +40,8 @@ STATEMENT_SECONDS = 30
 LOCK_SECONDS = 20  # for another process's turn
 IDLE_SECONDS = 10  # within a transaction
 OLDEST = 130_000  # version 13: the oldest that is tested with
+LISTEN_AGAIN_SECONDS = 1.0
+CHANNEL = "variantd"
 WRITERS_LOCK = 7_161_202_601  # of nobody else in this database, by its number
 
 _LOST = (psycopg.OperationalError, psycopg.InternalError)
@@ -123,6 +128,7 @@ class PostgresDatabase:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self.hints = self
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="postgres-reader")
         self._local = threading.local()
         self._reader_connections: list[Connection] = []
@@ -141,10 +147,7 @@ class PostgresDatabase:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     def _read(self, work: Callable[[Tx], T]) -> T:
-        connection: Connection | None = getattr(self._local, "connection", None)
-        if connection is None or connection.closed:
-            connection = self._local.connection = _connect(self._url)
-            self._reader_connections.append(connection)
+        connection = self._reader()
         try:
             connection.execute("begin isolation level repeatable read read only")
             return work(PostgresTx(connection))
@@ -153,6 +156,14 @@ class PostgresDatabase:
         finally:
             with suppress(psycopg.Error):  # a connection that is lost is closed, and another made next time
                 connection.execute("rollback")
+
+    def _reader(self) -> Connection:
+        """This thread's connection, for readings."""
+        connection: Connection | None = getattr(self._local, "connection", None)
+        if connection is None or connection.closed:
+            connection = self._local.connection = _connect(self._url)
+            self._reader_connections.append(connection)
+        return connection
 
     async def write(self, work: Callable[[Tx], T]) -> T:
         return await self._writer.write(work)
@@ -176,6 +187,30 @@ class PostgresDatabase:
     def _end_writing(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+    async def hint(self, text: str) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._readers, self._hint, text)
+
+    def _hint(self, text: str) -> None:
+        try:
+            self._reader().execute("select pg_notify(%s, %s)", (CHANNEL, text))
+        except _LOST as error:
+            raise _unavailable(error) from error
+
+    async def listen(self, told: Callable[[str], None]) -> NoReturn:
+        """As `Hints` has it. A connection of its own, made again a second after it was lost."""
+        while True:
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    self._url, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="variantd"
+                ) as connection:
+                    await connection.execute(f"listen {CHANNEL}")
+                    told("")
+                    async for found in connection.notifies():
+                        told(found.payload)
+            except psycopg.OperationalError as error:
+                _log.warning("hints.not_heard", error=_told(error))
+            await asyncio.sleep(LISTEN_AGAIN_SECONDS)
 
     async def close(self) -> None:
         await self._writer.close()

@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from control_plane.store.database import IntegrityViolation, Parameters, Row, Tx, migrate
+from control_plane.store.database import Hints, IntegrityViolation, Parameters, Row, Tx, migrate
 from control_plane.store.writing import Unit, Writer
 from shared.errors import Unavailable
 
@@ -47,6 +47,8 @@ class SqliteTx:
 
 class SqliteDatabase:
     """A database in one file; open it with `SqliteDatabase.open`."""
+
+    hints: Hints | None = None  # one process has the file
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -15,6 +15,7 @@ from control_plane.store.looks import LookStore
 from control_plane.store.metrics import MetricStore
 from control_plane.store.preflight import PreflightStore
 from control_plane.store.recalculations import RecalculationStore
+from control_plane.store.replicas import ReplicaStore
 from control_plane.store.series import SeriesStore
 from control_plane.store.survey import SurveyStore
 from control_plane.store.timers import TimerStore
@@ -43,3 +44,4 @@ class Store:
         self.looks = LookStore(tx)
         self.turns = TurnStore(tx)
         self.preflights = PreflightStore(tx)
+        self.replicas = ReplicaStore(tx)

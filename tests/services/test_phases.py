@@ -14,6 +14,7 @@ from control_plane.domain import requests
 from control_plane.domain.intake import Method
 from control_plane.services import deployments, experiments, fleet, holdouts, lifecycle, phases
 from control_plane.services.due import Timers
+from control_plane.services.replicas import Alone
 from control_plane.services.work import Joining, Services
 from shared.errors import FailedPrecondition, Invalid, NotFound
 from shared.ids import show_id
@@ -182,7 +183,7 @@ async def watching(world: World) -> AsyncIterator[None]:
         hosts=Reads(new_id=world.new_id, reach=lambda _: False),
         witness=witness,
     )
-    task = asyncio.create_task(Timers(services, world.clock).run())
+    task = asyncio.create_task(Timers(services, world.clock, Alone()).run())
     try:
         yield
     finally:

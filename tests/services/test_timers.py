@@ -15,6 +15,7 @@ from control_plane.api.witness import witness
 from control_plane.domain import requests
 from control_plane.services import experiments, lifecycle
 from control_plane.services.due import Timers
+from control_plane.services.replicas import Alone
 from control_plane.services.work import Joining, Services
 from shared.errors import Invalid
 from shared.moment import SECOND, to_rfc3339
@@ -42,7 +43,7 @@ async def ticking(world: World) -> AsyncIterator[set[bytes]]:
         hosts=Reads(new_id=world.new_id, reach=lambda _: False),
         witness=witness,
     )
-    task = asyncio.create_task(Timers(services, world.clock).run())
+    task = asyncio.create_task(Timers(services, world.clock, Alone()).run())
     try:
         yield woken
     finally:

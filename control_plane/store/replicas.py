@@ -1,0 +1,74 @@
+"""The processes that serve one database, and which of them does what is due by itself."""
+
+from dataclasses import dataclass
+
+from control_plane.store.database import Tx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leader:
+    """Who leads (None: nobody, since it left), under which token, and its last sign of life."""
+
+    replica_id: bytes | None
+    token: int
+    beat: int
+
+
+class ReplicaStore:
+    """Replicas, within one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    def beat(self, replica_id: bytes, name: str, *, started_at: int, now: int) -> None:
+        """The replica gave a sign of life."""
+        self._tx.run(
+            "insert into replica (id, name, started_at, seen_at, beat) values (?, ?, ?, ?, 1)"
+            " on conflict (id) do update set seen_at = excluded.seen_at, beat = replica.beat + 1",
+            (replica_id, name, started_at, now),
+        )
+
+    def beats(self) -> dict[bytes, int]:
+        """How many signs of life each replica gave."""
+        return {row["id"]: row["beat"] for row in self._tx.all("select id, beat from replica")}
+
+    def seen_since(self, moment: int) -> list[str]:
+        """Names of the replicas that gave a sign of life since the moment."""
+        rows = self._tx.all("select name from replica where seen_at > ? order by name, id", (moment,))
+        return [row["name"] for row in rows]
+
+    def leave(self, replica_id: bytes) -> None:
+        """The replica serves no more, and leads no more."""
+        self._tx.run("delete from replica where id = ?", (replica_id,))
+        self._tx.run("update leader set replica_id = null where replica_id = ?", (replica_id,))
+
+    def forget(self, *, before: int) -> None:
+        """Replicas that went without a word are forgotten after so long."""
+        self._tx.run("delete from replica where seen_at < ?", (before,))
+
+    def leader(self) -> Leader:
+        """Who leads."""
+        row = self._tx.one("select replica_id, token, beat from leader where seat = 1")
+        assert row is not None
+        return Leader(replica_id=row["replica_id"], token=row["token"], beat=row["beat"])
+
+    def take_lead(self, replica_id: bytes, found: Leader) -> int:
+        """The replica leads in place of `found`; its token, which no other ever had."""
+        self._tx.run(
+            "update leader set replica_id = ?, token = token + 1, beat = 0 where seat = 1 and token = ?",
+            (replica_id, found.token),
+        )
+        return found.token + 1
+
+    def hold_lead(self, replica_id: bytes, token: int) -> bool:
+        """The leader of this token gave a sign of life; False, and nothing happens, where it leads no more.
+
+        Within the transaction of a write this is its fence: no other can take the lead before that is committed.
+        """
+        return (
+            self._tx.run(
+                "update leader set beat = beat + 1 where seat = 1 and replica_id = ? and token = ?",
+                (replica_id, token),
+            )
+            > 0
+        )

@@ -1,0 +1,114 @@
+"""Several control planes over one database are one: whichever an agent or an operator comes to."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from shared.model import Result
+from tests.support.builders import make_hello
+from tests.support.plane import Plane
+from tests.support.replicas import at, replicated
+from tests.support.stream import Stream, session
+from tests.support.waiting import eventually
+
+QUIET = 60.0
+"""A poll that comes in no test's time: whatever happens is a hint's doing."""
+
+
+async def started(plane: Plane, *participants: str) -> Any:
+    """The experiment `test`, running, everybody in its one arm that has weight."""
+    variants = [
+        {"name": key, "key": key, "content": key, "weight": weight, "isControl": key == "a"}
+        for key, weight in (("a", 100), ("b", 0))
+    ]
+    values = {"name": "Test", "targetFile": "soul.md", "variants": variants, "participantIds": participants}
+    made = await plane.made("/v1/experiments", values)
+    await plane.made("/v1/experiments/test/start", None)
+    return made
+
+
+async def order(plane: Plane, experiment: Any, participant: str, key: str) -> None:
+    """The participant is to hold that variant."""
+    variant = next(item["id"] for item in experiment["variants"] if item["key"] == key)
+    await plane.made("/v1/experiments/test/deployments", {"participantId": participant, "variantId": variant})
+
+
+async def ended(stream: Stream) -> grpc.StatusCode:
+    """With which status the control plane ends the session."""
+    async with asyncio.timeout(15):
+        with suppress(grpc.aio.AioRpcError):
+            while await stream.call.read() is not grpc.aio.EOF:
+                pass
+        code: grpc.StatusCode = await stream.call.code()
+        return code
+
+
+async def test_an_order_at_one_replica_reaches_an_agent_at_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, by a hint; its outcome is everywhere, and so is who is connected, and who is banned."""
+    monkeypatch.setattr("control_plane.api.replication.POLL_SECONDS", QUIET)
+    async with replicated(tmp_path, "a", "b") as (a, b):
+        identity = await a.enroll(await b.token())
+        async with session(at(identity, b), make_hello("bot-1")) as stream:
+            for plane in (a, b):
+                answer = await plane.rest("GET", "/v1/participants/bot-1")
+                assert answer.body["presence"] == "connected"
+            experiment = await started(a, "bot-1")
+            await stream.report(await stream.offer(), Result.APPLIED)
+            await order(a, experiment, "bot-1", "b")
+            offer = await stream.offer()
+            assert offer.files[0].content == b"b"
+            await stream.report(offer, Result.APPLIED)
+            page = (await a.rest("GET", "/v1/experiments/test/deployments")).body
+            assert [item["state"] for item in page["entities"]] == ["applied", "applied"]
+            agent = (await a.rest("GET", "/v1/agents")).body["entities"][0]
+            await a.made(f"/v1/agents/{agent['id']}:ban", None)
+            assert await ended(stream) is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.fault(10)
+async def test_without_any_hint_the_slow_poll_finds_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orders, an end of a freeze, a session that went elsewhere: each is found by comparing with what is stored."""
+    monkeypatch.setattr("control_plane.api.replication.POLL_SECONDS", 0.2)
+    monkeypatch.setattr("control_plane.api.replication.Replication._told", lambda self, text: None)
+    async with replicated(tmp_path, "a", "b") as (a, b):
+        identity = await a.enroll(await a.token())
+        async with session(at(identity, b), make_hello("bot-1")) as stream:
+            await a.made("/v1/fleet:freeze", None)
+            experiment = await started(a, "bot-1")
+            await a.made("/v1/fleet:unfreeze", None)
+            await stream.report(await stream.offer(), Result.APPLIED)
+            await order(a, experiment, "bot-1", "b")
+            await stream.report(await stream.offer(), Result.APPLIED)
+            async with session(at(identity, a), make_hello("bot-1", session_epoch=2)):
+                assert await ended(stream) is grpc.StatusCode.OK
+                await eventually(lambda: present(a, "bot-1", "connected"))
+
+
+async def present(plane: Plane, participant: str, presence: str) -> bool:
+    """Whether the participant is shown so."""
+    return bool((await plane.rest("GET", f"/v1/participants/{participant}")).body["presence"] == presence)
+
+
+async def test_the_newest_session_is_the_one_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that came to another replica has left the first, which hears of it at once and changes nothing."""
+    monkeypatch.setattr("control_plane.api.replication.POLL_SECONDS", QUIET)
+    async with replicated(tmp_path, "a", "b") as (a, b):
+        identity = await a.enroll(await a.token())
+        async with (
+            session(at(identity, a), make_hello("bot-1")) as first,
+            session(at(identity, b), make_hello("bot-1", session_epoch=2)) as second,
+        ):
+            assert await ended(first) is grpc.StatusCode.OK
+            await started(a, "bot-1")
+            await second.report(await second.offer(), Result.APPLIED)
+            assert await present(a, "bot-1", "connected")
