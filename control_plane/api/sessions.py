@@ -52,7 +52,8 @@ MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 500.0, 20_000.0
 PAUSE_SECONDS = 0.05
 MAX_OUTCOMES = 20_000
 """Not stored yet, of one session; nothing more is read until some are."""
-DRAIN_WINDOW_SECONDS = 0.5
+DRAIN_WINDOW_SECONDS, DRAINED_PER_SECOND = 0.5, 200.0
+"""At least so long, and at most so many agents a second, as others admit them, are asked to leave."""
 DRAIN_SECONDS = 2.0
 MAX_BATCH_BYTES = 2 * 1_048_576
 BUSY_WINDOW_MS = 5_000
@@ -208,7 +209,7 @@ class Sessions:
         That is for where another replica takes it. Agents leave spread over a window, as fast as others admit them.
         """
         self.draining = True
-        window = max(DRAIN_WINDOW_SECONDS, len(self._live) / ADMISSIONS_PER_SECOND)
+        window = max(DRAIN_WINDOW_SECONDS, len(self._live) / DRAINED_PER_SECOND)
         for session in list(self._live.values()):
             session.drain(window, keep_old=hand_over)
         with suppress(TimeoutError):

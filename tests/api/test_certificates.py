@@ -249,7 +249,7 @@ async def test_the_authority_is_replaced_while_agents_of_both_are_served(tmp_pat
         fresh = await plane.enroll(await plane.token(), name="fresh")
         assert not await welcomed(early, epoch=3)
         assert not await welcomed(fresh, epoch=1)
-        assert await left_behind(data, clock) == ["host"]
+        assert await left_behind(data, None, clock) == ["host"]
         expired = aged(plane, late, days=31)
         assert await recovered(plane, expired), "certificates of both are recovered"
     data.retire_authority(clock)
