@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from agent import status as agent_status
 from control_plane import __main__ as server_main
 from control_plane.api import errors
 from control_plane.api.door import Door
+from control_plane.api.doors import DOORS
+from control_plane.api.doors.mapping import Facade, How
 from control_plane.api.operations import EXPORT, OPERATIONS, WATCH_PATH, WATCHES
 from control_plane.api.replication import Replication
 from control_plane.api.sessions import Sessions
@@ -352,6 +355,47 @@ def fault_count() -> str:
     )
 
 
+# -- doors
+
+
+def door_meanings() -> str:
+    """What can become of a field."""
+    return table(("Here", ""), [(f"**{how}**", how.meaning) for how in How])
+
+
+def door_calls(found: Facade) -> str:
+    """Every call of a door."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for route in found.routes:
+            status = f"{route.status}, or {route.already}" if route.already else str(route.status)
+            yield (f"`{route.method} {route.path}`", status, f"`{route.scope}`", route.says)
+
+    return table(("Call", "Status", "Scope", ""), rows())
+
+
+def door_fields(found: Facade) -> str:
+    """Every field of every resource of a door."""
+    parts = []
+    for name, shape in found.shapes.items():
+        rows = []
+        for path, field in shape.listed():
+            native = f"`{field.native}`" if field.native and field.how in (How.OURS, How.SHOWN) else ""
+            said = {"create": "only sent to create; ", "update": "only sent to change; "}.get(field.only, "")
+            how = "" if field.inside or field.each else str(field.how)
+            rows.append((f"`{path}`", how, native, said + field.says))
+        parts.append(f"**{name}**\n\n" + table(("Field", "Here", "In our own API", ""), rows))
+    return "\n\n".join(parts)
+
+
+def _door_parts() -> dict[str, Callable[[], str]]:
+    parts: dict[str, Callable[[], str]] = {"meanings": door_meanings}
+    for found in DOORS:
+        parts[f"{found.title} calls"] = partial(door_calls, found)
+        parts[f"{found.title} fields"] = partial(door_fields, found)
+    return parts
+
+
 # -- pages
 
 
@@ -370,6 +414,7 @@ PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     },
     "metrics.md": {"control plane": server_metrics, "agent": agent_metrics},
     "rest.md": {"operations": operations},
+    "doors.md": _door_parts(),
     "cli.md": {"variantctl": variantctl, "variantd": variantd, "variant-agent": variant_agent},
     "../faults.md": {"count": fault_count, "faults": fault_list},
 }

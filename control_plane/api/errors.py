@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import grpc
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from control_plane.api import request_ids
 from shared import logs
@@ -147,16 +148,30 @@ def explain(error: BaseException, operation: str, *, peer: str | None = None) ->
     return Error(f"something went wrong on our side; the log has it under {log_id}", reason="INTERNAL")
 
 
-def problem(error: Error, *, status: int | None = None) -> web.Response:
-    """The failure as problem+json; `status` where it is more exact than the table's."""
-    row = TABLE[error.code]
-    status = status or EXACT.get(error.reason, row.http)
-    faults = [
-        {"field": fault.field, "message": fault.message, "remedy": fault.remedy} for fault in error.faults
-    ]
-    body: dict[str, Any] = {
+def status_of(error: Error) -> int:
+    """The HTTP status of a failure."""
+    return EXACT.get(error.reason, TABLE[error.code].http)
+
+
+Told = Callable[[Error, int], tuple[int, Any]]
+"""How somebody else's API tells a failure that has this status here: its status there, and the body."""
+
+
+def problem(error: Error, *, status: int | None = None, told: Told | None = None) -> web.Response:
+    """The failure as problem+json, or as it is `told`; `status` where it is more exact than the table's."""
+    status = status or status_of(error)
+    headers = {}
+    if error.code.retryable:
+        headers["Retry-After"] = str(error.details.get("retryAfterSeconds", 1))
+    if error.code is Code.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if told is not None:
+        status, body = told(error, status)
+        return web.json_response(body, status=status, headers=headers)
+    faults = faults_of(error)
+    body = {
         "type": f"urn:variantd:problem:{error.code.value}",
-        "title": row.title,
+        "title": TABLE[error.code].title,
         "status": status,
         "detail": error.message,
         "reason": error.reason,
@@ -166,12 +181,14 @@ def problem(error: Error, *, status: int | None = None) -> web.Response:
         **error.details,
         "requestId": request_ids.current(),
     }
-    headers = {}
-    if error.code.retryable:
-        headers["Retry-After"] = str(error.details.get("retryAfterSeconds", 1))
-    if error.code is Code.UNAUTHENTICATED:
-        headers["WWW-Authenticate"] = "Bearer"
     return web.json_response(body, status=status, content_type="application/problem+json", headers=headers)
+
+
+def faults_of(error: Error) -> list[dict[str, str]]:
+    """Everything that is wrong, by field."""
+    return [
+        {"field": fault.field, "message": fault.message, "remedy": fault.remedy} for fault in error.faults
+    ]
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Error) -> None:
@@ -217,20 +234,28 @@ def _cut(text: str, size: int) -> str:
 _STATUS_TEXT = {404: "there is nothing at this path; /openapi.json and the docs list what there is"}
 
 
-@web.middleware
-async def middleware(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Every failure of a route leaves as problem+json."""
-    try:
-        return await handler(request)
-    except web.HTTPException as refused:  # aiohttp's own: no such route, wrong method, body too large
-        by_status = {row.http: code for code, row in TABLE.items() if code is not Code.CONFLICT}
-        error = Error(_STATUS_TEXT.get(refused.status, refused.reason), reason=f"HTTP_{refused.status}")
-        error.code = by_status.get(refused.status, Code.INVALID)
-        response = problem(error, status=refused.status)
-        if "Allow" in refused.headers:
-            response.headers["Allow"] = refused.headers["Allow"]
-        return response
-    except Exception as failure:
-        return problem(explain(failure, f"{request.method} {request.path}", peer=request.remote))
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def middleware(told_at: Callable[[str], Told | None]) -> Middleware:
+    """Every failure of a route leaves as problem+json, or as it is told at that path."""
+
+    @web.middleware
+    async def answering(request: web.Request, handler: Handler) -> web.StreamResponse:
+        told = told_at(request.path)
+        try:
+            return await handler(request)
+        except web.HTTPException as refused:  # aiohttp's own: no such route, wrong method, body too large
+            by_status = {row.http: code for code, row in TABLE.items() if code is not Code.CONFLICT}
+            error = Error(_STATUS_TEXT.get(refused.status, refused.reason), reason=f"HTTP_{refused.status}")
+            error.code = by_status.get(refused.status, Code.INVALID)
+            response = problem(error, status=refused.status, told=told)
+            if "Allow" in refused.headers:
+                response.headers["Allow"] = refused.headers["Allow"]
+            return response
+        except Exception as failure:
+            return problem(
+                explain(failure, f"{request.method} {request.path}", peer=request.remote), told=told
+            )
+
+    return answering

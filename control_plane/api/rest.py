@@ -1,6 +1,5 @@
-"""HTTP: the operations as `/v1` routes, and the process's own `/healthz /readyz /metrics`."""
+"""HTTP: operations as `/v1` routes, other systems' doors, and the process's own `/healthz /readyz /metrics`."""
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from control_plane.api import conditions, errors, exchange, openapi
+from control_plane.api import bodies, conditions, doors, errors, exchange, openapi
 from control_plane.api import export as exporting
 from control_plane.api.door import Door
 from control_plane.api.operations import EXPORT, WATCH_PATH, Operation
@@ -33,7 +32,7 @@ def application(
 
     A body of more than `max_body` bytes is refused unread; pages of `origins` may call from a browser.
     """
-    app = web.Application(middlewares=[errors.middleware], client_max_size=max_body)
+    app = web.Application(middlewares=[errors.middleware(doors.told)], client_max_size=max_body)
     exchange.enclose(app, origins=origins)
     for operation in operations:
         methods = ("GET", "HEAD") if operation.method == "GET" else (operation.method,)
@@ -41,6 +40,7 @@ def application(
             for method in methods:
                 app.router.add_route(method, _route(path, operations), _handler(door, operation))
 
+    doors.add(app, door)
     app.router.add_get(WATCH_PATH, watchers.serve)
 
     async def export(request: web.Request) -> web.StreamResponse:
@@ -150,7 +150,7 @@ def _handler(door: Door, operation: Operation) -> Callable[[web.Request], Awaita
 async def _values(request: web.Request, operation: Operation) -> dict[str, Any]:
     """Body or query, with the path's names. Raises Invalid where they are not usable."""
     named: Mapping[str, Any] = request.match_info
-    given = _query(request, operation.request) if operation.method == "GET" else await _body(request)
+    given = _query(request, operation.request) if operation.method == "GET" else await bodies.read(request)
     twice = sorted(set(named) & set(given))
     if twice:
         fault = Fault(field=twice[0], message="is in the path already", remedy="leave it out of the body")
@@ -179,47 +179,4 @@ def _query(request: web.Request, model: type[Request]) -> dict[str, Any]:
             into[key] = float(text)
         elif "bool" in kind and text in ("true", "false"):
             into[key] = text == "true"
-    return values
-
-
-async def _body(request: web.Request) -> dict[str, Any]:
-    if (request.content_length or 0) > request.client_max_size:
-        raise _too_large(request)
-    try:
-        raw = await request.read()
-    except web.HTTPRequestEntityTooLarge:  # chunked, or compressed: known only while it is read
-        raise _too_large(request) from None
-    except web.RequestPayloadError:
-        raise Invalid("the body is not as its Content-Encoding says", reason="NOT_JSON") from None
-    if not raw.strip():
-        return {}
-    if request.content_type != "application/json":
-        raise Invalid(
-            f"the body is {request.content_type}; send Content-Type: application/json",
-            reason="UNSUPPORTED_MEDIA_TYPE",
-        )
-    try:
-        values = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise Invalid(f"the body is not JSON: {error}", reason="NOT_JSON") from None
-    if not isinstance(values, dict):
-        raise Invalid("the body is not a JSON object", reason="NOT_JSON")
-    return values
-
-
-def _too_large(request: web.Request) -> Invalid:
-    return Invalid(
-        f"the body is longer than {request.client_max_size} bytes, which http_max_body allows",
-        reason="BODY_TOO_LARGE",
-    )
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a field is there twice")
     return values

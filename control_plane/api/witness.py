@@ -12,11 +12,13 @@ from typing import Any
 
 from control_plane.api import resources
 from control_plane.api.conditions import is_single, subject
+from control_plane.api.doors import ROUTES
 from control_plane.api.operations import OPERATIONS, Operation
 from control_plane.domain import requests
 from control_plane.services import phases
 from control_plane.services.work import Scope, Witnessed, Work
 from shared.errors import NotFound
+from shared.ids import show_id
 
 NOT_SHOWN = {
     "EventService.ReportServerEvents": "events are added; no resource is another than before",
@@ -68,6 +70,9 @@ def witness(rpc: str, body: Mapping[str, Any]) -> Witnessed:
     """What this request is about."""
     if rpc in NOT_SHOWN:
         return _Nothing()
+    if rpc in ROUTES:
+        reading = _SINGLE.get(ROUTES[rpc].shown_as)
+        return _Nothing() if reading is None else _Behind(reading, body)
     if rpc.startswith("Timer."):
         return _Changed(_EXPERIMENT, body)
     operation = _BY_RPC[rpc]
@@ -119,6 +124,27 @@ class _Made:
             return answer
         values = {mine: answer[name] for mine, name in zip(self._reading.named, self._names, strict=True)}
         return _shown(work, self._reading, values)
+
+
+class _Behind:
+    """What a door's call is about: what its path names, where that names one of ours, and afterwards its answer's."""
+
+    def __init__(self, reading: _Reading, body: Mapping[str, Any]) -> None:
+        self._reading, self._name = reading, str(body.get("id", ""))
+
+    def before(self, work: Work) -> Any:
+        if self._reading is _EXPERIMENT:
+            owner = work.store.experiments.owner(work.project_id, self._name)
+            self._name = self._name if owner is None else show_id(owner)
+        return self._seen(work, self._name)
+
+    def after(self, work: Work, answer: Any) -> Any:
+        return self._seen(work, answer["id"] or self._name)
+
+    def _seen(self, work: Work, name: str) -> Any:
+        if not name and self._reading.named:
+            return None
+        return _shown(work, self._reading, dict.fromkeys(self._reading.named, name))
 
 
 def _shown(work: Work, reading: _Reading, values: Mapping[str, Any]) -> Any:

@@ -55,6 +55,7 @@ class Variant:
     updated_at: int
     targeting_rules: TargetingRules = field(default_factory=TargetingRules)
     levels: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     def digests(self) -> dict[str, Digest]:
         """Digest by path."""
@@ -119,7 +120,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """An experiment with its variants; `selector`, `metrics` and `metadata` are JSON-shaped."""
+    """An experiment with its variants; `selector`, `metrics` and `metadata` are JSON-shaped.
+
+    `kept` is what clients of other systems sent that means nothing for files, by door (`services.foreign`).
+    """
 
     id: bytes
     project_id: bytes
@@ -150,11 +154,13 @@ class Experiment:
     conclusion: str | None = None
     conclusion_comment: str | None = None
     started_at: int | None = None
+    resumed_at: int | None = None
     paused_at: int | None = None
     stopped_at: int | None = None
     completed_at: int | None = None
     archived_at: int | None = None
     analysis_fingerprint: str | None = None
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def alpha(self) -> float:
@@ -254,6 +260,7 @@ UNTOLD: Mapping[str, Any] = {
     "conclusion": None,
     "conclusion_comment": None,
     "started_at": None,
+    "resumed_at": None,
     "paused_at": None,
     "stopped_at": None,
     "completed_at": None,

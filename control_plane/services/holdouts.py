@@ -33,6 +33,7 @@ def create(work: Work, request: requests.CreateHoldout) -> View:
         rule=Holdout(seed=new_secret(), share=request.share),
         created_at=work.now,
         updated_at=work.now,
+        number=work.store.experiments.next_number(work.project_id),
     )
     work.store.holdouts.put(item)
     return View(holdout=item, experiments=())

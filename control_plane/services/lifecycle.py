@@ -133,7 +133,7 @@ def pause(work: Work, request: requests.Pause) -> View:
 def resume(work: Work, request: requests.ById) -> View:
     """Intake is open again; every participant keeps its variant, and gets it back where a pause took it."""
     experiment = find(work, request.id)
-    moved = _moved(work, experiment, Verb.RESUME, paused_at=None)
+    moved = _moved(work, experiment, Verb.RESUME, paused_at=None, resumed_at=work.now)
     if experiment.type is Type.SWITCHBACK:
         switching.go_on(work, experiment)
         return view_of(work, work.store.experiments.get(experiment.id))

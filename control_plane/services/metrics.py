@@ -33,6 +33,7 @@ def create(work: Work, request: CreateMetric) -> View:
         definition=request.document(),
         created_at=work.now,
         updated_at=work.now,
+        number=work.store.experiments.next_number(work.project_id),
     )
     work.store.metrics.put(item)
     return View(metric=item, experiments=())

@@ -46,6 +46,20 @@ def without_content(value: Any) -> Any:
     return [without_content(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def opened(value: Any) -> Any:
+    """The value with every text that is a JSON object as that object."""
+    if isinstance(value, Mapping):
+        return {key: opened(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [opened(item) for item in value]
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return opened(json.loads(value))
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def bounded(value: Any) -> Any:
     """The value in at most `BYTES_KEPT` bytes of JSON: its largest fields give way to their length and digest.
 

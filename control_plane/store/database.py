@@ -6,6 +6,7 @@ second possible.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Protocol, TypeVar
@@ -109,6 +110,11 @@ def _migrations() -> list[tuple[str, str]]:
 def _statements(text: str) -> list[str]:
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
     return [statement.strip() for statement in "\n".join(lines).split(";") if statement.strip()]
+
+
+def number(text: str) -> int | None:
+    """The number a text is, None where it is none: no key begins with a digit, and no id is so short."""
+    return int(text) if re.fullmatch(r"[1-9]\d{0,15}", text) else None
 
 
 def carries(*columns: str) -> str:

@@ -18,7 +18,7 @@ from control_plane.domain.intake import Holdout
 from control_plane.domain.lifecycle import Status
 from control_plane.domain.targeting import TargetingRules
 from control_plane.store.assignments import AssignmentStore
-from control_plane.store.database import Row, Tx, carries
+from control_plane.store.database import Row, Tx, carries, number
 from control_plane.store.holdouts import HoldoutStore
 from shared.ids import parse_id
 from shared.model import Digest, digest
@@ -72,14 +72,22 @@ class ExperimentStore(AssignmentStore):
             [*(value for column, value in values.items() if column != "version"), experiment.id],
         )
 
-    def find(self, project_id: bytes, id_or_key: str) -> Experiment | None:
-        """The experiment of the project with this id or key, whole."""
-        wanted = parse_id(id_or_key)
+    def find(self, project_id: bytes, name: str) -> Experiment | None:
+        """The experiment of the project with this id, key or number, whole."""
         row = self._tx.one(
-            "select * from experiment where project_id = ? and (id = ? or key = ?)",
-            (project_id, wanted, id_or_key),
+            "select * from experiment where project_id = ? and (id = ? or key = ? or number = ?)",
+            (project_id, parse_id(name), name, number(name)),
         )
         return self._whole(row) if row else None
+
+    def owner(self, project_id: bytes, variant_id: str) -> bytes | None:
+        """The experiment of the project that has the variant of this id."""
+        row = self._tx.one(
+            "select e.id from variant v join experiment e on e.id = v.experiment_id"
+            " where v.id = ? and e.project_id = ?",
+            (parse_id(variant_id), project_id),
+        )
+        return row["id"] if row else None
 
     def get(self, experiment_id: bytes) -> Experiment:
         """The experiment with this id, whole."""
@@ -197,12 +205,12 @@ class ExperimentStore(AssignmentStore):
         """The variant is as given, new or changed. Raises IntegrityViolation where its key is taken."""
         self._tx.run(
             "insert into variant (id, experiment_id, position, key, name, description, is_control, weight,"
-            " config, metadata, targeting_rules, levels, created_at, updated_at)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " config, metadata, targeting_rules, levels, kept, created_at, updated_at)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " on conflict (id) do update set name = excluded.name, description = excluded.description,"
             " is_control = excluded.is_control, weight = excluded.weight, config = excluded.config,"
             " metadata = excluded.metadata, targeting_rules = excluded.targeting_rules,"
-            " levels = excluded.levels,"
+            " levels = excluded.levels, kept = excluded.kept,"
             " updated_at = excluded.updated_at",
             (
                 variant.id,
@@ -217,6 +225,7 @@ class ExperimentStore(AssignmentStore):
                 _json(variant.metadata),
                 variant.targeting_rules.model_dump_json(by_alias=True),
                 json.dumps(dict(variant.levels)),
+                json.dumps(dict(variant.kept)),
                 variant.created_at,
                 variant.updated_at,
             ),
@@ -386,11 +395,13 @@ def _experiment_values(e: Experiment) -> dict[str, Any]:
         "created_at": e.created_at,
         "updated_at": e.updated_at,
         "started_at": e.started_at,
+        "resumed_at": e.resumed_at,
         "paused_at": e.paused_at,
         "stopped_at": e.stopped_at,
         "completed_at": e.completed_at,
         "archived_at": e.archived_at,
         "analysis_fingerprint": e.analysis_fingerprint,
+        "kept": json.dumps(dict(e.kept)),
     }
 
 
@@ -422,11 +433,13 @@ def _experiment(row: Row) -> Experiment:
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         started_at=row["started_at"],
+        resumed_at=row["resumed_at"],
         paused_at=row["paused_at"],
         stopped_at=row["stopped_at"],
         completed_at=row["completed_at"],
         archived_at=row["archived_at"],
         analysis_fingerprint=row["analysis_fingerprint"],
+        kept=json.loads(row["kept"]),
     )
 
 
@@ -495,4 +508,5 @@ def _variant(row: Row, files: Iterable[VariantFile]) -> Variant:
         updated_at=row["updated_at"],
         targeting_rules=TargetingRules.model_validate_json(row["targeting_rules"]),
         levels=json.loads(row["levels"]),
+        kept=json.loads(row["kept"]),
     )

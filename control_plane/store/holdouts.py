@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from control_plane.domain.intake import Holdout
-from control_plane.store.database import Row, Tx
+from control_plane.store.database import Row, Tx, number
 from shared.ids import parse_id, show_id
 
 
@@ -20,6 +20,7 @@ class StoredHoldout:
     rule: Holdout
     created_at: int
     updated_at: int
+    number: int
 
 
 class HoldoutStore:
@@ -31,8 +32,8 @@ class HoldoutStore:
     def put(self, item: StoredHoldout) -> None:
         """The holdout is as given, new or changed. Raises IntegrityViolation where its key is taken."""
         self._tx.run(
-            "insert into holdout (id, project_id, key, name, description, share, seed, created_at, updated_at)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (id) do update set name = excluded.name,"
+            "insert into holdout (id, project_id, key, name, description, share, seed, created_at, updated_at, number)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (id) do update set name = excluded.name,"
             " description = excluded.description, share = excluded.share, updated_at = excluded.updated_at",
             (
                 item.id,
@@ -44,14 +45,15 @@ class HoldoutStore:
                 item.rule.seed,
                 item.created_at,
                 item.updated_at,
+                item.number,
             ),
         )
 
-    def find(self, project_id: bytes, id_or_key: str) -> StoredHoldout | None:
-        """The project's holdout with this id or key."""
+    def find(self, project_id: bytes, name: str) -> StoredHoldout | None:
+        """The project's holdout with this id, key or number."""
         row = self._tx.one(
-            "select * from holdout where project_id = ? and (id = ? or key = ?)",
-            (project_id, parse_id(id_or_key), id_or_key),
+            "select * from holdout where project_id = ? and (id = ? or key = ? or number = ?)",
+            (project_id, parse_id(name), name, number(name)),
         )
         return _holdout(row) if row else None
 
@@ -102,4 +104,5 @@ def _holdout(row: Row) -> StoredHoldout:
         rule=Holdout(seed=row["seed"], share=row["share"]),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        number=row["number"],
     )

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from control_plane.store.database import Row, Tx
+from control_plane.store.database import Row, Tx, number
 from shared.ids import parse_id, show_id
 
 
@@ -19,6 +19,7 @@ class StoredMetric:
     definition: dict[str, Any]
     created_at: int
     updated_at: int
+    number: int
 
 
 class MetricStore:
@@ -30,8 +31,8 @@ class MetricStore:
     def put(self, item: StoredMetric) -> None:
         """The metric is as given, new or changed. Raises IntegrityViolation where its key is taken."""
         self._tx.run(
-            "insert into metric (id, project_id, key, name, definition, created_at, updated_at)"
-            " values (?, ?, ?, ?, ?, ?, ?) on conflict (id) do update set name = excluded.name,"
+            "insert into metric (id, project_id, key, name, definition, created_at, updated_at, number)"
+            " values (?, ?, ?, ?, ?, ?, ?, ?) on conflict (id) do update set name = excluded.name,"
             " definition = excluded.definition, updated_at = excluded.updated_at",
             (
                 item.id,
@@ -41,14 +42,15 @@ class MetricStore:
                 json.dumps(item.definition),
                 item.created_at,
                 item.updated_at,
+                item.number,
             ),
         )
 
-    def find(self, project_id: bytes, id_or_key: str) -> StoredMetric | None:
-        """The project's metric with this id or key."""
+    def find(self, project_id: bytes, name: str) -> StoredMetric | None:
+        """The project's metric with this id, key or number."""
         row = self._tx.one(
-            "select * from metric where project_id = ? and (id = ? or key = ?)",
-            (project_id, parse_id(id_or_key), id_or_key),
+            "select * from metric where project_id = ? and (id = ? or key = ? or number = ?)",
+            (project_id, parse_id(name), name, number(name)),
         )
         return _metric(row) if row else None
 
@@ -94,4 +96,5 @@ def _metric(row: Row) -> StoredMetric:
         definition=json.loads(row["definition"]),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        number=row["number"],
     )

@@ -1,0 +1,53 @@
+"""Doors: clients of other systems' experiment APIs come in here and find what they know.
+
+A door only translates (`mapping`): what it asks for runs through the same services as a call of our own API, with the
+same checks, tenancy, scopes, idempotency and audit, in one transaction each.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from control_plane.api import bodies
+from control_plane.api.door import Door
+from control_plane.api.doors import ours
+from control_plane.api.doors.mapping import Facade, Route
+from control_plane.api.errors import Told
+
+DOORS: tuple[Facade, ...] = (ours.DOOR,)
+"""Every door."""
+
+ROUTES: dict[str, Route] = {route.rpc: route for found in DOORS for route in found.routes}
+"""Every call of a door by its name in the audit log."""
+
+
+def told(path: str) -> Told | None:
+    """How failures at a path are told; None where they are told as everywhere."""
+    return next((found.told for found in DOORS if found.is_at(path)), None)
+
+
+def add(app: web.Application, door: Door) -> None:
+    """The application answers every call of every door, with and without a slash at its end."""
+    for found in DOORS:
+        for route in found.routes:
+            methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
+            handler = _handler(door, found, route)
+            for path in filter(None, (route.path, route.alias)):
+                pattern = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", path)
+                for method in methods:
+                    app.router.add_route(method, pattern, handler)
+                    app.router.add_route(method, pattern + "/", handler)
+
+
+def _handler(door: Door, found: Facade, route: Route) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        caller = await door.admitted(request.headers.get("Authorization", ""))
+        names = {name: found.named(text) for name, text in request.match_info.items()}
+        body = await bodies.read(request) if route.method != "GET" else {}
+        values = {**names, "query": dict(request.query), "body": body}
+        key = request.headers.get("Idempotency-Key", "")
+        answer = await door.run(route, caller, values, request_id=key)
+        return web.json_response(answer["body"], status=answer["status"] or route.status)
+
+    return handle

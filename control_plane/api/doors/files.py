@@ -1,0 +1,107 @@
+"""What every door adds to what its clients know: which file, whose, and with which content.
+
+Experiments on web pages, flows and flags name none of these. Without them an experiment is kept and cannot start.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from control_plane.api.doors.mapping import Field, Json, Sent, ours
+
+AUDIENCE = "audience"
+"""The label that says which audience a participant belongs to."""
+
+
+def whole_file(name: str = "targetFile") -> Field:
+    """Which file the variants write."""
+    return ours(
+        name,
+        "an addition: the file that the variants write, relative to each participant's root",
+        native="targetFile",
+        example="config/soul.md",
+    )
+
+
+def participants(ids: str = "participantIds", chosen: str = "participants") -> tuple[Field, Field]:
+    """Who takes part."""
+    return (
+        ours(
+            ids,
+            "an addition: who takes part, by id; in answers it is in `participants`",
+            native="participantIds",
+            example=["bot-1", "bot-2"],
+            unshown=True,
+        ),
+        ours(
+            chosen,
+            "an addition: who takes part, as `{ids}` or `{labels}`; nobody unless it is said, or an audience is",
+            native="participants",
+            example={"labels": {"role": "support"}},
+        ),
+    )
+
+
+def contents(native: Callable[[Json], Any] | None = None) -> tuple[Field, Field]:
+    """What a variant writes."""
+    return (
+        ours(
+            "content",
+            "an addition: what the variant writes into the target file",
+            example="You are friendly.",
+        ),
+        ours(
+            "files",
+            "an addition: what the variant writes, file by file, instead of `content`",
+            into=lambda value: {
+                "files": [bare(item) for item in value] if isinstance(value, list) else value
+            },
+            show=native or shown_files,
+            example=[{"path": "config/soul.md", "content": "You are friendly."}],
+        ),
+    )
+
+
+def shown_files(variant: Json) -> Any:
+    """The files of a variant as they can be sent again, and with their digests."""
+    return variant["files"]
+
+
+def bare(item: Any) -> Any:
+    """A file as it is sent, of one that was answered or is sent."""
+    if not isinstance(item, Mapping):
+        return item
+    return {
+        name: value for name, value in item.items() if name not in ("digest", "size") and value is not None
+    }
+
+
+def audience_rule(value: Any) -> Json:
+    """Only participants with this audience's label are eligible."""
+    if value is None:
+        return {}
+    return {"targetingRules": {"labels": [{"key": AUDIENCE, "operator": "equals", "value": value}]}}
+
+
+def audience_of(experiment: Json) -> str | None:
+    """The audience that an experiment asks for."""
+    return next((rule["value"] for rule in _rules(experiment) if _is_audience(rule)), None)
+
+
+def other_rules(experiment: Json) -> list[Json]:
+    """What else it asks of labels."""
+    return [rule for rule in _rules(experiment) if not _is_audience(rule)]
+
+
+def _rules(experiment: Json) -> Sequence[Any]:
+    return (experiment.get("targetingRules") or {}).get("labels") or []
+
+
+def _is_audience(rule: Any) -> bool:
+    return isinstance(rule, dict) and bool(rule.get("key") == AUDIENCE and rule.get("operator") == "equals")
+
+
+def choose_audience(sent: Sent) -> None:
+    """Where nobody else is named, the audience takes part: whoever carries its label."""
+    asked = next((rule["value"] for rule in _rules(sent.values) if _is_audience(rule)), None)
+    if asked is not None and not {"participants", "participantIds"} & set(sent.values):
+        sent.values["participants"] = {"labels": {AUDIENCE: asked}}

@@ -1,0 +1,536 @@
+"""The door for clients of Ours Privacy: on-page experiments, their variants and the settings record, at `/rest/v1`."""
+
+from dataclasses import replace
+from typing import Any
+
+from control_plane.api import resources
+from control_plane.api.doors.files import choose_audience
+from control_plane.api.doors.mapping import (
+    Answered,
+    Call,
+    Facade,
+    Json,
+    Route,
+    as_json,
+    one_of,
+    take,
+    whole_number,
+    wrong,
+)
+from control_plane.api.doors.ours_fields import (
+    EXPERIMENT,
+    PAUSE,
+    RESUME,
+    SETTINGS,
+    START,
+    STATUSES,
+    STOP,
+    TYPES,
+    VARIANT,
+    named,
+    own,
+)
+from control_plane.api.errors import faults_of
+from control_plane.domain import requests
+from control_plane.domain.experiment import Experiment
+from control_plane.domain.lifecycle import Status
+from control_plane.domain.series import GetTimeSeries
+from control_plane.domain.settings import UpdateSettings
+from control_plane.services import experiments, foreign, lifecycle, phases, results, series, settings
+from control_plane.services.experiments import View
+from control_plane.services.work import Listing, Scope, Work
+from control_plane.store.kept import Kept
+from control_plane.store.searches import Wanted
+from shared.errors import AlreadyExists, Error, FailedPrecondition, Fault, NotFound
+from shared.ids import show_id
+from shared.moment import to_rfc3339
+
+NAME = "OursPrivacy"
+_STOPPED = ("paused", "stopped")  # intake is closed in both; this door has one word for it
+
+
+# -- experiments
+
+
+def _here(work: Work, name: str) -> Experiment:
+    """The experiment; one that was deleted, which archives what has run, is not there."""
+    experiment = experiments.find(work, name)
+    if experiment.archived:
+        raise NotFound(f"there is no experiment {name!r}", reason="EXPERIMENT_NOT_FOUND")
+    return experiment
+
+
+def _experiment(work: Work, view: View, *, variants: bool = True) -> Json:
+    e = view.experiment
+    native = (
+        resources.experiment(work, view)
+        if variants
+        else resources.experiments(work, _page(view))["entities"][0]
+    )
+    since = max((moment for moment in (e.started_at, e.resumed_at) if moment is not None), default=None)
+    native["runningSince"] = None if since is None else to_rfc3339(since)
+    told = EXPERIMENT.show(native, e.kept.get(NAME, {}))
+    return {**told, "variants": _variants(work, view, native)} if variants else told
+
+
+def _page(view: View) -> Any:
+    return Listing(items=[view], next_cursor="")
+
+
+def _variants(work: Work, view: View, native: Json) -> list[Json]:
+    kept = {show_id(item.id): item.kept.get(NAME, {}) for item in view.experiment.variants}
+    return [VARIANT.show(item, kept[item["id"]]) for item in native["variants"]]
+
+
+def _answered(work: Work, view: View, *, variants: bool = True) -> Answered:
+    body = _experiment(work, view, variants=variants)
+    return Answered(about=show_id(view.experiment.id), body=body)
+
+
+def _list(work: Work, call: Call) -> Answered:
+    query = take(call, ("limit", "cursor", "status", "type", "search"))
+    status = one_of(query, "status", STATUSES)
+    kind = one_of(query, "type", TYPES)
+    limit = min(100, max(1, whole_number(query, "limit", 25)))
+    statuses = _STOPPED if status == "paused" else (status,) if status else ()
+    wanted = Wanted(
+        project_id=work.project_id,
+        statuses=statuses,
+        archived=False,
+        kind=kind,
+        search=named(query.get("search", "")),
+    )
+    found = foreign.last_changed(work, wanted, cursor=query.get("cursor", ""), limit=limit)
+    entities = [_experiment(work, view, variants=False) for view in found.views]
+    pagination = {"nextCursor": found.next_cursor or None, "hasMore": bool(found.next_cursor)}
+    return Answered(about="", body={"entities": entities, "pagination": pagination})
+
+
+def _create(work: Work, call: Call) -> Answered:
+    sent = EXPERIMENT.read(call.body, verb="create")
+    if named(str(call.body["experimentSettingsId"])) not in (show_id(work.project_id), work.project_id.hex()):
+        raise wrong(
+            "experimentSettingsId",
+            "is not the settings record",
+            f"send {own('settings', show_id(work.project_id))}",
+        )
+    choose_audience(sent)
+    values = sent.values
+    weight = call.body.get("controlWeight", 100)
+    if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= 100:
+        raise wrong("controlWeight", "is not a whole number from 1 to 100", "send one, or leave it out")
+    if values.get("type", "ab") == "ab":
+        values["variants"] = [{"key": "control", "name": "Control", "isControl": True, "weight": weight}]
+    if values.get("type") not in (None, *TYPES):
+        raise wrong("type", f"is none of {', '.join(TYPES)}", "choose one of them")
+    with EXPERIMENT.told():
+        view = experiments.create(work, requests.parse(requests.CreateExperiment, values))
+    return _answered(work, foreign.keep(work, view.experiment.id, NAME, sent.kept))
+
+
+def _get(work: Work, call: Call) -> Answered:
+    take(call, ())
+    return _answered(work, experiments.view_of(work, _here(work, call.id)))
+
+
+def _update(work: Work, call: Call) -> Answered:
+    experiment = _here(work, call.id)
+    foreign.require_not(experiment, foreign.is_over, "a completed experiment cannot be edited")
+    sent = EXPERIMENT.read(call.body, verb="update")
+    values = _changed(experiment, sent.values)
+    with EXPERIMENT.told():
+        if "key" in values:
+            parsed = requests.parse(requests.Duplicate, {"id": call.id, "key": values.pop("key")})
+            foreign.rekey(work, experiment, parsed.key or experiment.key)
+        if experiment.status is Status.RUNNING and "trafficAllocation" in values:
+            share = {"id": show_id(experiment.id), "trafficAllocation": values.pop("trafficAllocation")}
+            phases.open_phase(work, requests.parse(requests.OpenPhase, share))
+        if values:
+            asked = {"id": show_id(experiment.id), **values}
+            experiments.update(work, requests.parse(requests.UpdateExperiment, asked))
+    return _answered(work, foreign.keep(work, experiment.id, NAME, sent.kept), variants=False)
+
+
+def _changed(experiment: Experiment, values: Json) -> Json:
+    """What was sent and is not so already: an echo changes nothing, and needs no draft."""
+    design = experiment.design
+    allocation = experiment.phase.traffic_allocation if experiment.phase else design.traffic_allocation
+    present = {
+        "key": experiment.key,
+        "trafficAllocation": allocation,
+        "targetingRules": design.targeting_rules.model_dump(mode="json", by_alias=True),
+        "targetFile": experiment.target_file,
+        "participants": experiment.selector,
+    }
+    whole: Json = {"labels": []}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in present or (value or whole if name == "targetingRules" else value) != present[name]
+    }
+
+
+def _delete(work: Work, call: Call) -> Answered:
+    experiment = _here(work, call.id)
+    experiments.delete(work, requests.ById(id=call.id))
+    return Answered(about=show_id(experiment.id), body=True)
+
+
+def _enveloped(work: Work, view: View) -> Answered:
+    native = resources.lifecycle(work, view)
+    body = {
+        "publishStatus": native["publishStatus"],
+        "concurrentVersionChanges": native["concurrentVersionChanges"],
+        "experiment": _experiment(work, view),
+    }
+    return Answered(about=show_id(view.experiment.id), body=body)
+
+
+def _start(work: Work, call: Call) -> Answered:
+    experiment = _here(work, call.id)
+    START.read(call.body, verb="update")
+    if (
+        experiment.status is Status.DRAFT
+        and experiment.type.weighted
+        and not experiment.metrics.get("primary")
+    ):
+        fault = Fault(
+            field="metrics.primary",
+            message="there is no primary metric",
+            remedy="set metrics.primary.eventName",
+        )
+        raise FailedPrecondition(
+            f"the experiment is not ready: {fault.message}", reason="NOT_READY", faults=[fault]
+        )
+    with EXPERIMENT.told():
+        return _enveloped(work, lifecycle.begin(work, requests.Start(id=call.id)))
+
+
+def _pause(work: Work, call: Call) -> Answered:
+    _here(work, call.id)
+    PAUSE.read(call.body, verb="update")
+    return _enveloped(work, lifecycle.pause(work, requests.Pause(id=call.id)))
+
+
+def _resume(work: Work, call: Call) -> Answered:
+    _here(work, call.id)
+    RESUME.read(call.body, verb="update")
+    return _enveloped(work, lifecycle.resume(work, requests.ById(id=call.id)))
+
+
+def _stop(work: Work, call: Call) -> Answered:
+    _here(work, call.id)
+    values = STOP.read(call.body, verb="update").values
+    return _enveloped(
+        work, lifecycle.complete(work, requests.parse(requests.Complete, {"id": call.id, **values}))
+    )
+
+
+# -- results
+
+
+def _rate(value: float | None) -> float:
+    return round(value or 0.0, 4)
+
+
+def _results(work: Work, call: Call) -> Answered:
+    query = take(call, ("eventName",))
+    _here(work, call.id)
+    asked = requests.parse(requests.GetResults, {"id": call.id, **query})
+    found = resources.results(work, results.get(work, asked))
+    body = {
+        "variants": [
+            {
+                "id": own("var", arm["id"]),
+                "name": arm["name"],
+                "isControl": arm["isControl"],
+                "impressions": arm["impressions"],
+                "conversions": arm["conversions"],
+                "conversionRate": _rate(arm["conversionRate"]),
+                "probabilityToBeBest": arm["probabilityToBeBest"],
+            }
+            for arm in found["variants"]
+        ]
+    }
+    return Answered(about="", body=body)
+
+
+def _series(work: Work, call: Call) -> Answered:
+    query = take(call, ("eventName", "startDate", "endDate"))
+    _here(work, call.id)
+    found = resources.time_series(
+        work, series.get(work, requests.parse(GetTimeSeries, {"id": call.id, **query}))
+    )
+    names = ("impressions", "conversions")
+    body = {
+        "days": [
+            {
+                "date": day["date"],
+                "variants": [
+                    {
+                        "id": own("var", arm["id"]),
+                        **{name: arm[name] for name in names},
+                        "conversionRate": _rate(arm["conversionRate"]),
+                    }
+                    for arm in day["variants"]
+                ],
+            }
+            for day in found["days"]
+        ]
+    }
+    return Answered(about="", body=body)
+
+
+# -- variants
+
+
+def _variant(work: Work, experiment: Experiment, variant_id: str) -> Answered:
+    view = experiments.view_of(work, work.store.experiments.get(experiment.id))
+    item = experiments.find_variant(view.experiment, variant_id)
+    body = VARIANT.show(resources.variant(work, view, item), item.kept.get(NAME, {}))
+    return Answered(about=show_id(experiment.id), body=body)
+
+
+def _list_variants(work: Work, call: Call) -> Answered:
+    query = take(call, ("experimentId", "limit", "cursor"))
+    if "experimentId" not in query:
+        raise wrong("experimentId", "is required", "send the id of the experiment whose variants you want")
+    view = experiments.view_of(work, _here(work, named(query["experimentId"])))
+    native = resources.experiment(work, view)
+    limit = min(200, max(1, whole_number(query, "limit", 200)))
+    first = whole_number(query, "cursor", 0)
+    if first < 0:
+        raise wrong("cursor", "is not one that a list answered", "leave it out")
+    every = _variants(work, view, native)
+    more = first + limit < len(every)
+    pagination = {"nextCursor": str(first + limit) if more else None, "hasMore": more}
+    return Answered(about="", body={"entities": every[first : first + limit], "pagination": pagination})
+
+
+def _add_variant(work: Work, call: Call) -> Answered:
+    sent = VARIANT.read(call.body, verb="create")
+    experiment = _here(work, named(str(call.body["experimentId"])))
+    with VARIANT.told():
+        asked = {"id": show_id(experiment.id), **sent.values}
+        _, added = experiments.add_variant(work, requests.parse(requests.AddVariant, asked))
+    foreign.keep_of_variant(work, added, NAME, sent.kept)
+    _leave_the_rest(work, experiment.id)
+    return _variant(work, experiment, show_id(added.id))
+
+
+def _get_variant(work: Work, call: Call) -> Answered:
+    take(call, ())
+    experiment, variant = foreign.of_variant(work, call.id)
+    _here(work, show_id(experiment.id))
+    return _variant(work, experiment, show_id(variant.id))
+
+
+def _update_variant(work: Work, call: Call) -> Answered:
+    experiment, variant = foreign.of_variant(work, call.id)
+    _here(work, show_id(experiment.id))
+    sent = VARIANT.read(call.body, verb="update")
+    same = {"isControl": variant.is_control, "weight": variant.weight}
+    values = {name: value for name, value in sent.values.items() if name not in same or same[name] != value}
+    with VARIANT.told():
+        asked = {"id": show_id(experiment.id), "variantId": call.id, **values}
+        _, changed = experiments.update_variant(work, requests.parse(requests.UpdateVariant, asked))
+    foreign.keep_of_variant(work, changed, NAME, sent.kept)
+    if {"weight", "isControl"} & set(values):
+        _leave_the_rest(work, experiment.id, wanted=values.get("weight") if changed.is_control else None)
+    return _variant(work, experiment, call.id)
+
+
+def _delete_variant(work: Work, call: Call) -> Answered:
+    experiment, variant = foreign.of_variant(work, call.id)
+    _here(work, show_id(experiment.id))
+    answer = _variant(work, experiment, call.id)
+    if variant.is_control and len(experiment.variants) > 1:
+        raise FailedPrecondition(
+            "the control goes with its experiment; delete the other variants first", reason="WRONG_STATE"
+        )
+    asked = requests.OfVariant(id=show_id(experiment.id), variantId=call.id)
+    experiments.delete_variant(work, asked)
+    _leave_the_rest(work, experiment.id)
+    return answer
+
+
+def _leave_the_rest(work: Work, experiment_id: bytes, *, wanted: int | None = None) -> None:
+    """The control has what the other variants leave of 100. Raises Invalid where that is nothing."""
+    experiment = work.store.experiments.get(experiment_id)
+    control = experiment.control
+    if control is None or not experiment.type.weighted:
+        return
+    rest = 100 - sum(item.weight for item in experiment.variants if item.id != control.id)
+    if rest < 1:
+        raise wrong("weight", f"would leave the control {rest} of 100", "leave it at least 1")
+    if wanted is not None and wanted != rest:
+        raise wrong("weight", f"the control has what the others leave, {rest}", "change the others' weights")
+    if rest != control.weight and len(experiment.variants) > 1:
+        work.store.experiments.put_variant(replace(control, weight=rest, updated_at=work.now))
+
+
+# -- the settings record
+
+
+def _record(work: Work) -> Kept | None:
+    return work.store.kept.get(work.project_id, NAME, "settings", work.project_id)
+
+
+def _settings(work: Work) -> Answered:
+    found = _record(work)
+    native = {
+        **resources.settings(work, settings.get(work, requests.Nothing())),
+        "projectId": show_id(work.project_id),
+        "createdAt": None if found is None else to_rfc3339(found.created_at),
+        "updatedAt": None if found is None else to_rfc3339(found.updated_at),
+        "updatedByUserId": None if found is None else found.updated_by,
+    }
+    return Answered(about="settings", body=SETTINGS.show(native, {} if found is None else found.fields))
+
+
+def _that_settings(work: Work, call: Call) -> None:
+    if named(call.id) not in (show_id(work.project_id), work.project_id.hex()):
+        raise NotFound(f"there is no settings record {call.id!r}")
+
+
+def _list_settings(work: Work, call: Call) -> Answered:
+    take(call, ())
+    return Answered(about="", body={"entities": [_settings(work).body]})
+
+
+def _get_settings(work: Work, call: Call) -> Answered:
+    _that_settings(work, call)
+    return _settings(work)
+
+
+def _create_settings(work: Work, call: Call) -> Answered:
+    if _record(work) is not None:
+        there = own("settings", show_id(work.project_id))
+        raise AlreadyExists(
+            f"a project has one settings record, {there}; change that", reason="ALREADY_EXISTS"
+        )
+    return _write_settings(work, call, verb="create")
+
+
+def _update_settings(work: Work, call: Call) -> Answered:
+    _that_settings(work, call)
+    return _write_settings(work, call, verb="update")
+
+
+def _write_settings(work: Work, call: Call, *, verb: str) -> Answered:
+    sent, found = SETTINGS.read(call.body, verb=verb), _record(work)
+    if sent.values:
+        with SETTINGS.told():
+            settings.update(work, requests.parse(UpdateSettings, sent.values))
+    fields = {**({} if found is None else found.fields), **sent.kept}
+    work.store.kept.put(
+        work.project_id, NAME, "settings", work.project_id, fields, actor=work.caller.actor, now=work.now
+    )
+    return _settings(work)
+
+
+def _delete_settings(work: Work, call: Call) -> Answered:
+    _that_settings(work, call)
+    held = foreign.search(work, Wanted(project_id=work.project_id, archived=False), limit=1)
+    if held.total:
+        raise FailedPrecondition(
+            "experiments would be deleted with their settings record; delete them first", reason="WRONG_STATE"
+        )
+    answer = _settings(work)
+    work.store.kept.drop(work.project_id, NAME, "settings", work.project_id)
+    return answer
+
+
+# -- the door
+
+
+def _told(error: Error, status: int) -> tuple[int, Any]:
+    """`{error, details}`."""
+    details: Any = faults_of(error) or [{"reason": error.reason}]
+    if error.details:
+        details = [*details, error.details] if error.faults else [{"reason": error.reason, **error.details}]
+    return status, {"error": error.message, "details": details}
+
+
+def _route(
+    name: str,
+    route: str,
+    scope: Scope,
+    use_case: Any,
+    says: str,
+    *,
+    status: int = 200,
+    starts: bool = False,
+    about: str = "/v1/experiments/{}",
+) -> Route:
+    method, path = route.split()
+    return Route(
+        rpc=f"{NAME}.{name}",
+        method=method,
+        path=path,
+        scope=scope,
+        request=Call,
+        use_case=use_case,
+        render=as_json,
+        status=status,
+        settles=(lambda call: call.id) if starts else (lambda call: ""),
+        says=says,
+        shown_as=about,
+    )
+
+
+_READ, _WRITE, _ADMIN = Scope.EXPERIMENT_READ, Scope.EXPERIMENT_WRITE, Scope.ADMIN
+_ONE = "/rest/v1/experiments/{id}"
+_VARIANT = "/rest/v1/experiment-variants"
+_SET = "/rest/v1/experiment-settings"
+_NO_SETTINGS = "/v1/settings"
+
+# fmt: off
+DOOR = Facade(
+    name=NAME,
+    title="Ours Privacy",
+    prefixes=("/rest/v1",),
+    named=named,
+    told=_told,
+    shapes={
+        "Experiment": EXPERIMENT, "Variant": VARIANT, "Settings": SETTINGS,
+        "Start": START, "Pause": PAUSE, "Resume": RESUME, "Stop": STOP,
+    },
+    routes=(
+        _route("ListExperiments", "GET /rest/v1/experiments", _READ, _list,
+               "`limit` (25, clamped to 1 … 100), `cursor`, `status`, `type`, `search`; the last changed first"),
+        _route("CreateExperiment", "POST /rest/v1/experiments", _WRITE, _create,
+               "a draft with its control; a personalization or multivariate one without", status=201),
+        _route("GetExperiment", f"GET {_ONE}", _READ, _get, "with its variants"),
+        _route("UpdateExperiment", f"PATCH {_ONE}", _WRITE, _update,
+               "until it is completed, then 409; answers it without its variants"),
+        _route("DeleteExperiment", f"DELETE {_ONE}", _WRITE, _delete,
+               "answers `true`; one that has run is archived, one under way is refused"),
+        _route("StartExperiment", f"POST {_ONE}/start", _WRITE, _start,
+               "needs a primary metric, besides what every start needs", starts=True),
+        _route("StopExperiment", f"POST {_ONE}/stop", _WRITE, _stop, "completes it; files stay as they are"),
+        _route("PauseExperiment", f"POST {_ONE}/pause", _WRITE, _pause, "nobody further takes part; files stay"),
+        _route("ResumeExperiment", f"POST {_ONE}/resume", _WRITE, _resume, "intake is open again"),
+        _route("GetResults", f"GET {_ONE}/results", _READ, _results,
+               "`eventName` instead of the primary metric's; rates to 4 decimals"),
+        _route("GetTimeSeries", f"GET {_ONE}/results-time-series", _READ, _series,
+               "`eventName`, `startDate`, `endDate`: UTC days, both included, at most 366, clamped; no empty days"),
+        _route("ListVariants", f"GET {_VARIANT}", _READ, _list_variants,
+               "`experimentId` (required), `limit` (200, clamped to 1 … 200), `cursor`"),
+        _route("AddVariant", f"POST {_VARIANT}", _WRITE, _add_variant, "to a draft", status=201),
+        _route("GetVariant", f"GET {_VARIANT}/{{id}}", _READ, _get_variant, "one variant"),
+        _route("UpdateVariant", f"PATCH {_VARIANT}/{{id}}", _WRITE, _update_variant,
+               "of a draft; afterwards only its name and what is kept"),
+        _route("DeleteVariant", f"DELETE {_VARIANT}/{{id}}", _WRITE, _delete_variant,
+               "of a draft; answers the variant that was"),
+        _route("ListSettings", f"GET {_SET}", _READ, _list_settings, "the one record", about=_NO_SETTINGS),
+        _route("CreateSettings", f"POST {_SET}", _ADMIN, _create_settings,
+               "409 where it was written before", status=201, about=_NO_SETTINGS),
+        _route("GetSettings", f"GET {_SET}/{{id}}", _READ, _get_settings, "the one record", about=_NO_SETTINGS),
+        _route("UpdateSettings", f"PATCH {_SET}/{{id}}", _ADMIN, _update_settings,
+               "what was not sent stays", about=_NO_SETTINGS),
+        _route("DeleteSettings", f"DELETE {_SET}/{{id}}", _ADMIN, _delete_settings,
+               "what was kept of it is gone; refused while there are experiments", about=_NO_SETTINGS),
+    ),
+)
+# fmt: on

@@ -1,0 +1,117 @@
+"""Experiments as lists of other systems ask for them: several states at once, any order, from any place, counted."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from control_plane.store.database import Row, Tx, carries
+from shared.ids import parse_id
+
+ORDERS: Mapping[str, str] = {
+    "number": "number",
+    "name": "lower(name)",
+    "status": "status",
+    "created": "created_at",
+    "updated": "updated_at",
+    "started": "coalesce(started_at, 0)",
+    "ended": "coalesce(completed_at, stopped_at, 0)",
+    "duration": "case when started_at is null then -1 else coalesce(completed_at, stopped_at, {now}) - started_at end",
+}
+"""What lists can be ordered by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which experiments; every condition has to hold. Empty, or None, is no condition.
+
+    `events` are looked for in the names that metrics count, `creators` among those who made it.
+    """
+
+    project_id: bytes
+    statuses: Sequence[str] = ()
+    archived: bool | None = None
+    kind: str | None = None
+    search: str = ""
+    key: str = ""
+    number: int | None = None
+    creator: str = ""
+    event: str = ""
+    hidden: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class SearchStore:
+    """Searches, within one transaction."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    def count(self, wanted: Wanted) -> int:
+        """How many there are."""
+        where, values = _where(wanted)
+        row = self._tx.one(f"select count(*) as n from experiment where {where}", values)  # noqa: S608
+        assert row is not None
+        return int(row["n"])
+
+    def page(
+        self, wanted: Wanted, *, order: str, descending: bool, offset: int, limit: int, now: int
+    ) -> list[bytes]:
+        """Their ids in this order (a name of ORDERS), the newest first among equals."""
+        where, values = _where(wanted)
+        by = ORDERS[order].format(now=int(now))
+        way = "desc" if descending else "asc"
+        rows = self._tx.all(
+            f"select id from experiment where {where} order by {by} {way}, id desc limit ? offset ?",  # noqa: S608
+            [*values, limit, offset],
+        )
+        return [row["id"] for row in rows]
+
+    def below(self, wanted: Wanted, *, after: tuple[int, bytes] | None, limit: int) -> list[Row]:
+        """(id, updated_at) of the last changed first, of equals the newest, from below `after` on."""
+        where, values = _where(wanted)
+        if after is not None:
+            where += " and (updated_at < ? or (updated_at = ? and id < ?))"
+            values += [after[0], after[0], after[1]]
+        return self._tx.all(
+            f"select id, updated_at from experiment where {where} order by updated_at desc, id desc limit ?",  # noqa: S608
+            [*values, limit],
+        )
+
+
+def _where(wanted: Wanted) -> tuple[str, list[Any]]:
+    where, values = ["project_id = ?"], [wanted.project_id]  # type: list[str], list[Any]
+    for column, value in (
+        ("archived", None if wanted.archived is None else int(wanted.archived)),
+        ("type", wanted.kind),
+        ("key", wanted.key or None),
+        ("number", wanted.number),
+        ("created_by", wanted.creator or None),
+    ):
+        if value is not None:
+            where.append(f"{column} = ?")
+            values.append(value)
+    if wanted.statuses:
+        where.append(f"status in ({', '.join('?' * len(wanted.statuses))})")
+        values += wanted.statuses
+    if wanted.labels:
+        where.append(carries("labels"))
+        values.append(json.dumps(dict(wanted.labels)))
+    if wanted.event:
+        where.append("metrics like ? escape '\\'")
+        values.append(_like(json.dumps(wanted.event)))
+    if wanted.hidden:
+        where.append("kept not like ? escape '\\'")
+        values.append(_like(wanted.hidden))
+    if wanted.search:
+        like = _like(wanted.search.lower())
+        where.append(
+            "(lower(name) like ? escape '\\' or key like ? escape '\\' or lower(description) like ? escape '\\'"
+            " or id = ?)"
+        )
+        values += [like, like, like, parse_id(wanted.search)]
+    return " and ".join(where), values
+
+
+def _like(text: str) -> str:
+    return "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"

@@ -1,0 +1,496 @@
+"""The door for clients of Ours Privacy: every call and rule of its reference, over HTTP."""
+
+from typing import Any
+
+import pytest
+
+from control_plane.api.doors import ours, ours_fields
+from control_plane.api.doors.mapping import How
+from tests.support.tenant import Tenant
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+AT = "/rest/v1/experiments"
+VARIANTS = "/rest/v1/experiment-variants"
+SETTINGS = "/rest/v1/experiment-settings"
+PEOPLE = ["p", "q", "r", "s"]
+DAY = 86_400
+
+
+async def settings_id(tenant: Tenant) -> str:
+    """The id of the one settings record, as a client finds it."""
+    return str((await tenant.ok("GET", SETTINGS))["entities"][0]["id"])
+
+
+async def draft(tenant: Tenant, **fields: Any) -> Any:
+    """A draft."""
+    asked = {"experimentSettingsId": await settings_id(tenant), "name": "Hero headline", **fields}
+    return await tenant.ok("POST", AT, asked, status=201)
+
+
+async def whole(tenant: Tenant, **fields: Any) -> Any:
+    """A draft that can start: file, contents, participants, a metric."""
+    said = {
+        "targetFile": "soul.md",
+        "participantIds": PEOPLE,
+        "metrics": {"primary": {"eventName": "signup"}},
+        **fields,
+    }
+    made = await draft(tenant, **said)
+    control = made["variants"][0]["id"]
+    await tenant.ok("PATCH", f"{VARIANTS}/{control}", {"content": "plain"})
+    asked = {"experimentId": made["id"], "name": "Bold", "weight": 50, "content": "bold"}
+    await tenant.ok("POST", VARIANTS, asked, status=201)
+    return await tenant.ok("GET", f"{AT}/{made['id']}")
+
+
+async def running(tenant: Tenant, **fields: Any) -> Any:
+    """A running experiment."""
+    made = await whole(tenant, **fields)
+    await tenant.ok("PATCH", f"/v1/experiments/{made['key']}", {"exposureCriteria": {"settleSeconds": 0}})
+    return (await tenant.ok("POST", f"{AT}/{made['id']}/start"))["experiment"]
+
+
+async def report(tenant: Tenant, key: str, impressions: int, conversions: dict[str, int]) -> dict[str, str]:
+    """So many impressions of each participant, and conversions by name; which variant each has."""
+    tenant.clock.jump(1)
+    found = await tenant.ok("GET", f"/v1/experiments/{key}/assignments?limit=100")
+    events = []
+    for item in found["entities"]:
+        who = {"participantId": item["participantId"]}
+        events += [{**who, "kind": "impression"} for _ in range(impressions)]
+        for name, count in conversions.items():
+            events += [{**who, "kind": "conversion", "eventName": name} for _ in range(count)]
+    unique = tenant.clock.now()
+    numbered = [{**event, "eventId": f"{unique}-{n}"} for n, event in enumerate(events)]
+    await tenant.ok("POST", "/v1/events:batch", {"events": numbered})
+    return {item["participantId"]: item["variantId"] for item in found["entities"]}
+
+
+# -- experiments
+
+
+async def test_a_draft_has_its_control_and_every_field(tenant: Tenant) -> None:
+    """Creation answers the experiment with an automatic control of weight 100; the key is made of the name."""
+    made = await draft(tenant, description="Bolder is better", includeQueryString=True)
+    assert set(made) == {*(item.name for item in ours.EXPERIMENT.fields if not item.unshown), "variants"}
+    assert made["id"].startswith("exp_")
+    assert (made["key"], made["type"], made["status"]) == ("hero-headline", "ab", "draft")
+    assert (made["trafficAllocation"], made["startedAt"], made["winnerVariantId"]) == (100, None, None)
+    (control,) = made["variants"]
+    assert (control["isControl"], control["weight"], control["experimentId"]) == (True, 100, made["id"])
+    assert await tenant.ok("GET", f"{AT}/{made['id']}") == made
+    other = await draft(tenant, name="B", key="own-key", controlWeight=30)
+    assert (other["key"], other["variants"][0]["weight"]) == ("own-key", 30)
+
+
+@pytest.mark.parametrize("where", ["Experiment", "Variant", "Settings"])
+async def test_what_means_nothing_for_files_is_kept_and_echoed(tenant: Tenant, where: str) -> None:
+    """Every field of the table that is kept comes back as it was sent, and is the default until then."""
+    made = await draft(tenant)
+    at = {
+        "Experiment": f"{AT}/{made['id']}",
+        "Variant": f"{VARIANTS}/{made['variants'][0]['id']}",
+        "Settings": f"{SETTINGS}/{await settings_id(tenant)}",
+    }[where]
+    found = await tenant.ok("GET", at)
+    for name, field in ours.DOOR.shapes[where].listed():
+        if field.how is How.KEPT and "." not in name:
+            assert found[name] == field.default
+            await tenant.ok("PATCH", at, {name: field.example})
+            assert (await tenant.ok("GET", at))[name] == field.example
+    if where == "Experiment":
+        kept = {f.name: f.example for f in ours_fields.TARGETING.fields if f.how is How.KEPT}
+        answered = await tenant.ok("PATCH", at, {"targetingRules": kept})
+        assert {**answered["targetingRules"], **kept} == answered["targetingRules"]
+        replaced = await tenant.ok("PATCH", at, {"targetingRules": {"urlPatterns": ["/x"]}})
+        assert replaced["targetingRules"]["visitorStatus"] is None
+    wrong = {"Experiment": "includeQueryString", "Variant": "domModifications", "Settings": "cookieName"}[
+        where
+    ]
+    refused = await tenant.ask("PATCH", at, {wrong: 7.5})
+    assert (refused.status, refused.body["details"][0]["field"]) == (400, wrong)
+
+
+@pytest.mark.parametrize("where", ["Experiment", "Variant"])
+async def test_what_means_the_same_is_ours(tenant: Tenant, where: str) -> None:
+    """Every field of the table that is ours is found where the table says, in our own API."""
+    made = await draft(tenant)
+    native = f"/v1/experiments/{made['key']}"
+    at = f"{AT}/{made['id']}"
+    if where == "Variant":
+        at, native = f"{VARIANTS}/{made['variants'][0]['id']}", f"{native}/variants/control"
+        await tenant.ok("PATCH", f"{AT}/{made['id']}", {"targetFile": "config/soul.md"})
+    for name, field in ours.DOOR.shapes[where].listed():
+        if (
+            field.how is not How.OURS
+            or field.example is None
+            or field.only
+            or "." in name
+            or name == "weight"
+        ):
+            continue
+        await tenant.ok("PATCH", at, {name: field.example})
+        if name == "key":
+            native = f"/v1/experiments/{field.example}"
+        found = await tenant.ok("GET", native)
+        if name in ("name", "key", "description", "trafficAllocation", "targetFile", "content"):
+            assert found[field.native] == field.example
+            assert (await tenant.ok("GET", at))[name] == field.example
+        elif name == "metrics":
+            assert found["metrics"]["primary"]["eventName"] == "resolved"
+            assert (await tenant.ok("GET", at))["metrics"]["secondary"][0]["funnelId"] == "f1"
+    if where == "Experiment":
+        found = await tenant.ok("GET", native)
+        assert found["participants"]["labels"] == ours.EXPERIMENT["participants"].example["labels"]
+
+
+async def test_the_list_pages_filters_and_clamps(tenant: Tenant) -> None:
+    """Cursor and limit, status, type and search together; the last changed first; without variants."""
+    made = [await draft(tenant, name=f"Test {letter}") for letter in "abc"]
+    tenant.clock.jump(1)
+    await tenant.ok("PATCH", f"{AT}/{made[0]['id']}", {"description": "needle"})
+    seen, cursor = [], ""
+    while True:
+        page = await tenant.ok("GET", f"{AT}?limit=0&cursor={cursor}")
+        assert len(page["entities"]) == 1
+        assert "variants" not in page["entities"][0]
+        seen += [item["name"] for item in page["entities"]]
+        cursor = page["pagination"]["nextCursor"]
+        assert page["pagination"]["hasMore"] == bool(cursor)
+        if not cursor:
+            break
+    assert seen == ["Test a", "Test c", "Test b"]
+    assert len((await tenant.ok("GET", f"{AT}?limit=101"))["entities"]) == 3
+    for query in ("search=NEEDLE", f"search={made[0]['id']}", "search=test%20A&status=draft&type=ab"):
+        assert [item["name"] for item in (await tenant.ok("GET", f"{AT}?{query}"))["entities"]] == ["Test a"]
+    assert (await tenant.ok("GET", f"{AT}?status=running"))["entities"] == []
+    for query in ("cursor=made-up", "status=stopped", "type=switchback", "limit=ten", "page=2", "offset=1"):
+        refused = await tenant.ask("GET", f"{AT}?{query}")
+        assert (refused.status, set(refused.body)) == (400, {"error", "details"}), query
+
+
+async def test_a_life(tenant: Tenant) -> None:
+    """start, pause, resume, stop with a winner: the envelope each time, dates, and what is final."""
+    made = await whole(tenant)
+    variants = {item["name"]: item["id"] for item in made["variants"]}
+    started = await tenant.ok("POST", f"{AT}/{made['id']}/start", {})
+    assert set(started) == {"publishStatus", "concurrentVersionChanges", "experiment"}
+    assert (started["publishStatus"], started["concurrentVersionChanges"]) == ("published", 0)
+    assert started["experiment"]["status"] == "running"
+    began = started["experiment"]["startedAt"]
+    tenant.clock.jump(60)
+    paused = await tenant.ok("POST", f"{AT}/{made['id']}/pause", {"publishAfterPause": True})
+    assert paused["experiment"]["status"] == "paused"
+    resumed = await tenant.ok("POST", f"{AT}/{made['id']}/resume")
+    assert resumed["experiment"]["startedAt"] > began
+    stopped = await tenant.ok("POST", f"{AT}/{made['id']}/stop", {"winnerVariantId": variants["Bold"]})
+    found = stopped["experiment"]
+    assert (found["status"], found["winnerVariantId"]) == ("completed", variants["Bold"])
+    assert found["stoppedAt"] is not None
+    for verb in ("start", "pause", "resume", "stop"):
+        again = await tenant.ask("POST", f"{AT}/{made['id']}/{verb}")
+        assert (again.status, set(again.body)) == (409, {"error", "details"})
+    edited = await tenant.ask("PATCH", f"{AT}/{made['id']}", {"name": "No"})
+    assert (edited.status, "completed" in edited.body["error"]) == (409, True)
+
+
+@pytest.mark.parametrize("verb", ["start", "pause", "resume"])
+async def test_nothing_is_published_later(tenant: Tenant, verb: str) -> None:
+    """A verb that is to be published separately is refused, because all that is done is live at once."""
+    made = await draft(tenant)
+    name = f"publishAfter{verb.title()}"
+    refused = await tenant.ask("POST", f"{AT}/{made['id']}/{verb}", {name: False})
+    assert (refused.status, refused.body["details"][0]["field"]) == (400, name)
+    assert "live at once" in refused.body["error"]
+
+
+async def test_what_a_start_needs(tenant: Tenant) -> None:
+    """A primary metric, then everything that our own API needs, each told by this door's own field."""
+    made = await draft(tenant)
+    refused = await tenant.ask("POST", f"{AT}/{made['id']}/start")
+    assert (refused.status, refused.body["details"][0]["field"]) == (409, "metrics.primary")
+    await tenant.ok("PATCH", f"{AT}/{made['id']}", {"metrics": {"primary": {"eventName": "x"}}})
+    refused = await tenant.ask("POST", f"{AT}/{made['id']}/start")
+    fields = {item["field"] for item in refused.body["details"]}
+    assert (refused.status, fields) == (409, {"variants", "participants", "targetFile"})
+    assert (await tenant.ok("GET", f"{AT}/{made['id']}"))["status"] == "draft"
+
+
+async def test_an_audience_is_a_label(tenant: Tenant) -> None:
+    """Whoever has the label `audience` takes part where nobody is named."""
+    for name in PEOPLE:
+        await tenant.ok("POST", "/v1/participants", {"id": name, "labels": {"audience": "a7"}}, status=201)
+    rules = {"urlPatterns": ["/"], "audienceId": "a7"}
+    asked = {"targetFile": "soul.md", "targetingRules": rules, "metrics": {"primary": {"eventName": "x"}}}
+    made = await draft(tenant, **asked)
+    assert made["targetingRules"]["audienceId"] == "a7"
+    shown = await tenant.ok("GET", f"/v1/experiments/{made['key']}")
+    assert shown["participants"] == {"ids": [], "labels": {"audience": "a7"}}
+    more = await tenant.ok(
+        "PATCH",
+        f"{AT}/{made['id']}",
+        {"targetingRules": {**rules, "labels": [{"key": "tier", "operator": "exists"}]}},
+    )
+    native = (await tenant.ok("GET", f"/v1/experiments/{made['key']}"))["targetingRules"]["labels"]
+    assert {rule["key"] for rule in native} == {"audience", "tier"}
+    assert [rule["key"] for rule in more["targetingRules"]["labels"]] == ["tier"]
+
+
+async def test_what_can_be_edited_when(tenant: Tenant) -> None:
+    """While it runs: name, metrics, what is kept, allocation as a new phase; the variant set is locked."""
+    made = await running(tenant)
+    at = f"{AT}/{made['id']}"
+    asked = {
+        "name": "Renamed",
+        "trafficAllocation": 50,
+        "targetingRules": {"urlPatterns": ["/b"]},
+        "includeQueryString": False,
+        "metrics": {"primary": {"eventName": "other"}},
+    }
+    changed = await tenant.ok("PATCH", at, asked)
+    assert "variants" not in changed
+    assert (changed["name"], changed["trafficAllocation"]) == ("Renamed", 50)
+    assert changed["metrics"]["secondary"] == []
+    phases = await tenant.ok("GET", f"/v1/experiments/{made['key']}/phases")
+    assert [phase["trafficAllocation"] for phase in phases["entities"]] == [100, 50]
+    assert (await tenant.ok("PATCH", at, {"trafficAllocation": 50, "key": made["key"]}))["name"] == "Renamed"
+    variant = made["variants"][1]["id"]
+    assert (await tenant.ok("PATCH", f"{VARIANTS}/{variant}", {"name": "Bolder"}))["name"] == "Bolder"
+    for method, path, body in (
+        ("POST", VARIANTS, {"experimentId": made["id"], "name": "C", "weight": 10}),
+        ("PATCH", f"{VARIANTS}/{variant}", {"weight": 10}),
+        ("DELETE", f"{VARIANTS}/{variant}", None),
+        ("PATCH", at, {"targetingRules": {"labels": [{"key": "a", "operator": "exists"}]}}),
+        ("DELETE", at, None),
+    ):
+        refused = await tenant.ask(method, path, body)
+        assert (refused.status, set(refused.body)) == (409, {"error", "details"}), (method, path)
+    for name in ("type", "status", "winnerVariantId", "experimentSettingsId", "wat"):
+        refused = await tenant.ask("PATCH", at, {name: "ab"})
+        assert (refused.status, refused.body["details"][0]["field"]) == (400, name)
+
+
+async def test_delete_answers_true(tenant: Tenant) -> None:
+    """A draft is gone, one that has run is archived; neither is there any more for this door."""
+    made = await draft(tenant)
+    assert await tenant.ok("DELETE", f"{AT}/{made['id']}") is True
+    assert (await tenant.ask("GET", f"/v1/experiments/{made['key']}")).status == 404
+    ended = await running(tenant)
+    await tenant.ok("POST", f"{AT}/{ended['id']}/stop")
+    assert await tenant.ok("DELETE", f"{AT}/{ended['id']}") is True
+    assert (await tenant.ok("GET", f"/v1/experiments/{ended['key']}"))["archived"] is True
+    assert (await tenant.ask("GET", f"{AT}/{ended['id']}")).status == 404
+    assert (await tenant.ok("GET", AT))["entities"] == []
+
+
+# -- variants
+
+
+async def test_the_control_has_what_the_others_leave(tenant: Tenant) -> None:
+    """As variants come, change and go, the control is 100 less their sum, never below 1."""
+    made = await draft(tenant)
+    control = made["variants"][0]["id"]
+
+    async def weight() -> int:
+        return int((await tenant.ok("GET", f"{VARIANTS}/{control}"))["weight"])
+
+    asked = {"experimentId": made["id"], "name": "B", "weight": 30}
+    added = await tenant.ok("POST", VARIANTS, asked, status=201)
+    assert (added["id"][:4], added["isControl"], added["weight"], await weight()) == ("var_", False, 30, 70)
+    await tenant.ok("POST", VARIANTS, {**asked, "name": "C"}, status=201)
+    assert await weight() == 40
+    await tenant.ok("PATCH", f"{VARIANTS}/{added['id']}", {"weight": 60})
+    assert await weight() == 10
+    for body in ({"weight": 70}, {"weight": 71}):
+        refused = await tenant.ask("PATCH", f"{VARIANTS}/{added['id']}", body)
+        assert (refused.status, refused.body["details"][0]["field"]) == (400, "weight")
+    assert (await tenant.ask("PATCH", f"{VARIANTS}/{control}", {"weight": 50})).status == 400
+    assert (await tenant.ask("DELETE", f"{VARIANTS}/{control}")).status == 409
+    gone = await tenant.ok("DELETE", f"{VARIANTS}/{added['id']}")
+    assert (gone["id"], gone["weight"], await weight()) == (added["id"], 60, 70)
+    assert (await tenant.ask("GET", f"{VARIANTS}/{added['id']}")).status == 404
+
+
+async def test_the_list_of_variants(tenant: Tenant) -> None:
+    """Needs the experiment's id; clamps its limit to 1 … 200 and pages."""
+    made = await whole(tenant)
+    missing = await tenant.ask("GET", VARIANTS)
+    assert (missing.status, missing.body["details"][0]["field"]) == (400, "experimentId")
+    every = await tenant.ok("GET", f"{VARIANTS}?experimentId={made['id']}&limit=900")
+    assert every["entities"] == made["variants"]
+    assert every["pagination"] == {"nextCursor": None, "hasMore": False}
+    first = await tenant.ok("GET", f"{VARIANTS}?experimentId={made['id']}&limit=0")
+    assert (len(first["entities"]), first["pagination"]["hasMore"]) == (1, True)
+    query = f"experimentId={made['id']}&limit=1&cursor={first['pagination']['nextCursor']}"
+    assert (await tenant.ok("GET", f"{VARIANTS}?{query}"))["entities"] == made["variants"][1:]
+
+
+async def test_files_stand_behind_variants(tenant: Tenant) -> None:
+    """`content` writes the target file, `files` any; without either the experiment is kept and cannot start."""
+    made = await draft(tenant, participantIds=PEOPLE, metrics={"primary": {"eventName": "x"}})
+    files = [{"path": "a.md", "content": "A"}]
+    control = made["variants"][0]["id"]
+    answered = await tenant.ok("PATCH", f"{VARIANTS}/{control}", {"files": files})
+    again = await tenant.ok("PATCH", f"{VARIANTS}/{control}", {"files": answered["files"]})
+    assert again["files"] == answered["files"]
+    asked = {"experimentId": made["id"], "name": "B", "weight": 50}
+    other = await tenant.ok("POST", VARIANTS, asked, status=201)
+    refused = await tenant.ask("POST", f"{AT}/{made['id']}/start")
+    assert refused.status == 409
+    assert "has no content for a.md" in refused.body["error"]
+    await tenant.ok("PATCH", f"{VARIANTS}/{other['id']}", {"files": [{"path": "a.md", "content": "B"}]})
+    await tenant.ok("POST", f"{AT}/{made['id']}/start")
+    blind = await tenant.limited("experiment:read")
+    seen = await tenant.ask("GET", f"{VARIANTS}/{control}", key=blind)
+    assert (seen.body["files"][0]["content"], seen.body["files"][0]["digest"][:7]) == (None, "sha256:")
+
+
+async def test_personalization_and_multivariate(tenant: Tenant) -> None:
+    """Neither has an automatic control; a multivariate one needs its factors before it starts."""
+    personal = await draft(tenant, type="personalization")
+    assert (personal["type"], personal["variants"]) == ("personalization", [])
+    bare = await draft(tenant, name="M", type="multivariate", metrics={"primary": {"eventName": "x"}})
+    refused = await tenant.ask("POST", f"{AT}/{bare['id']}/start")
+    assert "factors" in {item["field"] for item in refused.body["details"]}
+    levels = [{"key": "a", "content": "A"}, {"key": "b", "content": "B"}]
+    factors = [{"key": "tone", "targetFile": "tone.md", "levels": levels}]
+    full = await draft(tenant, name="F", type="multivariate", factors=factors)
+    assert len(full["variants"]) == 2
+
+
+# -- results
+
+
+async def test_results(tenant: Tenant) -> None:
+    """Impressions, conversions, rates to four decimals, and the probability to be best of all variants."""
+    made = await running(tenant)
+    holders = await report(tenant, made["key"], 7, {"signup": 1, "other": 2})
+    assert set(holders) == set(PEOPLE)
+    found = await tenant.ok("GET", f"{AT}/{made['id']}/results")
+    assert set(found) == {"variants"}
+    for arm in found["variants"]:
+        assert set(arm) == {
+            "id", "name", "isControl", "impressions", "conversions", "conversionRate", "probabilityToBeBest",
+        }  # fmt: skip
+        assert (arm["impressions"], arm["conversions"], arm["conversionRate"]) == (14, 2, 0.1429)
+    assert [arm["isControl"] for arm in found["variants"]] == [True, False]
+    assert sum(arm["probabilityToBeBest"] for arm in found["variants"]) == pytest.approx(1)
+    other = await tenant.ok("GET", f"{AT}/{made['id']}/results?eventName=other")
+    assert [arm["conversionRate"] for arm in other["variants"]] == [0.2857, 0.2857]
+    assert (await tenant.ask("GET", f"{AT}/{made['id']}/results?event=other")).status == 400
+
+
+async def test_a_rate_has_four_decimals() -> None:
+    """213 of 1842 is 0.1156."""
+    assert ours._rate(213 / 1842) == 0.1156
+    assert ours._rate(None) == 0.0
+
+
+async def test_days(tenant: Tenant) -> None:
+    """The oldest first, days without impressions left out, the window clamped, at most 366 days."""
+    made = await running(tenant)
+    at = f"{AT}/{made['id']}/results-time-series"
+    assert await tenant.ok("GET", at) == {"days": []}
+    await report(tenant, made["key"], 3, {"signup": 1})
+    first = made["startedAt"][:10]
+    tenant.clock.jump(2 * DAY)
+    await report(tenant, made["key"], 1, {})
+    found = (await tenant.ok("GET", at))["days"]
+    assert len(found) == 2
+    assert found[0]["date"] == first
+    assert [set(arm) for arm in found[0]["variants"]] == [
+        {"id", "impressions", "conversions", "conversionRate"}
+    ] * 2
+    assert [arm["conversionRate"] for arm in found[0]["variants"]] == [0.3333, 0.3333]
+    clamped = await tenant.ok("GET", f"{at}?startDate=2020-01-01&endDate=2020-12-31")
+    assert clamped == {"days": []}
+    assert (await tenant.ok("GET", f"{at}?endDate={first}"))["days"] == found[:1]
+    assert (await tenant.ok("GET", f"{at}?startDate=2027-01-01&endDate=2028-01-01"))["days"] == found
+    for query in ("startDate=2027-01-01&endDate=2028-01-02", "startDate=yesterday", "fillGaps=true"):
+        refused = await tenant.ask("GET", f"{at}?{query}")
+        assert (refused.status, set(refused.body)) == (400, {"error", "details"}), query
+
+
+# -- the settings record
+
+
+async def test_the_settings_record(tenant: Tenant) -> None:
+    """There is one; it is created once, changed, and gone again only without experiments."""
+    (found,) = (await tenant.ok("GET", SETTINGS))["entities"]
+    assert (found["name"], found["cookieName"], found["accountId"]) == (
+        "Experiment Settings", "_cord_exp", tenant.project,
+    )  # fmt: skip
+    at = f"{SETTINGS}/{found['id']}"
+    made = await tenant.ok("POST", SETTINGS, {"name": "Main", "whitelistDomains": ["a.example"]}, status=201)
+    assert (made["id"], made["name"], made["whitelistDomains"]) == (found["id"], "Main", ["a.example"])
+    assert made["createdAt"] is not None
+    assert (await tenant.ask("POST", SETTINGS, {})).status == 409
+    changed = await tenant.ok("PATCH", at, {"targetAllowList": ["config/*.md"]})
+    assert (changed["name"], changed["targetAllowList"]) == ("Main", ["config/*.md"])
+    assert (await tenant.ok("GET", "/v1/settings"))["targetAllowList"] == ["config/*.md"]
+    refused = await tenant.ask("POST", AT, {"experimentSettingsId": "settings_1", "name": "x"})
+    assert (refused.status, refused.body["details"][0]["field"]) == (400, "experimentSettingsId")
+    made = await draft(tenant)
+    assert (await tenant.ask("DELETE", at)).status == 409
+    await tenant.ok("DELETE", f"{AT}/{made['id']}")
+    assert (await tenant.ok("DELETE", at))["name"] == "Main"
+    assert (await tenant.ok("GET", at))["name"] == "Experiment Settings"
+    assert (await tenant.ask("GET", f"{SETTINGS}/settings_{'0' * 32}")).status == 404
+
+
+# -- who may, and how failures are told
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "key", "status"),
+    [
+        ("POST", AT, b"{", None, 400),
+        ("POST", AT, {}, None, 400),
+        ("GET", AT, None, "", 401),
+        ("GET", AT, None, "sk_wrong", 401),
+        ("GET", f"{AT}/exp_{'0' * 32}", None, None, 404),
+        ("GET", f"{AT}/", None, None, 200),
+        ("GET", "/rest/v1/nothing", None, None, 404),
+        ("PUT", AT, None, None, 405),
+        ("DELETE", f"{AT}/x/start", None, None, 405),
+    ],
+)
+async def test_failures_have_this_doors_shape(
+    tenant: Tenant, method: str, path: str, body: Any, key: str | None, status: int
+) -> None:
+    """`{error, details}`, whatever fails and wherever; a slash at the end is none of it."""
+    headers = {"Content_Type": "application/json"} if isinstance(body, bytes) else {}
+    answer = await tenant.ask(method, path, body, key=key, **headers)
+    assert answer.status == status
+    assert answer.headers["Content-Type"].startswith("application/json")
+    if status >= 400:
+        assert set(answer.body) == {"error", "details"}
+        assert answer.body["error"]
+        assert isinstance(answer.body["details"], list)
+
+
+async def test_scopes_and_the_audit_log(tenant: Tenant) -> None:
+    """Reading needs experiment:read, writing experiment:write; the log says which door, and holds no content."""
+    made = await whole(tenant)
+    reader = await tenant.limited("experiment:read")
+    assert (await tenant.ask("GET", AT, key=reader)).status == 200
+    refused = await tenant.ask("PATCH", f"{AT}/{made['id']}", {"name": "x"}, key=reader)
+    assert (refused.status, set(refused.body)) == (403, {"error", "details"})
+    await tenant.ok("PATCH", f"{VARIANTS}/{made['variants'][0]['id']}", {"content": "a secret prompt"})
+    entry = await tenant.entry()
+    assert entry["operation"] == "OursPrivacy.UpdateVariant"
+    shown = await tenant.ok("GET", f"/v1/experiments/{made['key']}")
+    assert entry["resourceId"] == shown["id"]
+    assert entry["before"]["key"] == entry["after"]["key"] == made["key"]
+    assert "a secret prompt" not in str(entry)
+
+
+async def test_the_same_request_twice(tenant: Tenant) -> None:
+    """With one idempotency key it is done once."""
+    body = {"experimentSettingsId": await settings_id(tenant), "name": "Once"}
+    first = await tenant.ok("POST", AT, body, status=201, Idempotency_Key="k")
+    assert await tenant.ok("POST", AT, body, status=201, Idempotency_Key="k") == first
+    assert len((await tenant.ok("GET", AT))["entities"]) == 1
+    other = await tenant.ask("POST", AT, {**body, "name": "Other"}, Idempotency_Key="k")
+    assert other.status == 409
