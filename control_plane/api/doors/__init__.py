@@ -11,11 +11,11 @@ from aiohttp import web
 
 from control_plane.api import bodies
 from control_plane.api.door import Door
-from control_plane.api.doors import ours
+from control_plane.api.doors import breakground, ours
 from control_plane.api.doors.mapping import Facade, Route
 from control_plane.api.errors import Told
 
-DOORS: tuple[Facade, ...] = (ours.DOOR,)
+DOORS: tuple[Facade, ...] = (ours.DOOR, breakground.DOOR)
 """Every door."""
 
 ROUTES: dict[str, Route] = {route.rpc: route for found in DOORS for route in found.routes}
