@@ -406,9 +406,7 @@ def _get_settings(work: Work, call: Call) -> Answered:
 def _create_settings(work: Work, call: Call) -> Answered:
     if _record(work) is not None:
         there = own("settings", show_id(work.project_id))
-        raise AlreadyExists(
-            f"a project has one settings record, {there}; change that", reason="ALREADY_EXISTS"
-        )
+        raise AlreadyExists(f"a project has one settings record, {there}; change that")
     return _write_settings(work, call, verb="create")
 
 
