@@ -16,11 +16,8 @@ from control_plane.store.looks import LookStore
 from control_plane.store.metrics import MetricStore
 from control_plane.store.preflight import PreflightStore
 from control_plane.store.recalculations import RecalculationStore
-<<<<<<< HEAD
 from control_plane.store.replicas import ReplicaStore
-=======
 from control_plane.store.searches import SearchStore
->>>>>>> c2ef234 (Ours Privacy's clients come in at /rest/v1: a door translates, the same services act)
 from control_plane.store.series import SeriesStore
 from control_plane.store.survey import SurveyStore
 from control_plane.store.timers import TimerStore
@@ -49,9 +46,6 @@ class Store:
         self.looks = LookStore(tx)
         self.turns = TurnStore(tx)
         self.preflights = PreflightStore(tx)
-<<<<<<< HEAD
         self.replicas = ReplicaStore(tx)
-=======
         self.searches = SearchStore(tx)
         self.kept = KeptStore(tx)
->>>>>>> c2ef234 (Ours Privacy's clients come in at /rest/v1: a door translates, the same services act)
