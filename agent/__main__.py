@@ -46,6 +46,9 @@ environment:
 
 def main() -> None:
     """Runs the command line of this process and ends it."""
+    # structlog colours tracebacks by rich wherever that is installed: 4 MiB, and a daemon never prints one so.
+    # Once the daemon itself needs rich, this has to go.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     sys.exit(run(sys.argv[1:]))
 
 

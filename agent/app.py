@@ -177,6 +177,7 @@ class _Agent:
                 reconciler=self._reconciler,
                 spool=self._spool,
                 uplink=self._uplink,
+                opens=self._opens,
                 clock=clock,
             )
             self._api = LocalApi(

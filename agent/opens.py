@@ -68,6 +68,9 @@ class Opens:
         self._heard_at = clock.now()
         self._counting: frozenset[str] = frozenset()
         self.counted: Counter[str] = Counter()
+        """Impressions by participant."""
+        self.declared: Counter[str] = Counter()
+        """How often it was declared that opens went unseen, by reason."""
         self.reconfigure(config)
         self._after_a_stop()
 
@@ -188,6 +191,8 @@ class Opens:
                 self._owed.popleft()
                 if isinstance(record, Event):
                     self.counted[record.participant] += 1
+                else:
+                    self.declared[record.reason] += 1
 
     def _impression(self, file: _File, moment: int, *, is_known: bool) -> Event:
         participant, path = file.target

@@ -118,8 +118,14 @@ class Reconciler:
         slots = await blocking(lambda: self._journal.load(now=self._clock.now()))
         for (participant, slot_id), slot in slots.items():
             self._known[participant][slot_id] = slot
-        for applier in self._appliers.values():
-            await self._take_up(applier)
+        limit = asyncio.Semaphore(PARALLEL)
+
+        async def take_up(applier: Applier) -> None:
+            async with limit:
+                await self._take_up(applier)
+
+        # Together: what each makes durable, its first views above all, shares the spool's fsyncs.
+        await asyncio.gather(*(take_up(applier) for applier in self._appliers.values()))
         self._on_change()
 
     async def _take_up(self, applier: Applier) -> None:
@@ -450,6 +456,17 @@ class Reconciler:
         applier = self._appliers.get(participant)
         queued = self._receipts[participant].get(path)
         return holding_of(applier, path, queued=queued) if applier else None
+
+    @property
+    def quarantined(self) -> int:
+        """Contents that are not tried again by themselves, as their hosts found fault with them."""
+        found = {
+            (slot.participant, one.path, one.digest)
+            for applier in self._appliers.values()
+            for slot in applier.slots.values()
+            for one in slot.quarantined
+        }
+        return len(found)
 
     # -- how it goes ---------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from agent.config import AgentConfig
 from agent.health import Health
 from agent.link import Link
 from agent.local_api import LocalApi
+from agent.opens import Opens
 from agent.reconciler import Reconciler
 from agent.spool import Spool
 from agent.uplink import Uplink
@@ -37,10 +38,12 @@ class Status(Collector):
         reconciler: Reconciler,
         spool: Spool,
         uplink: Uplink,
+        opens: Opens,
         clock: Clock,
     ) -> None:
         self._config, self._health, self._link = config, health, link
         self._reconciler, self._spool, self._uplink, self._clock = reconciler, spool, uplink, clock
+        self._opens = opens
         self._started_at = clock.now()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -144,6 +147,12 @@ class Status(Collector):
         for result, count in results.items():
             slots.add_metric([result], count)
         yield slots
+        yield _one("quarantined", self._reconciler.quarantined)
+        yield _one("opens", self._opens.counted.total())
+        unseen = _family("opens_unseen")
+        for reason, count in self._opens.declared.items():
+            unseen.add_metric([reason], count)
+        yield unseen
 
     def _collect_reports(self) -> Iterator[Metric]:
         if self.api is None:
@@ -163,8 +172,15 @@ METRICS: Mapping[str, tuple[type[Family], str, tuple[str, ...]]] = {
     "ready": (GaugeMetricFamily, "1 where the agent does its work", ()),
     "connected": (GaugeMetricFamily, "1 while a session with the control plane is open", ()),
     "slots": (GaugeMetricFamily, "slots by how their last attempt stands", ("result",)),
+    "quarantined": (GaugeMetricFamily, "contents that this host found fault with and does not try again", ()),
     "condition": (GaugeMetricFamily, "1 while it holds", ("code", "severity")),
     "reports": (CounterMetricFamily, "reports accepted, durably", ("kind",)),
+    "opens": (CounterMetricFamily, "openings of targets recorded as impressions, durably", ()),
+    "opens_unseen": (
+        CounterMetricFamily,
+        "times that openings went unseen, and were declared so",
+        ("reason",),
+    ),
     "requests_refused": (CounterMetricFamily, "requests to the local API that failed", ("status",)),
     "spool_records": (GaugeMetricFamily, "records not acknowledged yet", ()),
     "spool_bytes": (GaugeMetricFamily, "bytes of the spool on disk", ()),

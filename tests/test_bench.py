@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,19 @@ async def test_results_are_measured_beside_one_statement_and_random_draws() -> N
     assert all(row["ratio"] > 0 and row["gatherMs"] > 0 and row["answerMs"] > 0 for row in found["results"])
     assert [row["arms"] for row in found["probabilities"]] == list(range(2, 11))
     assert all(row["deviation"] < 0.02 for row in found["probabilities"])
+
+
+@pytest.mark.timeout(300)
+async def test_an_agent_is_measured_beside_the_least_that_does_the_same(tmp_path: Path) -> None:
+    """Applies, reports and agents at rest have their rows, each beside its limit; the file has them too."""
+    small = ("--rounds", "1", "--calls", "3", "--seconds", "0.1", "--participants", "3", "--rest", "0.2")
+    told = tmp_path / "results" / "agent.json"
+    command = ("-m", "tests.bench.agent", *small, "--settle", "0.2", "--results", str(told))
+    child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    found = json.loads(out.splitlines()[-1])
+    assert json.loads(told.read_text()) == found
+    assert [len(found[part]) for part in ("apply", "reports", "rest")] == [1, 4, 8]
+    rows = [row for part in ("apply", "reports", "rest") for row in found[part]]
+    assert all(row["ratio"] > 0 and row["limit"] > 0 and row["rounds"] == 1 for row in rows)

@@ -52,6 +52,7 @@ class _Stream:
         try:
             while not session.over:
                 await session.look()
+                session.grow_old()
                 for message in session.sayings():
                     await self._write(message)
                 await session.said()

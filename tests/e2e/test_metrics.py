@@ -10,7 +10,10 @@ from tests.support.fleet import running_fleet
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAME = re.compile(r"\bvariant(?:d|_agent)_[a-z_]+")
-OPTIONAL = {"variant_agent_spool_lost_total"}  # served once something was lost
+OPTIONAL = {
+    "variant_agent_spool_lost_total",
+    "variant_agent_opens_unseen_total",
+}  # served once there is something
 
 
 def served(text: str) -> set[str]:

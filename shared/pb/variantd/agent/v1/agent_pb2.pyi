@@ -1800,7 +1800,9 @@ class Drain(_message.Message):
     window_ms: _builtins.int
     """Leave at a random moment within this window, milliseconds."""
     keep_old: _builtins.bool
-    """Another replica can take the new stream before this one ends."""
+    """The new stream is taken before this one ends: open it first. Set where a session has merely grown old, not where
+    the server stops.
+    """
     def __init__(
         self,
         *,
