@@ -63,6 +63,12 @@ class Repairer:
             return self._exhausted(real)
         return self._config.drift is DriftPolicy.HOLD
 
+    def is_done_with(self, file: SlotFile) -> bool:
+        """There is nothing to do about a file that holds what its slot put there."""
+        if self._config.drift is not DriftPolicy.REPAIR:
+            return True
+        return file.real not in self._faults and file.applied in self._remembered
+
     def conditions(self) -> Iterator[tuple[str, str]]:
         """(code, message) of what somebody should look at now."""
         name = self._config.id

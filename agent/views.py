@@ -55,6 +55,18 @@ class Views:
             return found, ViewState.APPLIED
         return found, ViewState.MISSING if found is None else ViewState.DRIFTED
 
+    def digest_of(self, real: str) -> Digest | None:
+        """What the file holds now; None for absence, or what cannot be read as a file. Blocks."""
+        try:
+            return self._workspace.digest(real)
+        except Refused:
+            return None
+
+    def is_as_seen(self, file: SlotFile, found: Digest | None) -> bool:
+        """The target was seen to hold what its slot put there, and that is what was found now."""
+        view = self.seen.get(file.path)
+        return view is not None and view.state is ViewState.APPLIED and found == view.digest == file.applied
+
     async def look(self, file: SlotFile, *, from_at: int) -> ViewState:
         """How the file stands; recorded as a view, where it differs from the last one."""
         found, state = await blocking(lambda: self.on_disk(file.real))

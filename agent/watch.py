@@ -58,7 +58,7 @@ class Watch:
             await self._clock.sleep(REHASH_SECONDS)
             await self._reconciler.catch_up()
             overflowed, self._overflowed = self._overflowed, False
-            await self._look_at_all()
+            await self._reconciler.look_around()
             # A directory came, went or was replaced above the ones that are watched; or a watch that could
             # not be had can be now; or no notice was dropped for so long.
             stale = self._directories() != self._wanted
@@ -68,10 +68,6 @@ class Watch:
                 self._changed.set()
             await blocking(self._opens.still)
             await self._opens.settle()
-
-    async def _look_at_all(self) -> None:
-        for participant, path in self._reconciler.watched():
-            await self._reconciler.observed(participant, path)
 
     async def _listen(self) -> None:
         while True:

@@ -655,3 +655,21 @@ async def test_status_says_per_slot_and_file_what_an_operator_asks(tmp_path: Pat
                 "loadedAt": None,
             }
         ]
+
+
+async def test_a_look_around_tells_what_changed_and_nothing_else(tmp_path: Path) -> None:
+    """Edited, gone, back: each is a view; what is as it was last seen is none."""
+    async with running_host(tmp_path) as host:
+        await host.apply(make_offer({"soul.md": "A", "b.md": "B"}))
+        views = len(host.views)
+        await host.reconciler.look_around()
+        assert len(host.views) == views
+        (host.root / "soul.md").write_text("edited")
+        (host.root / "b.md").unlink()
+        await host.reconciler.look_around()
+        await host.reconciler.look_around()
+        assert {state for _, state in shown(host)[views:]} == {ViewState.DRIFTED, ViewState.MISSING}
+        assert len(host.views) == views + 2
+        (host.root / "soul.md").write_text("A")
+        await host.reconciler.look_around()
+        assert shown(host)[-1] == (digest(b"A").hex()[:6], ViewState.APPLIED)
