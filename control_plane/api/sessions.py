@@ -14,7 +14,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from control_plane.api.admission import Bucket
+from control_plane.api.admission import Bucket, lasts
 from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
 from control_plane.services import events
@@ -55,8 +55,6 @@ MAX_OUTCOMES = 20_000
 DRAIN_WINDOW_SECONDS, DRAINED_PER_SECOND = 0.5, 200.0
 """At least so long, and at most so many agents a second, as others admit them, are asked to leave."""
 DRAIN_SECONDS = 2.0
-SESSION_SECONDS = 3600.0
-"""After about so long a session is to be followed by another; see `Session.grow_old`."""
 TURN_WINDOW_MS = 60_000
 MAX_BATCH_BYTES = 2 * 1_048_576
 BUSY_WINDOW_MS = 5_000
@@ -206,17 +204,10 @@ class Sessions:
         except Exception as failure:
             _log.warning("presence.not_written", error=str(failure))
 
-<<<<<<< HEAD
     async def drain(self, *, hand_over: bool = False) -> None:
         """Every agent was asked to leave, and had a moment to; with `hand_over` each opens its next session first.
 
         That is for where another replica takes it. Agents leave spread over a window, as fast as others admit them.
-=======
-    async def drain(self) -> None:
-        """Every agent was asked to leave, and had a moment to do so.
-
-        Without `keep_old`: this process takes no further session, and there is no other over its database.
->>>>>>> 515c334 (Sessions that have lasted are followed by another; a bad variant's way back is shown end to end; metrics and alerts for what is new; a bench of the agent)
         """
         self.draining = True
         window = max(DRAIN_WINDOW_SECONDS, len(self._live) / DRAINED_PER_SECOND)
@@ -273,7 +264,7 @@ class Session:
         self.goes_on = opened.goes_on
         self.last_seen = services.clock.now()
         self._heard_at = services.clock.monotonic()
-        self._grown_at: float | None = self._heard_at + _lasts(opened.id)
+        self._grown_at: float | None = self._heard_at + lasts(opened.id)
 
     # -- what others tell the session
 
@@ -342,10 +333,9 @@ class Session:
         return self._services.clock.monotonic() - self._heard_at > 3 * HEARTBEAT_SECONDS
 
     def grow_old(self) -> None:
-        """Once it has lasted, its agent is asked to open the next session before it leaves this one.
+        """Once it has lasted, its agent is asked, once, to open the next session before it leaves this one.
 
-        Nothing is missed by it, and what only the opening of a stream renews is renewed: the way through whatever is
-        between, which may end streams of its own accord later, the addresses of names, memory kept per stream.
+        Nothing is missed by that, and what only opening a stream renews is renewed, such as the way through a proxy.
         """
         if self._grown_at is not None and self._services.clock.monotonic() >= self._grown_at:
             self._grown_at = None
@@ -562,8 +552,3 @@ def welcome(own: Origin, session_id: bytes, *, renew: bool = False) -> pb.Welcom
             inline_bytes=MAX_INLINE_BYTES, batch_records=events.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
         ),
     )
-
-
-def _lasts(session_id: bytes) -> float:
-    """Seconds that a session lasts: within a tenth of the same, spread so that a fleet's never end together."""
-    return SESSION_SECONDS * (0.9 + 0.2 * int.from_bytes(session_id[-2:]) / 0xFFFF)

@@ -23,7 +23,7 @@ VARIANTS = [
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions grow old within a moment."""
-    monkeypatch.setattr("control_plane.api.sessions.SESSION_SECONDS", 0.2)
+    monkeypatch.setattr("control_plane.api.admission.SESSION_SECONDS", 0.2)
     monkeypatch.setattr("control_plane.api.sessions.TURN_WINDOW_MS", 20)
     monkeypatch.setattr("control_plane.api.sync.HEARTBEAT_SECONDS", 0.05)
 

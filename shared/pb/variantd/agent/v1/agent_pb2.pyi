@@ -1800,8 +1800,8 @@ class Drain(_message.Message):
     window_ms: _builtins.int
     """Leave at a random moment within this window, milliseconds."""
     keep_old: _builtins.bool
-    """The new stream is taken before this one ends: open it first. Set where a session has merely grown old, not where
-    the server stops.
+    """The new stream is taken before this one ends, by another replica or, where the session has merely grown old, by
+    whichever: open it first.
     """
     def __init__(
         self,
