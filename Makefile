@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export UV_PYTHON_DOWNLOADS := never
+# Bytecode is kept, whatever the caller's environment says: otherwise each of the hundreds of processes that tests start
+# compiles every library it imports, which takes twice as long as all else it does until it is ready.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST_ARGS ?=
 # The suite is bound by real processes starting, not by the processor: a few more workers than cores.
 WORKERS ?= 3

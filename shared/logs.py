@@ -12,7 +12,15 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import structlog
+# structlog loads rich where it is installed, for tracebacks that are never printed here. That is a tenth of the time in
+# which an agent starts; without it structlog does what it does where rich is missing.
+_without = "rich" not in sys.modules
+if _without:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+import structlog  # noqa: E402
+
+if _without:
+    del sys.modules["rich"]
 
 WAITING_LINES = 4_096
 """Lines that wait for somebody to read; beyond that they are counted instead of kept."""

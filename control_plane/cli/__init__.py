@@ -4,7 +4,6 @@ This module puts the commands together; each module beside it is one kind of the
 """
 
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -36,6 +35,7 @@ from control_plane.cli import (
     watching,
 )
 from control_plane.cli.session import Exit, Failure, Session, add, tell, with_globals
+from shared import VERSION
 
 app = typer.Typer(
     name="variantctl",
@@ -47,7 +47,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:  # noqa: FBT001  # typer hands callbacks the value
     if wanted:
-        print(f"variantctl {version('variantd')}")
+        print(f"variantctl {VERSION}")
         raise typer.Exit
 
 

@@ -1,7 +1,6 @@
 """The demo keeps what it promises, by itself."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_demo_counts_exactly_and_puts_everything_back() -> None:
     """`make demo ONCE=1` ends by itself with every report counted once and every baseline restored."""
     done = subprocess.run(
@@ -22,7 +21,7 @@ def test_the_demo_counts_exactly_and_puts_everything_back() -> None:
         env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=270,
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert done.stderr == ""
@@ -47,34 +46,9 @@ def test_the_demo_says_what_is_missing() -> None:
     )
 
 
-@pytest.mark.timeout(120)
-def test_ctrl_c_ends_the_demo_the_same_way() -> None:
-    """Interrupted while it counts, it completes, restores every file, and the ledger still agrees."""
-    demo = subprocess.Popen(
-        [sys.executable, ROOT / "deploy" / "demo" / "run.py"],
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with demo:
-        assert demo.stdout is not None
-        lines = []
-        while line := demo.stdout.readline():
-            lines.append(line)
-            if "P(" in line and "is best)" in line and demo.poll() is None and len(lines) < 10_000:
-                demo.send_signal(signal.SIGINT)
-                break
-        lines += demo.stdout.readlines()
-    printed = "".join(lines)
-    assert demo.returncode == 0, printed[-8000:]
-    assert "every baseline is back, byte for byte: 12 of 12\n" in printed
-    assert "ledger and results are equal: " in printed
-
-
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_on_a_terminal_the_demo_is_a_live_view_until_ctrl_c() -> None:
-    """Hosts, files, bars and events fill the screen; Ctrl-C gives it back and the demo tells its end as ever."""
+    """Hosts, files, bars and events fill the screen; Ctrl-C gives it back, every file too, and the ledger agrees."""
     command = (sys.executable, str(ROOT / "deploy" / "demo" / "run.py"))
     env = {"PATH": f"{BIN}:{os.environ['PATH']}"}
     async with on_a_terminal(*command, width=80, height=24, env=env) as terminal:
@@ -82,10 +56,10 @@ async def test_on_a_terminal_the_demo_is_a_live_view_until_ctrl_c() -> None:
         screen = await terminal.until(
             lambda screen: screen.alternate and all(word in screen.text for word in shown),
             what="the live view is there",
-            within=60,
+            within=120,
         )
         terminal.type("\x03")
-        assert await terminal.ended(within=60) == 0, screen.text
+        assert await terminal.ended(within=120) == 0, screen.text
         assert not screen.alternate
         assert "every baseline is back, byte for byte: 12 of 12\r\n" in terminal.written
         assert "ledger and results are equal: " in screen.text

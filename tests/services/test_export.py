@@ -61,6 +61,7 @@ async def taken(world: World, what: What) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.every_engine
 @pytest.mark.parametrize("what", list(What))
 @pytest.mark.parametrize("size", [1, 2, 7])
 async def test_pages_of_any_size_hold_every_row_once(

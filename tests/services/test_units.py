@@ -77,6 +77,7 @@ async def test_a_rate_is_of_what_its_metric_says(world: World, of: str) -> None:
     assert json.dumps(inference.answer(read)) == json.dumps(await world.answer())
 
 
+@pytest.mark.every_engine
 @pytest.mark.parametrize("of", ["subjects", "participants"])
 async def test_the_days_of_a_share_add_up_to_it(world: World, of: str) -> None:
     """Who was met before counts on no later day, and days computed anew say the same."""

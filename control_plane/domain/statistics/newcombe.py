@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import exp, hypot, log, sqrt
 from sys import float_info
 
-from scipy import optimize, special
+import scipy
 
 from control_plane.domain.statistics.proportions import Interval, Undefined, check_alpha, check_counts
 
@@ -66,7 +66,7 @@ def difference(treatment: Counts, control: Counts, *, alpha: float) -> Small | U
         w_t, w_c = wilson(treatment, quantile), wilson(control, quantile)
         return hypot(r_t - w_t.low, w_c.high - r_c), hypot(w_t.high - r_t, r_c - w_c.low)
 
-    quantile = -float(special.ndtri(alpha / 2))
+    quantile = -float(scipy.special.ndtri(alpha / 2))
     below, above = reaches(quantile)
     limits = wilson(treatment, quantile), wilson(control, quantile)
     return Small(
@@ -91,8 +91,8 @@ def _p_value(apart: float, reach: Callable[[float], float]) -> float:
     high = 1.0
     while reach(high) < apart:
         high *= 2
-    quantile = float(optimize.brentq(lambda q: reach(q) - apart, 0.0, high, xtol=1e-13, rtol=1e-14))
-    return min(1.0, max(exp(log(2) + float(special.log_ndtr(-quantile))), float_info.min))
+    quantile = float(scipy.optimize.brentq(lambda q: reach(q) - apart, 0.0, high, xtol=1e-13, rtol=1e-14))
+    return min(1.0, max(exp(log(2) + float(scipy.special.log_ndtr(-quantile))), float_info.min))
 
 
 def _lift(r_t: float, r_c: float, w_t: Interval, w_c: Interval) -> Interval:

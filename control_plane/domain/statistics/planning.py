@@ -7,7 +7,7 @@ the formula of R's power.prop.test). Impressions are worth 1/deff of what they a
 
 from math import ceil, inf, sqrt
 
-from scipy import optimize, special
+import scipy
 
 from control_plane.domain.statistics.proportions import check_alpha
 from shared.errors import Fault, Invalid
@@ -30,12 +30,12 @@ def power(
     if not 0 <= second <= 1:
         _fault("effect", "takes the rate out of 0 … 1")
     pooled = (first + second) / 2
-    z = float(special.ndtri(1 - alpha / comparisons / 2))
+    z = float(scipy.special.ndtri(1 - alpha / comparisons / 2))
     apart = sqrt(per_arm) * abs(effect) - z * sqrt(2 * pooled * (1 - pooled))
     spread = sqrt(first * (1 - first) + second * (1 - second))
     if not spread:
         return 1.0 if apart > 0 else 0.0
-    return float(special.ndtr(apart / spread))
+    return float(scipy.special.ndtr(apart / spread))
 
 
 def trials_per_arm(
@@ -53,8 +53,8 @@ def trials_per_arm(
     if not effect or not 0 <= second <= 1:
         _fault("effect", "must not be 0 nor take the rate out of 0 … 1")
     pooled = (first + second) / 2
-    z_alpha = float(special.ndtri(1 - alpha / comparisons / 2))
-    z_power = float(special.ndtri(wanted))
+    z_alpha = float(scipy.special.ndtri(1 - alpha / comparisons / 2))
+    z_power = float(scipy.special.ndtri(wanted))
     spread = z_alpha * sqrt(2 * pooled * (1 - pooled))
     spread += z_power * sqrt(first * (1 - first) + second * (1 - second))
     return (spread / effect) ** 2
@@ -112,13 +112,13 @@ def detectable(
         return 0.0
     if largest <= 0 or missing(largest) > 0:
         return None
-    return float(optimize.brentq(missing, 1e-9, largest, xtol=1e-12, rtol=1e-12))
+    return float(scipy.optimize.brentq(missing, 1e-9, largest, xtol=1e-12, rtol=1e-12))
 
 
 def errors_apart(*, alpha: float, wanted: float) -> float:
     """How many standard errors an effect is away from 0 that is found with this power: z₁₋α/₂ + z_power."""
     check_alpha(alpha)
-    return float(special.ndtri(1 - alpha / 2) + special.ndtri(wanted))
+    return float(scipy.special.ndtri(1 - alpha / 2) + scipy.special.ndtri(wanted))
 
 
 def _check(baseline: float, alpha: float, comparisons: int) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import log, sqrt
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special
 
 from control_plane.domain.statistics.proportions import Interval
 
@@ -44,24 +44,27 @@ class Beta:
 
     def below(self, t: Floats) -> Floats:
         """P(θ ≤ θ(t))."""
-        return np.asarray(special.betainc(self.a, self.b, special.expit(t)))
+        return np.asarray(scipy.special.betainc(self.a, self.b, scipy.special.expit(t)))
 
     def above(self, t: Floats) -> Floats:
         """P(θ > θ(t)), small ones too to 10⁻¹¹ of themselves."""
         # Of 1 - θ: `betaincc` of scipy 1.17 and older takes fifteen times as long.
-        return np.asarray(special.betainc(self.b, self.a, special.expit(-t)))
+        return np.asarray(scipy.special.betainc(self.b, self.a, scipy.special.expit(-t)))
 
     def quantiles(self, levels: Floats) -> tuple[Floats, Floats]:
         """The values that leave so much below, and those that leave so much above."""
-        low, high = (inverse(self.a, self.b, levels) for inverse in (special.betaincinv, special.betainccinv))
+        low, high = (
+            inverse(self.a, self.b, levels)
+            for inverse in (scipy.special.betaincinv, scipy.special.betainccinv)
+        )
         return np.asarray(low), np.asarray(high)
 
     def edges(self) -> Floats:
         """Coordinates between which the density is smooth, from one far tail to the other."""
         found = []
         for one, sign in ((self, 1), (self.turned(), -1)):
-            near = special.betaincinv(one.a, one.b, _LEVELS)
-            rest = special.betainccinv(one.b, one.a, _LEVELS)
+            near = scipy.special.betaincinv(one.a, one.b, _LEVELS)
+            rest = scipy.special.betainccinv(one.b, one.a, _LEVELS)
             with np.errstate(divide="ignore"):
                 found.append(sign * (np.log(near) - np.where(near < 0.5, np.log1p(-near), np.log(rest))))
         both: Floats = np.concatenate(found)
@@ -79,7 +82,7 @@ class Beta:
 
     def slope(self, t: Floats) -> Floats:
         """dθ/dt."""
-        return np.asarray(special.expit(t) * special.expit(-t))
+        return np.asarray(scipy.special.expit(t) * scipy.special.expit(-t))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +98,15 @@ class Normal:
 
     def below(self, t: Floats) -> Floats:
         """P(θ ≤ t)."""
-        return np.asarray(special.ndtr((t - self.mean) / sqrt(self.variance)))
+        return np.asarray(scipy.special.ndtr((t - self.mean) / sqrt(self.variance)))
 
     def above(self, t: Floats) -> Floats:
         """P(θ > t), with all its digits."""
-        return np.asarray(special.ndtr((self.mean - t) / sqrt(self.variance)))
+        return np.asarray(scipy.special.ndtr((self.mean - t) / sqrt(self.variance)))
 
     def quantiles(self, levels: Floats) -> tuple[Floats, Floats]:
         """The values that leave so much below, and those that leave so much above."""
-        away = special.ndtri(levels) * sqrt(self.variance)
+        away = scipy.special.ndtri(levels) * sqrt(self.variance)
         return np.asarray(self.mean + away), np.asarray(self.mean - away)
 
     def edges(self) -> Floats:

@@ -17,7 +17,7 @@ from sys import float_info
 from typing import Literal
 
 import numpy as np
-from scipy import special
+import scipy
 
 from shared.errors import Fault, Invalid
 
@@ -355,7 +355,7 @@ def against_zero(difference: Estimate, *, alpha: float) -> Difference:
 
 def quantile(freedom: float, alpha: float) -> float:
     """How many errors a two-sided interval of level 1 - alpha reaches, with so many degrees of freedom."""
-    return -float(special.stdtrit(freedom, alpha / 2))
+    return -float(scipy.special.stdtrit(freedom, alpha / 2))
 
 
 def _reason(name: str, *arms: Estimate) -> Undefined:
@@ -394,7 +394,7 @@ def log_two_sided_p(statistic: float, freedom: float) -> float:
     series x^a (1-x)^b / (a B(a, b)) · Σ Π x (a + b + k)/(a + 1 + k) (DLMF 8.17.8), whose terms are positive
     and fall faster than x^k.
     """
-    tail = 2 * float(special.stdtr(freedom, -statistic))
+    tail = 2 * float(scipy.special.stdtr(freedom, -statistic))
     if tail > float_info.min:
         return min(log(tail), 0.0)
     a, b = freedom / 2, 0.5
@@ -404,7 +404,7 @@ def log_two_sided_p(statistic: float, freedom: float) -> float:
     x = 1 / (1 + ratio)
     steps = np.arange(int(-40 / log_x) + 2)
     series = 1 + float(np.cumprod(x * (a + b + steps) / (a + 1 + steps)).sum())
-    return a * log_x - b * log1p(1 / ratio) - log(a) - float(special.betaln(a, b)) + log(series)
+    return a * log_x - b * log1p(1 / ratio) - log(a) - float(scipy.special.betaln(a, b)) + log(series)
 
 
 def icc(arms: Sequence[ArmSums]) -> float | Undefined:

@@ -10,7 +10,7 @@ within a year of looks.
 from dataclasses import dataclass
 from math import exp, log, log1p, sqrt
 
-from scipy import special
+import scipy
 
 from control_plane.domain.statistics.proportions import Interval, check_alpha, log_two_sided_p
 from shared.errors import Fault, Invalid
@@ -43,7 +43,7 @@ def information_target(*, alpha: float, power: float, effect: float) -> float:
         faults.append(Fault(field="minimumDetectableEffect", message="must be above 0"))
     if faults:
         raise Invalid("; ".join(f"{fault.field} {fault.message}" for fault in faults), faults=faults)
-    return float((special.ndtri(1 - alpha / 2) + special.ndtri(power)) ** 2 / (3 * effect**2))
+    return float((scipy.special.ndtri(1 - alpha / 2) + scipy.special.ndtri(power)) ** 2 / (3 * effect**2))
 
 
 def always_valid(
@@ -70,7 +70,7 @@ def always_valid(
     statistic = abs(estimate) / standard_error
     if degrees_of_freedom is not None:
         statistic = _as_normal(statistic, degrees_of_freedom)
-        reach = float(-special.stdtrit(degrees_of_freedom, special.ndtr(-boundary)))
+        reach = float(-scipy.special.stdtrit(degrees_of_freedom, scipy.special.ndtr(-boundary)))
     else:
         reach = boundary
     log_evidence = x * statistic**2 / (2 * (x + 1)) - log1p(x) / 2
@@ -84,7 +84,7 @@ def always_valid(
 
 def _as_normal(statistic: float, degrees_of_freedom: float) -> float:
     """The normal deviate with the same tail as a t of these degrees of freedom; tails in logarithms."""
-    tail = float(special.stdtr(degrees_of_freedom, -statistic))
+    tail = float(scipy.special.stdtr(degrees_of_freedom, -statistic))
     if tail > 0:
-        return float(-special.ndtri(tail))
-    return float(-special.ndtri_exp(log_two_sided_p(statistic, degrees_of_freedom) - log(2)))
+        return float(-scipy.special.ndtri(tail))
+    return float(-scipy.special.ndtri_exp(log_two_sided_p(statistic, degrees_of_freedom) - log(2)))

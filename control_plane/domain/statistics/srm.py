@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf, lgamma
 
 import numpy as np
-from scipy import special
+import scipy
 
 from shared.errors import Fault, Invalid
 
@@ -53,7 +53,7 @@ def sample_ratio(counts: Sequence[int], weights: Sequence[float]) -> Ratio:
     value = sum((count - total * share) ** 2 / (total * share) for count, share in drawn) if total else 0.0
     deviation = max(abs(count / total - share) for count, share in drawn) if total else 0.0
     return Ratio(
-        p_value=float(special.chdtrc(len(drawn) - 1, value)) if len(drawn) > 1 else 1.0,
+        p_value=float(scipy.special.chdtrc(len(drawn) - 1, value)) if len(drawn) > 1 else 1.0,
         expected=expected,
         largest_deviation=deviation,
         leaked=leaked,
@@ -92,7 +92,7 @@ def same_share_of_pairs(only: tuple[int, int]) -> float:
 
     `only` are the pairs that lost just the first, or just the second: each is either with a half.
     """
-    return min(1.0, 2 * float(special.bdtr(min(only), sum(only), 0.5)))
+    return min(1.0, 2 * float(scipy.special.bdtr(min(only), sum(only), 0.5)))
 
 
 def _log_choose(n: int, k: int) -> float:
