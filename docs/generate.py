@@ -348,7 +348,8 @@ def fault_list() -> str:
 
 def fault_count() -> str:
     """How many faults a test injects."""
-    missing = [str(number) for number in faults.FAULTS if number not in faults.injected()]
+    tests = faults.injected()
+    missing = [str(number) for number in faults.FAULTS if number not in tests]
     without = f" Without a test: {', '.join(missing)}." if missing else ""
     return (
         f"{len(faults.FAULTS) - len(missing)} of {len(faults.FAULTS)} faults are injected by a test.{without}"
