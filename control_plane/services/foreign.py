@@ -102,6 +102,12 @@ def rekey(work: Work, experiment: Experiment, key: str) -> None:
     work.store.experiments.save(replace(experiment, key=key, updated_at=work.now))
 
 
+def conclude(work: Work, experiment: Experiment, conclusion: str | None, comment: str | None) -> None:
+    """What was concluded of an experiment that has ended is as said."""
+    changed = replace(experiment, conclusion=conclusion, conclusion_comment=comment, updated_at=work.now)
+    work.store.experiments.save(changed)
+
+
 def require_not(experiment: Experiment, states: Callable[[Experiment], bool], sentence: str) -> None:
     """The experiment is none of these. Raises FailedPrecondition with the sentence and its state."""
     if states(experiment):

@@ -11,6 +11,7 @@ from shared.ids import parse_id
 ORDERS: Mapping[str, str] = {
     "number": "number",
     "name": "lower(name)",
+    "key": "key",
     "status": "status",
     "created": "created_at",
     "updated": "updated_at",
@@ -25,7 +26,8 @@ ORDERS: Mapping[str, str] = {
 class Wanted:
     """Which experiments; every condition has to hold. Empty, or None, is no condition.
 
-    `events` are looked for in the names that metrics count, `creators` among those who made it.
+    `event` is looked for in the names that metrics count, `hidden` in what doors keep. With `flags` those of two
+    variants and more, the first of them `control`.
     """
 
     project_id: bytes
@@ -38,6 +40,7 @@ class Wanted:
     creator: str = ""
     event: str = ""
     hidden: str = ""
+    flags: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -103,6 +106,12 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
     if wanted.hidden:
         where.append("kept not like ? escape '\\'")
         values.append(_like(wanted.hidden))
+    if wanted.flags:
+        where.append(
+            "(select count(*) from variant v where v.experiment_id = experiment.id) >= 2 and exists (select 1 from"
+            " variant v where v.experiment_id = experiment.id and v.key = 'control' and v.position ="
+            " (select min(w.position) from variant w where w.experiment_id = experiment.id))"
+        )
     if wanted.search:
         like = _like(wanted.search.lower())
         where.append(

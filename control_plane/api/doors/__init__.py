@@ -11,11 +11,11 @@ from aiohttp import web
 
 from control_plane.api import bodies
 from control_plane.api.door import Door
-from control_plane.api.doors import breakground, ours
+from control_plane.api.doors import breakground, ours, posthog
 from control_plane.api.doors.mapping import Facade, Route
 from control_plane.api.errors import Told
 
-DOORS: tuple[Facade, ...] = (ours.DOOR, breakground.DOOR)
+DOORS: tuple[Facade, ...] = (ours.DOOR, breakground.DOOR, posthog.DOOR)
 """Every door."""
 
 ROUTES: dict[str, Route] = {route.rpc: route for found in DOORS for route in found.routes}
@@ -46,8 +46,11 @@ def _handler(door: Door, found: Facade, route: Route) -> Callable[[web.Request],
         names = {name: found.named(text) for name, text in request.match_info.items()}
         body = await bodies.read(request) if route.method != "GET" else {}
         values = {**names, "query": dict(request.query), "body": body}
+        if route.method == "GET":
+            values["at"] = str(request.url.with_query(None))
         key = request.headers.get("Idempotency-Key", "")
         answer = await door.run(route, caller, values, request_id=key)
-        return web.json_response(answer["body"], status=answer["status"] or route.status)
+        status = answer["status"] or route.status
+        return web.Response(status=204) if status == 204 else web.json_response(answer["body"], status=status)
 
     return handle

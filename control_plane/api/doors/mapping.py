@@ -257,12 +257,16 @@ def _kind_faults(at: str, error: ValidationError) -> list[Fault]:
 
 
 class Call(Request):
-    """A call of a door: the names in its path as ours, the query as it came, the body as it came."""
+    """A call of a door: the names in its path as ours, the query as it came, the body as it came.
+
+    `at` is the address of what is read, without its query.
+    """
 
     model_config = ConfigDict(alias_generator=None)
 
     id: str = ""
     project: str = ""
+    at: str = ""
     query: dict[str, str] = Kind(default_factory=dict)
     body: dict[str, Any] = Kind(default_factory=dict)
 

@@ -1,0 +1,313 @@
+"""How what PostHog's clients send becomes ours: variants, weights, metrics, settings of the analysis."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from control_plane.api.doors import posthog_metrics as typed
+from control_plane.api.doors.mapping import Json, Sent, wrong
+from control_plane.api.doors.posthog_fields import DEFAULT_VARIANTS, EXPERIMENT, VARIANT, slug
+from control_plane.domain import requests
+from control_plane.domain.experiment import Experiment
+from control_plane.domain.lifecycle import Status
+from control_plane.services import experiments, foreign, phases
+from control_plane.services.work import Work
+from shared.errors import Error
+from shared.ids import show_id
+
+NAME = "PostHog"
+ORDERS = {
+    "metrics": "primary_metrics_ordered_uuids",
+    "metrics_secondary": "secondary_metrics_ordered_uuids",
+}
+
+
+def kept_of(experiment: Experiment) -> Json:
+    """What this door keeps of an experiment."""
+    return dict(experiment.kept.get(NAME, {}))
+
+
+# -- variants
+
+
+def variants(body: Json, *, new: bool) -> list[Sent] | None:
+    """What is sent of each variant; the usual two where nothing is said of a new one, None where nothing changes."""
+    parameters = body.get("parameters") or {}
+    listed = parameters.get("feature_flag_variants")
+    if listed is None:
+        if not new:
+            return None
+        listed = DEFAULT_VARIANTS
+    at = "parameters.feature_flag_variants"
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        raise wrong(at, "is not a list of variants", "send [{key, split_percent}, …]")
+    if not 2 <= len(listed) <= 20:
+        raise wrong(at, f"has {len(listed)} variants", "send 2 to 20")
+    payloads = parameters.get("feature_flag_payloads") or {}
+    found = [_variant(item, payloads, f"{at}.{index}") for index, item in enumerate(listed)]
+    keys = [item.values["key"] for item in found]
+    if len(set(map(str, keys))) != len(keys):
+        raise wrong(at, "two variants have the same key", "give each its own")
+    weights = [item.values.get("weight") for item in found]
+    numbers = [
+        weight for weight in weights if isinstance(weight, int | float) and not isinstance(weight, bool)
+    ]
+    if len(numbers) == len(weights) and sum(numbers) != 100:
+        raise wrong(at, f"percentages sum to {sum(numbers)}, not to 100", "change them")
+    return found
+
+
+def _variant(item: Json, payloads: Any, at: str) -> Sent:
+    said = dict(item)
+    if isinstance(payloads, dict) and item.get("key") in payloads and "payload" not in item:
+        said["payload"] = payloads[item["key"]]
+    try:
+        sent = VARIANT.read(said, verb="create")
+    except Error as error:
+        faults = [replace(fault, field=f"{at}.{fault.field}") for fault in error.faults]
+        listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
+        raise type(error)(listed, reason=error.reason, faults=faults) from None
+    if "weight" not in sent.values:
+        raise wrong(f"{at}.split_percent", "is required", "send it")
+    sent.values.setdefault("name", said["key"])
+    if sent.values["key"] != said["key"]:
+        sent.kept["key"] = said["key"]
+    return sent
+
+
+def baseline(keys: Sequence[str], body: Json, present: str | None = None) -> str:
+    """The key of the control: the one named, the one there is, `control`, or the first."""
+    named = (body.get("stats_config") or {}).get("baseline_variant_key")
+    if named is not None:
+        if slug(named) not in keys:
+            raise wrong(
+                "stats_config.baseline_variant_key", f"there is no variant {named!r}", "name a variant"
+            )
+        return str(slug(named))
+    if present in keys:
+        return str(present)
+    return next((key for key in keys if key == "control"), keys[0])
+
+
+def one_target(found: Sequence[Sent], values: Json) -> None:
+    """The one file that payloads name is the experiment's. Raises Invalid for two."""
+    named = {item.values.pop("targetFile") for item in found if "targetFile" in item.values}
+    if values.get("targetFile"):
+        named.add(values["targetFile"])
+    if len(named) > 1:
+        listed = ", ".join(sorted(map(str, named)))
+        raise wrong(
+            "parameters.feature_flag_variants", f"payloads name several target files: {listed}", "name one"
+        )
+    if named:
+        values["targetFile"] = named.pop()
+
+
+def write_variants(work: Work, experiment: Experiment, found: Sequence[Sent], body: Json) -> None:
+    """The draft has these variants, by their keys."""
+    at = {"id": show_id(experiment.id)}
+    keys = [item.values["key"] for item in found]
+    control = baseline(keys, body, experiment.control.key if experiment.control else None)
+    there = {variant.key for variant in experiment.variants}
+    for key in there - set(keys):
+        experiments.delete_variant(work, requests.OfVariant(id=at["id"], variantId=key))
+    for item in found:
+        values = {**item.values, "isControl": item.values["key"] == control}
+        if item.values["key"] in there:
+            asked = {**at, "variantId": values.pop("key"), **values}
+            _, changed = experiments.update_variant(work, requests.parse(requests.UpdateVariant, asked))
+        else:
+            _, changed = experiments.add_variant(work, requests.parse(requests.AddVariant, {**at, **values}))
+        foreign.keep_of_variant(work, changed, NAME, item.kept)
+
+
+def write_split(
+    work: Work, experiment: Experiment, found: Sequence[Sent] | None, share: Any, *, allowed: bool
+) -> None:
+    """Of what is launched, weights and share are as sent, as a phase. Raises Invalid where keys or contents differ."""
+    at = "parameters.feature_flag_variants"
+    weights: dict[str, Any] = {}
+    if found is not None:
+        present = {variant.key: variant for variant in experiment.variants}
+        if {item.values["key"] for item in found} != set(present):
+            raise wrong(at, "variants cannot come or go once it is launched", "send the keys that there are")
+        if any(_differs(work, present[item.values["key"]], item.values) for item in found):
+            raise wrong(
+                at, "what variants write cannot change once it is launched", "leave payloads as they are"
+            )
+        now = {
+            variant.key: _weight(experiment, variant.id, variant.weight) for variant in experiment.variants
+        }
+        sent = {item.values["key"]: item.values["weight"] for item in found}
+        weights = sent if sent != now else {}
+    allocation = experiment.phase.traffic_allocation if experiment.phase else None
+    other = {} if share is None or share == allocation else {"trafficAllocation": share}
+    if not weights and not other:
+        return
+    if not allowed:
+        raise wrong(
+            at if weights else "parameters.rollout_percentage",
+            "it is launched; a change takes effect only with update_feature_flag_params",
+            "send update_feature_flag_params: true",
+        )
+    asked = {"id": show_id(experiment.id), **({"weights": weights} if weights else {}), **other}
+    phases.open_phase(work, requests.parse(requests.OpenPhase, asked))
+
+
+def _weight(experiment: Experiment, variant_id: bytes, weight: int) -> int:
+    return experiment.phase.weights.get(variant_id, weight) if experiment.phase else weight
+
+
+def _differs(work: Work, variant: Any, sent: Json) -> bool:
+    """Whether what is sent of a variant would write something else."""
+    if "content" in sent:
+        body = str(sent["content"]).encode()
+        present = [work.store.experiments.content(work.project_id, file.digest) for file in variant.files]
+        if present != [body]:
+            return True
+    return "files" in sent and len(sent["files"]) != len(variant.files)
+
+
+# -- metrics
+
+
+def metrics(work: Work, body: Json, before: Json) -> tuple[Json | None, Json]:
+    """Our metrics of what is sent, None where nothing is said of them; and what is to be kept."""
+    names = (*typed.LISTS, *ORDERS.values(), "saved_metrics_ids")
+    if not any(name in body for name in names):
+        return None, {}
+    lists = {
+        name: typed.with_uuids(work, body[name], name) if name in body else list(before.get(name) or [])
+        for name in typed.LISTS
+    }
+    keep: Json = dict(lists)
+    for name, order in ORDERS.items():
+        keep[order] = typed.ordered(body.get(order), lists[name], before.get(order) or [], order)
+    saved = _saved(work, body.get("saved_metrics_ids", before.get("saved_metrics_ids")))
+    own = {
+        name: [typed.native(item, f"{name}.{index}") for index, item in enumerate(listed)]
+        for name, listed in lists.items()
+    }
+    first = [*own["metrics"], *saved["primary"]]
+    rest = [*first[1:], *own["metrics_secondary"], *saved["secondary"]]
+    keep["saved_metrics_ids"] = body.get("saved_metrics_ids", before.get("saved_metrics_ids")) or []
+    return {**({"primary": first[0]} if first else {}), "secondary": rest}, keep
+
+
+def _saved(work: Work, listed: Any) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = {"primary": [], "secondary": []}
+    if listed is None:
+        return found
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        raise wrong("saved_metrics_ids", "is not a list of {id, metadata}", "send one")
+    for index, item in enumerate(listed):
+        kind = (item.get("metadata") or {}).get("type", "primary")
+        metric = work.store.metrics.find(work.project_id, str(item.get("id")))
+        if metric is None or kind not in found:
+            what = "there is no saved metric of this id" if metric is None else f"{kind!r} is no type"
+            raise wrong(f"saved_metrics_ids.{index}", what, "name one, as primary or secondary")
+        found[kind].append({"id": show_id(metric.id)})
+    return found
+
+
+# -- the rest
+
+
+def analysis(experiment: Experiment | None, body: Json) -> tuple[Json | None, Json]:
+    """Our analysis of what is sent, None where it is as it was; and what is to be kept."""
+    keep: Json = {}
+    present = {} if experiment is None else experiment.design.analysis.model_dump(mode="json", by_alias=True)
+    wanted = dict(present)
+    if "stats_config" in body:
+        keep["stats_config"] = said = _object(body["stats_config"], "stats_config")
+        method = said.get("method") or "bayesian"
+        if method not in ("bayesian", "frequentist"):
+            raise wrong("stats_config.method", f"{method!r} is no method", "choose bayesian or frequentist")
+        level = _object(said.get(method), f"stats_config.{method}")
+        if method == "bayesian" and level.get("ci_level") is not None:
+            wanted["alpha"] = _number(1 - _float(level["ci_level"], "stats_config.bayesian.ci_level"))
+        if method == "frequentist" and level.get("alpha") is not None:
+            wanted["alpha"] = _float(level["alpha"], "stats_config.frequentist.alpha")
+    parameters = body.get("parameters") or {}
+    if "excluded_variants" in parameters:
+        excluded = parameters["excluded_variants"] or []
+        if not isinstance(excluded, list):
+            raise wrong("parameters.excluded_variants", "is not a list of variant keys", "send one")
+        wanted["excludedVariantIds"] = [slug(key) for key in excluded]
+    return (None if wanted == present else wanted), keep
+
+
+def _number(value: float) -> float:
+    return round(value, 10)
+
+
+def _float(value: Any, at: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise wrong(at, "is no number", "send a number")
+    return float(value)
+
+
+def _object(value: Any, at: str) -> Json:
+    if value is not None and not isinstance(value, dict):
+        raise wrong(at, "is not an object", "send an object")
+    return dict(value or {})
+
+
+def exposure(experiment: Experiment | None, body: Json, sent: Json) -> tuple[Json | None, Json]:
+    """Our exposure criteria of what is sent, None where they are as they were; and what is to be kept."""
+    if "exposure_criteria" not in body:
+        return None, {}
+    wanted = sent.pop("exposureCriteria", None) or {}
+    keep = {
+        "exposure_criteria": {
+            k: v for k, v in (body["exposure_criteria"] or {}).items() if k in _KEPT_CRITERIA
+        }
+    }
+    present: Mapping[str, Any] = (
+        {}
+        if experiment is None
+        else experiment.design.exposure_criteria.model_dump(mode="json", by_alias=True)
+    )
+    merged = {**present, **wanted}
+    return (None if merged == present else merged), keep
+
+
+_KEPT_CRITERIA = ("filterTestAccounts", "exposure_config")
+
+
+def holdout(work: Work, experiment: Experiment | None, body: Json) -> Json:
+    """Our holdout of what is sent; nothing where it is as it was."""
+    if "holdout_id" not in body:
+        return {}
+    wanted = body["holdout_id"]
+    found = None if wanted is None else work.store.holdouts.find(work.project_id, str(wanted))
+    if wanted is not None and found is None:
+        raise wrong("holdout_id", f"there is no holdout {wanted!r}", "name one, or send null")
+    named = None if found is None else show_id(found.id)
+    present = None if experiment is None else experiment.design.holdout_id
+    return {} if named == present else {"holdoutId": named}
+
+
+def is_draft(experiment: Experiment) -> bool:
+    """Whether it was not launched yet."""
+    return experiment.status is Status.DRAFT
+
+
+def changes(experiment: Experiment, values: Json) -> Json:
+    """What was sent and is not so already."""
+    present = {
+        "name": experiment.name,
+        "description": experiment.description,
+        "targetFile": experiment.target_file,
+        "participants": experiment.selector,
+    }
+    return {name: value for name, value in values.items() if name not in present or present[name] != value}
+
+
+def update(work: Work, experiment: Experiment, values: Json) -> None:
+    """Our own fields are as given. Raises as our own API does, told of this door's fields."""
+    wanted = changes(experiment, values)
+    if wanted:
+        with EXPERIMENT.told():
+            asked = {"id": show_id(experiment.id), **wanted}
+            experiments.update(work, requests.parse(requests.UpdateExperiment, asked))
