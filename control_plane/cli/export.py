@@ -19,6 +19,7 @@ class What(enum.StrEnum):
 
     EVENTS = "events"
     VIEWS = "views"
+    RECEIPTS = "receipts"
     ASSIGNMENTS = "assignments"
     EXCLUSIONS = "exclusions"
     TALLIES = "tallies"
@@ -47,6 +48,11 @@ COLUMNS: dict[What, dict[str, str]] = {
         **dict.fromkeys(("experimentId", "participantId"), "text"),
         **dict.fromkeys(("id", "targetFile", "digest", "state"), "text"),
         **dict.fromkeys(("fromAt", "toAt", "receivedAt"), "moment"),
+    },
+    What.RECEIPTS: {
+        **dict.fromkeys(("experimentId", "participantId"), "text"),
+        **dict.fromkeys(("id", "targetFile", "digest"), "text"),
+        **dict.fromkeys(("loadedAt", "toAt", "receivedAt"), "moment"),
     },
     What.ASSIGNMENTS: {
         **_EVERY,

@@ -12,6 +12,7 @@ class What(StrEnum):
 
     EVENTS = "events"
     VIEWS = "views"
+    RECEIPTS = "receipts"
     ASSIGNMENTS = "assignments"
     EXCLUSIONS = "exclusions"
     TALLIES = "tallies"
@@ -30,6 +31,18 @@ class _Listing:
     of_experiment: bool = False
 
 
+_FACTS = (
+    "select * from (select v.*, p.public_id, t.since, (select n.{moment} from {table} n"
+    " where n.participant_id = v.participant_id and n.path = v.path and (n.{moment}, n.id) > (v.{moment}, v.id)"
+    " order by n.{moment}, n.id limit 1) as to_at from (select participant_id, min(from_at) as since,"
+    " case when count(*) = count(to_at) then max(to_at) end as until from assignment where experiment_id = ?"
+    " and variant_id is not null group by participant_id) t join {table} v on v.participant_id = t.participant_id"
+    " join participant p on p.id = v.participant_id where (t.until is null or v.{moment} < t.until) and v.path in"
+    " (select f.path from variant n join variant_file f on f.variant_id = n.id where n.experiment_id = ?)"
+    ") seen where (to_at is null or to_at > since)"
+)
+"""What hosts said of an experiment's files, of whoever had a variant and while it did; each holds until the next."""
+
 _LISTINGS = {
     What.EVENTS: _Listing(
         sql="select t.*, e.path, e.digest, e.properties, e.event_id as own_id, e.source, e.recorded_at,"
@@ -40,15 +53,14 @@ _LISTINGS = {
         key=("t.participant_id", "t.block", "t.subject", "t.occurred_at", "t.event_id"),
     ),
     What.VIEWS: _Listing(
-        sql="select * from (select v.*, p.public_id, t.since, (select n.from_at from view n"
-        " where n.participant_id = v.participant_id and n.path = v.path and (n.from_at, n.id) > (v.from_at, v.id)"
-        " order by n.from_at, n.id limit 1) as to_at from (select participant_id, min(from_at) as since,"
-        " case when count(*) = count(to_at) then max(to_at) end as until from assignment where experiment_id = ?"
-        " and variant_id is not null group by participant_id) t join view v on v.participant_id = t.participant_id"
-        " join participant p on p.id = v.participant_id where (t.until is null or v.from_at < t.until) and v.path in"
-        " (select f.path from variant n join variant_file f on f.variant_id = n.id where n.experiment_id = ?)"
-        ") seen where (to_at is null or to_at > since)",
+        sql=_FACTS.format(table="view", moment="from_at"),
         key=("participant_id", "path", "from_at", "id"),
+        sources=2,
+        of_experiment=True,
+    ),
+    What.RECEIPTS: _Listing(
+        sql=_FACTS.format(table="receipt", moment="at"),
+        key=("participant_id", "path", "at", "id"),
         sources=2,
         of_experiment=True,
     ),

@@ -13,6 +13,7 @@ from control_plane.services import export, phases
 from control_plane.services.export import Asked, ExportEvents, Page, Place
 from control_plane.services.work import Work
 from control_plane.store.export import What
+from shared.model import show_digest
 from tests.support.builders import World, content_digest, seconds
 
 PEOPLE = tuple("pqrstuvw")
@@ -33,6 +34,7 @@ async def lived(world: World) -> Any:
                 content = content_digest(chance.choice(["a", "b", "x"]))
                 records += [
                     world.view(person, content, at=at),
+                    world.loaded(person, content, at=at + seconds(1)),
                     world.impression(person, at=at + seconds(chance.choice([1, 60])), subject=subject),
                     world.conversion(person, at=at + seconds(chance.uniform(-50, 90)), subject=subject),
                 ]
@@ -116,6 +118,19 @@ async def test_views_are_those_of_the_experiments_files(world: World) -> None:
     assert [row["toAt"] for row in ones] == [*(row["fromAt"] for row in ones[1:]), None]
     seated = {r["participantId"] for r in await taken(world, What.ASSIGNMENTS) if r["variantId"]}
     assert {row["participantId"] for row in rows} == seated & set(PEOPLE)
+
+
+async def test_receipts_are_what_was_loaded_of_the_experiments_files(world: World) -> None:
+    """Of whoever had a variant, in order, each until the next one; the digests are those that were said."""
+    await lived(world)
+    uid = await world.agent("other")
+    await world.report(uid, world.loaded("other", content_digest("a"), at=world.clock.now()))
+    rows = await taken(world, What.RECEIPTS)
+    seated = {r["participantId"] for r in await taken(world, What.ASSIGNMENTS) if r["variantId"]}
+    assert {row["participantId"] for row in rows} == seated
+    ones = [row for row in rows if row["participantId"] == rows[0]["participantId"]]
+    assert [row["toAt"] for row in ones] == [*(row["loadedAt"] for row in ones[1:]), None]
+    assert {row["digest"] for row in rows} == {show_digest(content_digest(text)) for text in "abx"}
 
 
 async def test_a_draft_has_nothing_to_take_out(world: World) -> None:

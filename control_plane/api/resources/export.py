@@ -23,7 +23,7 @@ def exported(work: Work, page: Page) -> list[str]:
     """Each row of a page as one line of JSON."""
     render = _RENDER[page.what]
     shared = {"experimentId": show_id(page.experiment.id)}
-    if page.what is not What.VIEWS:
+    if page.what not in (What.VIEWS, What.RECEIPTS):
         shared["phaseId"] = show_id(page.source) if page.source else ""
     private = work.caller.may(Scope.CONTENT_READ)
     lines = []
@@ -83,6 +83,18 @@ def _view(row: Row) -> Json:
     }
 
 
+def _receipt(row: Row) -> Json:
+    return {
+        "id": show_id(row["id"]),
+        "participantId": row["public_id"],
+        "targetFile": row["path"],
+        "digest": show_digest(row["digest"]),
+        "loadedAt": at(row["at"]),
+        "toAt": at(row["to_at"]),
+        "receivedAt": at(row["received_at"]),
+    }
+
+
 def _assignment(row: Row) -> Json:
     return {
         "id": show_id(row["id"]),
@@ -137,6 +149,7 @@ def units(micros: int | None) -> float | None:
 _RENDER = {
     What.EVENTS: _event,
     What.VIEWS: _view,
+    What.RECEIPTS: _receipt,
     What.ASSIGNMENTS: _assignment,
     What.EXCLUSIONS: _exclusion,
     What.TALLIES: _tally,

@@ -9554,7 +9554,7 @@ class ExportEventsRequest(_message.Message):
     id: _builtins.str
     """Id or key of the experiment."""
     what: _builtins.str
-    """`events` (default), `views`, `assignments`, `exclusions` or `tallies`."""
+    """`events` (default), `views`, `receipts`, `assignments`, `exclusions` or `tallies`."""
     def __init__(
         self,
         *,
