@@ -58,6 +58,7 @@ _PREFIX: dict[type[StrEnum], tuple[Any, str]] = {
     EventKind: (pb.EventKind, "EVENT_KIND_"),
     EventSource: (pb.EventSource, "EVENT_SOURCE_"),
 }
+_NAMES = {k: {w.Value(p + v.name): v for v in k if p + v.name in w.keys()} for k, (w, p) in _PREFIX.items()}  # noqa: SIM118
 
 
 def _number(value: StrEnum) -> Any:
@@ -66,11 +67,9 @@ def _number(value: StrEnum) -> Any:
 
 
 def _name(kind: type[E], number: int, field: str) -> E:
-    wrapper, prefix = _PREFIX[kind]
-    try:
-        return kind(wrapper.Name(number).removeprefix(prefix).lower())
-    except ValueError:
-        raise malformed(field, f"{number} is not a {kind.__name__}") from None
+    if (found := _NAMES[kind].get(number)) is None:
+        raise malformed(field, f"{number} is not a {kind.__name__}")
+    return found  # type: ignore[return-value]
 
 
 def malformed(field: str, message: str) -> Invalid:

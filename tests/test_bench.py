@@ -54,3 +54,31 @@ async def test_an_agent_is_measured_beside_the_least_that_does_the_same(tmp_path
     assert [len(found[part]) for part in ("apply", "reports", "rest")] == [1, 4, 8]
     rows = [row for part in ("apply", "reports", "rest") for row in found[part]]
     assert all(row["ratio"] > 0 and row["limit"] > 0 and row["rounds"] == 1 for row in rows)
+
+
+@pytest.mark.timeout(240)
+async def test_ingest_is_measured_beside_bare_inserts() -> None:
+    """Both engines, with and without repeats, beside bare inserts, parsing and a database that does not wait."""
+    command = ("-m", "tests.bench.ingest", "--rounds", "1", "--records", "400", "--participants", "8")
+    child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    rows = {(row["of"], row["batch"]): row for row in json.loads(out.splitlines()[-1])["rows"]}
+    ours = {f"variantd, {name}{again}" for name in ("SQLite", "PostgreSQL") for again in ("", ", 10 % again")}
+    bare = {"parsing alone", "bare SQLite", "bare PostgreSQL", "variantd, NORMAL"}
+    assert set(rows) == {(name, batch) for name in ours | bare for batch in (100, 500)}
+    assert all(row["cpuMicros"] > 0 and row["perSecond"] > 0 for row in rows.values())
+
+
+@pytest.mark.timeout(240)
+async def test_fanout_is_measured_beside_bare_streams() -> None:
+    """A small fleet gets its change; the row has time and processor time of both sides."""
+    command = ("-m", "tests.bench.fanout", "--rounds", "1", "--agents", "4")
+    child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    (row,) = json.loads(out.splitlines()[-1])["rows"]
+    assert row["agents"] == 4
+    assert all(
+        row[name] > 0 for name in ("seconds", "cpuMicros", "bareSeconds", "durableSeconds", "cpuOfBare")
+    )

@@ -18,6 +18,7 @@ from control_plane.domain.attribution import (
     Tallies,
     Timeline,
     UnitKey,
+    UnitState,
     advance,
     as_by_itself,
     attribute,
@@ -146,6 +147,11 @@ class _Ingest:
     seen: defaultdict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     standings: defaultdict[tuple[bytes, str, str], int] = field(default_factory=lambda: defaultdict(int))
     tallies: Tallies = field(default_factory=Tallies)
+    fresh: defaultdict[UnitKey, list[Attributed]] = field(default_factory=lambda: defaultdict(list))
+    again: defaultdict[UnitKey, dict[bytes, Attributed]] = field(default_factory=lambda: defaultdict(dict))
+    rules: dict[tuple[bytes, int], Several | None] = field(default_factory=dict)
+    names: dict[bytes, tuple[set[str], set[str]]] = field(default_factory=dict)
+    """By phase: the conversions it knew before, and those it meets in this batch."""
 
     def run(self, records: Sequence[tuple[int | None, Record]]) -> list[StoredEvent]:
         """What is new of the batch is stored and counted; the events as they are kept."""
@@ -228,65 +234,90 @@ class _Ingest:
     def _count(self) -> list[StoredEvent]:
         unattributed: dict[bytes, Kept] = {}
         for participant_id in sorted(set(self.happened) | set(self.seen)):
-            unattributed |= self._count_participant(participant_id)
+            unattributed |= self._attribute(participant_id)
+        self._count_units()
         kept = [
             replace(item, reason=unattributed[item.id].value) if item.id in unattributed else item
             for item in self.stored
         ]
         self.store.add_events(kept)
+        self.store.add_event_names(
+            (phase_id, name) for phase_id, (_, new) in self.names.items() for name in new
+        )
         self.store.count_standings(self.standings)
         self.store.add_tallies(self.tallies)
         self._add_activity()
         return kept
 
-    def _count_participant(self, participant_id: bytes) -> dict[bytes, Kept]:
-        """The participant's new events and views are in `tallies`; returns which events belong nowhere."""
+    def _attribute(self, participant_id: bytes) -> dict[bytes, Kept]:
+        """The participant's new events, and those that stand otherwise now, wait for their units to be counted.
+
+        Returns which events belong nowhere.
+        """
         enrolled = self.store.enrolled(participant_id)
         events = self.happened.get(participant_id, [])
         nowhere: dict[bytes, Kept] = {}
-        by_unit: defaultdict[UnitKey, list[Attributed]] = defaultdict(list)
         if events and enrolled:
             timelines = self._timelines(participant_id, enrolled, [event.occurred_at for event in events])
-            phase_ids = {phase.phase_id for phase in enrolled}
-            names = {phase_id: set(self.store.event_names(phase_id)) for phase_id in phase_ids}
             for event in events:
-                items = [
-                    item
-                    for item in attribute(event, enrolled, timelines)
-                    if _admit(item, names[item.phase_id])
-                ]
-                covered = any(phase.covers(event.occurred_at) for phase in enrolled)
+                items = [item for item in attribute(event, enrolled, timelines) if self._admit(item)]
                 if not items:
+                    covered = any(phase.covers(event.occurred_at) for phase in enrolled)
                     nowhere[event.id] = (
                         Kept.TOO_MANY_NAMES if covered and event.event_name else Kept.NO_EXPERIMENT
                     )
-                self.store.add_event_names((item.phase_id, item.event.event_name) for item in items)
                 for item in items:
                     key = UnitKey(item.phase_id, participant_id, event.subject, item.block)
-                    by_unit[key].append(item)
+                    self.fresh[key].append(item)
         else:
             nowhere = {event.id: Kept.NO_EXPERIMENT for event in events}
-        again: defaultdict[UnitKey, dict[bytes, Attributed]] = defaultdict(dict)
         for item in self._judge_again(participant_id, enrolled):
             key = UnitKey(item.phase_id, participant_id, item.event.subject, item.block)
-            again[key][item.event.id] = item
-        rules = {(phase.phase_id, phase.block): phase.several for phase in enrolled}
-        standing: list[Attributed] = []
-        for key in sorted(set(by_unit) | set(again), key=lambda k: (k.phase_id, k.block, k.subject)):
-            several = rules[key.phase_id, key.block]
-            standing += self._count_unit(key, by_unit.get(key, []), again.get(key, {}), several)
-        self.store.put_attributed(participant_id, standing)
+            self.again[key][item.event.id] = item
+        for phase in enrolled:
+            self.rules[phase.phase_id, phase.block] = phase.several
         return nowhere
+
+    def _admit(self, item: Attributed) -> bool:
+        """Whether the phase counts conversions of this name: the first so many names it meets."""
+        name = item.event.event_name
+        if item.event.kind is EventKind.IMPRESSION:
+            return True
+        if item.phase_id not in self.names:
+            self.names[item.phase_id] = (set(self.store.event_names(item.phase_id)), set())
+        known, new = self.names[item.phase_id]
+        if name in known or name in new:
+            return True
+        if len(known) + len(new) >= MAX_EVENT_NAMES:
+            return False
+        new.add(name)
+        return True
+
+    def _count_units(self) -> None:
+        """Every unit that the batch is about is counted; all are read together and written together."""
+        keys = sorted(
+            set(self.fresh) | set(self.again),
+            key=lambda k: (k.phase_id, k.participant_id, k.block, k.subject),
+        )
+        states = self.store.units(keys)
+        standing: list[tuple[bytes, Attributed]] = []
+        for key in keys:
+            several = self.rules[key.phase_id, key.block]
+            fresh, again = self.fresh.get(key, []), self.again.get(key, {})
+            states[key], changed = self._count_unit(key, states[key], fresh, again, several)
+            standing += [(key.participant_id, item) for item in changed]
+        self.store.put_units(states.items())
+        self.store.put_attributed(standing)
 
     def _count_unit(
         self,
         key: UnitKey,
+        state: UnitState,
         fresh: Sequence[Attributed],
         again: Mapping[bytes, Attributed],
         several: Several | None,
-    ) -> list[Attributed]:
-        """The unit's new events, and those judged again, are counted; returns whatever stands otherwise than stored."""
-        state = self.store.unit(key)
+    ) -> tuple[UnitState, list[Attributed]]:
+        """The unit's new events, and those judged again, are counted: its state, what stands otherwise than stored."""
         quick = None if again else judge(state, fresh, several)
         before: list[Attributed] = []
         if quick is not None and advance(state, key, quick, self.tallies):
@@ -299,9 +330,10 @@ class _Ingest:
             self._stand(item, -1)
         for item in after:
             self._stand(item, 1)
-        self.store.put_unit(key, state)
+        if not before:
+            return state, after
         stored = set(before)
-        return [item for item in after if item not in stored]
+        return state, [item for item in after if item not in stored]
 
     def _judge_again(self, participant_id: bytes, enrolled: Sequence[Enrolled]) -> list[Attributed]:
         """Stored events of which a view or receipt of this batch tells otherwise, as they stand by themselves."""
@@ -350,17 +382,6 @@ class _Ingest:
                 count, value = activity[key]
                 activity[key] = (count + 1, value + (event.value_micros or 0))
         self.store.add_activity(activity)
-
-
-def _admit(item: Attributed, names: set[str]) -> bool:
-    """Whether the phase counts conversions of this name: the first so many names it meets."""
-    name = item.event.event_name
-    if item.event.kind is EventKind.IMPRESSION or name in names:
-        return True
-    if len(names) >= MAX_EVENT_NAMES:
-        return False
-    names.add(name)
-    return True
 
 
 def _happening(record_id: bytes, event: Event) -> Happening:

@@ -38,8 +38,8 @@ from control_plane.domain.statistics.proportions import Undefined
 from control_plane.domain.switchback import SWITCHBACK
 from control_plane.services import alternation
 from control_plane.services.work import Work
-from control_plane.store.events import Total
 from control_plane.store.looks import LookRow, Snapshot
+from control_plane.store.tallies import Total
 from shared.ids import show_id
 from shared.moment import to_rfc3339
 

@@ -65,7 +65,7 @@ class DoctorStore:
             (phase_id, participant_id),
         )
         keys = [UnitKey(phase_id, participant_id, row["subject"], row["block"]) for row in rows]
-        return {key: EventStore(self._tx).unit(key) for key in keys}
+        return EventStore(self._tx).units(keys)
 
     def tallies(
         self, phase_id: bytes, variants: list[bytes], participant_id: bytes

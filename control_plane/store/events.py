@@ -22,10 +22,9 @@ from control_plane.domain.design import Design, Exposure
 from control_plane.domain.fields import duration
 from control_plane.store.database import Row, Tx
 from control_plane.store.sightings import Sightings
+from control_plane.store.tallies import TallyStore
 from shared.model import Digest, Event, EventKind
 
-_NO_DAY = 1 << 40
-"""After every day."""
 _CHUNK = 500  # bound parameters of one statement
 
 
@@ -45,34 +44,13 @@ class StoredEvent:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParticipantSums:
-    """What one assigned participant did in a phase, for one population and one conversion."""
-
-    variant_id: bytes
-    participant: str
-    impressions: int
-    conversions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
-    """(count, units, value in millionths) of one participant's events of a name, in both populations."""
-
-    variant_id: bytes
-    participant: str
-    event_name: str
-    assigned: tuple[int, int, int]
-    delivered: tuple[int, int, int]
-    block: int = 0
-
-
-class EventStore(Sightings):
+class EventStore(Sightings, TallyStore):
     """Views, receipts, events and tallies, within one transaction."""
 
     def __init__(self, tx: Tx) -> None:
         super().__init__(tx)
         self._of_phase: dict[bytes, Windows] = {}
+        self._of_experiment: dict[bytes, dict[bytes, dict[str, Digest]]] = {}
 
     # -- the position of each spool
 
@@ -127,13 +105,20 @@ class EventStore(Sightings):
         return changed > 0
 
     def add_events(self, events: Iterable[StoredEvent]) -> None:
-        """The events are stored."""
+        """The events, all of one project, are stored, in this order behind whatever came in before."""
+        stored = list(events)
+        if not stored:
+            return
+        row = self._tx.one(
+            "select coalesce(max(arrival), 0) as last from event where project_id = ?",
+            (stored[0].project_id,),
+        )
+        first = (row["last"] if row else 0) + 1
         self._tx.many(
             "insert into event (id, project_id, participant_id, participant_name, agent_uid, kind, event_name,"
             " subject, path, digest, value_micros, properties, event_id, source, occurred_at, recorded_at,"
             " received_at, epoch, seq, reason, arrival)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
-            " (select coalesce(max(arrival), 0) + 1 from event where project_id = ?))",
+            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     item.id,
@@ -156,9 +141,9 @@ class EventStore(Sightings):
                     item.epoch,
                     item.seq,
                     item.reason,
-                    item.project_id,
+                    arrival,
                 )
-                for item in events
+                for arrival, item in enumerate(stored, first)
             ],
         )
 
@@ -231,7 +216,9 @@ class EventStore(Sightings):
         ]
 
     def _digests(self, experiment_id: bytes) -> dict[bytes, dict[str, Digest]]:
-        """Digest by path of every variant of the experiment."""
+        """Digest by path of every variant of the experiment, which has started: they are the same from then on."""
+        if experiment_id in self._of_experiment:
+            return self._of_experiment[experiment_id]
         found: defaultdict[bytes, dict[str, Digest]] = defaultdict(dict)
         for row in self._tx.all(
             "select f.variant_id, f.path, f.digest from variant v join variant_file f on f.variant_id = v.id"
@@ -239,7 +226,8 @@ class EventStore(Sightings):
             (experiment_id,),
         ):
             found[row["variant_id"]][row["path"]] = row["digest"]
-        return dict(found)
+        self._of_experiment[experiment_id] = dict(found)
+        return self._of_experiment[experiment_id]
 
     def windows(self, phase_id: bytes) -> Windows:
         """The windows of the metrics of the phase's experiment, by event name."""
@@ -260,8 +248,7 @@ class EventStore(Sightings):
                 f"delete from {table} where phase_id = ? and event_name like ?",  # noqa: S608
                 (phase_id, f"%{WITHIN}%"),
             )
-        for key, state in units:
-            self.put_unit(key, state)
+        self.put_units(units)
         self.add_tallies(tallies)
 
     def attributed_between(self, participant_id: bytes, low: int, high: int | None) -> list[Attributed]:
@@ -282,8 +269,8 @@ class EventStore(Sightings):
         )
         return [attributed(row, self.windows(row["phase_id"])) for row in rows]
 
-    def put_attributed(self, participant_id: bytes, items: Iterable[Attributed]) -> None:
-        """The events stand in their phases as given, new or judged again."""
+    def put_attributed(self, items: Iterable[tuple[bytes, Attributed]]) -> None:
+        """(participant, event): it stands in its phase as given, new or judged again."""
         self._tx.many(
             "insert into attributed_event (phase_id, participant_id, block, subject, occurred_at, event_id,"
             " variant_id, kind, event_name, value_micros, assigned, delivered)"
@@ -305,7 +292,7 @@ class EventStore(Sightings):
                     item.assigned.value,
                     item.delivered.value,
                 )
-                for item in items
+                for participant_id, item in items
             ],
         )
 
@@ -317,27 +304,29 @@ class EventStore(Sightings):
             [(*key, change) for key, change in sorted(changes.items()) if change],
         )
 
-    def unit(self, key: UnitKey) -> UnitState:
-        """The unit's first moments."""
-        state = UnitState(assigned={}, delivered={})
-        for row in self._tx.all(
-            "select event_name, first_assigned, first_delivered from unit"
-            " where phase_id = ? and participant_id = ? and block = ? and subject = ?",
-            (key.phase_id, key.participant_id, key.block, key.subject),
-        ):
-            for firsts, value in (
-                (state.assigned, row["first_assigned"]),
-                (state.delivered, row["first_delivered"]),
-            ):
-                if row["event_name"] or (value is not None and value >= 0):
-                    firsts[row["event_name"]] = value
-            # Who has crossed has no first exposure in `delivered`: its place says when it met the other variant.
-            if not row["event_name"] and (row["first_delivered"] or 0) < 0:
-                state.other = -row["first_delivered"]
-        return state
+    def units(self, keys: Sequence[UnitKey]) -> dict[UnitKey, UnitState]:
+        """The first moments of each of these units."""
+        found = {key: UnitState(assigned={}, delivered={}) for key in keys}
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            marks = ", ".join(["(?, ?, ?, ?)"] * len(chunk))
+            rows = self._tx.all(
+                f"with asked (phase_id, participant_id, block, subject) as (values {marks})"  # noqa: S608
+                " select u.* from asked a cross join unit u where u.phase_id = a.phase_id"
+                " and u.participant_id = a.participant_id and u.block = a.block and u.subject = a.subject",
+                [
+                    part
+                    for key in chunk
+                    for part in (key.phase_id, key.participant_id, key.block, key.subject)
+                ],
+            )
+            for row in rows:
+                key = UnitKey(row["phase_id"], row["participant_id"], row["subject"], row["block"])
+                _take_up(found[key], row["event_name"], row["first_assigned"], row["first_delivered"])
+        return found
 
-    def put_unit(self, key: UnitKey, state: UnitState) -> None:
-        """The unit's first moments are as given."""
+    def put_units(self, units: Iterable[tuple[UnitKey, UnitState]]) -> None:
+        """The units' first moments are as given."""
         self._tx.many(
             "insert into unit (phase_id, participant_id, block, subject, event_name, first_assigned,"
             " first_delivered) values (?, ?, ?, ?, ?, ?, ?)"
@@ -353,6 +342,7 @@ class EventStore(Sightings):
                     state.assigned.get(name),
                     -state.other if not name and state.other is not None else state.delivered.get(name),
                 )
+                for key, state in units
                 for name in sorted(set(state.assigned) | set(state.delivered))
             ],
         )
@@ -390,77 +380,6 @@ class EventStore(Sightings):
             [(*key, *sums) for key, sums in sorted(activity.items())],
         )
 
-    # -- what results read
-
-    def activity(
-        self, phase_id: bytes, paths: Sequence[str], *, first: int, last: int
-    ) -> dict[str, dict[str, tuple[int, int]]]:
-        """(count, value in millionths) by event name and public id of who is assigned in the phase.
-
-        On the UTC days `first` to `last`, of events that were about one of the paths, with or without an experiment.
-        """
-        marks = ", ".join("?" * len(paths))
-        rows = self._tx.all(
-            "select a.event_name, p.public_id, sum(a.count) as n, sum(a.value) as v from (select distinct"  # noqa: S608
-            " participant_id from assignment where phase_id = ? and variant_id is not null) s join participant p"
-            " on p.id = s.participant_id join activity a on a.participant_id = s.participant_id"
-            f" where a.path in ({marks}) and a.day between ? and ? group by a.event_name, p.public_id",
-            (phase_id, *paths, first, last),
-        )
-        found: defaultdict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
-        for row in rows:
-            found[row["event_name"]][row["public_id"]] = (row["n"], row["v"])
-        return dict(found)
-
-    def sums(self, phase_id: bytes, event_name: str, *, population: str) -> list[ParticipantSums]:
-        """Impressions and conversions of every assigned participant of the phase, also of the silent ones."""
-        count = "delivered_count" if population == "delivered" else "assigned_count"
-        rows = self._tx.all(
-            f"select a.variant_id, p.public_id, coalesce(sum(case t.event_name when '' then t.{count} end), 0) as m,"  # noqa: S608
-            f" coalesce(sum(case t.event_name when ? then t.{count} end), 0) as c"
-            # Once per variant that the participant has or will have, whatever the number of its blocks.
-            " from (select distinct phase_id, variant_id, participant_id from assignment where phase_id = ?"
-            " and variant_id is not null) a join participant p on p.id = a.participant_id left join tally t"
-            " on t.phase_id = a.phase_id and t.variant_id = a.variant_id and t.participant_id = a.participant_id"
-            " and t.event_name in ('', ?) group by a.variant_id, p.public_id order by a.variant_id, p.public_id",
-            (event_name, phase_id, event_name),
-        )
-        return [
-            ParticipantSums(
-                variant_id=row["variant_id"],
-                participant=row["public_id"],
-                impressions=row["m"],
-                conversions=row["c"],
-            )
-            for row in rows
-        ]
-
-    def totals(
-        self, phase_id: bytes, names: Sequence[str] | None = None, *, until: int | None = None
-    ) -> list[Total]:
-        """What everybody did in the phase by conversion (of these names, or any) and variant; '' is impressions.
-
-        With `until`, only what happened up to the end of that UTC day.
-        """
-        marks = "" if names is None else f" and t.event_name in ({', '.join('?' * len(names))})"
-        rows = self._tx.all(
-            "select t.variant_id, p.public_id, t.event_name, sum(t.assigned_count) as ac, sum(t.assigned_units) as au,"  # noqa: S608
-            " sum(t.assigned_value) as av, sum(t.delivered_count) as dc, sum(t.delivered_units) as du,"
-            " sum(t.delivered_value) as dv from tally t join participant p on p.id = t.participant_id"
-            f" where t.phase_id = ? and t.day <= ?{marks} group by t.variant_id, p.id, t.event_name",
-            (phase_id, _NO_DAY if until is None else until, *(names or ())),
-        )
-        return [
-            Total(
-                variant_id=row["variant_id"],
-                participant=row["public_id"],
-                event_name=row["event_name"],
-                assigned=(row["ac"], row["au"], row["av"]),
-                delivered=(row["dc"], row["du"], row["dv"]),
-            )
-            for row in rows
-        ]
-
     def event_names(self, phase_id: bytes) -> list[str]:
         """Names of the conversions that were counted or are pending in the phase."""
         rows = self._tx.all(
@@ -472,33 +391,18 @@ class EventStore(Sightings):
         """(phase, conversion's name) pairs, known from now on; impressions have none."""
         self._tx.many(
             "insert into phase_event_name (phase_id, event_name) values (?, ?) on conflict do nothing",
-            [pair for pair in names if pair[1]],
+            sorted({pair for pair in names if pair[1]}),
         )
 
-    def not_counted(self, phase_id: bytes, *, population: str) -> dict[str, int]:
-        """Events of the phase that count for nothing, by reason; `pending` ones wait for an impression."""
-        rows = self._tx.all(
-            "select standing, count from standing where phase_id = ? and population = ? and count > 0",
-            (phase_id, population),
-        )
-        standings = {row["standing"]: row["count"] for row in rows}
-        eligible = standings.pop(Standing.ELIGIBLE.value, 0)
-        count = "delivered_count" if population == "delivered" else "assigned_count"
-        counted = self._tx.one(
-            f"select sum({count}) as n from tally where phase_id = ? and event_name not like ?",  # noqa: S608
-            (phase_id, f"%{WITHIN}%"),
-        )
-        pending = eligible - ((counted["n"] or 0) if counted else 0)
-        return {**({"pending": pending} if pending else {}), **standings}
 
-    def lost(self, experiment_id: bytes) -> int:
-        """Records declared lost by agents that serve participants of the experiment."""
-        row = self._tx.one(
-            "select sum(count) as n from spool_loss where agent_uid in (select distinct p.agent_uid"
-            " from assignment a join participant p on p.id = a.participant_id where a.experiment_id = ?)",
-            (experiment_id,),
-        )
-        return (row["n"] or 0) if row else 0
+def _take_up(state: UnitState, name: str, assigned: int | None, delivered: int | None) -> None:
+    """The unit's state has what one of its rows says."""
+    for firsts, value in ((state.assigned, assigned), (state.delivered, delivered)):
+        if name or (value is not None and value >= 0):
+            firsts[name] = value
+    # Who has crossed has no first exposure in `delivered`: its place says when it met the other variant.
+    if not name and (delivered or 0) < 0:
+        state.other = -(delivered or 0)
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from control_plane.store.database import Tx
-from control_plane.store.events import Total
+from control_plane.store.tallies import Total
 
 _NO_DAY = 1 << 40
 """After every day."""

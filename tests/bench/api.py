@@ -23,6 +23,7 @@ import grpc
 from aiohttp import web
 
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+from tests.bench.stage import cpu_seconds, keep
 from tests.support.waiting import eventually
 
 VARIANTS = [
@@ -82,11 +83,6 @@ async def bare(kind: str, at: Path) -> None:
 
 
 # -- measuring
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process with all its threads, by its own clock (Linux: clock ids of processes)."""
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 Call = Callable[[int], Awaitable[object]]
@@ -289,7 +285,7 @@ def main() -> None:
             f"{name:16}{row['cpuRatio']:>10}{row['wallRatio']:>12}{row['cpuMicros']:>9.0f}"
             f"{row['bareCpuMicros']:>13.0f}{row['wallMicros']:>9.0f}"
         )
-    print(json.dumps({"rounds": given.rounds, "calls": given.calls, "width": given.width, "rows": rows}))
+    keep("api", rounds=given.rounds, calls=given.calls, width=given.width, rows=rows)
 
 
 if __name__ == "__main__":

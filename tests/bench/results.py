@@ -34,6 +34,7 @@ from control_plane.store.database import Tx
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
 from shared.moment import SECOND, utc_day
+from tests.bench.stage import keep
 from tests.support.builders import Ids, make_variant, make_world
 
 DAY = 86_400
@@ -314,7 +315,7 @@ def main() -> None:
             f"{row['arms']:>2} arms{'':27}{row['ratio']:>8}{row['deviation']:>11}{row['exactMs']:>10.2f}"
             f"{row['drawsMs']:>10.2f}"
         )
-    print(json.dumps({"rounds": given.rounds, "results": rows, "probabilities": beside}))
+    keep("results", rounds=given.rounds, results=rows, probabilities=beside)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,256 @@
+"""The least that could do a control plane's job: bare grpc.aio over mutual TLS, on both ends.
+
+One message to each stream and an acknowledgement on it; nothing is looked up, decided or stored by the server. The
+hosts' end opens its streams from few processes, each over a connection of its own, and where it is told to writes a
+file for each message before it acknowledges: staged, fsynced, renamed, the directory fsynced.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+
+from shared import tls
+from shared.clock import SystemClock
+from shared.ids import new_id
+from tests.bench.stage import PATIENCE_SECONDS, Child, answer, child, cpu_seconds, resident_bytes
+from tests.support.waiting import eventually
+
+METHOD = "/bare.Service/Sync"
+SERVER_OPTIONS = [("grpc.so_reuseport", 0), ("grpc.server.max_pending_requests", 16_384)]
+CLIENT_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+CONNECTING = 64  # at once in a process
+STREAMS_OF_A_PROCESS = 1_000
+
+
+async def _lines() -> AsyncIterator[dict[str, Any]]:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        yield json.loads(line)
+
+
+# -- the server's end
+
+
+class _Server:
+    """Streams that wait for something to be sent to all of them."""
+
+    def __init__(self) -> None:
+        self.waiting: set[asyncio.Future[bytes]] = set()
+        self.acknowledged = 0
+        self.done = asyncio.Event()
+        self.wanted = 0
+
+    async def sync(self, messages: AsyncIterator[bytes], context: Any) -> None:
+        """One stream, until its host is gone."""
+        await anext(messages)
+        await context.write(b"welcome")
+        while True:
+            sending: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            self.waiting.add(sending)
+            listening = asyncio.ensure_future(anext(messages, None))
+            try:
+                await asyncio.wait((sending, listening), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                self.waiting.discard(sending)
+            if not sending.done():
+                return
+            await context.write(sending.result())
+            if await listening is None:
+                return
+            self.acknowledged += 1
+            if self.acknowledged >= self.wanted:
+                self.done.set()
+
+    async def fan_out(self, size: int) -> None:
+        """Everybody was sent so many bytes, and has acknowledged them."""
+        streams = list(self.waiting)
+        self.wanted, self.acknowledged = len(streams), 0
+        self.done.clear()
+        for stream in streams:
+            stream.set_result(os.urandom(size))
+        await self.done.wait()
+
+
+async def serve(given: dict[str, Any]) -> None:
+    """The server's process: told certificates, then what to do."""
+    own = _Server()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    handler = grpc.stream_stream_rpc_method_handler(own.sync)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("bare.Service", {"Sync": handler}),)
+    )
+    pair = (given["key"].encode(), given["certificate"].encode())
+    credentials = grpc.ssl_server_credentials([pair], given["ca"].encode(), True)
+    port = server.add_secure_port(given["address"], credentials)
+    await server.start()
+    answer(address=f"127.0.0.1:{port}")
+    async for question in _lines():
+        if "size" in question:
+            await own.fan_out(question["size"])
+        answer(streams=len(own.waiting))
+
+
+# -- the hosts' end
+
+
+class _Hosts:
+    """Streams that acknowledge, and open another when they lose theirs, after up to `jitter` seconds."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self._given = given
+        self._credentials = grpc.ssl_channel_credentials(
+            *(given[name].encode() for name in ("ca", "key", "certificate"))
+        )
+        self._connecting = asyncio.Semaphore(CONNECTING)
+        self._random = Random(os.getpid())
+        self.durable = False
+        self.open = 0
+
+    async def live(self, number: int) -> None:
+        """One host, for ever."""
+        folder = Path(self._given["folder"]) / f"{os.getpid()}-{number}"
+        folder.mkdir(parents=True)
+        async with grpc.aio.secure_channel(
+            self._given["address"], self._credentials, options=CLIENT_OPTIONS
+        ) as channel:
+            method = channel.stream_stream(METHOD)
+            while True:
+                with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    await self._once(method, folder)
+                await asyncio.sleep(self._random.uniform(0, self._given["jitter"]))
+
+    async def _once(self, method: Any, folder: Path) -> None:
+        async with self._connecting:
+            call = method()
+            await call.write(b"hello")
+            if await call.read() is grpc.aio.EOF:
+                return
+        self.open += 1
+        try:
+            while (message := await call.read()) is not grpc.aio.EOF:
+                if self.durable:
+                    await asyncio.to_thread(_write, folder, message)
+                await call.write(b"done")
+        finally:
+            self.open -= 1
+
+
+def _write(folder: Path, content: bytes) -> None:
+    staged = folder / ".staged"
+    with staged.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.rename(folder / "soul.md")
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+async def attend(given: dict[str, Any]) -> None:
+    """The hosts' process: told where to connect and how often, then what to do."""
+    hosts = _Hosts(given)
+    tasks = [asyncio.create_task(hosts.live(number)) for number in range(given["streams"])]
+    answer(ready=True)
+    async for question in _lines():
+        hosts.durable = question.get("durable", hosts.durable)
+        answer(open=hosts.open)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# -- how it is used
+
+
+class Bare:
+    """A server and hosts, started by `bare_fleet`."""
+
+    def __init__(self, certificates: dict[str, dict[str, str]], folder: Path, jitter: float) -> None:
+        self._certificates, self._folder, self._jitter = certificates, folder, jitter
+        self.server: Child
+        self._hosts: list[Child] = []
+        self._address = "127.0.0.1:0"
+
+    async def serve(self, stack: AsyncExitStack) -> None:
+        """There is a server, at the address of the one before."""
+        self.server = await stack.enter_async_context(child("tests.bench.bare", "server"))
+        said = await self.server.ask(**self._certificates["server"], address=self._address)
+        self._address = said["address"]
+
+    async def connect(self, stack: AsyncExitStack, streams: int) -> None:
+        """So many streams are open."""
+        for start in range(0, streams, STREAMS_OF_A_PROCESS):
+            hosts = await stack.enter_async_context(child("tests.bench.bare", "hosts"))
+            part = min(STREAMS_OF_A_PROCESS, streams - start)
+            where = {"address": self._address, "folder": str(self._folder), "jitter": self._jitter}
+            await hosts.ask(**self._certificates["hosts"], **where, streams=part)
+            self._hosts.append(hosts)
+        await self.all_open(streams)
+
+    async def all_open(self, streams: int) -> None:
+        """So many streams are open, as the server sees it."""
+
+        async def all_there() -> bool:
+            return (await self.server.ask())["streams"] >= streams
+
+        await eventually(all_there, within=PATIENCE_SECONDS, what=f"{streams} streams")
+
+    async def fan_out(self, size: int, *, durable: bool) -> tuple[float, float]:
+        """(seconds, processor seconds of the server) until everybody has acknowledged."""
+        for hosts in self._hosts:
+            await hosts.ask(durable=durable)
+        began, cpu = time.perf_counter(), cpu_seconds(self.server.pid)
+        await self.server.ask(size=size)
+        return time.perf_counter() - began, cpu_seconds(self.server.pid) - cpu
+
+    @property
+    def resident(self) -> int:
+        return resident_bytes(self.server.pid)
+
+
+@asynccontextmanager
+async def bare_fleet(folder: Path, *, jitter: float = 0.0) -> AsyncIterator[tuple[Bare, AsyncExitStack]]:
+    """A bare server, up; what is started beside it goes on the stack."""
+    folder.mkdir(parents=True)
+    now = SystemClock().now()
+    authority = tls.new_authority("bare", now=now)
+    certificate, key = authority.issue_server(["127.0.0.1"], now=now)
+    own = tls.new_key()
+    request = tls.new_signing_request(own, "bare")
+    host = authority.issue_agent(request, project_id=new_id(), agent_uid=new_id(), now=now)
+    ca = authority.certificate.decode()
+    certificates = {
+        "server": {"key": key.decode(), "certificate": certificate.decode(), "ca": ca},
+        "hosts": {"key": tls.key_to_pem(own).decode(), "certificate": host.decode(), "ca": ca},
+    }
+    async with AsyncExitStack() as stack:
+        bare = Bare(certificates, folder, jitter)
+        await bare.serve(stack)
+        yield bare, stack
+
+
+def main() -> None:
+    """A process of either end."""
+    given = json.loads(sys.stdin.readline())
+    asyncio.run((serve if sys.argv[1] == "server" else attend)(given))
+
+
+if __name__ == "__main__":
+    main()

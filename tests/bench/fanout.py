@@ -1,0 +1,104 @@
+"""A change to a whole fleet, until the last outcome is stored: `make bench BENCH=fanout`.
+
+Agents of `variant-agent simulate`, each with its certificate, session, files and journal, get a variant of 2 KiB from a
+control plane: from the answer to `start` on, until the last outcome is in the database. Beside it, in turn within each
+round: bare grpc.aio over mutual TLS that sends as many bytes to as many streams, and is acknowledged at once, or after
+each host has written them durably. What `start` itself takes (hosts are asked, everybody is assigned, deployments are
+committed) stands beside it. Processor time is the server's process alone. VARIANTD_BENCH_AGENTS=100,1000 or --agents
+say how many there are. Nothing is asserted.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.bench.bare import bare_fleet
+from tests.bench.simulated import APPLIED, FANOUT_BYTES, draft, fleet, token, until
+from tests.bench.stage import Served, median, ratio, served, tell
+from tests.support.plane import Plane
+
+SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000,5000")
+
+
+async def changed(server: Served, operator: Plane, key: str, agents: int) -> tuple[float, ...]:
+    """(seconds, processor seconds) from the answer to `start` to the last outcome, then those of `start`."""
+    await operator.made("/v1/experiments", draft(key))
+    began, cpu = time.perf_counter(), server.cpu
+    await operator.made(f"/v1/experiments/{key}/start", {})
+    answered, answered_cpu = time.perf_counter(), server.cpu
+    await until(server, agents, APPLIED, key)
+    ended = (time.perf_counter() - answered, server.cpu - answered_cpu)
+    await operator.made(f"/v1/experiments/{key}/complete", {"then": "keep"})
+    return (*ended, answered - began, answered_cpu - cpu)
+
+
+async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
+    """The row of a fleet."""
+    found: list[tuple[tuple[float, ...], ...]] = []
+    async with (
+        served(folder / "ours") as server,
+        server.operator() as operator,
+        bare_fleet(folder / "bare") as (bare, stack),
+    ):
+        ticket = await token(operator, agents)
+        async with fleet(server, folder / "hosts", ticket, agents):
+            await bare.connect(stack, agents)
+            for number in range(rounds + 1):
+                quick = await bare.fan_out(FANOUT_BYTES, durable=False)
+                durable = await bare.fan_out(FANOUT_BYTES, durable=True)
+                ours = await changed(server, operator, f"round-{number}", agents)
+                if number:  # the first round warms up
+                    found.append((quick, durable, ours))
+    return {
+        "agents": agents,
+        "rounds": len(found),
+        "seconds": median(ours[0] for *_, ours in found),
+        "secondsOfDurable": ratio((ours[0], durable[0]) for _, durable, ours in found),
+        "bareSeconds": median(quick[0] for quick, *_ in found),
+        "durableSeconds": median(durable[0] for _, durable, _ in found),
+        "cpuMicros": median((ours[1] / agents * 1e6 for *_, ours in found), 0),
+        "bareCpuMicros": median((quick[1] / agents * 1e6 for quick, *_ in found), 0),
+        "cpuOfBare": ratio((ours[1], quick[1]) for quick, _, ours in found),
+        "startSeconds": median(ours[2] for *_, ours in found),
+        "startCpuMicros": median((ours[3] / agents * 1e6 for *_, ours in found), 0),
+    }
+
+
+def main() -> None:
+    """The table, then the same as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--agents", default=SIZES, help="sizes with commas between them")
+    given = parser.parse_args()
+    found = []
+    for agents in map(int, given.agents.split(",")):
+        folder = Path(tempfile.mkdtemp())
+        try:
+            found.append(asyncio.run(measure(folder, agents, given.rounds)))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    for row in found:
+        row["cpuOfFirst"] = round(row["cpuMicros"] / found[0]["cpuMicros"], 2)
+    columns = {
+        "agents": "agents",
+        "seconds": "s to last",
+        "secondsOfDurable": "× bare with writes",
+        "durableSeconds": "bare with writes, s",
+        "bareSeconds": "bare, s",
+        "cpuMicros": "CPU µs each",
+        "bareCpuMicros": "bare CPU µs",
+        "cpuOfBare": "CPU × bare",
+        "cpuOfFirst": "CPU × first row",
+        "startSeconds": "start, s",
+        "startCpuMicros": "start, CPU µs each",
+    }
+    tell("fanout", columns, found, rounds=given.rounds)
+
+
+if __name__ == "__main__":
+    main()
