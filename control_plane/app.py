@@ -34,6 +34,7 @@ from control_plane.services import access
 from control_plane.services.changes import Announcing, Changes
 from control_plane.services.due import Timers
 from control_plane.services.replicas import Alone, Replica
+from control_plane.services.retention import Retention
 from control_plane.services.work import Joining, Services
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Database, Tx
@@ -175,6 +176,7 @@ async def _serve(
             Timers(services, clock, replica or Alone()).run,
             *([replica.run] if replica else []),
             *([lambda: replication.run(services)] if replication else []),
+            Retention(database, clock, keep_days=settings.keep_events_days).run,
         )
         lifecycle.sd_notify("STOPPING=1")
         _log.info("control_plane.stopping")

@@ -159,6 +159,14 @@ class Settings(BaseSettings):
         description="After a restore: how many percent of a host's slots, and of a project's, may go back to their"
         " baselines although the host was given newer contents since the backup. More is held back and told.",
     )
+    keep_events_days: int = Field(
+        30,
+        ge=0,
+        le=36_500,
+        description="How many days raw events stay after the phase they count in is over, or, where they count"
+        " nowhere, after they came; 0: for ever. Sums, which results read, stay. A phase whose events are gone counts"
+        " nothing more.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
 
     @field_validator("database")

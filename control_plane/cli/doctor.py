@@ -46,6 +46,8 @@ def _all(session: Session) -> Iterator[str]:
 
 def _tell(session: Session, found: pb.TallyCheck) -> None:
     what = f"{found.event_count} events of {found.participant_count} participants"
+    if found.gone_phase_count:
+        what += f"; raw events of {found.gone_phase_count} of {found.phase_count} phases are deleted"
     if not found.difference_count:
         show.say(session.out, f"{found.key}: nothing differs ({what})")
         return

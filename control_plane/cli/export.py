@@ -3,6 +3,7 @@
 import enum
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,8 @@ def export(
         if output is None:
             raise typer.BadParameter("a Parquet file needs -o FILE")
         arrow = _arrow()
+    if what in (What.EVENTS, What.EXCLUSIONS):
+        _tell_gone(session, experiment)
     answers = session.stream(
         session.events.ExportEvents, pb.ExportEventsRequest(id=experiment, what=what.value)
     )
@@ -117,6 +120,17 @@ def export(
             _write_parquet(arrow, file, COLUMNS[what], rows)
         else:
             file.writelines(f"{row}\n".encode() for row in rows)
+
+
+def _tell_gone(session: Session, experiment: str) -> None:
+    """What is not in it, because it is deleted, is told beside it."""
+    for item in session.call(session.experiments.ListPhases, pb.ListPhasesRequest(id=experiment)).phases:
+        if item.HasField("events_gone_at"):
+            gone = item.events_gone_at.ToJsonString()
+            print(
+                f"phase {item.number}: its raw events are deleted since {gone}; its tallies stay",
+                file=sys.stderr,
+            )
 
 
 @contextmanager

@@ -74,6 +74,8 @@ class Phase:
     traffic_allocation: int
     opened_at: int
     closed_at: int | None
+    events_gone_at: int | None = None
+    """From when on it counts nothing more, because its raw events are deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

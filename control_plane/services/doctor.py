@@ -47,6 +47,8 @@ class Checked:
     phases: int
     participants: int
     events: int
+    gone: int
+    """Phases among them whose raw events are deleted: their sums stand alone."""
     count: int
     differences: tuple[Difference, ...]
 
@@ -61,6 +63,9 @@ def check_tallies(work: Work, request: requests.ById) -> Checked:
     found: list[Difference] = []
     for phase_id in store.phases(experiment.id):
         tried["phases"] += 1
+        if store.gone(phase_id):
+            tried["gone"] += 1
+            continue
         for item in _phase(store, phase_id, tried):
             tried["differences"] += 1
             if len(found) < LISTED:
@@ -68,6 +73,7 @@ def check_tallies(work: Work, request: requests.ById) -> Checked:
     return Checked(
         experiment=experiment,
         phases=tried["phases"],
+        gone=tried["gone"],
         participants=tried["participants"],
         events=tried["events"],
         count=tried["differences"],

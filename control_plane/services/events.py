@@ -54,6 +54,7 @@ class Kept(StrEnum):
     FUTURE = "OCCURRED_IN_FUTURE"
     DUPLICATE = "DUPLICATE_EVENT_ID"
     TOO_MANY_NAMES = "TOO_MANY_EVENT_NAMES"
+    TOO_LATE = "CAME_TOO_LATE"
 
     @property
     def meaning(self) -> str:
@@ -67,6 +68,7 @@ _MEANINGS: Mapping[Kept, str] = {
     Kept.FUTURE: "it says it happened over five minutes after it arrived: a wrong clock",
     Kept.DUPLICATE: "the application's own id was seen before",
     Kept.TOO_MANY_NAMES: "the experiment counts 100 other conversions already",
+    Kept.TOO_LATE: "the phase it belongs to was over for so long that its raw events are deleted",
 }
 
 
@@ -271,12 +273,24 @@ class _Ingest:
                     self.fresh[key].append(item)
         else:
             nowhere = {event.id: Kept.NO_EXPERIMENT for event in events}
+        self._tell_late(participant_id, nowhere)
         for item in self._judge_again(participant_id, enrolled):
             key = UnitKey(item.phase_id, participant_id, item.event.subject, item.block)
             self.again[key][item.event.id] = item
         for phase in enrolled:
             self.rules[phase.phase_id, phase.block] = phase.several
         return nowhere
+
+    def _tell_late(self, participant_id: bytes, nowhere: dict[bytes, Kept]) -> None:
+        """Events that belong to phases that count nothing more say so."""
+        homeless = (
+            [event for event in self.happened[participant_id] if event.id in nowhere] if nowhere else []
+        )
+        over = self.store.over(participant_id) if homeless else []
+        for event in homeless:
+            moment = event.occurred_at
+            if any(start <= moment and (end is None or moment < end) for start, end in over):
+                nowhere[event.id] = Kept.TOO_LATE
 
     def _admit(self, item: Attributed) -> bool:
         """Whether the phase counts conversions of this name: the first so many names it meets."""

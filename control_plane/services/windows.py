@@ -12,6 +12,8 @@ def count_anew(work: Work, experiment: Experiment, events: EventStore) -> None:
     `events` has not been asked for windows since they were stored.
     """
     for phase in work.store.experiments.phases(experiment.id, experiment.run):
+        if phase.events_gone_at is not None:  # what is counted of it stays as it is
+            continue
         units: list[tuple[UnitKey, UnitState]] = []
         all_tallies = Tallies()
         for whose in work.store.doctor.participants(phase.id):

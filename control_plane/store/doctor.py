@@ -28,6 +28,11 @@ class DoctorStore:
         )
         return [row["id"] for row in rows]
 
+    def gone(self, phase_id: bytes) -> bool:
+        """The events of the phase are deleted, or being so."""
+        row = self._tx.one("select events_gone_at from phase where id = ?", (phase_id,))
+        return row is not None and row["events_gone_at"] is not None
+
     def participants(self, phase_id: bytes) -> list[Whose]:
         """Whoever has an event, a unit or a sum in the phase."""
         rows = self._tx.all(

@@ -110,10 +110,11 @@ class EventStore(Sightings, TallyStore):
         if not stored:
             return
         row = self._tx.one(
-            "select coalesce(max(arrival), 0) as last from event where project_id = ?",
+            "select coalesce((select max(arrival) from event where project_id = p.id), 0) as last, p.last_arrival"
+            " from project p where p.id = ?",
             (stored[0].project_id,),
         )
-        first = (row["last"] if row else 0) + 1
+        first = max(row["last"], row["last_arrival"]) + 1 if row else 1
         self._tx.many(
             "insert into event (id, project_id, participant_id, participant_name, agent_uid, kind, event_name,"
             " subject, path, digest, value_micros, properties, event_id, source, occurred_at, recorded_at,"
@@ -184,11 +185,12 @@ class EventStore(Sightings, TallyStore):
         return found
 
     def enrolled(self, participant_id: bytes) -> list[Enrolled]:
-        """Every assignment the participant ever had, as attribution needs it."""
+        """Every assignment the participant ever had in a phase that still counts, as attribution needs it."""
         rows = self._tx.all(
             "select a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.id, e.settle_seconds, e.design,"
-            " e.metrics from assignment a join experiment e on e.id = a.experiment_id"
-            " where a.participant_id = ? and a.variant_id is not null order by a.from_at",
+            " e.metrics from assignment a join experiment e on e.id = a.experiment_id join phase f on f.id = a.phase_id"
+            " where a.participant_id = ? and a.variant_id is not null and f.events_gone_at is null"
+            " order by a.from_at",
             (participant_id,),
         )
         counted = {row["id"]: _exposure(row["design"]) for row in rows}
@@ -214,6 +216,15 @@ class EventStore(Sightings, TallyStore):
             )
             for row in rows
         ]
+
+    def over(self, participant_id: bytes) -> list[tuple[int, int | None]]:
+        """(from, to) of the participant's assignments in phases that count nothing more."""
+        rows = self._tx.all(
+            "select a.from_at, a.to_at from assignment a join phase f on f.id = a.phase_id"
+            " where a.participant_id = ? and a.variant_id is not null and f.events_gone_at is not null",
+            (participant_id,),
+        )
+        return [(row["from_at"], row["to_at"]) for row in rows]
 
     def _digests(self, experiment_id: bytes) -> dict[bytes, dict[str, Digest]]:
         """Digest by path of every variant of the experiment, which has started: they are the same from then on."""

@@ -488,6 +488,7 @@ def _phase(row: Row) -> Phase:
         traffic_allocation=row["traffic_allocation"],
         opened_at=row["opened_at"],
         closed_at=row["closed_at"],
+        events_gone_at=row["events_gone_at"],
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg.abc import Buffer
-from psycopg.adapt import Loader
+from psycopg.adapt import Loader, Transformer
 from psycopg.rows import dict_row
 
 from control_plane.store.database import IntegrityViolation, Parameters, Row, Tx, migrate
@@ -54,7 +54,7 @@ _TYPE = re.compile(r"\b(blob|integer|real|text)\b")
 _TABLE_OPTIONS = re.compile(r"\)\s*strict(\s*,\s*without rowid)?\s*$|\)\s*without rowid\s*$")
 
 _ONE_ROW = re.compile(
-    r"(?P<head>insert into \w+ \((?P<columns>[\w, ]+)\) values )(?P<row>\((?:\?, )*\?\))"
+    r"(?P<head>insert into \w+ \((?P<columns>[\w, ]+)\) values )\((?:\?, )*\?\)"
     r"(?P<tail> on conflict do nothing| on conflict \((?P<key>[\w, ]+)\) do update set .*)?"
 )
 
@@ -79,10 +79,15 @@ language sql immutable parallel safe as $$ select decode(repeat('00', bytes), 'h
 
 
 class PostgresTx:
-    """A transaction on one connection."""
+    """A transaction on one connection.
+
+    Parameters are written into the text here: a place such as `? is null` has no type of its own on the server, and
+    psycopg would look for its places in every long statement anew.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._literal = Transformer(connection).as_literal
 
     def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
         return self._execute(sql, parameters).fetchone()
@@ -94,59 +99,62 @@ class PostgresTx:
         return self._execute(sql, parameters).rowcount
 
     def many(self, sql: str, rows: Iterable[Parameters]) -> None:
-        try:
-            if (insert := _insert(sql)) is not None:
-                for chunk in insert.chunks(rows):
-                    values = [value for row in chunk for value in row]
-                    psycopg.ClientCursor(self._connection).execute(insert.of(len(chunk)), values)
-                return
-            with self._connection.cursor() as cursor:
-                cursor.executemany(_in_dialect(sql), [_values(row) for row in rows])
-        except psycopg.IntegrityError as error:
-            raise IntegrityViolation(str(error)) from None
+        insert = _insert(sql)
+        if insert is None:
+            for row in rows:
+                self._execute(sql, row)
+            return
+        for chunk in insert.chunks(rows):
+            written = (b"(" + b", ".join(map(self._written, row)) + b")" for row in chunk)
+            self._send(insert.head + b", ".join(written) + insert.tail)
 
     def _execute(self, sql: str, parameters: Parameters) -> psycopg.ClientCursor[dict[str, Any]]:
-        # Parameters go into the text here: a place such as `? is null` has no type of its own on the server.
+        first, *others = _in_dialect(sql)
+        if len(others) != len(parameters):
+            raise psycopg.ProgrammingError(f"{len(others)} places for {len(parameters)} parameters: {sql}")
+        written = (self._written(value) + part for value, part in zip(parameters, others, strict=True))
+        return self._send(first + b"".join(written))
+
+    def _written(self, value: Any) -> bytes:
+        # A flag is a number; a number that is negative must not meet a minus.
+        return b" " + self._literal(int(value) if isinstance(value, bool) else value)
+
+    def _send(self, statement: bytes) -> psycopg.ClientCursor[dict[str, Any]]:
         cursor = psycopg.ClientCursor(self._connection, row_factory=dict_row)
         try:
-            return cursor.execute(_in_dialect(sql), _values(parameters))
+            return cursor.execute(statement)
         except psycopg.IntegrityError as error:
             raise IntegrityViolation(str(error)) from None
 
 
 @lru_cache(maxsize=1024)
-def _in_dialect(sql: str) -> bytes:
+def _in_dialect(sql: str) -> tuple[bytes, ...]:
+    """What is written before, between and after the parameters."""
     if sql.startswith(("create table", "alter table")):
         sql = _TABLE_OPTIONS.sub(")", sql).replace("x''", "''")  # bytes of a literal by the column's type
         sql = _TYPE.sub(lambda found: _TYPES[found[1]], sql)
-    return sql.replace("%", "%%").replace("?", "%s").encode()
+    return tuple(part.encode() for part in sql.split("?"))
 
 
 @dataclass(frozen=True, slots=True)
 class _Insert:
-    """An insert of one row, to be said of many at once: a statement for each takes five times as long."""
+    """An insert of one row, to be said of many at once: a statement for each takes several times as long."""
 
     head: bytes
-    row: bytes
     tail: bytes
     key: tuple[int, ...]
     """Places of what may be there already and is changed then; a statement may say that of a row only once."""
 
-    def of(self, rows: int) -> bytes:
-        """The statement of so many rows."""
-        return self.head + b", ".join([self.row] * rows) + self.tail
-
-    def chunks(self, rows: Iterable[Parameters]) -> Iterator[list[tuple[Any, ...]]]:
+    def chunks(self, rows: Iterable[Parameters]) -> Iterator[list[Parameters]]:
         """The rows in order, in parts of which each is one statement."""
-        chunk: list[tuple[Any, ...]] = []
+        chunk: list[Parameters] = []
         keys: set[tuple[Any, ...]] = set()
         for row in rows:
-            values = _values(row)
-            key = tuple(values[place] for place in self.key)
+            key = tuple(row[place] for place in self.key)
             if len(chunk) == ROWS or (self.key and key in keys):
                 yield chunk
                 chunk, keys = [], set()
-            chunk.append(values)
+            chunk.append(row)
             keys.add(key)
         if chunk:
             yield chunk
@@ -159,13 +167,9 @@ def _insert(sql: str) -> _Insert | None:
         return None
     columns = [name.strip() for name in found["columns"].split(",")]
     key = [name.strip() for name in (found["key"] or "").split(",") if name]
-    head, row, tail = (_in_dialect(found[name] or "") for name in ("head", "row", "tail"))
-    return _Insert(head, row, tail, tuple(columns.index(name) for name in key))
-
-
-def _values(parameters: Parameters) -> tuple[Any, ...]:
-    """The parameters as columns take them: a flag is a number."""
-    return tuple(int(value) if isinstance(value, bool) else value for value in parameters)
+    return _Insert(
+        found["head"].encode(), (found["tail"] or "").encode(), tuple(columns.index(name) for name in key)
+    )
 
 
 class _Numeric(Loader):

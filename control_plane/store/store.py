@@ -17,6 +17,7 @@ from control_plane.store.metrics import MetricStore
 from control_plane.store.preflight import PreflightStore
 from control_plane.store.recalculations import RecalculationStore
 from control_plane.store.replicas import ReplicaStore
+from control_plane.store.retention import RetentionStore
 from control_plane.store.searches import SearchStore
 from control_plane.store.series import SeriesStore
 from control_plane.store.survey import SurveyStore
@@ -45,6 +46,7 @@ class Store:
         self.recalculations = RecalculationStore(tx)
         self.looks = LookStore(tx)
         self.turns = TurnStore(tx)
+        self.retention = RetentionStore(tx)
         self.preflights = PreflightStore(tx)
         self.replicas = ReplicaStore(tx)
         self.searches = SearchStore(tx)

@@ -200,7 +200,7 @@ async def measure(folder: Path, rounds: int, calls: int, width: int) -> list[dic
         )
         data = folder / "data"
         for path in (folder / "aiohttp", folder / "grpc", data / "addresses.json"):
-            await eventually(path.exists, within=60)
+            await eventually(path.exists, within=300)
         at = json.loads((data / "addresses.json").read_text())
         key = (data / "operator.api-key").read_text().strip()
         trusted = grpc.ssl_channel_credentials((data / "ca" / "ca.pem").read_bytes())

@@ -107,6 +107,7 @@ def _phase(owner: Experiment, phase: Phase) -> Json:
         "number": phase.number,
         "openedAt": at(phase.opened_at),
         "closedAt": at(phase.closed_at),
+        "eventsGoneAt": at(phase.events_gone_at),
         "seed": phase.seed.hex(),
         "algorithm": phase.algorithm,
         "strata": list(owner.design.strata),

@@ -14,6 +14,7 @@ def tally_check(work: Work, found: Checked) -> Json:
         "experimentId": show_id(found.experiment.id),
         "key": found.experiment.key,
         "phaseCount": found.phases,
+        "gonePhaseCount": found.gone,
         "participantCount": found.participants,
         "eventCount": found.events,
         "differenceCount": found.count,

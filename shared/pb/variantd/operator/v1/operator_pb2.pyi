@@ -1444,6 +1444,7 @@ class Phase(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     STRATA_FIELD_NUMBER: _builtins.int
+    EVENTS_GONE_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id."""
     number: _builtins.int
@@ -1478,6 +1479,10 @@ class Phase(_message.Message):
     def strata(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the labels whose values make the strata; none: each agent is one."""
 
+    @_builtins.property
+    def events_gone_at(self) -> _timestamp_pb2.Timestamp:
+        """From when on it counts nothing more, because its raw events are deleted; absent: they are all there."""
+
     def __init__(
         self,
         *,
@@ -1493,14 +1498,20 @@ class Phase(_message.Message):
         run: _builtins.int = ...,
         warnings: _abc.Iterable[Global___Warning] | None = ...,
         strata: _abc.Iterable[_builtins.str] | None = ...,
+        events_gone_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "closed_at", b"closed_at", "opened_at", b"opened_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "_events_gone_at", b"_events_gone_at", "closed_at", b"closed_at", "events_gone_at", b"events_gone_at", "opened_at", b"opened_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "algorithm", b"algorithm", "closed_at", b"closed_at", "experiment_id", b"experiment_id", "id", b"id", "number", b"number", "opened_at", b"opened_at", "run", b"run", "seed", b"seed", "strata", b"strata", "traffic_allocation", b"traffic_allocation", "warnings", b"warnings", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "_events_gone_at", b"_events_gone_at", "algorithm", b"algorithm", "closed_at", b"closed_at", "events_gone_at", b"events_gone_at", "experiment_id", b"experiment_id", "id", b"id", "number", b"number", "opened_at", b"opened_at", "run", b"run", "seed", b"seed", "strata", b"strata", "traffic_allocation", b"traffic_allocation", "warnings", b"warnings", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__closed_at: _TypeAlias = _typing.Literal["closed_at"]  # noqa: Y015
     _WhichOneofArgType__closed_at: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at"]  # noqa: Y015
+    _WhichOneofReturnType__events_gone_at: _TypeAlias = _typing.Literal["events_gone_at"]  # noqa: Y015
+    _WhichOneofArgType__events_gone_at: _TypeAlias = _typing.Literal["_events_gone_at", b"_events_gone_at"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__closed_at) -> _WhichOneofReturnType__closed_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__events_gone_at) -> _WhichOneofReturnType__events_gone_at | None: ...
 
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
@@ -9411,6 +9422,7 @@ class TallyCheck(_message.Message):
     EVENT_COUNT_FIELD_NUMBER: _builtins.int
     DIFFERENCE_COUNT_FIELD_NUMBER: _builtins.int
     DIFFERENCES_FIELD_NUMBER: _builtins.int
+    GONE_PHASE_COUNT_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """The experiment's id."""
     key: _builtins.str
@@ -9423,6 +9435,8 @@ class TallyCheck(_message.Message):
     """Attributed events."""
     difference_count: _builtins.int
     """Numbers that are kept otherwise than the events say."""
+    gone_phase_count: _builtins.int
+    """Phases among them that could not be added up again, because their raw events are deleted."""
     @_builtins.property
     def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TallyDifference]:
         """The first 1,000 of them."""
@@ -9437,10 +9451,11 @@ class TallyCheck(_message.Message):
         event_count: _builtins.int = ...,
         difference_count: _builtins.int = ...,
         differences: _abc.Iterable[Global___TallyDifference] | None = ...,
+        gone_phase_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_count", b"difference_count", "differences", b"differences", "event_count", b"event_count", "experiment_id", b"experiment_id", "key", b"key", "participant_count", b"participant_count", "phase_count", b"phase_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference_count", b"difference_count", "differences", b"differences", "event_count", b"event_count", "experiment_id", b"experiment_id", "gone_phase_count", b"gone_phase_count", "key", b"key", "participant_count", b"participant_count", "phase_count", b"phase_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
