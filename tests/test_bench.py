@@ -82,3 +82,29 @@ async def test_fanout_is_measured_beside_bare_streams() -> None:
     assert all(
         row[name] > 0 for name in ("seconds", "cpuMicros", "bareSeconds", "durableSeconds", "cpuOfBare")
     )
+
+
+@pytest.mark.timeout(240)
+async def test_memory_is_measured_beside_bare_streams() -> None:
+    """What a connected agent costs, and what a bare stream does."""
+    command = ("-m", "tests.bench.memory", "--rounds", "1", "--agents", "4")
+    child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    (row,) = json.loads(out.splitlines()[-1])["rows"]
+    assert (row["agents"], row["slots"]) == (4, 3)
+    assert row["kib"] > 0
+
+
+@pytest.mark.timeout(240)
+async def test_the_way_back_is_measured_beside_bare_streams() -> None:
+    """All come back to both servers; operators were answered meanwhile."""
+    command = ("-m", "tests.bench.reconnect", "--rounds", "1", "--agents", "4", "--jitter", "0.1")
+    child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    (row,) = json.loads(out.splitlines()[-1])["rows"]
+    assert row["agents"] == 4
+    assert all(
+        row[name] > 0 for name in ("seconds", "bareSeconds", "cpuMicros", "operatorP99Ms", "idleP99Ms")
+    )

@@ -17,6 +17,10 @@ T = TypeVar("T")
 
 READERS = 4
 BUSY_SECONDS = 5.0
+LOG_BYTES = 64 * 1_048_576
+"""Readers that follow each other without a gap keep the log from being begun anew; beyond this they are waited for."""
+LOG_SECONDS = 0.1
+"""So long the writer waits for them, and for a busy lock's time once the log has four times the size."""
 
 
 class SqliteTx:
@@ -50,8 +54,10 @@ class SqliteDatabase:
 
     hints: Hints | None = None  # one process has the file
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, log_bytes: int = LOG_BYTES) -> None:
         self._path = path
+        self._log, self._log_bytes = Path(f"{path}-wal"), log_bytes
+        self._log_next = log_bytes
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
@@ -59,10 +65,10 @@ class SqliteDatabase:
         self._writer: Writer
 
     @classmethod
-    def open(cls, path: Path, *, may_change: bool = True) -> "SqliteDatabase":
+    def open(cls, path: Path, *, may_change: bool = True, log_bytes: int = LOG_BYTES) -> "SqliteDatabase":
         """The database in `path`, ready for work: made and migrated where necessary, if the schema `may_change`."""
         migrate_file(path, may_change=may_change)
-        database = cls(path)
+        database = cls(path, log_bytes=log_bytes)
         database._writer = Writer("sqlite-writer", database._commit, at_end=database._end_writing)
         return database
 
@@ -98,6 +104,21 @@ class SqliteDatabase:
             with suppress(sqlite3.Error):
                 self._connection.execute("rollback")
             raise _unavailable(error) from error
+        with suppress(sqlite3.Error, OSError):  # what is committed is committed, and the log only longer
+            self._shorten_log()
+
+    def _shorten_log(self) -> None:
+        """A log that has grown long is begun anew, unless readers are still in it; then it is tried again later."""
+        size = self._log.stat().st_size
+        if size < self._log_next:
+            return
+        patience = LOG_SECONDS if size < 4 * self._log_bytes else BUSY_SECONDS
+        self._connection.execute(f"pragma busy_timeout = {round(patience * 1000)}")
+        try:
+            busy = self._connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+        finally:
+            self._connection.execute(f"pragma busy_timeout = {round(BUSY_SECONDS * 1000)}")
+        self._log_next = size + self._log_bytes // 4 if busy else self._log_bytes
 
     def _end_writing(self) -> None:
         with suppress(sqlite3.Error):  # what is committed is in the log, which the next start reads

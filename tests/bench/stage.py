@@ -69,8 +69,10 @@ class Child:
             raise RuntimeError(f"a contender ended with {await self._process.wait()}")
         return dict(json.loads(line))
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
+        """It is gone without a chance to say anything."""
         self._process.kill()
+        await self._process.wait()
 
     async def stop(self) -> None:
         """It has ended."""

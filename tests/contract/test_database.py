@@ -5,7 +5,9 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -35,6 +37,10 @@ asyncio.run(main())
 
 def put(key: str) -> Callable[[Tx], int]:
     return lambda tx: tx.run("insert into meta (key, value) values (?, ?)", (key, b"v"))
+
+
+def grow(key: str, tx: Tx) -> int:
+    return tx.run("insert into meta (key, value) values (?, zeroblob(200000))", (key,))
 
 
 async def keys(database: Database) -> list[str]:
@@ -226,6 +232,36 @@ async def test_a_backup_taken_under_writes_is_whole(tmp_path: Path) -> None:
         assert copy.execute("select count(*) from meta where key = 'before'").fetchone() == (1,)
     copy.close()
     await database.close()
+
+
+async def test_the_log_stays_short_under_readers_without_a_gap(tmp_path: Path) -> None:
+    """There is always somebody reading, who keeps SQLite from beginning its log anew; the writer sees to it."""
+    path, limit = tmp_path / "d.db", 1 << 20
+    database = SqliteDatabase.open(path, log_bytes=limit)
+    inside, longest = threading.Semaphore(0), 0
+
+    def look(tx: Tx) -> None:
+        tx.one("select count(*) from meta")
+        tx.one(
+            "with recursive n (i) as (select 1 union all select i + 1 from n where i < 20000) select count(*) from n"
+        )
+        inside.release()
+
+    async def read() -> None:
+        while True:
+            await database.read(look)
+
+    readers = [asyncio.create_task(read()) for _ in range(4)]
+    for number in range(150):
+        await database.write(partial(grow, f"k{number}"))
+        longest = max(longest, Path(f"{path}-wal").stat().st_size)
+    for reader in readers:
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+    await database.close()
+    assert inside.acquire(timeout=0)
+    assert path.stat().st_size > 20 * limit
+    assert longest < 12 * limit
 
 
 async def test_the_database_is_as_durable_as_it_says(tmp_path: Path) -> None:

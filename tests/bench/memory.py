@@ -1,0 +1,90 @@
+"""What a connected agent costs the server in memory: `make bench BENCH=memory`.
+
+The resident memory of a control plane that was just started, before and after a fleet with three slots each has
+connected and is in sync; beside a bare grpc.aio server with as many streams over mutual TLS. Both are started anew for
+each round, in turn. Nothing is asserted.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.bench.bare import bare_fleet
+from tests.bench.simulated import APPLIED, draft, fleet, token, until
+from tests.bench.stage import Served, median, ratio, resident_bytes, served, tell
+
+SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000")
+SLOTS = 3
+
+
+async def of_ours(server: Served, folder: Path, ticket: str, agents: int) -> float:
+    """Bytes for each agent that is connected, of a server that was just started."""
+    await server.end()
+    await server.start()
+    before = resident_bytes(server.pid)
+    async with fleet(server, folder, ticket, agents, participants=SLOTS):
+        return (resident_bytes(server.pid) - before) / agents
+
+
+async def of_bare(folder: Path, streams: int) -> float:
+    """Bytes for each stream."""
+    async with bare_fleet(folder) as (bare, stack):
+        before = bare.resident
+        await bare.connect(stack, streams)
+        return (bare.resident - before) / streams
+
+
+async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
+    """The row of a fleet."""
+    found = []
+    async with served(folder / "ours") as server:
+        async with server.operator() as operator:
+            ticket = await token(operator, agents)
+            async with fleet(server, folder / "hosts", ticket, agents, participants=SLOTS):
+                await operator.made("/v1/experiments", draft("slots"))
+                await operator.made("/v1/experiments/slots/start", {})
+                await until(server, agents * SLOTS, APPLIED, "slots")
+        for number in range(rounds):
+            ours = await of_ours(server, folder / "hosts", ticket, agents)
+            found.append((ours, await of_bare(folder / f"bare-{number}", agents)))
+        await server.end(signal.SIGKILL)
+    return {
+        "agents": agents,
+        "slots": SLOTS,
+        "rounds": rounds,
+        "kib": median((ours / 1024 for ours, _ in found), 1),
+        "bareKib": median((bare / 1024 for _, bare in found), 1),
+        "ofBare": ratio(found),
+    }
+
+
+def main() -> None:
+    """The table, then the same as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--agents", default=SIZES, help="sizes with commas between them")
+    given = parser.parse_args()
+    rows = []
+    for agents in map(int, given.agents.split(",")):
+        folder = Path(tempfile.mkdtemp())
+        try:
+            rows.append(asyncio.run(measure(folder, agents, given.rounds)))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    columns = {
+        "agents": "agents",
+        "slots": "slots each",
+        "kib": "KiB each",
+        "bareKib": "bare, KiB each",
+        "ofBare": "× bare",
+    }
+    tell("memory", columns, rows, rounds=given.rounds)
+
+
+if __name__ == "__main__":
+    main()
