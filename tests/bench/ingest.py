@@ -397,6 +397,7 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[dict[str, Any
             from tests.support import postgres
 
             stack.callback(postgres.end)
+            postgres.be_durable()
             url = postgres.url_of(folder)
             other = await stack.enter_async_context(
                 child("tests.bench.ingest", "--as", "postgres", "--at", postgres.url_of(folder / "bare"))

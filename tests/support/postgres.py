@@ -62,6 +62,14 @@ def server_url() -> str:
     return str(server.get_uri())
 
 
+def be_durable() -> None:
+    """What the server that was made here commits reaches the disk, for whoever measures that."""
+    if VARIABLE not in os.environ:
+        with psycopg.connect(server_url(), autocommit=True) as connection:
+            connection.execute("alter system reset all")
+            connection.execute("select pg_reload_conf()")
+
+
 def end() -> None:
     """Databases that were made here are gone, and so is the server, if it was."""
     for folder in list(_taken):
