@@ -120,8 +120,8 @@ async def _serve(
         clock=clock,
         new_id=new_id,
         wake=replication.wake if replication else sessions.wake,
-        hosts=sessions.reads,
-        settle=sessions.preflights.settle,
+        hosts=replication.elsewhere if replication else sessions.reads,
+        settle=replication.settle if replication else sessions.preflights.settle,
         witness=witness,
         joining=Joining(
             addresses=settings.advertise_operator or _reached_at(settings, settings.operator, operator_port),
@@ -146,6 +146,8 @@ async def _serve(
     async def ready() -> str | None:
         if sessions.draining:
             return "stopping"
+        if replica is not None and replica.cut_off:
+            return "cut off from the database"
         await database.read(lambda tx: tx.one("select 1"))
         return None
 

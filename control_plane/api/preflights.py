@@ -50,6 +50,9 @@ REST_SECONDS = 60.0
 SETTLE_SECONDS = 10.0
 """Whoever is about to start waits no longer for connected hosts; for others not at all."""
 
+ELSEWHERE_SECONDS = 0.2
+"""How often it is looked whether hosts at other replicas have answered."""
+
 WARM = 7 * 86_400 * SECOND
 """Drafts nobody changed for so long, and that are not scheduled, are asked about only when somebody looks."""
 
@@ -121,25 +124,47 @@ class Preflights:
         rested = [one for one in found if (one.agent_uid, one.participant) not in self._resting]
         await self._ask(services, rested)
 
-    async def settle(self, services: Services, caller: Caller, experiment: str) -> None:
+    async def settle_for(self, services: Services, project_id: bytes, experiment: str, *, since: int) -> None:
+        """Hosts connected here are asked what another replica wants to know of the draft."""
+        caller = Caller(project_id=project_id, actor=ACTOR, scopes=frozenset({Scope.ADMIN}))
+        try:
+            await self.settle(services, caller, experiment, since=since)
+        except Error as error:
+            _log.warning("preflight.not_asked", reason=error.reason, error=error.message)
+
+    async def settle(
+        self,
+        services: Services,
+        caller: Caller,
+        experiment: str,
+        *,
+        since: int | None = None,
+        others: Callable[[], None] | None = None,
+    ) -> None:
         """Connected hosts said of the draft's contents what they say now, as far as they do in SETTLE_SECONDS.
 
-        Of anything but a draft nobody is asked. Raises NotFound.
+        Of anything but a draft nobody is asked. With `others`, who are told, hosts that are connected elsewhere are
+        waited for as well. Raises NotFound.
         """
-        request, since = requests.ById(id=experiment), self._clock.now()
+        request, since = requests.ById(id=experiment), since or self._clock.now()
         wanting = partial(preflight.wanting, since=since)
         asking = replace(
             caller, scopes=frozenset({Scope.ADMIN})
         )  # whatever it may do, it may have this found out
         if not await services.ask(asking, Scope.ADMIN, preflight.drafted, request, _as_it_is):
             return
+        if others is not None:
+            others()
         given_up: set[str] = set()
         deadline = self._clock.monotonic() + SETTLE_SECONDS
         while (left := deadline - self._clock.monotonic()) > 0:
             found = await services.ask(asking, Scope.ADMIN, wanting, request, _as_it_is)
             asked = await self._ask(services, [one for one in found if one.participant not in given_up])
             if not asked:
-                return
+                if others is None or all(self._reach(one.agent_uid) for one in found):
+                    return
+                await self._clock.sleep(min(left, ELSEWHERE_SECONDS))
+                continue
             waits = [asyncio.ensure_future(one.closed.wait()) for one in asked]
             sleeping = asyncio.ensure_future(self._clock.sleep(left))
             everybody = asyncio.ensure_future(asyncio.gather(*waits))

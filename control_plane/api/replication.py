@@ -5,17 +5,22 @@ in the database: an agent's generation grows with every change it has to hear of
 Every replica compares its own sessions with that every `POLL_SECONDS`. Hints make it quick and nothing more: they are
 sent after the commit, gathered, and may be lost. Of a database that only one process can have there is nothing to
 compare and nobody to tell.
+
+A replica that is cut off from the database cannot serve its agents while others can, so it sends them there. Where it
+saw no others it keeps them: then the database is away for everybody.
 """
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from control_plane.api.elsewhere import Elsewhere
 from control_plane.api.sessions import Sessions
 from control_plane.services.changes import Changes
 from control_plane.services.replicas import Replica
-from control_plane.services.work import Services
+from control_plane.services.work import Caller, Services
 from control_plane.store.database import HINT_BYTES, Hints
 from control_plane.store.store import Store
 from shared import logs
@@ -29,7 +34,9 @@ POLL_SECONDS = 5.0
 GATHER_SECONDS = 0.02
 """At most so often hints are sent."""
 
-WAKE = "wake"
+CUT_OFF_LOOK_SECONDS = 0.5
+
+WAKE, ASK, TELL, SETTLE = "wake", "ask", "tell", "settle"
 
 
 class Replication:
@@ -44,10 +51,19 @@ class Replication:
         changes: Changes,
         registry: CollectorRegistry,
     ) -> None:
-        self._hints, self._sessions, self._changes = hints, sessions, changes
+        self._hints, self._replica, self._sessions, self._changes = hints, replica, sessions, changes
+        self._own = replica.id.hex()
         self._woken: set[bytes] = set()
+        self._unsent: list[str] = []
         self._to_send = asyncio.Event()
         self._to_look = asyncio.Event()
+        self._to_ask = asyncio.Event()
+        self._settling: set[asyncio.Task[None]] = set()
+        self.elsewhere = Elsewhere(
+            sessions,
+            ask=lambda uid: self._say(f"{ASK} {uid.hex()}"),
+            tell=lambda question: self._say(f"{TELL} {question.hex()}"),
+        )
         self._count = Counter(
             "variantd_hints", "hints between replicas, sent and heard", ["way"], registry=registry
         )
@@ -58,18 +74,38 @@ class Replication:
         ):
             Gauge(name, told, registry=registry).set_function(value)
 
+    # -- what is said
+
     def wake(self, agent_uid: bytes) -> None:
         """The agent's session looks again, whichever replica has it; at another one soon, or within POLL_SECONDS."""
         self._sessions.wake(agent_uid)
         self._woken.add(agent_uid)
         self._to_send.set()
 
+    async def settle(self, services: Services, caller: Caller, experiment: str) -> None:
+        """As `services.work.Settle` has it, of hosts at any replica. A host whose hint is lost counts as silent."""
+        since = services.clock.now()
+
+        def others() -> None:
+            self._say(f"{SETTLE} {caller.project_id.hex()} {experiment} {since}")
+
+        await self._sessions.preflights.settle(services, caller, experiment, since=since, others=others)
+
+    def _say(self, text: str) -> None:
+        self._unsent.append(text)
+        self._to_send.set()
+
+    # -- life
+
     async def run(self, services: Services) -> None:
         """Sends, hears and compares; ends only by being cancelled."""
+        self.elsewhere.begin(services)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._send())
-            group.create_task(self._hints.listen(self._told))
+            group.create_task(self._hints.listen(lambda text: self._told(services, text)))
             group.create_task(self._compare(services))
+            group.create_task(self._questions())
+            group.create_task(self._mind(services))
 
     async def _send(self) -> None:
         while True:
@@ -77,22 +113,48 @@ class Replication:
             await asyncio.sleep(GATHER_SECONDS)
             self._to_send.clear()
             woken, self._woken = self._woken, set()
+            texts, self._unsent = self._unsent, []
+            if woken:
+                texts.append(_woken_to_text(woken))
             try:
-                await self._hints.hint(_woken_to_text(woken))
-                self._count.labels("sent").inc()
+                for text in texts:
+                    await self._hints.hint(f"{self._own} {text}")
+                    self._count.labels("sent").inc()
             except Error as error:  # the others look by themselves
                 _log.warning("hints.not_sent", error=error.message)
 
-    def _told(self, text: str) -> None:
-        self._count.labels("heard").inc()
-        word, *uids = text.split() or [WAKE]
-        if word != WAKE:
-            return  # of a later version
-        for uid in uids:
-            self._sessions.wake(bytes.fromhex(uid))
-        if not uids:
-            self._to_look.set()
-        self._changes.happened()
+    def _told(self, services: Services, text: str) -> None:
+        try:
+            sender, word, *rest = (text or f"- {WAKE}").split()
+            if sender != self._own:
+                self._count.labels("heard").inc()
+                self._hear(services, word, rest)
+        except ValueError:
+            _log.warning("hints.not_understood", hint=text[:40])
+
+    def _hear(self, services: Services, word: str, rest: list[str]) -> None:
+        if word == WAKE:
+            for uid in rest:
+                self._sessions.wake(bytes.fromhex(uid))
+            if not rest:
+                self._to_look.set()
+                self._to_ask.set()
+            self._changes.happened()
+        elif word == ASK:
+            if self._sessions.reaches(bytes.fromhex(rest[0])):
+                self._to_ask.set()
+        elif word == TELL:
+            self.elsewhere.answered(bytes.fromhex(rest[0]))
+        elif word == SETTLE:
+            project_id, experiment, since = rest
+            found = self._sessions.preflights.settle_for(
+                services, bytes.fromhex(project_id), experiment, since=int(since)
+            )
+            task = asyncio.create_task(found, name="settle-for-another")
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+
+    # -- what is found without a hint
 
     async def _compare(self, services: Services) -> None:
         while True:
@@ -100,12 +162,7 @@ class Replication:
                 await self._look(services)
             except Error as error:
                 _log.warning("replication.not_compared", reason=error.reason, error=error.message)
-            try:
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self._to_look.wait()
-            except TimeoutError:
-                pass
-            self._to_look.clear()
+            await _wait(self._to_look, POLL_SECONDS)
 
     async def _look(self, services: Services) -> None:
         # Taken before the reading: what a later session wrote is no news to one that is there now.
@@ -118,8 +175,35 @@ class Replication:
             if session.agent_uid in standing:
                 session.compare(*standing[session.agent_uid])
 
+    async def _questions(self) -> None:
+        while True:
+            try:
+                await self.elsewhere.look()
+            except Error as error:
+                _log.warning("questions.not_looked_at", reason=error.reason, error=error.message)
+            await _wait(self._to_ask, POLL_SECONDS)
+
+    async def _mind(self, services: Services) -> None:
+        """While this process is cut off from the database and others are not known to be, agents go to the others."""
+        while True:
+            sends_away = self._replica.cut_off and self._replica.others > 0
+            if sends_away and not self._sessions.closed:
+                _log.error("replica.cut_off", sessions=len(self._sessions.present))
+            self._sessions.closed = sends_away
+            if sends_away:
+                for session in self._sessions.present:
+                    session.end()
+            await services.clock.sleep(CUT_OFF_LOOK_SECONDS)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    event.clear()
+
 
 def _woken_to_text(uids: Iterable[bytes]) -> str:
     """The hint for these agents; for more than find room, one that means everybody."""
     text = " ".join([WAKE, *sorted(uid.hex() for uid in uids)])
-    return text if len(text) <= HINT_BYTES else WAKE
+    return text if len(text) <= HINT_BYTES - 64 else WAKE

@@ -98,7 +98,7 @@ class Sessions:
         self.preflights = Preflights(new_id=new_id, clock=clock, reach=self._reach)
         self._empty = asyncio.Event()
         self._empty.set()
-        self.draining = False
+        self.draining = self.closed = False
         self.admission = Bucket(rate=ADMISSIONS_PER_SECOND, burst=ADMISSIONS_PER_SECOND)
         self._own_admission: dict[bytes, Bucket] = {}  # one agent never takes what is for the others
         self.connected = Gauge("variantd_sessions", "agents connected to this process", registry=registry)
@@ -123,15 +123,19 @@ class Sessions:
         """Every live session."""
         return list(self._live.values())
 
+    def reaches(self, agent_uid: bytes) -> bool:
+        """The agent is connected here."""
+        return agent_uid in self._live or agent_uid in self._polling
+
     def _reach(self, agent_uid: bytes) -> bool:
         session = self._live.get(agent_uid)
         if session:
             session.stir()
-        return session is not None or agent_uid in self._polling
+        return self.reaches(agent_uid)
 
     def admits(self, agent_uid: bytes, *, now: float) -> bool:
         """The agent may open a session now; monotonic seconds. One that polls is asked about its first poll only."""
-        if self.draining:
+        if self.draining or self.closed:
             return False
         if self._polling.get(agent_uid, now) > now:
             return True

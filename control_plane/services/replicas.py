@@ -28,6 +28,8 @@ LEASE_SECONDS = 10.0
 """Who gave no sign of life for so long is gone; its lead is another's then."""
 
 FORGOTTEN = 86_400 * SECOND
+ABANDONED = 300 * SECOND
+"""A question to another replica that nobody took back by then was asked by a process that ended."""
 
 Fence = Callable[[Store], None]
 """Proves within a transaction that it is the leader's. Raises Fenced."""
@@ -130,6 +132,7 @@ class Replica:
             )
         store.replicas.beat(self.id, self._name, started_at=self._started_at, now=now)
         store.replicas.forget(before=now - FORGOTTEN)
+        store.questions.sweep(before=now - ABANDONED)
         found, token = store.replicas.leader(), None
         if self._token is not None and store.replicas.hold_lead(self.id, self._token):
             token = self._token

@@ -11,11 +11,13 @@ goes on.
 """
 
 import asyncio
+import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
@@ -40,6 +42,7 @@ CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 30
 LOCK_SECONDS = 20  # for another process's turn
 IDLE_SECONDS = 10  # within a transaction
+ANSWER_SECONDS = 45.0  # of a server that says nothing any more: longer than it may take for a statement
 OLDEST = 130_000  # version 13: the oldest that is tested with
 LISTEN_AGAIN_SECONDS = 1.0
 CHANNEL = "variantd"
@@ -78,6 +81,52 @@ language sql immutable parallel safe as $$ select decode(repeat('00', bytes), 'h
 """
 
 
+class _Patience:
+    """Connections on which the server says nothing for `ANSWER_SECONDS` are cut: who waits there goes on with an error.
+
+    The server's own limits end what it is busy with; this is for one that stands still, or a network that swallows.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[Connection, float] = {}  # for how long
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="postgres-patience", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def waiting(self, connection: Connection) -> Iterator[None]:
+        """The connection is waited on meanwhile; `asked` again begins the time anew."""
+        self.asked(connection)
+        try:
+            yield
+        finally:
+            self._asked.pop(connection, None)
+
+    def asked(self, connection: Connection) -> None:
+        """The server was just asked something."""
+        self._asked[connection] = 0.0
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(step := min(1.0, ANSWER_SECONDS / 4)):
+            for connection, silent in list(self._asked.items()):
+                if silent >= ANSWER_SECONDS:
+                    self._asked.pop(connection, None)
+                    _log.warning("database.silent", seconds=ANSWER_SECONDS)
+                    _shut(connection)
+                elif connection in self._asked:
+                    self._asked[connection] = silent + step
+
+
+def _shut(connection: Connection) -> None:
+    """Whoever waits for the server on the connection finds that it has ended."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as found:
+        found.shutdown(socket.SHUT_RDWR)
+
+
 class PostgresTx:
     """A transaction on one connection.
 
@@ -85,8 +134,8 @@ class PostgresTx:
     psycopg would look for its places in every long statement anew.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, patience: _Patience | None = None) -> None:
+        self._connection, self._patience = connection, patience
         self._literal = Transformer(connection).as_literal
 
     def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
@@ -121,6 +170,8 @@ class PostgresTx:
 
     def _send(self, statement: bytes) -> psycopg.ClientCursor[dict[str, Any]]:
         cursor = psycopg.ClientCursor(self._connection, row_factory=dict_row)
+        if self._patience:
+            self._patience.asked(self._connection)
         try:
             return cursor.execute(statement)
         except psycopg.IntegrityError as error:
@@ -190,6 +241,7 @@ class PostgresDatabase:
         self._local = threading.local()
         self._reader_connections: list[Connection] = []
         self._connection: Connection | None = None
+        self._patience = _Patience()
         self._writer: Writer
 
     @classmethod
@@ -205,14 +257,17 @@ class PostgresDatabase:
 
     def _read(self, work: Callable[[Tx], T]) -> T:
         connection = self._reader()
-        try:
-            connection.execute("begin isolation level repeatable read read only")
-            return work(PostgresTx(connection))
-        except _LOST as error:
-            raise _unavailable(error) from error
-        finally:
-            with suppress(psycopg.Error):  # a connection that is lost is closed, and another made next time
-                connection.execute("rollback")
+        with self._patience.waiting(connection):
+            try:
+                connection.execute("begin isolation level repeatable read read only")
+                return work(PostgresTx(connection, self._patience))
+            except _LOST as error:
+                raise _unavailable(error) from error
+            finally:
+                with suppress(
+                    psycopg.Error
+                ):  # a connection that is lost is closed, and another made next time
+                    connection.execute("rollback")
 
     def _reader(self) -> Connection:
         """This thread's connection, for readings."""
@@ -229,17 +284,18 @@ class PostgresDatabase:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = _connect(self._url)
-        tx = PostgresTx(connection)
-        try:
-            connection.execute("begin")
-            _take_turn(connection)
-            for unit in group:
-                unit.run(tx, lost=_LOST)
-            connection.execute("commit")
-        except psycopg.Error as error:
-            with suppress(psycopg.Error):
-                connection.execute("rollback")
-            raise _unavailable(error) from error
+        tx = PostgresTx(connection, self._patience)
+        with self._patience.waiting(connection):
+            try:
+                connection.execute("begin")
+                _take_turn(connection)
+                for unit in group:
+                    unit.run(tx, lost=_LOST)
+                connection.execute("commit")
+            except psycopg.Error as error:
+                with suppress(psycopg.Error):
+                    connection.execute("rollback")
+                raise _unavailable(error) from error
 
     def _end_writing(self) -> None:
         if self._connection is not None:
@@ -249,8 +305,10 @@ class PostgresDatabase:
         await asyncio.get_running_loop().run_in_executor(self._readers, self._hint, text)
 
     def _hint(self, text: str) -> None:
+        connection = self._reader()
         try:
-            self._reader().execute("select pg_notify(%s, %s)", (CHANNEL, text))
+            with self._patience.waiting(connection):
+                connection.execute("select pg_notify(%s, %s)", (CHANNEL, text))
         except _LOST as error:
             raise _unavailable(error) from error
 
@@ -272,6 +330,7 @@ class PostgresDatabase:
     async def close(self) -> None:
         await self._writer.close()
         self._readers.shutdown(wait=True)
+        self._patience.end()
         for connection in self._reader_connections:
             connection.close()
 

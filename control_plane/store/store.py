@@ -15,6 +15,7 @@ from control_plane.store.kept import KeptStore
 from control_plane.store.looks import LookStore
 from control_plane.store.metrics import MetricStore
 from control_plane.store.preflight import PreflightStore
+from control_plane.store.questions import QuestionStore
 from control_plane.store.recalculations import RecalculationStore
 from control_plane.store.replicas import ReplicaStore
 from control_plane.store.retention import RetentionStore
@@ -51,3 +52,4 @@ class Store:
         self.replicas = ReplicaStore(tx)
         self.searches = SearchStore(tx)
         self.kept = KeptStore(tx)
+        self.questions = QuestionStore(tx)

@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 
-from shared.model import Result
+from control_plane.store.questions import QuestionStore
+from shared import wire
+from shared.model import PREFLIGHT, ParticipantState, Reason, ReasonCode, Result
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+from tests.api.test_preflights import judging
+from tests.support import postgres
 from tests.support.builders import make_hello
 from tests.support.plane import Plane
 from tests.support.replicas import at, replicated
-from tests.support.stream import Stream, session
+from tests.support.stream import Stream, session, sharing
 from tests.support.waiting import eventually
 
+BODY = b"You are friendly.\n"
 QUIET = 60.0
 """A poll that comes in no test's time: whatever happens is a hint's doing."""
 
@@ -77,7 +84,7 @@ async def test_without_any_hint_the_slow_poll_finds_everything(
 ) -> None:
     """Orders, an end of a freeze, a session that went elsewhere: each is found by comparing with what is stored."""
     monkeypatch.setattr("control_plane.api.replication.POLL_SECONDS", 0.2)
-    monkeypatch.setattr("control_plane.api.replication.Replication._told", lambda self, text: None)
+    monkeypatch.setattr("control_plane.api.replication.Replication._told", lambda *_: None)
     async with replicated(tmp_path, "a", "b") as (a, b):
         identity = await a.enroll(await a.token())
         async with session(at(identity, b), make_hello("bot-1")) as stream:
@@ -90,6 +97,56 @@ async def test_without_any_hint_the_slow_poll_finds_everything(
             async with session(at(identity, a), make_hello("bot-1", session_epoch=2)):
                 assert await ended(stream) is grpc.StatusCode.OK
                 await eventually(lambda: present(a, "bot-1", "connected"))
+
+
+async def test_a_file_is_read_from_a_host_at_another_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content, that there is none, its refusal; nothing of it is kept, and nothing is readable on its way."""
+    monkeypatch.setattr("control_plane.api.replication.POLL_SECONDS", QUIET)
+    monkeypatch.setattr("control_plane.api.elsewhere.LOOK_SECONDS", QUIET)
+    sealed: list[bytes] = []
+    settled = QuestionStore.settle
+
+    def settle(store: QuestionStore, question_id: bytes, answer: bytes) -> None:
+        sealed.append(answer)
+        settled(store, question_id, answer)
+
+    monkeypatch.setattr(QuestionStore, "settle", settle)
+    reason = Reason(code=ReasonCode.NOT_SHARED, message="not shared")
+    files = {"soul.md": BODY, "other.md": pb.FileContent(refused=wire.reason_to_pb(reason))}
+    async with replicated(tmp_path, "a", "b") as (a, b):
+        identity = await a.enroll(await a.token())
+        async with sharing(at(identity, b), make_hello("bot-1"), files):
+            answer = await a.rest("GET", "/v1/participants/bot-1/files/soul.md")
+            assert (answer.status, answer.body["content"]) == (200, BODY.decode())
+            answer = await a.rest("GET", "/v1/participants/bot-1/files/none.md")
+            assert (answer.status, answer.body["absent"]) == (200, True)
+            answer = await a.rest("GET", "/v1/participants/bot-1/files/other.md")
+            assert (answer.status, answer.body["reason"]) == (403, "NOT_SHARED")
+        assert len(sealed) == 3
+        assert all(BODY.strip() not in one for one in sealed)
+        with psycopg.connect(postgres.url_of(tmp_path)) as database:
+            assert database.execute("select count(*) from question").fetchone() == (0,)
+        answer = await a.rest("GET", "/v1/participants/bot-1/files/soul.md")
+        assert (answer.status, answer.body["reason"]) == (409, "NOT_CONNECTED")
+
+
+async def test_a_start_waits_for_what_hosts_at_another_replica_say(tmp_path: Path) -> None:
+    """Who is connected there is asked there, and kept out for what its host refuses."""
+    states = (ParticipantState(participant="bot-1", targets=("*.md",), policy=b"p" * 32),)
+    hello = make_hello(participants=states, capabilities=(PREFLIGHT,))
+    async with replicated(tmp_path, "a", "b") as (a, b):
+        identity = await a.enroll(await a.token())
+        async with judging(at(identity, b), hello, lambda file: ReasonCode.TOO_LARGE):
+            variants = [
+                {"name": key, "key": key, "content": key, "weight": 50, "isControl": key == "a"}
+                for key in ("a", "b")
+            ]
+            values = {"name": "Test", "targetFile": "soul.md", "variants": variants}
+            await a.made("/v1/experiments", {**values, "participantIds": ["bot-1", "bot-2"]})
+            begun = await a.made("/v1/experiments/test/start", None)
+            assert "PREFLIGHT_REFUSED" in {item["code"] for item in begun["experiment"]["warnings"]}
 
 
 async def present(plane: Plane, participant: str, presence: str) -> bool:

@@ -31,7 +31,7 @@ class _Connection:
 
 
 class Network:
-    """The way to `target` (HOST:PORT); clients connect to `address`. Use `proxied`."""
+    """The way to `target` (HOST:PORT, or the path of a socket); clients connect to `address`. Use `proxied`."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -110,9 +110,8 @@ class Network:
             _abort(writer)
             return
         await self._open[UP].wait()
-        host, _, port = self.target.rpartition(":")
         try:
-            from_server, to_server = await asyncio.open_connection(host, int(port))
+            from_server, to_server = await _connected(self.target)
         except OSError:
             _abort(writer)
             return
@@ -185,6 +184,13 @@ class Network:
         for task in connection.tasks:
             if task is not asyncio.current_task():
                 task.cancel()
+
+
+async def _connected(target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if target.startswith("/"):
+        return await asyncio.open_unix_connection(target)
+    host, _, port = target.rpartition(":")
+    return await asyncio.open_connection(host, int(port))
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

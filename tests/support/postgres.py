@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import psycopg
 
@@ -136,6 +136,15 @@ def give_back() -> None:
             _free.append(kept)
         else:
             _drop(kept)
+
+
+def by_tcp(url: str) -> tuple[str, str]:
+    """(where the server listens, HOST:PORT or its socket's path; the URL with `{}` in place of that)."""
+    parts = urlsplit(url)
+    folder = parse_qs(parts.query).get("host", [""])[0]
+    user = f"{parts.username}:{parts.password}" if parts.password else f"{parts.username}"
+    at = f"{folder}/.s.PGSQL.{parts.port or 5432}" if folder else f"{parts.hostname}:{parts.port or 5432}"
+    return at, f"postgresql://{user}@{{}}{parts.path}"
 
 
 def opened(url: str) -> PostgresDatabase:

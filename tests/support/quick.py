@@ -16,6 +16,9 @@ HEARTBEAT = 0.25
 LEASE = 1.5
 """Within so many seconds a host that is gone is shown lost."""
 
+REPLICA_LEASE = 3.0
+"""Within so many seconds a replica that is gone is taken for gone."""
+
 SERVER: tuple[tuple[str, str, Any], ...] = (
     ("control_plane.api.sessions", "HEARTBEAT_SECONDS", HEARTBEAT),
     ("control_plane.api.sync", "HEARTBEAT_SECONDS", HEARTBEAT),
@@ -26,6 +29,11 @@ SERVER: tuple[tuple[str, str, Any], ...] = (
     ("control_plane.api.sessions", "LEASE", round(LEASE * SECOND)),
     ("control_plane.api.polls", "LEASE", round(LEASE * SECOND)),
     ("control_plane.store.sqlite", "BUSY_SECONDS", 0.5),
+    ("control_plane.store.postgres", "ANSWER_SECONDS", 4.0),
+    ("control_plane.store.postgres", "IDLE_SECONDS", 2),
+    ("control_plane.services.replicas", "BEAT_SECONDS", 0.4),
+    ("control_plane.services.replicas", "LEASE_SECONDS", REPLICA_LEASE),
+    ("control_plane.services.due", "LOOK_SECONDS", 0.2),
 )
 AGENT: tuple[tuple[str, str, Any], ...] = (
     ("agent.session", "OPENING_SECONDS", 2.0),
