@@ -179,6 +179,7 @@ RUN_BY = {
     "docs/howto/first-host.md": "tests/e2e/test_first_host.py",
     "docs/howto/debian.md": "tests/deploy/test_debian.py",
     "docs/howto/postgres.md": "tests/e2e/test_postgres.py",
+    "docs/howto/replicas.md": "tests/e2e/test_replicas.py",
     "deploy/docker/README.md": "tests/deploy/test_docker.py",
 }
 """Which test runs a page's commands; a how-to that goes on from the README is run by tests/e2e/test_howtos.py."""

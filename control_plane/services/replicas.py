@@ -8,7 +8,8 @@ write it makes as the leader proves the token in its own transaction (the fence)
 A database in one process's own file has none of this: `Alone` leads it.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,7 +85,7 @@ class Replica:
         self._token: int | None = None
         self._known: dict[bytes, tuple[int, float]] = {}
         self._leader: tuple[Leader, float] | None = None
-        self._beaten_at = clock.monotonic()
+        self._beaten_at = self._heard_at = clock.monotonic()
         self.refused = 0
         """Writes as the leader that its fence refused."""
 
@@ -93,14 +94,28 @@ class Replica:
 
         Raises FailedPrecondition once the database is another incarnation than this process began with.
         """
+        tasks = [asyncio.ensure_future(self._always(does)) for does in (self.beat, self.hear)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _always(self, does: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self.beat()
+                await does()
             except FailedPrecondition:
                 raise
             except Error as error:
                 _log.warning("replica.no_sign_of_life", reason=error.reason, error=error.message)
             await self._clock.sleep(BEAT_SECONDS)
+
+    async def hear(self) -> None:
+        """The database answered a reading. Raises Unavailable where it does not."""
+        at = self._clock.monotonic()
+        await self._database.read(lambda tx: tx.one("select 1"))
+        self._heard_at = at
 
     async def beat(self) -> None:
         """One sign of life is given. Raises as `run`, and Unavailable where the database takes nothing."""
@@ -109,7 +124,7 @@ class Replica:
         expired = self._leader[0] if self._leader is not None and gone else None
         led = self._token
         seen = await self._database.write(lambda tx: self._beat(tx, expired))
-        self._beaten_at = at
+        self._beaten_at = self._heard_at = at
         known, self._known = self._known, {}
         for uid, count in seen.beats.items():
             before = known.get(uid)
@@ -152,13 +167,16 @@ class Replica:
 
     @property
     def leads(self) -> bool:
-        """It led at its last sign of life."""
-        return self._token is not None and not self.cut_off
+        """It led at its last sign of life, and that is not long ago."""
+        return self._token is not None and self._clock.monotonic() - self._beaten_at < LEASE_SECONDS
 
     @property
     def cut_off(self) -> bool:
-        """The database took no sign of life for so long that the others take this process for gone."""
-        return self._clock.monotonic() - self._beaten_at >= LEASE_SECONDS
+        """The database answered nothing for the length of a lease.
+
+        One that answers readings and takes no write is not away: another process may be at its turn, and stand still.
+        """
+        return self._clock.monotonic() - self._heard_at >= LEASE_SECONDS
 
     @property
     def others(self) -> int:

@@ -35,10 +35,14 @@ class Load:
         self._order = 1
 
     async def begin(self) -> None:
-        """Two experiments run: one that is measured and takes in newcomers, one whose variants are ordered by hand."""
-        for key, target, weights in (
-            ("tone", "soul.md", (50, 50)),
-            ("orders", "orders.md", (100, *[0] * 15)),
+        """One experiment is measured, another takes in newcomers, of a third variants are ordered by hand."""
+        for late in ("late-1", "late-2"):
+            await self.post("/v1/participants", {"id": late, "labels": {"late": "yes"}})
+        bots: dict[str, Any] = {"ids": BOTS}
+        for key, target, weights, meant in (
+            ("tone", "soul.md", (50, 50), bots),
+            ("late", "late.md", (50, 50), {"labels": {"late": "yes"}}),
+            ("orders", "orders.md", (100, *[0] * 15), bots),
         ):
             variants = [
                 {
@@ -57,7 +61,7 @@ class Load:
                     "key": key,
                     "targetFile": target,
                     "variants": variants,
-                    "participants": {"ids": BOTS, "labels": {"late": "yes"}},
+                    "participants": meant,
                     "exposureCriteria": {"settleSeconds": 0},
                 },
             )
@@ -98,12 +102,9 @@ class Load:
         """Every file is as ordered last."""
         wanted = f"orders {self._order}\n".encode()
         hosts = self.cluster.fleet.hosts
+        files = [host.file(bot, "orders.md") for host in hosts for bot in host.participants]
         await eventually(
-            lambda: all(
-                host.file(bot, "orders.md").read_bytes() == wanted
-                for host in hosts
-                for bot in host.participants
-            ),
+            lambda: all(file.read_bytes() == wanted for file in files),
             within=LONG,
             what=f"every file holds order {self._order}",
         )

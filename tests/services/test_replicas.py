@@ -85,7 +85,7 @@ async def test_a_database_that_became_another_ends_the_process(world: World) -> 
     another = Incarnation(id=b"another incarnat")
     await world.database.write(lambda tx: Store(tx).access.set_incarnation(another))
     with pytest.raises(FailedPrecondition, match="another incarnation"):
-        await a.run()
+        await a.beat()
 
 
 @pytest.mark.fault(59)
