@@ -114,7 +114,7 @@ class Replica:
     async def hear(self) -> None:
         """The database answered a reading. Raises Unavailable where it does not."""
         at = self._clock.monotonic()
-        await self._database.read(lambda tx: tx.one("select 1"))
+        await self._database.read(lambda tx: Store(tx).replicas.leader())
         self._heard_at = at
 
     async def beat(self) -> None:
