@@ -178,7 +178,7 @@ async def _serve(
             Timers(services, clock, replica or Alone()).run,
             *([replica.run] if replica else []),
             *([lambda: replication.run(services)] if replication else []),
-            Retention(database, clock, keep_days=settings.keep_events_days).run,
+            Retention(database, clock, replica or Alone(), keep_days=settings.keep_events_days).run,
         )
         lifecycle.sd_notify("STOPPING=1")
         _log.info("control_plane.stopping")

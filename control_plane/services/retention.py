@@ -6,12 +6,12 @@ long as it counts, and for a time after it is over. When that has passed, the ph
 transaction on, and only then are its events deleted; a report that comes later still is kept with a reason. Events that
 count nowhere go when they are as old.
 
-What is due follows from rows, so nothing is lost by a crash, and it does no harm where two processes do it.
+What is due follows from rows, so nothing is lost by a crash. Of several replicas the one that leads does it.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
+from control_plane.services.replicas import Fence, Fenced, Lead
 from control_plane.store.database import Database, Tx
 from control_plane.store.store import Store
 from shared import logs
@@ -55,23 +55,35 @@ def step(tx: Tx, *, now: int, keep_days: int) -> Forgotten:
 
 
 class Retention:
-    """Forgets what is old enough, as long as it runs."""
+    """Forgets what is old enough, as long as it runs and this process leads; every write of it is fenced."""
 
-    def __init__(self, database: Database, clock: Clock, *, keep_days: int) -> None:
-        self._database, self._clock, self._keep_days = database, clock, keep_days
+    def __init__(self, database: Database, clock: Clock, lead: Lead, *, keep_days: int) -> None:
+        self._database, self._clock, self._lead, self._keep_days = database, clock, lead, keep_days
 
     async def run(self) -> None:
         """Step by step, then looks again every minute; ends only by being cancelled."""
         while True:
             more = False
             try:
-                now = self._clock.now()
-                done = await self._database.write(partial(step, now=now, keep_days=self._keep_days))
-                more = done.rows > 0
-                for phase_id in done.closed:
-                    _log.info("phase.events_gone", phase=show_id(phase_id))
+                if (fence := self._lead.fence()) is not None:
+                    more = await self._step(fence)
+            except Fenced:
+                self._lead.fenced()
             except Error as error:
                 if not error.code.retryable:
                     raise
                 _log.warning("retention.put_off", reason=error.reason, error=error.message)
             await self._clock.sleep(PAUSE_SECONDS if more else LOOK_SECONDS)
+
+    async def _step(self, fence: Fence) -> bool:
+        """Some of it is gone; whether there may be more. Raises Fenced where another leads."""
+        now = self._clock.now()
+
+        def work(tx: Tx) -> Forgotten:
+            fence(Store(tx))
+            return step(tx, now=now, keep_days=self._keep_days)
+
+        done = await self._database.write(work)
+        for phase_id in done.closed:
+            _log.info("phase.events_gone", phase=show_id(phase_id))
+        return done.rows > 0

@@ -49,14 +49,16 @@ class ReplicaStore:
     def leader(self) -> Leader:
         """Who leads."""
         row = self._tx.one("select replica_id, token, beat from leader where seat = 1")
-        assert row is not None
+        if row is None:
+            return Leader(replica_id=None, token=0, beat=0)
         return Leader(replica_id=row["replica_id"], token=row["token"], beat=row["beat"])
 
     def take_lead(self, replica_id: bytes, found: Leader) -> int:
         """The replica leads in place of `found`; its token, which no other ever had."""
         self._tx.run(
-            "update leader set replica_id = ?, token = token + 1, beat = 0 where seat = 1 and token = ?",
-            (replica_id, found.token),
+            "insert into leader (seat, replica_id, token, beat) values (1, ?, ?, 0) on conflict (seat) do update set"
+            " replica_id = excluded.replica_id, token = excluded.token, beat = 0 where leader.token = ?",
+            (replica_id, found.token + 1, found.token),
         )
         return found.token + 1
 
