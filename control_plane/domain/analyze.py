@@ -21,6 +21,7 @@ from control_plane.domain.comparing import (
     sums_of,
 )
 from control_plane.domain.evidence import Evidence, Json, camel, ends
+from control_plane.domain.exported import exported
 from control_plane.domain.fields import Request, parse
 from control_plane.domain.inference import answer, differing_looks
 from control_plane.domain.question import Arm, Correction, Question, question
@@ -57,7 +58,7 @@ def analyze(given: Any) -> Json:
     if "p_values" in given:
         return _adjusted(parse(Adjusting, given))
     if "measure" in given and "members" in given:
-        return _exported(parse(Evidence, given))
+        return _exported(exported(given))
     return _answered(question(given))
 
 

@@ -112,6 +112,9 @@ def _told(
         alpha=level,
         degrees_of_freedom=one.effect.degrees_of_freedom,
     )
+    if not always.finite:
+        lacking = sorted(("interval", "pValue", "pValueAdjusted"))
+        return told | {"reasons": dict.fromkeys(lacking, Undefined.OUT_OF_RANGE.value)}
     return told | {
         "interval": ends(always.interval, evidence.scale),
         "pValue": always.p_value,

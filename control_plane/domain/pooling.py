@@ -132,6 +132,9 @@ def _against(evidence: Evidence, arm: Arm, level: float, comparisons: int, reaso
         alpha=level,
         degrees_of_freedom=found.degrees_of_freedom,
     )
+    if not always.finite:
+        reasons |= dict.fromkeys(_COMPARING[1:], Undefined.OUT_OF_RANGE.value)
+        return told
     interval = ends(always.interval, evidence.scale)
     return {
         "difference": told["difference"],

@@ -8,6 +8,7 @@ arms, without random draws, so the same sums give the same digits.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import expm1, fsum, inf, isfinite, log, sqrt
+from sys import float_info
 from typing import Literal
 
 import numpy as np
@@ -166,8 +167,8 @@ def lift_interval(treatment: Posterior, control: Posterior, *, alpha: float) -> 
     """Where (θ_t - θ_c)/|θ_c| lies with probability 1 - alpha, alpha/2 left on either side, in shares of 1.
 
     The ends solve F(r) = alpha/2 and 1 - alpha/2 with F(r) = ∫ f_c(x) F_t(x + r|x|) dx, exact to about 10⁻⁹.
-    Undefined where the normal posterior of a control cannot be told from 0. Raises Invalid for an `alpha`
-    outside (0, 1).
+    Undefined where the normal posterior of a control cannot be told from 0, or an end is no number. Raises Invalid
+    for an `alpha` outside (0, 1).
     """
     check_alpha(alpha)
     if isinstance(treatment, Normal) and isinstance(control, Normal):
@@ -176,13 +177,12 @@ def lift_interval(treatment: Posterior, control: Posterior, *, alpha: float) -> 
             return Undefined.NO_BASELINE
         start = (treatment.mean - control.mean) / abs(control.mean)
         step = (sqrt(treatment.variance) + spread) / abs(control.mean)
-        ends = _solved(
+        return _solved(
             lambda r, upper: _lift_tail(r, treatment, control, upper=upper),
             start=start,
             step=step,
             alpha=alpha,
         )
-        return Interval(low=ends[0], high=ends[1])
     if not (isinstance(treatment, Beta) and isinstance(control, Beta)):
         message = "must both be of rates, or both of values"
         raise Invalid(f"posteriors {message}", faults=[Fault(field="posteriors", message=message)])
@@ -194,29 +194,43 @@ def lift_interval(treatment: Posterior, control: Posterior, *, alpha: float) -> 
         step=0.1,
         alpha=alpha,
     )
-    return Interval(low=expm1(ends[0]), high=expm1(ends[1]))
+    if isinstance(ends, Undefined) or ends.high > log(float_info.max):
+        return Undefined.OUT_OF_RANGE
+    return Interval(low=expm1(ends.low), high=expm1(ends.high))
+
+
+_FARTHEST = 200
+"""How often the search for an end goes further, twice as far each time: beyond it a float has no such number."""
 
 
 def _solved(
     tail: Callable[[float, bool], float], *, start: float, step: float, alpha: float
-) -> tuple[float, float]:
-    """Where the lower tail is alpha/2, and where the upper one is."""
+) -> Interval | Undefined:
+    """Where the lower tail is alpha/2, and where the upper one is; Undefined where no float is."""
+    if not (isfinite(start) and isfinite(step)):
+        return Undefined.OUT_OF_RANGE
     found = []
     for upper, way in ((False, -1.0), (True, 1.0)):
         near, reach = start, step
         # Back first, should the start itself lie beyond the end.
-        while tail(near, upper) < alpha / 2:
+        for _ in range(_FARTHEST):
+            if tail(near, upper) >= alpha / 2:
+                break
             near, reach = near - way * reach, reach * 2
         far, reach = near + way * step, step
-        while tail(far, upper) > alpha / 2:
+        for _ in range(_FARTHEST):
+            if tail(far, upper) <= alpha / 2:
+                break
             far, reach = far + way * reach, reach * 2
+        if not tail(far, upper) <= alpha / 2 <= tail(near, upper):
+            return Undefined.OUT_OF_RANGE
         low, high = sorted((near, far))
 
         def apart(x: float, side: bool = upper) -> float:  # noqa: FBT001  private
             return tail(x, side) - alpha / 2
 
         found.append(float(scipy.optimize.brentq(apart, low, high, xtol=1e-12, rtol=1e-12)))
-    return found[0], found[1]
+    return Interval(low=found[0], high=found[1])
 
 
 def _lift_tail(r: float, treatment: Normal, control: Normal, *, upper: bool) -> float:
@@ -247,7 +261,8 @@ def _lift_tail_of_rates(u: float, treatment: Beta, control: Beta, *, upper: bool
         if large:
             log_mass = treatment.log_density(at) + scipy.special.log_expit(-t) - log_rest
             moved = np.where(log_at < 0, weights * np.exp(log_mass), 0.0)
-            below = integrated(moved / total(treatment))
+            # Beyond 1 there is all of treatment, also where its nodes were too close to 1 to be told apart.
+            below = np.where(log_at < 0, integrated(moved / total(treatment)), 1.0)
             tail = 1 - below if upper else below
         else:
             tail = treatment.above(at) if upper else treatment.below(at)

@@ -289,6 +289,15 @@ def sequenced(plan: Plan, arm: str, states: Sequence[State]) -> list[Comparison]
             alpha=plan.level,
             degrees_of_freedom=now.freedom,
         )
+        if not always.finite:
+            found.append(
+                _comparison(
+                    plan, arm, estimate=now.estimate, decided=decided, crossed=False,
+                    reasons=dict.fromkeys(_INFERRED, Undefined.OUT_OF_RANGE),
+                    relative=_lift(now.treatment, now.control), unspent=always.unspent,
+                )
+            )  # fmt: skip
+            continue
         crossed = not always.interval.low <= 0 <= always.interval.high
         decided = decided or crossed
         unspent = always.unspent

@@ -8,7 +8,8 @@ within a year of looks.
 """
 
 from dataclasses import dataclass
-from math import exp, log, log1p, sqrt
+from math import exp, inf, isfinite, log, log1p, sqrt
+from sys import float_info
 
 import scipy
 
@@ -27,6 +28,11 @@ class Always:
     unspent: float
     """Share of alpha that is left for other data to come: min(1, E), for E is the capital of a fair bet, which is
     staked again as a whole (of E times the next E, no more than alpha ever reaches 1/alpha)."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether floats can hold the interval; where they cannot, hardly anything is known yet."""
+        return isfinite(self.interval.low) and isfinite(self.interval.high)
 
 
 def information_target(*, alpha: float, power: float, effect: float) -> float:
@@ -58,8 +64,8 @@ def always_valid(
 
     x = ρ₀² · share with ρ₀² = -2 ln α + ln(1 - 2 ln α); B² = (x+1)/x · ln((x+1)/α²);
     ln E = x z²/(2(x+1)) - ln(1+x)/2; p = min(1, exp(-ln E)). With `degrees_of_freedom` (small fleets) the
-    boundary is q = -T⁻¹(Φ(-B)) and z = -Φ⁻¹(T(-|t|)), so that interval and p still agree. Raises Invalid for
-    a `standard_error` or `share` that is not positive.
+    boundary is q = -T⁻¹(Φ(-B)) and z = -Φ⁻¹(T(-|t|)), so that interval and p still agree; it may be infinite, while
+    next to nothing is known. Raises Invalid for a `standard_error` or `share` that is not positive.
     """
     check_alpha(alpha)
     if not (standard_error > 0 and share > 0):
@@ -70,7 +76,7 @@ def always_valid(
     statistic = abs(estimate) / standard_error
     if degrees_of_freedom is not None:
         statistic = _as_normal(statistic, degrees_of_freedom)
-        reach = float(-scipy.special.stdtrit(degrees_of_freedom, scipy.special.ndtr(-boundary)))
+        reach = _as_t(boundary, degrees_of_freedom)
     else:
         reach = boundary
     log_evidence = x * statistic**2 / (2 * (x + 1)) - log1p(x) / 2
@@ -88,3 +94,19 @@ def _as_normal(statistic: float, degrees_of_freedom: float) -> float:
     if tail > 0:
         return float(-scipy.special.ndtri(tail))
     return float(-scipy.special.ndtri_exp(log_two_sided_p(statistic, degrees_of_freedom) - log(2)))
+
+
+def _as_t(boundary: float, degrees_of_freedom: float) -> float:
+    """The t of these degrees of freedom with the same tail as a normal deviate; infinite beyond what a float holds."""
+    tail = float(scipy.special.ndtr(-boundary))
+    if tail > 1e3 * float_info.min:
+        found = -float(scipy.special.stdtrit(degrees_of_freedom, tail))
+        return found if found > 0 else inf
+    aim, farthest = float(scipy.special.log_ndtr(-boundary)), log(float_info.max) / 2
+
+    def beyond(log_t: float) -> float:
+        return log_two_sided_p(exp(log_t), degrees_of_freedom) - log(2) - aim
+
+    if beyond(farthest) > 0:
+        return inf
+    return exp(float(scipy.optimize.brentq(beyond, log(boundary), farthest, xtol=1e-14, rtol=1e-14)))
