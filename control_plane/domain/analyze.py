@@ -6,6 +6,7 @@ participant. Impossible numbers are refused by variant and field, never computed
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from control_plane.domain.comparing import (
     effect_of,
     estimate_of,
     method_of,
+    near_control,
     sums_of,
 )
 from control_plane.domain.evidence import Evidence, Json, camel, ends
@@ -34,7 +36,7 @@ from control_plane.domain.statistics.bayes import (
     believed,
     lift_interval,
 )
-from control_plane.domain.statistics.posterior import Beta
+from control_plane.domain.statistics.posterior import Beta, Normal, credible_interval
 from control_plane.domain.statistics.proportions import Interval, Undefined, icc, rate
 from shared.errors import Fault, Invalid
 
@@ -134,8 +136,8 @@ def _beliefs(asked: Question) -> Beliefs | Undefined:
     """What is believed of every variant, or why nothing is."""
     arms, control, alpha, goal = asked.variants, asked.control, asked.alpha, asked.goal
     if arms[0].shape == "values":
-        own = [estimate_of(asked, arm) for arm in arms]
-        return beliefs_of_values(own, control=control, alpha=alpha, goal=goal)
+        near = [near_control(asked, arm) for arm in arms]
+        return _where_they_are(asked, beliefs_of_values(near, control=control, alpha=alpha, goal=goal))
     prior = Beta(a=asked.prior.a, b=asked.prior.b)
     if arms[0].shape == "participants" and not isinstance(asked.design_effect, float):
         effect: DesignEffect = "per_arm" if asked.design_effect == "per_arm" else "shared"
@@ -147,6 +149,19 @@ def _beliefs(asked: Question) -> Beliefs | Undefined:
     keys = [arm.key for arm in arms]
     found = believed(keys, posteriors, control=control, alpha=alpha, goal=goal)
     return Beliefs(overdispersion=shared, arms=found)
+
+
+def _where_they_are(asked: Question, found: Beliefs | Undefined) -> Beliefs | Undefined:
+    """What is believed of values near the control's, of the values themselves."""
+    if isinstance(found, Undefined):
+        return found
+    arms = []
+    for arm, belief in zip(asked.variants, found.arms, strict=True):
+        own = estimate_of(asked, arm)
+        posterior = Normal(mean=own.value or 0.0, variance=own.variance or 0.0)
+        around = credible_interval(posterior, alpha=asked.alpha)
+        arms.append(replace(belief, posterior=posterior, credible_interval=around))
+    return replace(found, arms=tuple(arms))
 
 
 _BELIEVED = ("liftCredibleInterval", "probabilityToBeBest", "expectedLoss", "credibleInterval", "chanceToWin")

@@ -27,6 +27,7 @@ from control_plane.domain.statistics.proportions import (
     compared,
     compared_by,
     counted,
+    in_range,
     quantile,
     rate,
 )
@@ -91,6 +92,15 @@ def estimate_of(asked: Question, arm: Arm, numbers: Numbers | None = None) -> Es
         degrees_of_freedom=max(found.degrees_of_freedom / effect, 1.0),
         reasons=found.reasons,
     )
+
+
+def near_control(asked: Question, arm: Arm) -> Estimate:
+    """The variant's value, of values less one of the control's: a large offset costs a difference no digits."""
+    control = next(other for other in asked.variants if other.key == asked.control)
+    if not (arm.values and control.values):
+        return estimate_of(asked, arm)
+    origin = control.values[0]
+    return mean(arm.key, moments([value - origin for value in arm.values]))
 
 
 def sums_of(key: str, numbers: Numbers) -> ArmSums:
@@ -278,7 +288,8 @@ def _welch(asked: Question, arm: Arm, control: Arm, level: float) -> Against:
     """Two values with their errors; strata taken out where they are given."""
     t, c = estimate_of(asked, arm), estimate_of(asked, control)
     found = _blocked(asked, arm, control, level)
-    plain, t, c = found or (compared(t, c, alpha=level), t, c)
+    near = near_control(asked, arm), near_control(asked, control)
+    plain, t, c = found or (compared(*near, alpha=level), t, c)
     if plain.estimate is None or t.value is None or c.value is None:
         why = next(iter(plain.reasons.values())).value
         return Against(reasons=dict.fromkeys((*COMPARING, "sequential"), why))
@@ -311,7 +322,7 @@ def _blocked(
         sums = ArmSums(key=one.key, trials=shot.trials, successes=shot.successes, signed=True)
         sides.append(blocked.StratifiedArm(sums=sums, strata=one.strata or ()))
     found = blocked.difference(*sides)
-    if isinstance(found, Undefined):
+    if isinstance(found, Undefined) or not in_range(found.variance * unit**2):
         return None
     variances = (found.treatment_variance, found.variance - found.treatment_variance)
     t, c = (
@@ -361,7 +372,7 @@ def _sequenced(asked: Question, arm: Arm, control: Arm, found: Against, level: f
     if asked.tuning is None:
         found.reasons.setdefault("sequential", Undefined.NO_TUNING.value)
         return found
-    plain = compared(estimate_of(asked, arm), estimate_of(asked, control), alpha=level)
+    plain = compared(near_control(asked, arm), near_control(asked, control), alpha=level)
     if plain.estimate is None or not plain.standard_error:
         found.reasons.setdefault("sequential", Undefined.NO_VARIATION.value)
         return found

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from control_plane.domain.evidence import Alternation, Evidence, Ledgered, Measure, Member, Part, Settings, Sums
+from control_plane.domain.evidence import (
+    Alternation,
+    Evidence,
+    Ledgered,
+    Measure,
+    Member,
+    Part,
+    Settings,
+    Sums,
+)
 from control_plane.domain.fields import parse
 from control_plane.domain.statistics.proportions import Undefined
 from control_plane.domain.statistics.verdict import Guard
@@ -183,19 +192,27 @@ def _sums(sums: Sums | None, where: str, size: int) -> Iterator[Fault]:
     for name in Sums.model_fields:
         numbers: Sequence[int] = getattr(sums, name)
         # Who has no subjects of their own has none to tell.
-        if len(numbers) != size and not (name in ("units", "converted") and not (sums.units or sums.converted)):
+        if len(numbers) != size and not (
+            name in ("units", "converted") and not (sums.units or sums.converted)
+        ):
             yield Fault(field=f"{where}.{name}", message=f"has {len(numbers)} entries for {size}")
         low, high = (-LARGEST_VALUE, LARGEST_VALUE) if name == "values" else (0, MOST)
         for at, number in enumerate(numbers):
             if not low <= number <= high:
-                said = f"is {number}, must be between {low:g} and {high:g}" if abs(number) < 10**40 else "is too large"
+                said = (
+                    f"is {number}, must be between {low:g} and {high:g}"
+                    if abs(number) < 10**40
+                    else "is too large"
+                )
                 yield Fault(field=f"{where}.{name}.{at}", message=said)
 
 
 def _alternation(turns: Alternation, keys: Sequence[str]) -> Iterator[Fault]:
     people = len({turn.cluster or turn.participant for turn in turns.turns})
     if not 1 <= turns.cycles * max(people, 1) <= MOST_CYCLES * 10 or turns.cycles > MOST_CYCLES:
-        yield Fault(field="alternation.cycles", message=f"is {turns.cycles}, must be between 1 and {MOST_CYCLES}")
+        yield Fault(
+            field="alternation.cycles", message=f"is {turns.cycles}, must be between 1 and {MOST_CYCLES}"
+        )
     for name, value in (("blockDays", turns.block_days), ("washout", turns.washout), ("day", turns.day)):
         if not 0 <= value <= 1e9:
             yield Fault(field=f"alternation.{name}", message=f"is {value:g}, must be between 0 and 1e9")
@@ -234,7 +251,9 @@ def _recorded(item: Ledgered, here: str, keys: Sequence[str]) -> Iterator[Fault]
         if one.variant not in keys:
             yield Fault(field=f"{here}.comparisons.{at}.variant", message=f"{one.variant!r} is no variant")
         if one.crossed and one.difference is None:
-            yield Fault(field=f"{here}.comparisons.{at}.difference", message="is missing of a look that crossed")
+            yield Fault(
+                field=f"{here}.comparisons.{at}.difference", message="is missing of a look that crossed"
+            )
     for at, guarded in enumerate(found.guardrails):
         if guarded.variant not in keys:
             yield Fault(field=f"{here}.guardrails.{at}.variant", message=f"{guarded.variant!r} is no variant")

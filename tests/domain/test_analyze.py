@@ -77,6 +77,18 @@ def test_values_are_welch() -> None:
     assert b["lift"] == pytest.approx(np.mean(other) / np.mean(one) - 1)
 
 
+@pytest.mark.parametrize("offset", [1e6, 1e9, -1e12])
+def test_values_far_from_zero_are_compared_with_all_their_digits(offset: float) -> None:
+    """Whatever is added to all of them, difference, p and probabilities are those without it."""
+    one, other = [0.5, 1.25, 3.0, 2.125], [2.5, 1.75, 4.0, 3.875, 2.0]
+    plain = analyze(values(one, other))["variants"][1]
+    far = analyze(values([x + offset for x in one], [x + offset for x in other]))["variants"][1]
+    for name in ("difference", "pValue", "chanceToWin", "probabilityToBeBest", "expectedLoss"):
+        assert far[name] == pytest.approx(plain[name], rel=1e-9), name
+    assert far["differenceInterval"] == pytest.approx(plain["differenceInterval"], rel=1e-9)
+    assert far["credibleInterval"]["low"] == pytest.approx(plain["credibleInterval"]["low"] + offset)
+
+
 def test_participants_are_the_unit() -> None:
     """Ten times the impressions of the same participants narrow nothing."""
     rows = [[[10, 2], [10, 4], [10, 1], [10, 3]], [[10, 5], [10, 3], [10, 6], [10, 4]]]
@@ -164,6 +176,19 @@ def test_counts_of_any_size_keep_their_digits() -> None:
     # Of Beta(1, n + 1) and Beta(6, n - 4) the second is larger unless all of 6 draws are: 1 - 1/64 in the limit.
     b = analyze(counts((0, most), (5, most)))["variants"][1]
     assert b["chanceToWin"] == pytest.approx(63 / 64, abs=1e-9)
+
+
+@pytest.mark.parametrize("prior", [(1e9, 0.1), (0.1, 1e9), (1e9, 1e9)])
+@pytest.mark.parametrize("sums", [((0, 0), (0, 0)), ((7, 7), (0, 9)), ((10**12, 10**12), (0, 10**12))])
+def test_a_prior_that_leaves_no_doubt_has_an_end(
+    prior: tuple[float, float], sums: tuple[tuple[int, int], ...]
+) -> None:
+    """Where floats are too coarse for an end of the lift it is said so; the search for it ends."""
+    b = analyze(counts(*sums, prior=list(prior)))["variants"][1]
+    if b["liftCredibleInterval"] is None:
+        assert b["reasons"]["liftCredibleInterval"] == "OUT_OF_RANGE"
+    else:
+        assert b["liftCredibleInterval"]["low"] <= b["liftCredibleInterval"]["high"]
 
 
 def test_weights_are_tested_with_the_leak_told() -> None:

@@ -128,7 +128,9 @@ def pooled() -> Evidence:
 
 EXPORTS: dict[str, Evidence] = {
     "path test": export(),
-    "ratio by a sequence": export("ratio", settings={"alpha": 0.05, "decision": "sequence", "horizonDays": 3.0}),
+    "ratio by a sequence": export(
+        "ratio", settings={"alpha": 0.05, "decision": "sequence", "horizonDays": 3.0}
+    ),
     "winsorised mean with a history": export(
         measure={"name": "paid", "kind": "mean", "winsorizeAt": 90.0},
         history=drawn(random.Random(8), 16, 2),
@@ -188,7 +190,9 @@ def test_what_was_not_edited_is_answered(name: str) -> None:
         ("pooled", ("pooled", 1, "members", 2, "arm"), "z", "pooled.1.members.2.arm"),
     ],
 )  # fmt: skip
-def test_an_edit_that_cannot_be_is_named(name: str, path: tuple[Any, ...], value: Any, field: str | None) -> None:
+def test_an_edit_that_cannot_be_is_named(
+    name: str, path: tuple[Any, ...], value: Any, field: str | None
+) -> None:
     """By where it is; a control without weight by the arms."""
     edited = copy.deepcopy(DOCUMENTS[name])
     at(edited, path[:-1])[path[-1]] = value

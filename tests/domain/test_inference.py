@@ -81,6 +81,21 @@ def test_an_enormous_effect_has_a_p_value() -> None:
     assert 0 <= found.p_value < 1e-50
 
 
+@pytest.mark.parametrize(("share", "freedom"), [(1e-3, 14.0), (4e-4, 400.0), (2e-4, 30.0), (1e-4, 200.0)])
+def test_next_to_nothing_known_has_an_interval_as_wide(share: float, freedom: float) -> None:
+    """Where the boundary's tail is below any float its t is found in logarithms; beyond any float it is told."""
+    found = always_valid(estimate=0, standard_error=1, share=share, alpha=0.05, degrees_of_freedom=freedom)
+    normal = always_valid(estimate=0, standard_error=1, share=share, alpha=0.05)
+    with mpmath.workdps(60):
+        x = freedom / (freedom + mpmath.mpf(found.boundary) ** 2)
+        tail = mpmath.betainc(freedom / 2, 0.5, 0, x, regularized=True) / 2
+        wanted = mpmath.erfc(normal.boundary / mpmath.sqrt(2)) / 2
+        assert float(mpmath.log(tail) / mpmath.log(wanted)) == pytest.approx(1, rel=1e-12)
+    assert found.finite
+    assert found.p_value == 1
+    assert not always_valid(estimate=0, standard_error=1, share=1e-6, alpha=0.05, degrees_of_freedom=3).finite
+
+
 # -- lifts
 
 

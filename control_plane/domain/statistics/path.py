@@ -112,11 +112,9 @@ def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
     largest statistic among rows still alive, and rows above it have crossed, are used up and leave. Raises
     Invalid for snapshots that are out of order or of another size.
     """
-    labels = draws(design)
     shots = list(_in_order(design, snapshots))
     scored = [_scores(design, shot) for shot in shots]
-    rows = labels.astype(np.float64)  # once: a product would convert them at every look
-    values = [_statistics(rows, e) for e in scored]
+    values = _of_every_row(design, scored)
     steps = course(values, [shot.day for shot in shots], design.alpha, design.horizon)
     decided = False
     found = []
@@ -128,7 +126,7 @@ def looks(design: Design, snapshots: Sequence[Snapshot]) -> tuple[Look, ...]:
                 day=shot.day,
                 statistic=float(own[0]),
                 critical=step.critical,
-                alpha_spent=step.used / len(labels),
+                alpha_spent=step.used / len(own),
                 decided=decided,
                 crossed=step.crossed,
                 estimate=estimate.difference,
@@ -146,6 +144,20 @@ def _scores(design: Design, shot: Snapshot) -> Floats:
     return cuped.residuals(found, design.strata, design.before) if design.before else found
 
 
+def _of_every_row(design: Design, scored: Sequence[Floats]) -> list[Floats]:
+    """The statistic of every row at every look."""
+    rows = draws(design).astype(np.float64)  # once: a product would convert them at every look
+    return [_statistics(rows, e) for e in scored]
+
+
+def crosses(design: Design, snapshots: Sequence[Snapshot]) -> bool:
+    """Whether one of the looks decides: what the last of `looks` says, without what else it says."""
+    shots = list(_in_order(design, snapshots))
+    values = _of_every_row(design, [_scores(design, shot) for shot in shots])
+    steps = course(values, [shot.day for shot in shots], design.alpha, design.horizon)
+    return any(step.crossed for step in steps)
+
+
 def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
     """The smallest level at which the looks so far, taken together, would have decided; 1 where none would.
 
@@ -153,9 +165,8 @@ def p_value(design: Design, snapshots: Sequence[Snapshot]) -> float:
     textbook p of that look. A multiple of 1/(R+1). Found by bisection, for a decision at one level is nearly
     always one at every higher level; where it is not, the answer still agrees with the decision at alpha.
     """
-    labels = draws(design).astype(np.float64)
     shots = list(_in_order(design, snapshots))
-    values = [_statistics(labels, _scores(design, shot)) for shot in shots]
+    values = _of_every_row(design, [_scores(design, shot) for shot in shots])
     return over_looks(values, [shot.day for shot in shots], design.alpha, design.horizon)
 
 
