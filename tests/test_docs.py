@@ -19,6 +19,7 @@ from control_plane import __main__ as server_main
 from control_plane.api import errors
 from control_plane.cli import app as cli_app
 from control_plane.config import Settings
+from control_plane.domain.analyze import analyze
 from control_plane.services.events import Kept
 from shared.model import ReasonCode
 
@@ -206,3 +207,34 @@ def test_every_test_that_a_page_names_is_there() -> None:
             inner, _, end = tail.partition("}")
             for part in inner.split(",") if inner else [""]:
                 assert (ROOT / f"{head}{part}{end}").is_file(), (page.name, name)
+
+
+def test_every_name_in_an_answer_of_analyze_is_on_its_page() -> None:
+    """Of counts, participants, values, looks and p-values; reasons aside."""
+    page = (ROOT / "docs" / "reference" / "analyze.md").read_text()
+    people = [[10, 3], [10, 4], [12, 5]]
+    questions: list[dict[str, Any]] = [
+        {"variants": {"a": {"conversions": 4, "impressions": 9}, "b": {"conversions": 5, "impressions": 9}}},
+        {
+            "variants": {"a": {"participants": people}, "b": {"participants": people}},
+            "tuning": 9,
+            "weights": [1, 1],
+        },
+        {"variants": {"a": {"values": [1, 2, 3]}, "b": {"values": [2, 3, 5]}}, "decision": "path_test"},
+        {"p_values": [0.2, 0.01]},
+    ]
+
+    def names(answer: Any) -> Iterator[str]:
+        for name, value in answer.items() if isinstance(answer, dict) else ():
+            yield name
+            if name not in ("reasons", "expected", "observed", "prior"):
+                yield from names(value)
+        for one in answer if isinstance(answer, list) else ():
+            yield from names(one)
+
+    told = {
+        name
+        for asked in questions
+        for name in names(analyze({"control": "a", **asked} if "variants" in asked else asked))
+    }
+    assert {name for name in told if f"`{name}`" not in page and f'"{name}"' not in page} == set()
