@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +24,19 @@ from control_plane.domain.statistics.proportions import Interval, Undefined, che
 from shared.errors import Fault, Invalid
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
 
-_ROWS_AT_ONCE = 64
-"""Rows of signs that are taken together through all looks, a multiple of 8; few enough to stay near the processor."""
+_DRAWS_AT_ONCE = 64
+"""Draws of signs that are taken together through all looks, a multiple of 8; few enough to stay near the processor."""
 FEWEST_FOR_CALENDAR = 3
 """Participants in a block from which on its mean is subtracted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """What one participant did in one block of time, washout left out; zeros where it did nothing."""
+class Block(NamedTuple):
+    """What one participant did in one block of time, washout left out; zeros where it did nothing.
+
+    A tuple, because a long experiment has a hundred thousand of them at every look.
+    """
 
     participant: str
     cycle: int
@@ -270,31 +274,48 @@ def witnesses(design: Design, blocks: Sequence[Block]) -> Witnesses:
             means = np.bincount(index, weights=column) / sizes
             column -= np.where(sizes[index] >= FEWEST_FOR_CALENDAR, means[index], 0.0)
         left = np.where(sizes >= FEWEST_FOR_CALENDAR, 1 - 1 / sizes, 1.0)[index]
-    cells: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
-    for place, one in enumerate(blocks):
-        cells[_name(design, one.participant, one.cycle)][one.participant, one.arm] = place
-    names, differences, exposures, trials, successes, shrunk = [], [], [], [], [], []
-    for name in sorted(cells):
-        places = [
-            (cells[name][who, design.treatment], cells[name][who, design.control])
-            for who in sorted({who for who, _ in cells[name]})
-            if {(who, design.treatment), (who, design.control)} <= cells[name].keys()
-        ]
-        if places:
-            names.append(name)
-            differences.append(sum(scored[t] - scored[c] for t, c in places))
-            exposures.append(sum(treated[t] - treated[c] for t, c in places))
-            shrunk.append(left[places[0][0]])
-            trials.append([sum(blocks[pair[side]].trials for pair in places) for side in (0, 1)])
-            successes.append([sum(blocks[pair[side]].successes for pair in places) for side in (0, 1)])
+    names, first, second, index = _pairs(design, blocks)
+    size = len(names)
+
+    def each_name(of: Floats) -> Floats:
+        return np.bincount(index, weights=of, minlength=size)
+
+    counts = np.array([(one.trials, one.successes) for one in blocks], dtype=np.float64).reshape(-1, 2)
+    sides = [
+        np.stack([each_name(counts[side, place]) for side in (first, second)], axis=1) for place in (0, 1)
+    ]
     return Witnesses(
         names=names,
-        differences=np.array(differences),
-        exposures=np.array(exposures),
-        trials=np.array(trials, dtype=np.float64).reshape(len(names), 2),
-        successes=np.array(successes, dtype=np.float64).reshape(len(names), 2),
-        shrunk=np.array(shrunk),
+        differences=each_name(scored[first] - scored[second]),
+        exposures=each_name(treated[first] - treated[second]),
+        trials=sides[0],
+        successes=sides[1],
+        shrunk=left[first[np.searchsorted(index, np.arange(size))]],
     )
+
+
+def _pairs(design: Design, blocks: Sequence[Block]) -> tuple[list[str], Places, Places, Places]:
+    """The names of witnesses, in order, and of every pair the places of its two blocks and of its name.
+
+    A pair are the blocks with treatment and control of one participant in one cycle.
+    """
+    at: dict[str, dict[tuple[int, str], int]] = {design.treatment: {}, design.control: {}}
+    for place, one in enumerate(blocks):
+        if one.arm in at:
+            at[one.arm][one.cycle, one.participant] = place
+    treated, control = at[design.treatment], at[design.control]
+    both = sorted((_name(design, who, cycle), who, cycle) for cycle, who in treated.keys() & control.keys())
+    names = list(dict.fromkeys(name for name, _, _ in both))
+    order = {name: place for place, name in enumerate(names)}
+    first, second, index = (
+        np.array(places, dtype=np.intp)
+        for places in (
+            [treated[cycle, who] for _, who, cycle in both],
+            [control[cycle, who] for _, who, cycle in both],
+            [order[name] for name, _, _ in both],
+        )
+    )
+    return names, first, second, index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,39 +362,40 @@ def _statistics(design: Design, found: Sequence[Witnesses]) -> list[Floats]:
     differences = np.zeros((len(found), len(planned)))
     for row, seen in zip(differences, found, strict=True):
         row[[position[name] for name in seen.names]] = seen.differences
+    scales = np.abs(differences).max(axis=1, initial=0.0)
+    differences /= np.where(scales > 0, scales, 1.0)[:, None]
+    whole, squares = differences.sum(axis=1), (differences * differences).sum(axis=1)
     chunks: list[list[Floats]] = [[] for _ in found]
-    for signs in _signs(design, planned):
-        for chunk, own, seen in zip(chunks, differences, found, strict=True):
-            chunk.append(_studentised(signs, own, len(seen.names)))
+    for flipped in _flips(design, planned):
+        sums = whole[:, None] - 2 * (differences @ flipped)
+        for chunk, own, square, seen in zip(chunks, sums, squares, found, strict=True):
+            chunk.append(_studentised(own, float(square), len(seen.names)))
     return [np.concatenate(chunk) for chunk in chunks]
 
 
-def _signs(design: Design, planned: Sequence[str]) -> Iterator[Floats]:
-    """Rows of ±1 for every planned witness, some at a time; the first row is all +1."""
+def _flips(design: Design, planned: Sequence[str]) -> Iterator[Floats]:
+    """Which of the planned witnesses have the other sign (1) in a draw, a column each, some at a time; none first."""
     if 2 ** min(len(planned), 60) <= path.EXHAUSTIVE:
-        rows = np.arange(2 ** len(planned))[:, None] >> np.arange(len(planned))
-        yield 1.0 - 2.0 * (rows & 1).astype(np.float64)
+        rows = np.arange(2 ** len(planned))[None, :] >> np.arange(len(planned))[:, None]
+        yield (rows & 1).astype(np.float64)
         return
     bits = np.empty((len(planned), path.REDRAWS // 8 + 1), dtype=np.uint8)
     for index, name in enumerate(planned):
         key = hashlib.sha256(design.seed + name.encode() + b"redraw").digest()
         words = np.random.PCG64(int.from_bytes(key, "big")).random_raw(path.REDRAWS // 64 + 1)
         bits[index] = words.astype("<u8").view(np.uint8)[: bits.shape[1]]
-    yield np.ones((1, len(planned)))
-    for start in range(0, path.REDRAWS, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, path.REDRAWS)
-        some = np.unpackbits(bits[:, start // 8 : stop // 8 + 1], axis=1)[:, : stop - start]
-        yield 1.0 - 2.0 * some.T.astype(np.float64)
+    yield np.zeros((len(planned), 1))
+    for start in range(0, path.REDRAWS, _DRAWS_AT_ONCE):
+        stop = min(start + _DRAWS_AT_ONCE, path.REDRAWS)
+        some = np.unpackbits(bits[:, start // 8 : (stop + 7) // 8], axis=1)[:, : stop - start]
+        yield some.astype(np.float64)
 
 
-def _studentised(signs: Floats, differences: Floats, n: int) -> Floats:
-    """|Σ ± D|/(s √n) of every row of signs; `differences` are 0 but for the n witnesses there are."""
-    scale = float(np.abs(differences).max()) if n else 0.0
-    if n < 2 or not scale:
-        return np.zeros(len(signs))
-    d = differences / scale
-    sums = signs @ d
-    error = np.sqrt(np.maximum(float(d @ d) - sums**2 / n, 0.0) / (n - 1) * n)
+def _studentised(sums: Floats, squares: float, n: int) -> Floats:
+    """|Σ ± D|/(s √n) of these sums of n differences, none above 1, whose squares add up to `squares`."""
+    if n < 2 or not squares:
+        return np.zeros(len(sums))
+    error = np.sqrt(np.maximum(squares - sums**2 / n, 0.0) / (n - 1) * n)
     still = error <= 1e-9
     values: Floats = np.divide(np.abs(sums), error, out=np.zeros_like(sums), where=~still)
     values[still & (np.abs(sums) > 1e-9)] = np.inf
