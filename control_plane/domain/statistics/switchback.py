@@ -278,7 +278,7 @@ def witnesses(design: Design, blocks: Sequence[Block]) -> Witnesses:
     size = len(names)
 
     def each_name(of: Floats) -> Floats:
-        return np.bincount(index, weights=of, minlength=size)
+        return np.asarray(np.bincount(index, weights=of, minlength=size), dtype=np.float64)
 
     counts = np.array([(one.trials, one.successes) for one in blocks], dtype=np.float64).reshape(-1, 2)
     sides = [
