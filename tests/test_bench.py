@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.timeout(120)
 async def test_the_operator_api_is_measured_beside_bare_handlers() -> None:
     """Every operation on both transports has its row, with processor and wall time on both sides."""
     command = ("-m", "tests.bench.api", "--rounds", "1", "--calls", "4", "--width", "2")
@@ -21,7 +20,6 @@ async def test_the_operator_api_is_measured_beside_bare_handlers() -> None:
     assert all(row["cpuMicros"] > 0 and row["bareCpuMicros"] > 0 and row["wallMicros"] > 0 for row in rows)
 
 
-@pytest.mark.timeout(120)
 async def test_results_are_measured_beside_one_statement_and_random_draws() -> None:
     """Each of the three databases has its row, each number of arms too; the draws say what the integrals say."""
     small = ("--rounds", "1", "--variants", "3", "--participants", "30", "--days", "20", "--events", "3000")

@@ -169,7 +169,7 @@ async def started_and_stopped(directory: Path, reload: tuple[str, ...]) -> Outco
     host = bare_host(directory, reload=reload)
     starting = asyncio.ensure_future(host.reconciler.start())
     began = directory / "began"
-    hook = asyncio.ensure_future(eventually(began.exists, within=30))
+    hook = asyncio.ensure_future(eventually(began.exists))
     await asyncio.wait([starting, hook], return_when=asyncio.FIRST_COMPLETED)
     for task in (starting, hook):
         task.cancel()
@@ -185,11 +185,12 @@ async def test_what_takes_its_time_is_told_while_it_does(tmp_path: Path) -> None
     os.mkfifo(go)
     async with running_host(tmp_path, clock=clock, check=("/bin/sh", "-c", f"cat {go}")) as host:
         host.reconciler.offer(make_offer({"soul.md": "A"}))
+        checking = await reader_of(go)
         await ticked(clock, 0.5, lambda: host.outcomes)
         await clock.advance(3)
         assert [(one.step, one.result) for one in host.outcomes] == [(Step.STAGED, Result.IN_PROGRESS)]
         assert (host.outcomes[0].files, host.reconciler.unacknowledged()) == ((), ())
-        await free(go)
+        os.close(checking)
         await eventually(lambda: len(host.outcomes) == 2)
         assert (host.outcomes[1].step, host.outcomes[1].result) == (Step.SWAPPED, Result.APPLIED)
     async with running_host(tmp_path) as quick:
@@ -197,7 +198,6 @@ async def test_what_takes_its_time_is_told_while_it_does(tmp_path: Path) -> None
         assert len(quick.outcomes) == 1
 
 
-async def free(fifo: Path) -> None:
-    """Whoever reads the FIFO goes on."""
-    writer = await eventually(lambda: os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-    os.close(writer)
+async def reader_of(fifo: Path) -> int:
+    """Somebody reads the FIFO, and goes on once this descriptor is closed."""
+    return await eventually(lambda: os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))

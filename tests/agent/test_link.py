@@ -311,8 +311,11 @@ async def test_whoever_asks_for_session_after_session_is_not_followed_at_that_pa
         seen = control_plane.streams
         for _ in range(120):
             await clock.advance(5)
-            await asyncio.sleep(0.005)
-        assert seen < control_plane.streams < seen + 30
+            await asyncio.sleep(
+                0.005
+            )  # for the sockets; on a busy machine there are fewer sessions, not more
+        assert control_plane.streams < seen + 30
+        await ticked(clock, 5, lambda: control_plane.streams > seen)
 
 
 @pytest.mark.fault(33)
@@ -326,14 +329,20 @@ async def test_a_proxy_that_resets_every_stream_is_not_hammered(
     if not welcomes:
         control_plane.instead = [reset] * 10_000
     async with linked(tmp_path, control_plane, clock=clock, reconnect_jitter=10.0):
-        cut = 0
-        for _ in range(600):
-            await clock.advance(1)
-            await asyncio.sleep(0.005)
-            for sync in control_plane.syncs[cut:]:
+
+        def hit(*, times: int) -> bool:
+            for sync in control_plane.syncs:
                 sync.end(*reset)
-            cut = len(control_plane.syncs)
-        assert 3 <= control_plane.streams <= 30
+            return control_plane.streams >= times
+
+        for _ in range(300):
+            await clock.advance(2)
+            await asyncio.sleep(
+                0.005
+            )  # for the sockets; on a busy machine there are fewer attempts, not more
+            hit(times=0)
+        assert control_plane.streams <= 30
+        await ticked(clock, 2, lambda: hit(times=3))
 
 
 async def test_asked_for_everything_again(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:

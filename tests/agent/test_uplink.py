@@ -44,11 +44,11 @@ async def uplinked(
 
 async def test_records_go_up_in_order_and_are_forgotten(tmp_path: Path) -> None:
     """Whatever the batches, the order is that of the reports."""
-    ledger = Ledger()
-    async with uplinked(tmp_path, ledger, limits=(7, 1 << 20)) as (spool, uplink):
+    ledger, clock = Ledger(), FakeClock()
+    async with uplinked(tmp_path, ledger, clock=clock, limits=(7, 1 << 20)) as (spool, uplink):
         for number in range(50):
             await spool.append(impression(str(number)))
-        await eventually(lambda: not spool.state().depth)
+        await ticked(clock, 0.02, lambda: not spool.state().depth)
         assert list(ledger.records.values()) == [str(number) for number in range(50)]
         assert max(len(batch.records) for batch in ledger.batches) == 7
         assert uplink.acknowledged == 50

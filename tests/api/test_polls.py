@@ -191,7 +191,7 @@ async def test_the_newest_session_wins_between_stream_and_polls(plane: Plane) ->
         session(identity, make_hello("p")) as stream,
         held(plane, polls, make_hello("p", session_epoch=2)) as waiting,
     ):
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(10):
             assert await stream.call.read() is grpc.aio.EOF
         async with session(identity, make_hello("p", session_epoch=3)) as newer:
             assert (await waiting).keys() == {"welcome"}

@@ -96,7 +96,7 @@ async def test_1_late_joiners(plane: Plane) -> None:
     async def joined() -> bool:
         return (await held(plane)).get("late") is not None
 
-    await eventually(joined, within=20, what="the late joiner is in")
+    await eventually(joined, what="the late joiner is in")
     assert {name: value for name, value in (await held(plane)).items() if name != "late"} == before
 
 

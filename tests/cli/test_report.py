@@ -149,7 +149,7 @@ async def lived(plane: Plane, ctl: Run, clock: FakeClock) -> Run:
             found = (await plane.rest("GET", "/v1/experiments/tone/results")).body
             return len(found["looks"]) == count
 
-        await eventually(looked, within=30, what=f"{number} looks")
+        await eventually(looked, what=f"{number} looks")
     return ctl
 
 

@@ -78,7 +78,7 @@ async def written(fleet: Fleet, host: Host) -> None:
         assert {p: host.file(p).read_text() for p in host.participants} == assigned
         return set((await fleet.states("tone")).values()) == {"applied"}
 
-    await eventually(applied, within=30, what="the offers are applied")
+    await eventually(applied, what="the offers are applied")
 
 
 @pytest.mark.fault(39)
@@ -110,7 +110,7 @@ async def test_a_running_agent_renews_and_goes_on(fleet: Fleet) -> None:
         new = identities.load(host.state)
         return new is not None and new.key != old.key and new.not_after > old.not_after
 
-    await eventually(renewed, within=30, what="the certificate is renewed")
+    await eventually(renewed, what="the certificate is renewed")
     await written(fleet, host)
 
     async def back() -> bool:
@@ -120,5 +120,5 @@ async def test_a_running_agent_renews_and_goes_on(fleet: Fleet) -> None:
     def host_log() -> str:
         return host.process.log.read_text()
 
-    await eventually(back, within=30, what="the agent is connected again")
+    await eventually(back, what="the agent is connected again")
     assert (await status(host))["conditions"] == []

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.support.fleet import BIN, run, running_fleet
 from tests.support.terminal import on_a_terminal
 
 
-@pytest.mark.timeout(120)
 async def test_the_file_on_a_host_is_edited_into_an_experiment(tmp_path: Path) -> None:
     """Control is what is on disk, the other is what the editor left, and both are on the hosts' files at the end."""
     editor = tmp_path / "editor"

@@ -38,7 +38,7 @@ async def applied(fleet: Fleet, *participants: str) -> dict[str, bytes]:
     async def done() -> bool:
         return set((await fleet.states("tone")).values()) == {"applied"}
 
-    await eventually(done, within=30, what="every file is in place")
+    await eventually(done, what="every file is in place")
     return {"a": A.encode(), "b": B.encode()}
 
 
@@ -70,19 +70,19 @@ async def test_a_drifted_file_is_repaired_until_it_is_a_war(fleet: Fleet) -> Non
     target = host.file("bot-1")
     for change in (lambda: target.write_text("mine"), target.unlink, lambda: target.write_text("mine")):
         change()
-        await eventually(lambda: target.read_bytes() == wanted, within=20, what="the file is back")
+        await eventually(lambda: target.read_bytes() == wanted, what="the file is back")
 
     async def known() -> bool:
         return await file_state(fleet, "bot-1") == "applied"
 
-    await eventually(known, within=20)
+    await eventually(known)
     target.write_text("mine again")
 
     async def told() -> bool:
         codes = [condition["code"] for condition in (await status(host))["conditions"]]
         return "DRIFT_WAR" in codes and await file_state(fleet, "bot-1") == "drifted"
 
-    await eventually(told, within=20, what="the drift war is known")
+    await eventually(told, what="the drift war is known")
     assert target.read_text() == "mine again"
     assert set((await fleet.states("tone")).values()) == {
         "applied"
@@ -99,7 +99,7 @@ async def test_a_held_file_is_written_over_by_the_operator_s_word_only(fleet: Fl
     async def drifted() -> bool:
         return await file_state(fleet, "bot-1") == "drifted"
 
-    await eventually(drifted, within=20, what="the drift is known")
+    await eventually(drifted, what="the drift is known")
     assert target.read_text() == "a person's edit"
     (file,) = (await fleet.plane.get("/v1/participants/bot-1"))["files"]
     assert file["drift"]["kind"] == "changed"
@@ -110,9 +110,9 @@ async def test_a_held_file_is_written_over_by_the_operator_s_word_only(fleet: Fl
         (file,) = (await fleet.plane.get("/v1/participants/bot-1"))["files"]
         return (file["drift"] or {}).get("kind") == "missing" and file["drift"]["observedDigest"] is None
 
-    await eventually(missing, within=20, what="that it is gone is known")
+    await eventually(missing, what="that it is gone is known")
     target.write_text("a person's edit")
-    await eventually(drifted, within=20, what="the drift is known")
+    await eventually(drifted, what="the drift is known")
     home = await logged_in(fleet)
     deploy = ("variantctl", "deploy", "tone", "-p", "bot-1", "-v", "b", "--wait", "--timeout", "20")
     code, out, err = await run(*deploy, ok=False, **home)
@@ -147,7 +147,7 @@ async def test_a_host_on_hold_writes_nothing_until_it_is_over(fleet: Fleet) -> N
     async def states(wanted: str) -> bool:
         return set((await fleet.states("tone")).values()) == {wanted}
 
-    await eventually(lambda: states("refused"), within=20, what="both are refused")
+    await eventually(lambda: states("refused"), what="both are refused")
     page = await fleet.plane.get("/v1/experiments/tone/deployments?limit=100")
     assert {item["reason"]["code"] for item in page["entities"]} == {"HELD"}
     assert await host.process.stop() == 0
@@ -158,12 +158,12 @@ async def test_a_host_on_hold_writes_nothing_until_it_is_over(fleet: Fleet) -> N
         assert [condition["code"] for condition in found["conditions"]] == ["HOST_HELD"]
         return bool(found["hold"]["waitingOffers"] == 2)
 
-    await eventually(waiting, within=20, what="both are offered again")
+    await eventually(waiting, what="both are offered again")
     assert [host.file(name).read_bytes() for name in host.participants] == [
         host.baseline(name) for name in host.participants
     ]
     _, out, _ = await run("variant-agent", "hold", "off", *at)
     assert "2 offers" in out
-    await eventually(lambda: states("applied"), within=20, what="both are applied")
+    await eventually(lambda: states("applied"), what="both are applied")
     assert [host.file(name).read_text() for name in host.participants] == [A, A]
     assert (await status(host))["hold"] is None

@@ -77,7 +77,6 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
-@pytest.mark.timeout(150)
 def test_every_command_of_the_page(tmp_path: Path) -> None:
     """A host whose agent runs, writes alice's file as alice's, and has three capabilities."""
     for tool in ("ip", "setpriv"):

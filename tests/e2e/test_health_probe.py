@@ -31,7 +31,6 @@ async def application(file: Path) -> AsyncIterator[str]:
 
 
 @pytest.mark.fault(49)
-@pytest.mark.timeout(180)
 async def test_a_bad_variant_is_rolled_back_quarantined_and_shown(tmp_path: Path) -> None:
     """`deploy --wait` ends with 3 and the reason, the file is as it was; again it is refused; good is confirmed."""
     home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}

@@ -28,11 +28,11 @@ async def test_a_changed_agent_toml_reaches_the_control_plane(tmp_path: Path) ->
         async def is_known(**wanted: str) -> bool:
             return await known(fleet) == wanted
 
-        await eventually(lambda: is_known(**{"bot-1": "report"}), within=20)
+        await eventually(lambda: is_known(**{"bot-1": "report"}))
         rewrite(host, "bot-1", "bot-2", drift='"hold"')
         _, out, _ = await run("variant-agent", "reload", *at)
         assert out == "participants added bot-2; changed bot-1\n"
-        await eventually(lambda: is_known(**{"bot-1": "hold", "bot-2": "hold"}), within=20)
+        await eventually(lambda: is_known(**{"bot-1": "hold", "bot-2": "hold"}))
 
         rewrite(host, "bot-1", "bot-2", drift='"never"')
         code, _, err = await run("variant-agent", "reload", *at, ok=False)
@@ -42,7 +42,7 @@ async def test_a_changed_agent_toml_reaches_the_control_plane(tmp_path: Path) ->
         rewrite(host, "bot-1", "bot-2", drift='"repair"')
         assert host.process.child is not None
         host.process.child.send_signal(signal.SIGHUP)
-        await eventually(lambda: is_known(**{"bot-1": "repair", "bot-2": "repair"}), within=20)
+        await eventually(lambda: is_known(**{"bot-1": "repair", "bot-2": "repair"}))
         assert host.process.running()
 
 
@@ -59,7 +59,7 @@ async def running_experiment(fleet: Fleet, *participants: str) -> None:
     async def applied() -> bool:
         return set((await fleet.states("tone")).values()) == {"applied"}
 
-    await eventually(applied, within=20, what="every file is in place")
+    await eventually(applied, what="every file is in place")
 
 
 async def test_a_host_leaves_as_it_came(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ async def test_a_host_leaves_as_it_came(tmp_path: Path) -> None:
             files = (await fleet.plane.get("/v1/participants/bot-1"))["files"]
             return [file["state"] for file in files] == ["unmanaged"]
 
-        await eventually(state, within=20, what="the control plane knows the file is the host's own")
+        await eventually(state, what="the control plane knows the file is the host's own")
         assert host.file("bot-1").read_bytes() == host.baseline("bot-1")
         _, out, _ = await run("variant-agent", "status", *at)
         assert "HOST_HELD" in out

@@ -53,7 +53,6 @@ def steps(page: Path) -> str:
 PAGES = [page for page in sorted((ROOT / "docs" / "howto").glob("*.md")) if CONTINUES in page.read_text()]
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_howto(tmp_path: Path, page: Path) -> None:
     """The page's commands work in the order they stand."""

@@ -42,7 +42,7 @@ async def holds(host: Host, wanted: dict[str, bytes]) -> None:
     def there() -> bool:
         return {bot: host.file(bot).read_bytes() for bot in wanted} == wanted
 
-    await eventually(there, within=30, what=f"files hold {wanted}")
+    await eventually(there, what=f"files hold {wanted}")
 
 
 async def variants_on(fleet: Fleet) -> dict[str, bytes]:
@@ -61,7 +61,7 @@ async def known(fleet: Fleet, wanted: dict[str, bytes]) -> None:
                 return False
         return True
 
-    await eventually(told, within=30, what="the control plane knows")
+    await eventually(told, what="the control plane knows")
 
 
 async def test_pausing_with_revert_takes_the_variants_away_until_the_resume(fleet: Fleet) -> None:
@@ -87,7 +87,7 @@ async def test_pausing_with_revert_takes_the_variants_away_until_the_resume(flee
         found = await fleet.plane.results("tone", "done")
         return sum(impressions for impressions, _ in found.values()) == 2
 
-    await eventually(counted, within=30, what="both impressions are counted")
+    await eventually(counted, what="both impressions are counted")
     delivered = await fleet.plane.results("tone", "done", population="delivered")
     assert set(delivered.values()) == {(0, 0)}
     await fleet.plane.post("/v1/experiments/tone/complete", {"then": "restore"})
@@ -114,7 +114,7 @@ async def test_the_winner_is_shipped_to_all_and_a_reset_puts_everything_back(fle
     async def ended_there() -> bool:
         return set((await fleet.states("next")).values()) <= {"applied", "superseded"}
 
-    await eventually(ended_there, within=30, what="the second experiment is put back")
+    await eventually(ended_there, what="the second experiment is put back")
     await holds(host, dict.fromkeys(BOTS, B.encode()))
 
     again = await fleet.plane.post("/v1/experiments/tone/reset", {"then": "restore"})

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.support.fleet import BIN, Ledger, run, running_fleet
 from tests.support.terminal import Screen, on_a_terminal
 
@@ -21,7 +19,6 @@ DRAFT = {
 }
 
 
-@pytest.mark.timeout(120)
 async def test_a_file_is_followed_by_the_name_of_what_is_on_it(tmp_path: Path) -> None:
     """Variants by name, a foreign edit as drift, a deleted file as missing, reports as they are counted."""
     async with running_fleet(tmp_path) as fleet:

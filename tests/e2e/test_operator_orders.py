@@ -46,7 +46,7 @@ async def holds(host: Host, wanted: dict[str, bytes], path: str = "soul.md") -> 
     def there() -> bool:
         return {bot: host.file(bot, path).read_bytes() for bot in wanted} == wanted
 
-    await eventually(there, within=30, what=f"{host.name}'s files")
+    await eventually(there, what=f"{host.name}'s files")
 
 
 async def states(fleet: Fleet, wanted: set[str], key: str = "tone") -> None:
@@ -55,7 +55,7 @@ async def states(fleet: Fleet, wanted: set[str], key: str = "tone") -> None:
     async def stand() -> bool:
         return set((await fleet.states(key)).values()) == wanted
 
-    await eventually(stand, within=30, what=f"deployments are {wanted}")
+    await eventually(stand, what=f"deployments are {wanted}")
 
 
 async def ordered(fleet: Fleet, *command: str) -> str:
@@ -98,7 +98,7 @@ async def test_a_frozen_fleet_gets_what_was_started_when_it_thaws(fleet: Fleet) 
         counts = await fleet.plane.results("tone", "done")
         return counts == ledger.sums(await fleet.assigned("tone"))
 
-    await eventually(counted, within=30, what="reports are counted meanwhile")
+    await eventually(counted, what="reports are counted meanwhile")
     await states(fleet, {"pending"})
     for host in fleet.hosts:
         assert host.file(host.participants[0]).read_bytes() == host.baseline(host.participants[0])
@@ -131,16 +131,16 @@ async def test_a_drifted_participant_under_exclude_is_out_until_the_file_is_back
         return True
 
     await ledger.report(host, "bot-1", convert=False)
-    await eventually(lambda: counts(1, 1), within=30)
+    await eventually(lambda: counts(1, 1))
     host.file("bot-1").write_text("a person's edit")
-    await eventually(lambda: stand("drifted", {"DRIFT_EXCLUDED"}), within=30, what="the drift is known")
+    await eventually(lambda: stand("drifted", {"DRIFT_EXCLUDED"}), what="the drift is known")
     await ledger.report(host, "bot-1", convert=False)
-    await eventually(lambda: counts(2, 1), within=30, what="assigned only")
+    await eventually(lambda: counts(2, 1), what="assigned only")
     assert host.file("bot-1").read_text() == "a person's edit"
     host.file("bot-1").write_bytes(wanted["bot-1"])
-    await eventually(lambda: stand("applied", set()), within=30, what="the file is back")
+    await eventually(lambda: stand("applied", set()), what="the file is back")
     await ledger.report(host, "bot-1", convert=False)
-    await eventually(lambda: counts(3, 2), within=30, what="both again")
+    await eventually(lambda: counts(3, 2), what="both again")
 
 
 async def test_a_participant_moves_between_running_hosts(fleet: Fleet) -> None:
@@ -161,12 +161,12 @@ async def test_a_participant_moves_between_running_hosts(fleet: Fleet) -> None:
     async def taken(host: Host) -> bool:
         return await conditions(host) == ["PARTICIPANT_TAKEN"]
 
-    await eventually(lambda: taken(latter), within=30, what="the second host is told")
+    await eventually(lambda: taken(latter), what="the second host is told")
     assert latter.file("bot-1").read_bytes() == latter.baseline("bot-1")
     to = {a["name"]: a["id"] for a in (await fleet.plane.get("/v1/agents"))["entities"]}[latter.name]
     await ordered(fleet, "participants", "move", "bot-1", "--to", to)
     await holds(latter, {"bot-1": wanted["bot-1"]})
-    await eventually(lambda: taken(former), within=30, what="the former host is told")
+    await eventually(lambda: taken(former), what="the former host is told")
     assert await conditions(latter) == []
     await fleet.plane.post("/v1/experiments/tone/complete", {"then": "restore"})
     await holds(former, baselines(former, "bot-2"))
@@ -176,7 +176,7 @@ async def test_a_participant_moves_between_running_hosts(fleet: Fleet) -> None:
         newest = next(item for item in page["entities"] if item["participantId"] == "bot-1")
         return bool(newest["state"] == "refused" and newest["reason"]["code"] == "BASELINE_LOST")
 
-    await eventually(refused, within=30, what="the restore is refused")
+    await eventually(refused, what="the restore is refused")
     assert latter.file("bot-1").read_bytes() == former.file("bot-1").read_bytes() == wanted["bot-1"]
 
 

@@ -61,7 +61,7 @@ async def test_whoever_refuses_one_variant_gets_none(tmp_path: Path) -> None:
         async def applied() -> bool:
             return set((await fleet.states("tone")).values()) == {"applied"}
 
-        await eventually(applied, within=30, what="everybody who takes part has a variant")
+        await eventually(applied, what="everybody who takes part has a variant")
         for host in found.values():
             for name in set(host.participants) - takes_all:
                 assert host.file(name).read_bytes() == host.baseline(name)
@@ -88,7 +88,7 @@ async def test_a_reloaded_policy_is_heard_before_the_next_start(tmp_path: Path) 
                 for name in host.participants
             } == {200}
 
-        await eventually(labelled, within=30, what="the host has declared its participants")
+        await eventually(labelled, what="the host has declared its participants")
         two = [{**item, "weight": 50} for item in VARIANTS[:2]]
         values = {"name": "Tone", "targetFile": "soul.md", "variants": two, "participants": label}
         await fleet.plane.post("/v1/experiments", values)
@@ -105,7 +105,7 @@ async def test_a_reloaded_policy_is_heard_before_the_next_start(tmp_path: Path) 
                 "bot-2": "PREFLIGHT_REFUSED"
             }
 
-        await eventually(heard, within=30, what="the new policy was heard")
+        await eventually(heard, what="the new policy was heard")
         await fleet.plane.post("/v1/experiments/tone/start")
         assert set(await fleet.assigned("tone")) == {"bot-1"}
         # Somebody mends the check's objection; without a start or a look, it comes in by itself.
@@ -116,4 +116,4 @@ async def test_a_reloaded_policy_is_heard_before_the_next_start(tmp_path: Path) 
         async def joined() -> bool:
             return set(await fleet.assigned("tone")) == {"bot-1", "bot-2"}
 
-        await eventually(joined, within=30, what="who takes every variant now has come in")
+        await eventually(joined, what="who takes every variant now has come in")

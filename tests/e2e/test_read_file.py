@@ -75,7 +75,7 @@ async def test_what_a_host_shares_is_read_and_nothing_else(
         host.file("open", path).write_bytes(content)
     (host.root("open") / ".env").write_text(SECRET)
     host.file("closed").write_text(SECRET)
-    await eventually(lambda: _served(fleet, "open", "closed"), within=20, what="the host is connected")
+    await eventually(lambda: _served(fleet, "open", "closed"), what="the host is connected")
     for path, content in files.items():
         assert await both(fleet, "open", path) == content, path
     assert await both(fleet, "open", "nothing.md") is None
@@ -141,7 +141,7 @@ async def test_sharing_follows_the_host_file(fleet: Fleet) -> None:
         async def answers(wanted: int = expected) -> bool:
             return (await fleet.plane.rest("GET", path))[0] == wanted
 
-        await eventually(answers, within=20, what=f"{config} with {share} is answered with {expected}")
+        await eventually(answers, what=f"{config} with {share} is answered with {expected}")
     await host.process.stop()
     fleet.hosts.remove(host)
 
@@ -149,4 +149,4 @@ async def test_sharing_follows_the_host_file(fleet: Fleet) -> None:
         status, problem = await fleet.plane.rest("GET", path)
         return (status, problem.get("reason")) == (409, "NOT_CONNECTED")
 
-    await eventually(gone, within=20, what="the host is not connected")
+    await eventually(gone, what="the host is not connected")

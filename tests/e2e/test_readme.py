@@ -28,7 +28,6 @@ def taken() -> list[int]:
     return held
 
 
-@pytest.mark.timeout(180)
 def test_every_line_of_by_hand(tmp_path: Path) -> None:
     """The commands work in the order they stand, and leave the files as they were."""
     if held := taken():

@@ -51,7 +51,7 @@ async def test_every_job_is_finished_after_a_kill_9(tmp_path: Path) -> None:
             return found if found["recalculation"]["status"] == "completed" else None
 
         for name in NAMES:
-            found = await eventually(lambda name=name: computed(name), within=30, what=f"{name} is computed")  # type: ignore[misc]
+            found = await eventually(lambda name=name: computed(name), what=f"{name} is computed")  # type: ignore[misc]
             assert found["recalculation"]["id"] == asked[name]
             last = next(day["variants"] for day in reversed(found["days"]) if day["variants"])
             assert (sum(arm["impressions"] for arm in last), sum(arm["conversions"] for arm in last)) == (

@@ -26,7 +26,6 @@ async def drafted(fleet: Fleet, key: str) -> None:
     await fleet.plane.post(f"/v1/experiments/{key}/start")
 
 
-@pytest.mark.timeout(120)
 async def test_a_host_that_is_gone_blocks_nothing(fleet: Fleet, tmp_path: Path) -> None:
     """A completed experiment waits for the dead host until it is retired; the next one runs on its replacement."""
     stays = await fleet.add_host("stays", "bot-1")
@@ -53,7 +52,7 @@ async def test_a_host_that_is_gone_blocks_nothing(fleet: Fleet, tmp_path: Path) 
         shown = await fleet.plane.get("/v1/participants/bot-2")
         return (shown["presence"], shown["hostname"] is not None) == ("connected", True)
 
-    await eventually(bound, within=20, what="the replacement serves bot-2")
+    await eventually(bound, what="the replacement serves bot-2")
     assert replacement.file("bot-2").read_bytes() == replacement.baseline("bot-2")
     await drafted(fleet, "next")
     await run("variantctl", "experiments", "wait", "next", "--timeout", "30s", **home)

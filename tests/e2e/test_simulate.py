@@ -114,7 +114,7 @@ async def test_a_fleet_joins_holds_its_variants_reports_and_leaves(fleet: Fleet)
             return all(pair[1] > 0 for pair in (await fleet.plane.results("tone", "done")).values())
 
         await eventually(counted, within=60, what="reports of both variants are counted")
-        await eventually(lambda: simulated.last["applied"] == 12, within=20)
+        await eventually(lambda: simulated.last["applied"] == 12)
         assert await simulated.stop() == 0
     assert simulated.last["failed"] == 0
     agents = (await fleet.plane.get("/v1/agents"))["entities"]

@@ -53,8 +53,8 @@ async def test_two_files_change_together_and_come_back(fleet: Fleet) -> None:
     wanted = {
         (bot, path): body for bot in BOTS for path, body in zip(PATHS, contents[assigned[bot]], strict=True)
     }
-    await eventually(lambda: read(host) == wanted, within=30, what="both files of each combination")
+    await eventually(lambda: read(host) == wanted, what="both files of each combination")
     deployments = (await fleet.plane.get("/v1/experiments/mix/deployments"))["entities"]
     assert [sorted(file["path"] for file in item["files"]) for item in deployments] == [list(PATHS)] * 2
     await fleet.plane.post("/v1/experiments/mix/complete", {"then": "restore"})
-    await eventually(lambda: read(host) == before, within=30, what="what was there before")
+    await eventually(lambda: read(host) == before, what="what was there before")

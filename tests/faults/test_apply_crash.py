@@ -161,10 +161,19 @@ async def test_killed_at_every_system_call_a_restart_finishes_or_undoes(
     made = [text.split("(")[0] for text in log.read_text().splitlines()]
     points = [(call, number) for call in CALLS for number in range(1, made.count(call) + 1)]
     assert {"openat2", "fsync", "unlinkat"} <= set(made) or offer != "restore"
-    for call, number in random.Random(offer).sample(points, min(SAMPLE, len(points))):
+    sample = random.Random(offer).sample(points, min(SAMPLE, len(points)))
+    killed = 0
+    for call, number in sample:
         directory = prepared(tmp_path / f"{call}-{number}", applied=applied)
         inject = f"inject={call}:signal=KILL:when={number}"
         status = await traced(crasher, directory, offer, *options, "-e", inject)
-        assert status == KILLED, f"{call} {number} of {made.count(call)}"
+        if (
+            status == 0
+        ):  # a call that depends on the moment, such as what waits for a command: there were fewer
+            assert sum(text.startswith(f"{call}(") for text in log.read_text().splitlines()) < number
+        else:
+            assert status == KILLED, f"{call} {number} of {made.count(call)}"
+            killed += 1
         await recovered(directory, offer)
         shutil.rmtree(directory)
+    assert killed > len(sample) // 2

@@ -109,7 +109,7 @@ async def test_a_machine_that_slept_takes_the_newest_order_only(tmp_path: Path) 
             await host.connected()
             await system.report(host, 3)
             await system.settled()
-            await eventually(lambda: system.oracle.seen[host.file("bot-1")] == [0, 1, 3], within=10)
+            await eventually(lambda: system.oracle.seen[host.file("bot-1")] == [0, 1, 3])
 
 
 @pytest.mark.fault(60)
@@ -133,4 +133,4 @@ async def test_hosts_that_were_away_for_days_take_the_present_order(tmp_path: Pa
             async with away.running():
                 await system.shown(away, "connected")
                 await system.settled()
-                await eventually(lambda: system.oracle.seen[away.file("bot-3")] == [0, 1, 6], within=10)
+                await eventually(lambda: system.oracle.seen[away.file("bot-3")] == [0, 1, 6])

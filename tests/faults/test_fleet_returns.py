@@ -97,7 +97,7 @@ async def test_the_fleet_returns_and_operators_do_not_notice(tmp_path: Path) -> 
     async with running_fleet(tmp_path) as fleet, herd_of(fleet) as herd:
         await eventually(lambda: len(herd.open) == HOSTS, within=BACK_SECONDS)
         await fleet.plane.process.kill()
-        await eventually(lambda: not herd.open, within=20)
+        await eventually(lambda: not herd.open)
         before = herd.attempts
         await fleet.plane.start()
         started, waits = time.monotonic(), []
@@ -120,4 +120,4 @@ async def test_the_fleet_returns_and_operators_do_not_notice(tmp_path: Path) -> 
                 if cursor is None:
                     return found == HOSTS
 
-        await eventually(all_shown, within=20, what="everybody is shown connected")
+        await eventually(all_shown, what="everybody is shown connected")

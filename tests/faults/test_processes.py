@@ -24,7 +24,7 @@ from tests.support.privileged import mounted, run_or_skip
 from tests.support.quick import LEASE
 from tests.support.waiting import eventually
 
-NOTICED = LEASE + 8.0
+NOTICED = LEASE + 20.0
 
 
 @asynccontextmanager
@@ -157,8 +157,9 @@ async def test_without_descriptors_what_is_open_lives_and_the_rest_recovers(
         await eventually(works, within=NOTICED, what="everything works again")
         await trial.order(host)
         await trial.settled()
-        # asyncio tries each accept again after a second, and tells of every failure with its traceback.
-        await asyncio.sleep(1.2)
+        # asyncio tries each accept again after a second, and tells of every failure with its traceback, of a try that
+        # is still to come when the process stops, too. Nothing else shows that the last was made.
+        await asyncio.sleep(2.5)
         assert "out of system resource" in process.log.read_text()
         process.log.write_text("")
 
@@ -227,7 +228,7 @@ async def test_nobody_reads_the_log(tmp_path: Path) -> None:
         )
         os.close(writing)
         try:
-            await eventually((host.state / "addresses.json").exists, within=30)
+            await eventually((host.state / "addresses.json").exists)
             async with trial.oracle.watching():
                 await trial.begin()
                 await trial.report(host, 20)
@@ -280,6 +281,10 @@ async def test_names_that_do_not_resolve_are_tried_again_without_a_loop(tmp_path
         await fleet.plane.start()
         host = await fleet.add_host("one", "bot-1", starts=False)
         trial = trial_on(fleet)
+
+        async def tries_again() -> bool:
+            return bool((await call(Path(host.socket), "/status")).body["session"]["attempt"] >= 1)
+
         async with proxied(fleet.plane.addresses["agents"]) as network:
             reroute(host.state, f"plane.test:{network.address.rpartition(':')[2]}")
             wrapped = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
@@ -296,10 +301,10 @@ async def test_names_that_do_not_resolve_are_tried_again_without_a_loop(tmp_path
                     before = network.attempts  # the last good address is kept, and tried
                     await trial.report(host, 5)
                     await asyncio.sleep(3)
-                    session = (await call(Path(host.socket), "/status")).body["session"]
-                    assert (session["attempt"] >= 1, network.attempts - before <= 40) == (True, True)
+                    assert network.attempts - before <= 40
+                    await eventually(tries_again)
                     network.refusing = False
                     hosts.write_text("127.0.0.1 localhost plane.test\n")
-                    await trial.shown(host, "connected", within=30)
+                    await trial.shown(host, "connected")
                     await trial.order(host)
                     await trial.settled()

@@ -82,7 +82,7 @@ async def test_a_database_that_is_put_back_without_a_word(tmp_path: Path) -> Non
         async def told() -> bool:
             return await found(fleet) == ["HOST_AHEAD"]
 
-        await eventually(told, within=30, what="the host is found to be ahead")
+        await eventually(told, what="the host is found to be ahead")
         await trial.order(host)
         await trial.report(host, 5)
         assert await trial.presence(host) == "connected"

@@ -74,7 +74,7 @@ async def works(trial: Trial, host: Host) -> None:
     await trial.shown(host, "connected", within=150)  # the agent's back-off is what it is in earnest
     await trial.report(host, 5)
     await trial.order(host)
-    await trial.settled(within=30)
+    await trial.settled()
 
 
 async def restarted(

@@ -89,7 +89,7 @@ class ArenaHost:
 
         await eventually(is_connected, what=f"{self.name} is connected")
 
-    async def disconnected(self, *, within: float = 10.0) -> None:
+    async def disconnected(self, *, within: float = 60.0) -> None:
         """The agent knows that no session is open."""
 
         async def is_not() -> bool:
@@ -197,7 +197,7 @@ class Trial:
         """How the control plane shows the host."""
         return str((await self.get(f"/v1/participants/{host.participants[0]}"))["presence"])
 
-    async def shown(self, host: Target, presence: str, *, within: float = 10.0) -> None:
+    async def shown(self, host: Target, presence: str, *, within: float = 60.0) -> None:
         """The control plane shows the host so, within the bound."""
 
         async def is_shown() -> bool:
@@ -205,7 +205,7 @@ class Trial:
 
         await eventually(is_shown, within=within, what=f"{host.name} is shown {presence}")
 
-    async def settled(self, *, within: float = 20.0) -> None:
+    async def settled(self, *, within: float = 60.0) -> None:
         """Faults are over: files converge, every report is accounted for, everything seen was ordered."""
         await self.oracle.converged(within=within)
         await self.oracle.accounted(within=within)

@@ -121,9 +121,7 @@ class ControlPlane:
         """Serving; after the first start, on the same ports again."""
         (self.data / "addresses.json").unlink(missing_ok=True)
         await self.process.start()
-        await eventually(
-            lambda: self.process.running() and (self.data / "addresses.json").exists(), within=30
-        )
+        await eventually(lambda: self.process.running() and (self.data / "addresses.json").exists())
         self.addresses = json.loads((self.data / "addresses.json").read_text())
         words = self.process.command
         command = words[: words.index("--data-dir") + 2] if "--data-dir" in words else list(words)
@@ -218,9 +216,7 @@ class Host:
         """The agent runs and answers."""
         (self.state / "addresses.json").unlink(missing_ok=True)
         await self.process.start()
-        await eventually(
-            lambda: self.process.running() and (self.state / "addresses.json").exists(), within=30
-        )
+        await eventually(lambda: self.process.running() and (self.state / "addresses.json").exists())
 
     @asynccontextmanager
     async def local(self) -> AsyncIterator[aiohttp.ClientSession]:
@@ -238,7 +234,7 @@ class Ledger:
     _ids: "itertools.count[int]" = field(default_factory=itertools.count)
 
     async def report(
-        self, host: Host, participant: str, *, convert: bool, within: float = 40.0, event: str = "done"
+        self, host: Host, participant: str, *, convert: bool, within: float = 60.0, event: str = "done"
     ) -> None:
         """One impression and perhaps a conversion are accepted, repeated under the same event id until they are."""
         await self._accept(host, "/v1/impressions", {"participantId": participant}, within)
@@ -325,7 +321,7 @@ class Fleet:
                 ]
             )
 
-        await eventually(are, within=30, what=f"{', '.join(participants)} connected")
+        await eventually(are, what=f"{', '.join(participants)} connected")
 
     async def assigned(self, experiment: str) -> dict[str, str]:
         """Variant key by participant."""

@@ -194,10 +194,10 @@ async def played(folder: Path, events: Sequence[Event]) -> None:
 
         async with trial.oracle.watching(operator):
             await trial.begin()
-            await trial.oracle.converged(within=40)
+            await trial.oracle.converged()
             await stage.play(events)
             for host in fleet.hosts:
-                await trial.shown(host, "connected", within=30)
+                await trial.shown(host, "connected")
             await trial.settled(within=60)
         trial.oracle.answered(failing=0.02)
         await eventually(lambda: len(trial.oracle.accepted) > 0)

@@ -10,7 +10,7 @@ from tests.support.clock import FakeClock
 T = TypeVar("T")
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], *, within: float = 15.0, what: str = "") -> T:
+async def eventually(condition: Callable[[], T | Awaitable[T]], *, within: float = 60.0, what: str = "") -> T:
     """The first truthy value of `condition`, asked again and again; fails the test after `within` seconds.
 
     For conditions outside this event loop's reach (files, sockets, processes), where nothing can be
