@@ -39,10 +39,20 @@ $(VENV)/.gbstats: $(BIN)/uv requirements/gbstats.txt
 	fi
 	@touch $@
 
+# Clients that other systems' vendors publish, in an environment of their own: where there is no npm, or no registry,
+# their tests say so and are skipped.
+$(VENV)/.clients: $(VENV)/.dev requirements/clients/package-lock.json
+	mkdir -p $(VENV)/clients && cp requirements/clients/package*.json $(VENV)/clients/
+	if command -v npm > /dev/null; then \
+		npm ci --prefix $(VENV)/clients --ignore-scripts --omit=peer --omit=optional --legacy-peer-deps --no-audit --no-fund \
+			--loglevel=error || rm -rf $(VENV)/clients/node_modules; \
+	fi
+	@touch $@
+
 demo: $(VENV)/.run  ## Run a real experiment on this machine (ONCE=1: finish by itself)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python deploy/demo/run.py $(if $(ONCE),--once)
 
-test: $(VENV)/.dev $(VENV)/.gbstats  ## Run the whole suite
+test: $(VENV)/.dev $(VENV)/.gbstats $(VENV)/.clients  ## Run the whole suite
 	OPENBLAS_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # Sizes: FAULTS_SEED, FAULTS_SCHEDULES, FAULTS_EVENTS, FAULTS_TRIES, FAULTS_HISTORIES, FAULTS_FLEET, FAULTS_CUTS.

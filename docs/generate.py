@@ -23,7 +23,7 @@ from agent import status as agent_status
 from control_plane import __main__ as server_main
 from control_plane.api import errors
 from control_plane.api.door import Door
-from control_plane.api.doors import DOORS
+from control_plane.api.doors import DOORS, stamn
 from control_plane.api.doors.mapping import Facade, How
 from control_plane.api.operations import EXPORT, OPERATIONS, WATCH_PATH, WATCHES
 from control_plane.api.replication import Replication
@@ -375,6 +375,16 @@ def door_calls(found: Facade) -> str:
     return table(("Call", "Status", "Scope", ""), rows())
 
 
+def stamn_calls() -> str:
+    """Every call of Stamn, which is one of ours."""
+    rows = [
+        (f"`{o.method} {o.path}`", str(o.status), f"`{o.scope}`", stamn.CALLS[o.rpc])
+        for o in OPERATIONS
+        if o.rpc in stamn.CALLS
+    ]
+    return table(("Call", "Status", "Scope", ""), rows)
+
+
 def door_fields(found: Facade) -> str:
     """Every field of every resource of a door."""
     parts = []
@@ -391,6 +401,7 @@ def door_fields(found: Facade) -> str:
 
 def _door_parts() -> dict[str, Callable[[], str]]:
     parts: dict[str, Callable[[], str]] = {"meanings": door_meanings}
+    parts["Stamn calls"] = stamn_calls
     for found in DOORS:
         parts[f"{found.title} calls"] = partial(door_calls, found)
         parts[f"{found.title} fields"] = partial(door_fields, found)

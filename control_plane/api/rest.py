@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from control_plane.api import bodies, conditions, doors, errors, exchange, openapi
 from control_plane.api import export as exporting
 from control_plane.api.door import Door
+from control_plane.api.doors import stamn
 from control_plane.api.operations import EXPORT, WATCH_PATH, Operation
 from control_plane.api.watch import Watchers
 from control_plane.domain.fields import Request
@@ -41,6 +42,7 @@ def application(
                 app.router.add_route(method, _route(path, operations), _handler(door, operation))
 
     doors.add(app, door)
+    _add_enveloped(app, door, operations)
     app.router.add_get(WATCH_PATH, watchers.serve)
 
     async def export(request: web.Request) -> web.StreamResponse:
@@ -66,6 +68,34 @@ def application(
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     return app
+
+
+def _add_enveloped(app: web.Application, door: Door, operations: Sequence[Operation]) -> None:
+    """Stamn's calls in Stamn's envelope, besides the ones without."""
+    for operation in operations:
+        if operation.rpc in stamn.CALLS:
+            path = stamn.PREFIX + _route(operation.path, operations)
+            app.router.add_route(operation.method, path, _enveloped(door, operation))
+
+
+def _enveloped(door: Door, operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        caller = await door.admitted(request.headers.get("Authorization", ""))
+        values = await _values(request, operation)
+        if not operation.rpc.endswith(".ListExperiments"):
+            key = request.headers.get("Idempotency-Key", "")
+            answer = await door.run(operation, caller, values, request_id=key)
+            status = 200 if operation.status == 204 else operation.status
+            return web.json_response(stamn.enveloped(answer), status=status)
+        every: list[Any] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await door.run(operation, caller, {**values, "limit": 100, "cursor": cursor})
+            every += page["entities"]
+            cursor = page["pagination"]["nextCursor"]
+        return web.json_response(stamn.enveloped(every))
+
+    return handle
 
 
 def _route(path: str, operations: Sequence[Operation]) -> str:

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from control_plane.api import bodies
 from control_plane.api.door import Door
-from control_plane.api.doors import breakground, ours, posthog
+from control_plane.api.doors import breakground, ours, posthog, stamn
 from control_plane.api.doors.mapping import Facade, Route
 from control_plane.api.errors import Told
 
@@ -24,6 +24,8 @@ ROUTES: dict[str, Route] = {route.rpc: route for found in DOORS for route in fou
 
 def told(path: str) -> Told | None:
     """How failures at a path are told; None where they are told as everywhere."""
+    if stamn.is_at(path):
+        return stamn.told
     return next((found.told for found in DOORS if found.is_at(path)), None)
 
 
