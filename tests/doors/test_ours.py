@@ -350,6 +350,9 @@ async def test_personalization_and_multivariate(tenant: Tenant) -> None:
     """Neither has an automatic control; a multivariate one needs its factors before it starts."""
     personal = await draft(tenant, type="personalization")
     assert (personal["type"], personal["variants"]) == ("personalization", [])
+    rules = {"labels": [{"key": "plan", "operator": "equals", "value": "pro"}]}
+    asked = {"experimentId": personal["id"], "name": "Pro", "targetingRules": rules}
+    assert (await tenant.ok("POST", VARIANTS, asked, status=201))["targetingRules"] == rules
     bare = await draft(tenant, name="M", type="multivariate", metrics={"primary": {"eventName": "x"}})
     refused = await tenant.ask("POST", f"{AT}/{bare['id']}/start")
     assert "factors" in {item["field"] for item in refused.body["details"]}

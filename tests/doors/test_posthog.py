@@ -294,7 +294,16 @@ async def test_lists(tenant: Tenant) -> None:
     for query, wanted in names.items():
         found = await tenant.ok("GET", f"{AT}?{query}")
         assert [e["name"] for e in found["results"]] == wanted, query
-    for query in ("order=wat", "status=wat", "limit=ten", "offset=-1", "page=2", "cursor=x", "prompt_name=x"):
+    for query in (
+        "order=wat",
+        "status=wat",
+        "limit=ten",
+        "offset=-1",
+        "limit=1&limit=2",
+        "page=2",
+        "cursor=x",
+        "prompt_name=x",
+    ):
         await refused(tenant, "GET", f"{AT}?{query}")
 
 
@@ -488,6 +497,10 @@ async def test_freezing_exposure(tenant: Tenant) -> None:
     found = await running(tenant)
     frozen = await tenant.ok("POST", f"{AT}/{found['id']}/freeze_exposure/")
     assert (frozen["status"], frozen["end_date"]) == ("exposure_frozen", None)
+    assert (
+        "exposure_frozen"
+        in (await refused(tenant, "POST", f"{AT}/{found['id']}/unfreeze_exposure/"))["detail"]
+    )
     assert (await tenant.ok("POST", f"{AT}/{found['id']}/end/"))["status"] == "stopped"
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from control_plane.api import bodies
 from control_plane.api.door import Door
 from control_plane.api.doors import breakground, ours, posthog, stamn
-from control_plane.api.doors.mapping import Facade, Route
+from control_plane.api.doors.mapping import Facade, Route, wrong
 from control_plane.api.errors import Told
 
 DOORS: tuple[Facade, ...] = (ours.DOOR, breakground.DOOR, posthog.DOOR)
@@ -42,12 +42,20 @@ def add(app: web.Application, door: Door) -> None:
                     app.router.add_route(method, pattern + "/", handler)
 
 
+def _query(request: web.Request) -> dict[str, str]:
+    """The query. Raises Invalid for what is there twice."""
+    for name in request.query:
+        if len(request.query.getall(name)) > 1:
+            raise wrong(name, "is given twice", "give it once")
+    return dict(request.query)
+
+
 def _handler(door: Door, found: Facade, route: Route) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         caller = await door.admitted(request.headers.get("Authorization", ""))
         names = {name: found.named(text) for name, text in request.match_info.items()}
         body = await bodies.read(request) if route.method != "GET" else {}
-        values = {**names, "query": dict(request.query), "body": body}
+        values = {**names, "query": _query(request), "body": body}
         if route.method == "GET":
             values["at"] = str(request.url.with_query(None))
         key = request.headers.get("Idempotency-Key", "")

@@ -199,6 +199,7 @@ VARIANT = Shape(
         default=[],
     ),
     *contents(),
+    ours("targetingRules", "an addition: of a personalization, whom it is for, as `{labels}` in our own API"),
     ours("levels", "an addition: of a multivariate one, the level of each factor", native="levels"),
 )
 

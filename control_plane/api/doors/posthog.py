@@ -315,6 +315,16 @@ def _freeze(work: Work, call: Call) -> Answered:
     return answered(work, lifecycle.stop(work, requests.ById(id=show_id(_experiment(work, call).id))))
 
 
+def _unfreeze(work: Work, call: Call) -> Answered:
+    _bare(call)
+    experiment = _experiment(work, call)
+    raise FailedPrecondition(
+        f"a {status_of({'status': experiment.status.value})} experiment lets nobody in again; duplicate it",
+        reason="WRONG_STATE",
+        details={"state": experiment.status.value},
+    )
+
+
 def _end(work: Work, call: Call) -> Answered:
     values = ENDING.read(call.body, verb="create").values
     at = show_id(_experiment(work, call).id)
@@ -465,7 +475,8 @@ DOOR = Facade(
     routes=(
         _route("ListExperiments", f"GET {_ALL}", _READ, list_page,
                "`limit` (100), `offset`, `status` (draft, running, paused, exposure_frozen, stopped, complete, all;"
-               " running excludes paused), `archived`, `search`, `order`, `created_by`, `feature_flag_id`, `event`"),
+               " running excludes paused), `archived`, `search`, `order`, `created_by`, `feature_flag_id`, `event`;"
+               " `created_by_id` and `prompt_name` are refused: users have no numbers here, and there are no prompts"),
         _route("CreateExperiment", f"POST {_ALL}", _WRITE, _create,
                "a draft, or launched by its start_date", status=201),
         _route("ListEligibleFlags", f"GET {_ALL}/eligible_feature_flags", _READ, eligible_flags,
@@ -483,6 +494,8 @@ DOOR = Facade(
         _route("ResumeExperiment", f"POST {_ONE}/resume", _WRITE, _resume, "a paused one; with the same variants"),
         _route("FreezeExposure", f"POST {_ONE}/freeze_exposure", _WRITE, _freeze,
                "nobody further takes part, for good; it is measured on"),
+        _route("UnfreezeExposure", f"POST {_ONE}/unfreeze_exposure", _WRITE, _unfreeze,
+               "refused: intake that was closed stays closed"),
         _route("EndExperiment", f"POST {_ONE}/end", _WRITE, _end, "files stay as they are"),
         _route("ShipVariant", f"POST {_ONE}/ship_variant", _WRITE, _ship,
                "every participant gets the variant; one under way ends"),
