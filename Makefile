@@ -55,7 +55,7 @@ demo: $(VENV)/.run  ## Run a real experiment on this machine (ONCE=1: finish by 
 test: $(VENV)/.dev $(VENV)/.gbstats $(VENV)/.clients  ## Run the whole suite
 	OPENBLAS_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-# Sizes: FAULTS_SEED, FAULTS_SCHEDULES, FAULTS_EVENTS, FAULTS_TRIES, FAULTS_HISTORIES, FAULTS_FLEET, FAULTS_CUTS.
+# Sizes: FAULTS_SEED, FAULTS_SCHEDULES, FAULTS_EVENTS, FAULTS_TRIES, FAULTS_HISTORIES, FAULTS_FLEET, FAULTS_CUTS, FAULTS_ERRORS.
 faults: $(VENV)/.dev  ## Run the tests that inject faults at their larger sizes; a failure tells its seed
 	FAULTS=large OPENBLAS_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --timeout 7200 tests/faults $(PYTEST_ARGS)
 

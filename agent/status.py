@@ -124,6 +124,9 @@ class Status(Collector):
         yield info
         yield _one("ready", not self._health.unready())
         yield _one("connected", self._link.connected)
+        if self._link.enrolled is not None:
+            left = self._link.enrolled.not_after - self._clock.now()
+            yield _one("certificate_seconds_left", left / SECOND)
         state = self._spool.state()
         yield _one("spool_records", state.depth)
         yield _one("spool_bytes", state.size)
@@ -171,6 +174,11 @@ METRICS: Mapping[str, tuple[type[Family], str, tuple[str, ...]]] = {
     "info": (GaugeMetricFamily, "always 1", ("version", "name")),
     "ready": (GaugeMetricFamily, "1 where the agent does its work", ()),
     "connected": (GaugeMetricFamily, "1 while a session with the control plane is open", ()),
+    "certificate_seconds_left": (
+        GaugeMetricFamily,
+        "until this host's certificate ends, where it has one",
+        (),
+    ),
     "slots": (GaugeMetricFamily, "slots by how their last attempt stands", ("result",)),
     "quarantined": (GaugeMetricFamily, "contents that this host found fault with and does not try again", ()),
     "condition": (GaugeMetricFamily, "1 while it holds", ("code", "severity")),

@@ -15,6 +15,7 @@ import pytest
 from shared.model import OfferAction, Result
 from tests.support.crashing import NEW, OLD, UNDONE, reload_command
 from tests.support.host import make_end, make_offer, running_host
+from tests.support.schedule import size
 
 OFFERS = ("write", "undone", "restore")
 KILLED = -9
@@ -177,3 +178,50 @@ async def test_killed_at_every_system_call_a_restart_finishes_or_undoes(
         await recovered(directory, offer)
         shutil.rmtree(directory)
     assert killed > len(sample) // 2
+
+
+# -- errors that the kernel gives --------------------------------------------------------------------
+
+FAIL = ("openat2", "write", "fsync", "rename", "renameat", "renameat2", "mkdirat", "fchmod")
+ERRORS = 5
+"""System calls per offer of which one fails; `make faults` tries every one, with both errors."""
+
+
+@pytest.mark.fault(11, 17)
+@pytest.mark.timeout(size("TIMEOUT", small=240, large=7_200))
+@pytest.mark.parametrize("offer", OFFERS)
+async def test_an_error_of_the_kernel_at_any_system_call_leaves_files_whole(
+    tmp_path: Path, crasher: Process, offer: str
+) -> None:
+    """EIO or ENOSPC once: every file is old or new, nothing is left over, and the next offers are applied."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    applied = await applied_host(tmp_path, offer)
+    log = tmp_path / "log"
+    options = ["-e", f"trace={','.join(FAIL)}", "-o", str(log)]
+    whole = prepared(tmp_path / "whole", applied=applied)
+    assert await traced(crasher, whole, offer, *options) == 0
+    made = [text.split("(")[0] for text in log.read_text().splitlines()]
+    points = [
+        (call, number, error)
+        for call in FAIL
+        for number in range(1, made.count(call) + 1)
+        for error in ("EIO", "ENOSPC")
+    ]
+    assert {"openat2", "fsync"} <= {call for call, _, _ in points}
+    count = size("ERRORS", small=ERRORS, large=len(points))
+    for call, number, error in random.Random(offer).sample(points, min(count, len(points))):
+        directory = prepared(tmp_path / f"{call}-{number}-{error}", applied=applied)
+        inject = f"inject={call}:error={error}:when={number}"
+        where = f"{error} of {call} {number} of {made.count(call)}"
+        assert await traced(crasher, directory, offer, *options, "-e", inject) == 0, where
+        on_disk(directory, UNDONE if offer == "undone" else NEW)
+        async with running_host(directory, reload=reload_command(directory)) as host:
+            assert host.leftovers() == [], where
+            ended = await host.apply(make_offer(NEW, revision=3, overwrite_drift=True, retry=True))
+            assert ended.result is Result.APPLIED, (where, ended.reason)
+            assert on_disk(directory, NEW) == (NEW["soul.md"], NEW["deep/er/new.md"])
+            ended = await host.apply(make_end(OfferAction.RESTORE, *NEW, revision=4))
+            assert ended.result is Result.APPLIED, (where, ended.reason)
+            assert on_disk(directory, NEW) == (OLD, None), where
+        shutil.rmtree(directory)
