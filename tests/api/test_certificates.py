@@ -2,15 +2,18 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
 import pytest
 
-from control_plane.data import DataDir, left_behind
+from control_plane.api.sealed import Opener, seal
+from control_plane.data import DataDir, backup, left_behind, restore
+from control_plane.services.enrollment import follows
 from shared import tls
 from shared.clock import SystemClock
-from shared.errors import FailedPrecondition
+from shared.errors import FailedPrecondition, Invalid
 from shared.ids import new_id
 from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
@@ -284,3 +287,50 @@ def test_a_replacement_that_was_cut_short_is_whole_on_one_side(tmp_path: Path) -
     data.retire_authority(clock)
     assert data.authorities(clock).ders == [both.second.der]
     assert not (folder / "next-key.pem").exists()
+
+
+async def test_an_authority_in_a_file_of_its_own_is_every_server_s(tmp_path: Path) -> None:
+    """Made once, used by every directory, replaced for all of them, and in each one's backup."""
+    file, clock = tmp_path / "authority.pem", SystemClock()
+    one, two = DataDir(tmp_path / "one", file), DataDir(tmp_path / "two", file)
+    for data in (one, two):
+        data.prepare()
+    first = one.authority(clock)
+    assert two.authority(clock).der == first.der
+    assert (two.path / "ca" / "ca.pem").read_bytes() == first.certificate
+    assert not one.has_key
+    assert file.stat().st_mode & 0o777 == 0o600
+    one.introduce_authority(clock)
+    both = two.authorities(clock)
+    assert both.second is not None
+    assert both.first.der == first.der
+    (two.path / "database").write_bytes(b"PostgreSQL\n")
+    with pytest.raises(Invalid, match="VARIANTD_CA_KEY_FILE"):
+        backup(DataDir(two.path), tmp_path / "b.tar")
+    backup(two, tmp_path / "b.tar")
+    await restore(DataDir(tmp_path / "three"), tmp_path / "b.tar", new_id=new_id)
+    assert DataDir(tmp_path / "three").authorities(clock).ders == both.ders
+    two.retire_authority(clock)
+    assert one.authorities(clock).ders == [both.second.der]
+
+
+def test_servers_follow_each_other_through_a_replacement() -> None:
+    """One step ahead is the next authority introduced, or the former retired; a step behind is an old copy."""
+    a, b, c = bytes(32), b"b" * 32, b"c" * 32
+    steps = [(), (a,), (a, b), (b,), (b, c)]
+    for known, own in pairwise(steps):
+        assert follows(known, own)
+        assert follows(own, own)
+    for known, own in ((own, known) for known, own in pairwise(steps[1:])):
+        assert not follows(known, own)
+    assert not follows((a,), (b,))
+
+
+def test_what_is_sealed_is_for_one_alone() -> None:
+    """Nobody else opens it, nor it as an answer to something else."""
+    asked, other = Opener(), Opener()
+    body = seal(b"a prompt", for_whom=asked.for_whom, about=b"question")
+    assert asked.open(body, about=b"question") == b"a prompt"
+    for opener, about in ((other, b"question"), (asked, b"another")):
+        with pytest.raises(ValueError, match="not sealed"):
+            opener.open(body, about=about)

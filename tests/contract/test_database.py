@@ -19,6 +19,7 @@ from control_plane.store.sqlite import SqliteDatabase, backup_database
 from shared.errors import FailedPrecondition, Invalid, Unavailable
 from tests.contract.conftest import Engine
 from tests.support import postgres
+from tests.support.network import proxied
 
 KILLED_AFTER_ANSWER = """
 import asyncio, os, signal
@@ -353,3 +354,26 @@ def test_a_server_that_is_not_there_is_told_without_its_password() -> None:
     with pytest.raises(Invalid) as malformed:
         postgres.opened("postgresql://somebody:pass-word@127.0.0.1:1/none?nonsense=1")
     assert "pass-word" not in str(malformed.value)
+
+
+@pytest.mark.fault(6)
+async def test_a_server_that_says_nothing_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads or writes then is told; once it speaks again everything goes on."""
+    monkeypatch.setattr("control_plane.store.postgres.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("control_plane.store.postgres.CONNECT_SECONDS", 2)
+    where, url = postgres.by_tcp(postgres.url_of(tmp_path))
+    async with proxied(where) as network:
+        database = await asyncio.to_thread(postgres.opened, url.format(network.address))
+        await database.write(put("before"))
+        network.hold()
+        for asked in (database.write(put("during")), keys(database)):
+            with pytest.raises(Unavailable):
+                await asyncio.wait_for(asked, 20)
+        network.let_go()
+        network.reset()
+        await database.write(put("after"))
+        assert {"before", "after"} <= set(await keys(database))
+        await database.close()
+    postgres.drop(tmp_path)
