@@ -16,7 +16,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +27,7 @@ from psycopg.adapt import Loader, Transformer
 from psycopg.rows import dict_row
 
 from control_plane.store.database import IntegrityViolation, Parameters, Row, Tx, migrate
+from control_plane.store.reading import Readers
 from control_plane.store.writing import Unit, Writer
 from shared import logs
 from shared.errors import FailedPrecondition, Invalid, Unavailable
@@ -37,7 +37,6 @@ _log = logs.get(__name__)
 T = TypeVar("T")
 Connection = psycopg.Connection[dict[str, Any]]
 
-READERS = 4
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 30
 LOCK_SECONDS = 20  # for another process's turn
@@ -237,9 +236,7 @@ class PostgresDatabase:
     def __init__(self, url: str) -> None:
         self._url = url
         self.hints = self
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="postgres-reader")
-        self._local = threading.local()
-        self._reader_connections: list[Connection] = []
+        self._readers = Readers("postgres-reader", lambda: _connect(url), is_lost=lambda one: one.closed)
         self._connection: Connection | None = None
         self._patience = _Patience()
         self._writer: Writer
@@ -253,29 +250,18 @@ class PostgresDatabase:
         return database
 
     async def read(self, work: Callable[[Tx], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        def read(connection: Connection) -> T:
+            with self._patience.waiting(connection):
+                try:
+                    connection.execute("begin isolation level repeatable read read only")
+                    return work(PostgresTx(connection, self._patience))
+                except _LOST as error:
+                    raise _unavailable(error) from error
+                finally:
+                    with suppress(psycopg.Error):  # a connection that is lost is closed
+                        connection.execute("rollback")
 
-    def _read(self, work: Callable[[Tx], T]) -> T:
-        connection = self._reader()
-        with self._patience.waiting(connection):
-            try:
-                connection.execute("begin isolation level repeatable read read only")
-                return work(PostgresTx(connection, self._patience))
-            except _LOST as error:
-                raise _unavailable(error) from error
-            finally:
-                with suppress(
-                    psycopg.Error
-                ):  # a connection that is lost is closed, and another made next time
-                    connection.execute("rollback")
-
-    def _reader(self) -> Connection:
-        """This thread's connection, for readings."""
-        connection: Connection | None = getattr(self._local, "connection", None)
-        if connection is None or connection.closed:
-            connection = self._local.connection = _connect(self._url)
-            self._reader_connections.append(connection)
-        return connection
+        return await self._readers.run(read)
 
     async def write(self, work: Callable[[Tx], T]) -> T:
         return await self._writer.write(work)
@@ -302,15 +288,14 @@ class PostgresDatabase:
             self._connection.close()
 
     async def hint(self, text: str) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._readers, self._hint, text)
+        def say(connection: Connection) -> None:
+            try:
+                with self._patience.waiting(connection):
+                    connection.execute("select pg_notify(%s, %s)", (CHANNEL, text))
+            except _LOST as error:
+                raise _unavailable(error) from error
 
-    def _hint(self, text: str) -> None:
-        connection = self._reader()
-        try:
-            with self._patience.waiting(connection):
-                connection.execute("select pg_notify(%s, %s)", (CHANNEL, text))
-        except _LOST as error:
-            raise _unavailable(error) from error
+        await self._readers.run(say)
 
     async def listen(self, told: Callable[[str], None]) -> NoReturn:
         """As `Hints` has it. A connection of its own, made again a second after it was lost."""
@@ -329,10 +314,8 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         await self._writer.close()
-        self._readers.shutdown(wait=True)
+        self._readers.close()
         self._patience.end()
-        for connection in self._reader_connections:
-            connection.close()
 
 
 def prepare(url: str, *, may_change: bool = True) -> list[str]:

@@ -1,21 +1,18 @@
 """SQLite behind `Database`: one writer, a few reader threads, WAL, every commit fsynced."""
 
-import asyncio
 import sqlite3
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from control_plane.store.database import Hints, IntegrityViolation, Parameters, Row, Tx, migrate
+from control_plane.store.reading import Readers
 from control_plane.store.writing import Unit, Writer
 from shared.errors import Unavailable
 
 T = TypeVar("T")
 
-READERS = 4
 BUSY_SECONDS = 5.0
 LOG_BYTES = 64 * 1_048_576
 """Readers that follow each other without a gap keep the log from being begun anew; beyond this they are waited for."""
@@ -55,12 +52,9 @@ class SqliteDatabase:
     hints: Hints | None = None  # one process has the file
 
     def __init__(self, path: Path, *, log_bytes: int = LOG_BYTES) -> None:
-        self._path = path
         self._log, self._log_bytes = Path(f"{path}-wal"), log_bytes
         self._log_next = log_bytes
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sqlite-reader")
-        self._local = threading.local()
-        self._reader_connections: list[sqlite3.Connection] = []
+        self._readers = Readers("sqlite-reader", lambda: _connect(path, reads_only=True))
         self._connection = _connect(path)
         self._writer: Writer
 
@@ -73,21 +67,16 @@ class SqliteDatabase:
         return database
 
     async def read(self, work: Callable[[Tx], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        def read(connection: sqlite3.Connection) -> T:
+            connection.execute("begin")
+            try:
+                return work(SqliteTx(connection))
+            except sqlite3.OperationalError as error:
+                raise _unavailable(error) from error
+            finally:
+                connection.execute("rollback")
 
-    def _read(self, work: Callable[[Tx], T]) -> T:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = _connect(self._path)
-            connection.execute("pragma query_only = on")
-            self._reader_connections.append(connection)
-        connection.execute("begin")
-        try:
-            return work(SqliteTx(connection))
-        except sqlite3.OperationalError as error:
-            raise _unavailable(error) from error
-        finally:
-            connection.execute("rollback")
+        return await self._readers.run(read)
 
     async def write(self, work: Callable[[Tx], T]) -> T:
         return await self._writer.write(work)
@@ -127,9 +116,7 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         await self._writer.close()
-        self._readers.shutdown(wait=True)
-        for connection in self._reader_connections:
-            connection.close()
+        self._readers.close()
 
 
 def migrate_file(path: Path, *, may_change: bool = True) -> list[str]:
@@ -155,7 +142,7 @@ def _unavailable(error: sqlite3.Error) -> Unavailable:
     return Unavailable(f"the database refused the transaction: {error}", reason="DATABASE_UNAVAILABLE")
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, *, reads_only: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
     )
@@ -163,4 +150,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
     connection.execute("pragma foreign_keys = on")
+    if reads_only:
+        connection.execute("pragma query_only = on")
     return connection

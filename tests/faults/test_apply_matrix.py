@@ -7,7 +7,6 @@ what became of it, and a reload that is owed is run. A step without a row fails.
 import asyncio
 import os
 import signal
-import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -19,11 +18,11 @@ import pytest
 from shared.model import Loaded, Offer, OfferAction, OfferedFile, Outcome, ReasonCode, Result, Step, digest
 from tests.support.application import Application, application
 from tests.support.clock import FakeClock
+from tests.support.forking import forking
 from tests.support.host import Host, make_end, make_offer, running_host
 from tests.support.stepping import rules
 from tests.support.waiting import eventually, ticked
 
-HERE = Path(__file__).resolve().parents[2]
 B = digest(b"B")
 AGAIN, REFUSED, BACK, STUCK = Result.IN_PROGRESS, Result.REFUSED, Result.ROLLED_BACK, Result.STUCK
 
@@ -176,18 +175,8 @@ async def test_an_error_at_every_step(
 @pytest.fixture
 async def stepper() -> AsyncIterator[Process]:
     """The process that forks the ones that die."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.support.stepping",
-        cwd=HERE,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    yield process
-    os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    async with forking("tests.support.stepping") as process:
+        yield process
 
 
 @pytest.mark.fault(1, 47, 49, 50)

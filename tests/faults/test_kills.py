@@ -7,7 +7,6 @@ import asyncio
 import os
 import random
 import signal
-import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -19,11 +18,11 @@ from agent.spool import Spool
 from shared.clock import SystemClock
 from shared.ids import new_id
 from shared.model import OfferAction, Result
+from tests.support.forking import forking
 from tests.support.host import make_end, running_host
 from tests.support.killed import TARGETS, is_version, parse_batch
 from tests.support.ledger import Ledger
 
-HERE = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("VARIANTD_KILLS", "150"))
 LONGEST = 0.06
 """Seconds that a child lives after it was connected, or after it applied something."""
@@ -59,18 +58,8 @@ class Listener:
 @pytest.fixture
 async def parent() -> AsyncIterator[Process]:
     """The process that forks the ones that are killed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.support.killed",
-        cwd=HERE,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    yield process
-    os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    async with forking("tests.support.killed") as process:
+        yield process
 
 
 async def number(process: Process) -> int:
