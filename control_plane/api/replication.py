@@ -129,7 +129,7 @@ class Replication:
             if sender != self._own:
                 self._count.labels("heard").inc()
                 self._hear(services, word, rest)
-        except ValueError:
+        except (ValueError, IndexError):
             _log.warning("hints.not_understood", hint=text[:40])
 
     def _hear(self, services: Services, word: str, rest: list[str]) -> None:

@@ -166,6 +166,9 @@ async def test_the_newest_session_is_the_one_wherever_it_is(
             session(at(identity, b), make_hello("bot-1", session_epoch=2)) as second,
         ):
             assert await ended(first) is grpc.StatusCode.OK
+            with psycopg.connect(postgres.url_of(tmp_path), autocommit=True) as database:
+                for hint in ("x", "x wake zz", "x ask", "x settle 00", "x of a later version"):
+                    database.execute("select pg_notify('variantd', %s)", (hint,))
             await started(a, "bot-1")
             await second.report(await second.offer(), Result.APPLIED)
             assert await present(a, "bot-1", "connected")

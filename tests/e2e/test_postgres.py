@@ -127,6 +127,12 @@ async def test_care_of_a_directory_whose_database_is_elsewhere(
     assert (tmp_path / "d2" / "ca" / "key.pem").read_bytes() == (
         fleet.plane.data / "ca" / "key.pem"
     ).read_bytes()
+    code, _, told = await run(
+        *("variantd", "admin", "new-incarnation"),
+        *("--data-dir", str(tmp_path / "d2"), "--database", url),
+        ok=False,
+    )
+    assert (code, "servers run over this database" in told) == (1, True)  # it sees those of other directories
     assert url not in (fleet.folder / "variantd.log").read_text()
 
 
