@@ -95,7 +95,8 @@ def sample_size(
         return
     show.say(
         session.out,
-        f"each variant needs {found.participants} participants with {impressions:g} impressions"
+        f"each variant needs {found.participants} participants with {impressions:g}"
+        f" {'impression' if impressions == 1 else 'impressions'} each"
         f" ({found.impressions} in all, design effect {found.design_effect:.2f}) to find a change from"
         f" {100 * baseline:g} to {100 * baseline * (1 + effect):g} % in {100 * power:g} % of experiments",
     )
@@ -119,12 +120,12 @@ def aa(
     The sums stay as they were at each look; who was in which variant is drawn again. Compare the share with alpha.
     """
     _installed()
-    from control_plane.domain.evidence import Evidence
+    from control_plane.domain.exported import exported
     from control_plane.domain.sham import replay
 
     given = _json(experiment) if Path(experiment).is_file() else _inputs(session, experiment)
     try:
-        evidence = parse(Evidence, given)
+        evidence = exported(given)
         with Progress(console=session.err, transient=True, disable=not session.err.is_terminal) as progress:
             task = progress.add_task("replaying", total=runs)
             found = replay(evidence, runs=runs, told=lambda run: progress.update(task, completed=run))

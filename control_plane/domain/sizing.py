@@ -4,30 +4,30 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from control_plane.domain.fields import Request, whole
 from control_plane.domain.statistics import planning
 from shared.errors import Fault, Invalid
 
 
+def _told_apart(value: float) -> float:
+    if abs(value) < 1e-6:
+        raise ValueError(f"is {value:g}, must not be 0, nor nearer to it than 0.000001")
+    return value
+
+
 class SampleSize(Request):
     """What is planned: a proportion at `baseline`, and the relative change worth finding, up or down."""
 
-    baseline: Annotated[float, Field(gt=0, lt=1)]
-    minimum_detectable_effect: Annotated[float, Field(ge=-1, le=10)] = 0.1
+    baseline: Annotated[float, Field(ge=1e-9, lt=1)]
+    minimum_detectable_effect: Annotated[float, Field(ge=-1, le=10), AfterValidator(_told_apart)] = 0.1
     power: Annotated[float, Field(gt=0, lt=1)] = 0.8
     alpha: Annotated[float, Field(ge=0.001, le=0.5)] = 0.05
     variants: Annotated[int, Field(ge=2, le=100), BeforeValidator(whole)] = 2
     impressions_each: Annotated[float, Field(ge=1, le=1e9)] = 1.0
     icc: Annotated[float, Field(ge=0, le=1)] = 0.0
     participants: Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(whole)] | None = None
-
-    @model_validator(mode="after")
-    def _something(self) -> "SampleSize":
-        if not self.minimum_detectable_effect:
-            raise ValueError("minimumDetectableEffect must not be 0")
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from control_plane.domain.analyze import analyze
+from control_plane.domain.fields import parse
 from control_plane.domain.sizing import SampleSize, size
 from shared.errors import Invalid
 
@@ -346,3 +347,16 @@ def test_planning_is_fleiss_and_ends_at_what_hosts_can_tell() -> None:
     assert many.detectable == pytest.approx(0.0705, abs=0.0005)
     with pytest.raises(Invalid, match="out of 0"):
         size(SampleSize(baseline=0.6, minimumDetectableEffect=1.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("minimumDetectableEffect", 0.0), ("minimumDetectableEffect", 1e-300), ("baseline", 1e-300),
+     ("baseline", 1.0), ("power", 1.0), ("icc", 1.5), ("variants", 1), ("participants", 0)],
+)  # fmt: skip
+def test_a_plan_that_no_number_answers_is_refused_by_field(field: str, value: float) -> None:
+    """Before anything is computed; the smallest that are taken have an answer."""
+    with pytest.raises(Invalid) as refused:
+        parse(SampleSize, {"baseline": 0.25, field: value})
+    assert [fault.field for fault in refused.value.faults] == [field]
+    assert size(SampleSize(baseline=1e-9, minimumDetectableEffect=1e-6, power=0.999999)).participants > 0
