@@ -169,11 +169,11 @@ class Trial:
             async def taken(name: str = name) -> bool:
                 try:
                     await self.deploy(name, number, key=f"order-{name}-{number}")
-                except (aiohttp.ClientError, AssertionError):
-                    return False
+                except aiohttp.ClientError as error:
+                    raise AssertionError(repr(error)) from error
                 return True
 
-            await eventually(taken, within=60, what=f"the order of version {number} is taken")
+            await eventually(taken, within=120, what=f"the order of version {number} is taken")
 
     async def deploy(self, participant: str, version: int, *, key: str = "") -> None:
         """The participant is to hold that version; the same `key` again is the same order."""

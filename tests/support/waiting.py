@@ -43,4 +43,4 @@ async def ticked(clock: FakeClock, seconds: float, condition: Callable[[], objec
         await clock.advance(seconds)
         return bool(condition())
 
-    await eventually(step)
+    await eventually(step, within=60)
