@@ -95,6 +95,8 @@ lock: $(BIN)/uv  ## Write requirements/ from pyproject.toml
 		--python-version 3.11 --extra control-plane --extra docs --extra oidc --extra postgres --extra analytics --extra report --group dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--python-version 3.11 --group gbstats -o requirements/gbstats.txt
+	if command -v npm > /dev/null; then npm install --prefix requirements/clients --package-lock-only --ignore-scripts \
+		--legacy-peer-deps --omit-lockfile-registry-resolved --no-audit --no-fund; fi
 
 deb: $(BIN)/uv  ## Build the agent's Debian package into dist/ (DEB_ARGS: --python, --output, --revision)
 	$(BIN)/python deploy/debian/build.py $(DEB_ARGS)

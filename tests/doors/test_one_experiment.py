@@ -154,6 +154,32 @@ async def test_what_another_door_keeps_stays(tenant: Tenant) -> None:
     assert (await tenant.ok("GET", f"/rest/v1/experiments/{copy['id']}"))["includeQueryString"] is True
 
 
+async def test_a_key_that_is_limited_to_labels(tenant: Tenant) -> None:
+    """It makes and sees through every door only what carries them."""
+    for name in PEOPLE:
+        await tenant.ok("POST", "/v1/participants", {"id": name, "labels": {"team": "a"}}, status=201)
+    key = await tenant.limited("experiment:read", "experiment:write", team="a")
+    (record,) = (await tenant.ok("GET", "/rest/v1/experiment-settings"))["entities"]
+    pair = [{"name": name, "splitPercentage": 50} for name in "AB"]
+    for path, asked in (
+        ("/stamn/v1/experiments", {"name": "S"}),
+        ("/rest/v1/experiments", {"name": "O", "experimentSettingsId": record["id"]}),
+        ("/api/experiments", {"name": "B", "variants": pair}),
+        ("/api/projects/1/experiments/", {"name": "P", "feature_flag_key": "p"}),
+    ):
+        refused = await tenant.ask("POST", path, asked, key=key)
+        assert refused.status == 403, refused.body
+        made = await tenant.ask("POST", path, {**asked, "labels": {"team": "a"}}, key=key)
+        assert made.status == 201, made.body
+        outside = {**asked, "name": f"{asked['name']} elsewhere"}
+        if "feature_flag_key" not in asked:
+            await tenant.ok("POST", path, outside, status=201)
+    assert len((await tenant.ask("GET", "/rest/v1/experiments", key=key)).body["entities"]) == 4
+    assert (await tenant.ask("GET", "/api/experiments", key=key)).body["meta"]["total"] == 4
+    assert (await tenant.ask("GET", "/api/projects/1/experiments/", key=key)).body["count"] == 4
+    assert (await tenant.ok("GET", "/api/experiments"))["meta"]["total"] == 7
+
+
 async def test_every_call_of_every_door_is_refused_without_a_key(tenant: Tenant) -> None:
     """Whatever the table of a door has, nobody gets in without a key, and the answer is in the door's shape."""
     for found in doors.DOORS:

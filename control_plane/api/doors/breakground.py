@@ -10,6 +10,7 @@ from control_plane.api.doors.files import (
     audience_rule,
     bare,
     choose_audience,
+    own_labels,
     participants,
     whole_file,
 )
@@ -140,6 +141,7 @@ EXPERIMENT = Shape(
     shown("updatedAt", "when it last changed"),
     whole_file(),
     *participants(),
+    own_labels(),
     ours(
         "metrics",
         "an addition: what is measured, as in our own API; unless it is sent, users (`subject`) with the event"

@@ -41,6 +41,15 @@ def participants(ids: str = "participantIds", chosen: str = "participants") -> t
     )
 
 
+def own_labels() -> Field:
+    """What the experiment is labelled with."""
+    return ours(
+        "labels",
+        "an addition: the experiment's own labels; one made with a key that is limited to labels carries those",
+        example={"team": "growth"},
+    )
+
+
 def contents(native: Callable[[Json], Any] | None = None) -> tuple[Field, Field]:
     """What a variant writes."""
     return (

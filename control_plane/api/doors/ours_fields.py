@@ -10,6 +10,7 @@ from control_plane.api.doors.files import (
     audience_rule,
     contents,
     other_rules,
+    own_labels,
     participants,
     whole_file,
 )
@@ -162,6 +163,7 @@ EXPERIMENT = Shape(
     ),
     whole_file(),
     *participants(),
+    own_labels(),
     ours(
         "factors",
         "an addition: what a multivariate one combines, as in our own API; without factors it cannot start",

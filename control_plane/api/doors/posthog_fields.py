@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from control_plane.api.doors.files import bare, participants, whole_file
+from control_plane.api.doors.files import bare, own_labels, participants, whole_file
 from control_plane.api.doors.mapping import Field, Json, Shape, kept, ours, refused, shown, wrong
 from control_plane.domain.fields import KEY
 
@@ -280,6 +280,7 @@ EXPERIMENT = Shape(
     shown("updated_at", "when it last changed", native="updatedAt"),
     whole_file("target_file"),
     *participants("participant_ids", "participants"),
+    own_labels(),
 )  # fmt: skip
 
 HOLDOUT = Shape(
