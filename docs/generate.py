@@ -93,7 +93,10 @@ def kept_reasons() -> str:
 
 def finding_codes() -> str:
     """Every code a finding can have."""
-    return table(("Finding", ""), [(f"`{code}`", text) for code, text in findings.CODES.items()])
+    beside = {code: f"in results: {text}" for code, text in findings.OF_RESULTS.items()}
+    return table(
+        ("Finding", ""), [(f"`{code}`", text) for code, text in {**findings.CODES, **beside}.items()]
+    )
 
 
 # -- settings

@@ -387,3 +387,12 @@ CODES: Mapping[str, str] = {
     "COMPLETED_BUT_DEPLOYED": "the experiment has ended and hosts still hold a variant",
 }
 """Every code a finding can have, and when it is there."""
+
+OF_RESULTS: Mapping[str, str] = {
+    "EXCLUSION_SENSITIVE": "assigned and delivered do not say the same",
+    "HISTORY_MISSING": "history is to be taken out, and some participants have none",
+    "ONE_PARTICIPANT_DOMINATES": "one participant has over a quarter of a variant's impressions",
+    "IMPRESSIONS_DIFFER_BY_ARM": "participants of one variant are measured more often than chance allows",
+    "CONVERSIONS_EXCEED_IMPRESSIONS": "a variant converted more often than it was met",
+}
+"""What stands beside the numbers it is about only: it follows from the very evidence of an answer."""

@@ -48,6 +48,7 @@ from control_plane.domain.statistics.verdict import (
     standing,
     verdict,
 )
+from control_plane.domain.traffic import uneven
 from shared.errors import Fault, Invalid
 
 
@@ -102,7 +103,9 @@ def answer(evidence: Evidence) -> Json:
         "verdict": None if decided is None else _verdict_shown(evidence, decided),
         "power": _power(evidence),
         "carryOver": alternation.carried_over(evidence) if evidence.alternation else [],
-        "findings": [*evidence.findings, *_sensitive(evidence, found), *forgotten(evidence)],
+        "findings": [
+            *evidence.findings, *_sensitive(evidence, found), *forgotten(evidence), *uneven(evidence),
+        ],
         "phases": [],
         "secondary": secondary(evidence),
         "mainEffects": main_effects(evidence),
