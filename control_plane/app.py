@@ -143,18 +143,10 @@ async def _serve(
         _add_operator_services(operator, door, watchers, authority, agents_at, first.incarnation),
     ]
 
-    async def ready() -> str | None:
-        if sessions.draining:
-            return "stopping"
-        if replica is not None and replica.cut_off:
-            return "cut off from the database"
-        await database.read(lambda tx: tx.one("select 1"))
-        return None
-
     app = application(
         door,
         OPERATIONS,
-        ready=ready,
+        ready=lambda: _unready(sessions, replica, database),
         registry=registry,
         watchers=watchers,
         max_body=settings.http_max_body,
@@ -185,15 +177,32 @@ async def _serve(
         for servicer in healths:
             await servicer.enter_graceful_shutdown()
         changes.end()
-        handing_over = replica is not None and replica.others > 0
-        if replica is not None:
-            await replica.leave()
-        # A next session comes while the present one is open: it must not come here.
-        closing = asyncio.ensure_future(agents.stop(HAND_OVER_SECONDS)) if handing_over else None
-        await sessions.drain(hand_over=handing_over)
+        await _let_go(agents, operator, sessions, replica)
         if tokens is not None:
             await tokens.stop()
-        await asyncio.gather(closing or agents.stop(STOP_GRACE_SECONDS), operator.stop(STOP_GRACE_SECONDS))
+
+
+async def _unready(sessions: Sessions, replica: Replica | None, database: Database) -> str | None:
+    """Why nobody should be sent here now."""
+    if sessions.draining:
+        return "stopping"
+    if replica is not None and replica.cut_off:
+        return "cut off from the database"
+    await database.read(lambda tx: tx.one("select 1"))
+    return None
+
+
+async def _let_go(
+    agents: grpc.aio.Server, operator: grpc.aio.Server, sessions: Sessions, replica: Replica | None
+) -> None:
+    """Nobody is served here any more; where other replicas go on, every agent has a session there first."""
+    handing_over = replica is not None and replica.others > 0
+    if replica is not None:
+        await replica.leave()
+    # A next session comes while the present one is open: it must not come here.
+    closing = asyncio.ensure_future(agents.stop(HAND_OVER_SECONDS)) if handing_over else None
+    await sessions.drain(hand_over=handing_over)
+    await asyncio.gather(closing or agents.stop(STOP_GRACE_SECONDS), operator.stop(STOP_GRACE_SECONDS))
 
 
 def _add_agent_service(
