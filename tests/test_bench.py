@@ -97,7 +97,18 @@ async def test_memory_is_measured_beside_bare_streams() -> None:
 @pytest.mark.timeout(240)
 async def test_the_way_back_is_measured_beside_bare_streams() -> None:
     """All come back to both servers; operators were answered meanwhile."""
-    command = ("-m", "tests.bench.reconnect", "--rounds", "1", "--agents", "4", "--jitter", "0.1")
+    command = (
+        "-m",
+        "tests.bench.reconnect",
+        "--rounds",
+        "1",
+        "--agents",
+        "4",
+        "--jitter",
+        "0.1",
+        "--lasted",
+        "0",
+    )
     child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
     out, _ = await child.communicate()
     assert child.returncode == 0

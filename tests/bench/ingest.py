@@ -290,29 +290,41 @@ class Found:
 
 @dataclass(frozen=True)
 class Side:
-    """A control plane and its hosts."""
+    """A control plane, of one server or several over one database, and its hosts."""
 
-    server: Served
+    servers: list[Served]
     hosts: list[Child]
 
+    @property
+    def cpu(self) -> float:
+        return sum(server.cpu for server in self.servers)
+
     async def take(self, records: int, batch: int, repeated: int) -> tuple[float, float]:
-        """(seconds, processor seconds of the server) per record."""
+        """(seconds, processor seconds of all servers) per record."""
         part = max(batch, records // len(self.hosts) // batch * batch)
         await asyncio.gather(
             *(host.ask(prepare=True, records=part, batch=batch, repeated=repeated) for host in self.hosts)
         )
-        began, cpu = time.perf_counter(), self.server.cpu
+        began, cpu = time.perf_counter(), self.cpu
         await asyncio.gather(*(host.ask(send=True) for host in self.hosts))
         took, total = time.perf_counter() - began, part * len(self.hosts)
-        return took / total, (self.server.cpu - cpu) / total
+        return took / total, (self.cpu - cpu) / total
 
 
 @asynccontextmanager
-async def side(folder: Path, people: int, *words: str, module: str = "control_plane") -> AsyncIterator[Side]:
-    """A control plane with a running experiment, and hosts of so many participants that take part."""
+async def side(
+    folder: Path, people: int, *words: str, module: str = "control_plane", replicas: int = 1
+) -> AsyncIterator[Side]:
+    """A control plane with a running experiment, and hosts of so many participants that take part.
+
+    The hosts are shared out among the replicas.
+    """
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(served(folder, *words, module=module))
-        operator = await stack.enter_async_context(server.operator())
+        servers = [
+            await stack.enter_async_context(served(folder / str(number), *words, module=module))
+            for number in range(replicas)
+        ]
+        operator = await stack.enter_async_context(servers[0].operator())
         identities, names = await _joined(operator, people)
         variants = await _started(operator, [name for part in names for name in part])
         hosts = []
@@ -322,13 +334,13 @@ async def side(folder: Path, people: int, *words: str, module: str = "control_pl
                 key=identity.key.decode(),
                 certificate=identity.certificate.decode(),
                 ca=identity.ca.decode(),
-                address=identity.address,
+                address=(servers[number % replicas].addresses or {})["agents"],
                 people=part,
                 seed=number,
                 held={name: digest(CONTENT[variants[name]].encode()).hex() for name in part},
             )
             hosts.append(host)
-        yield Side(server, hosts)
+        yield Side(servers, hosts)
 
 
 async def _joined(operator: Plane, people: int) -> tuple[list[Identity], list[list[str]]]:

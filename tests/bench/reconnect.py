@@ -4,7 +4,9 @@ A control plane is killed (SIGKILL) with all its agents connected and started ag
 has a session again, and what an operator waits for meanwhile for a page of experiments, beside the same while nothing
 happens. Beside it, in turn within each round: a bare grpc.aio server that is killed and started likewise, with as many
 streams over mutual TLS. Both kinds of hosts wait at random up to the same time before they try again (--jitter), which
-is taken off both; the time is counted from the moment the server listens again. Nothing is asserted.
+is taken off both; the time is counted from the kill, processor time from the moment the server listens again. Agents
+whose sessions were short wait longer, so theirs have lasted for a minute (--lasted) before each kill. Nothing is
+asserted.
 """
 
 import argparse
@@ -57,15 +59,15 @@ def _p99(waits: list[float]) -> float:
 
 async def ours_back(server: Served, agents: int) -> tuple[float, float, float]:
     """(seconds until all are back, processor seconds of the server, slowest percent of an operator's waits)."""
-    moment = time.time_ns() // 1_000
+    moment, began = time.time_ns() // 1_000, time.perf_counter()
     await server.end(signal.SIGKILL)
     await server.start()
-    began = time.perf_counter()
+    started = server.cpu
     async with server.operator() as operator:
         asker = Asker(operator)
         asking = asyncio.create_task(asker.run())
         await until(server, agents, BACK, moment)
-        took, cpu = time.perf_counter() - began, server.cpu
+        took, cpu = time.perf_counter() - began, server.cpu - started
         asking.cancel()
         with suppress(asyncio.CancelledError):
             await asking
@@ -74,14 +76,15 @@ async def ours_back(server: Served, agents: int) -> tuple[float, float, float]:
 
 async def bare_back(bare: Bare, stack: Any, streams: int) -> tuple[float, float]:
     """(seconds until all are back, processor seconds of the server)."""
+    began = time.perf_counter()
     await bare.server.kill()
     await bare.serve(stack)
-    began = time.perf_counter()
+    started = cpu_seconds(bare.server.pid)
     await bare.all_open(streams)
-    return time.perf_counter() - began, cpu_seconds(bare.server.pid)
+    return time.perf_counter() - began, cpu_seconds(bare.server.pid) - started
 
 
-async def measure(folder: Path, agents: int, rounds: int, jitter: float) -> dict[str, Any]:
+async def measure(folder: Path, agents: int, rounds: int, jitter: float, lasted: float) -> dict[str, Any]:
     """The row of a fleet."""
     found = []
     async with (
@@ -98,6 +101,7 @@ async def measure(folder: Path, agents: int, rounds: int, jitter: float) -> dict
                     await asker.ask()
             for _ in range(rounds):
                 least = await bare_back(bare, stack, agents)
+                await asyncio.sleep(lasted)
                 found.append((least, await ours_back(server, agents)))
     idle = _p99(asker.waits)
     beyond = [(max(0.0, ours[0] - jitter), max(0.0, least[0] - jitter)) for least, ours in found]
@@ -120,13 +124,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--agents", default=SIZES, help="sizes with commas between them")
-    parser.add_argument("--jitter", type=float, default=1.0, metavar="SECONDS")
+    parser.add_argument("--jitter", type=float, default=10.0, metavar="SECONDS")
+    parser.add_argument("--lasted", type=float, default=61.0, metavar="SECONDS")
     given = parser.parse_args()
     rows = []
     for agents in map(int, given.agents.split(",")):
         folder = Path(tempfile.mkdtemp())
         try:
-            rows.append(asyncio.run(measure(folder, agents, given.rounds, given.jitter)))
+            rows.append(asyncio.run(measure(folder, agents, given.rounds, given.jitter, given.lasted)))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     columns = {
