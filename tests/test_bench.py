@@ -117,3 +117,16 @@ async def test_the_way_back_is_measured_beside_bare_streams() -> None:
     assert all(
         row[name] > 0 for name in ("seconds", "bareSeconds", "cpuMicros", "operatorP99Ms", "idleP99Ms")
     )
+
+
+@pytest.mark.timeout(300)
+async def test_replicas_are_measured_beside_one() -> None:
+    """Two servers over one database: what a record costs, and that none is lost."""
+    small = ("--rounds", "1", "--records", "2000", "--participants", "8", "--replicas", "2")
+    command = ("-m", "tests.bench.replicas", *small)
+    child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await child.communicate()
+    assert child.returncode == 0
+    (row,) = json.loads(out.splitlines()[-1])["rows"]
+    assert (row["replicas"], row["lost"]) == (2, 0)
+    assert row["cpuMicros"] > 0
