@@ -38,7 +38,7 @@ async def test_results_are_measured_beside_one_statement_and_random_draws() -> N
     assert all(row["deviation"] < 0.02 for row in found["probabilities"])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_an_agent_is_measured_beside_the_least_that_does_the_same(tmp_path: Path) -> None:
     """Applies, reports and agents at rest have their rows, each beside its limit; the file has them too."""
     small = ("--rounds", "1", "--calls", "3", "--seconds", "0.1", "--participants", "3", "--rest", "0.2")
@@ -54,7 +54,7 @@ async def test_an_agent_is_measured_beside_the_least_that_does_the_same(tmp_path
     assert all(row["ratio"] > 0 and row["limit"] > 0 and row["rounds"] == 1 for row in rows)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_ingest_is_measured_beside_bare_inserts() -> None:
     """Both engines, with and without repeats, beside bare inserts, parsing and a database that does not wait."""
     command = ("-m", "tests.bench.ingest", "--rounds", "1", "--records", "400", "--participants", "8")
@@ -68,7 +68,7 @@ async def test_ingest_is_measured_beside_bare_inserts() -> None:
     assert all(row["cpuMicros"] > 0 and row["perSecond"] > 0 for row in rows.values())
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_fanout_is_measured_beside_bare_streams() -> None:
     """A small fleet gets its change; the row has time and processor time of both sides."""
     command = ("-m", "tests.bench.fanout", "--rounds", "1", "--agents", "4")
@@ -82,7 +82,7 @@ async def test_fanout_is_measured_beside_bare_streams() -> None:
     )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_memory_is_measured_beside_bare_streams() -> None:
     """What a connected agent costs, and what a bare stream does."""
     command = ("-m", "tests.bench.memory", "--rounds", "1", "--agents", "4")
@@ -94,7 +94,7 @@ async def test_memory_is_measured_beside_bare_streams() -> None:
     assert row["kib"] > 0
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_the_way_back_is_measured_beside_bare_streams() -> None:
     """All come back to both servers; operators were answered meanwhile."""
     command = (
@@ -119,7 +119,7 @@ async def test_the_way_back_is_measured_beside_bare_streams() -> None:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_replicas_are_measured_beside_one() -> None:
     """Two servers over one database: what a record costs, and that none is lost."""
     small = ("--rounds", "1", "--records", "2000", "--participants", "8", "--replicas", "2")

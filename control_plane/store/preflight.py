@@ -66,7 +66,7 @@ class PreflightStore:
         )
         if known is None:
             return False
-        before = self.said(verdict.digest for verdict in result.verdicts).get(participant_id, {})
+        before = self._word(participant_id, result)
         self._tx.many(
             "insert into preflight (participant_id, path, digest, agent_uid, policy, reason, judged_at)"
             " values (?, ?, ?, ?, ?, ?, ?) on conflict (participant_id, path, digest) do update set"
@@ -83,12 +83,25 @@ class PreflightStore:
         news = [
             one
             for one in result.verdicts
-            if (word := before.get((one.path, one.digest))) is None
-            or (word.reason is None) is not (one.refused is None)
+            if (took := before.get((one.path, one.digest))) is None or took is not (one.refused is None)
         ]
         if news:  # whoever is meant by a running experiment is considered for it again
             self._tx.run("update participant set updated_at = ? where id = ?", (now, participant_id))
         return True
+
+    def _word(self, participant_id: bytes, result: PreflightResult) -> dict[Content, bool]:
+        """Whether it takes each content by its last word; read for itself, because the words of all are many."""
+        found = {}
+        for one in result.verdicts:
+            row = self._tx.one(
+                "select v.reason from preflight v join participant p on p.id = v.participant_id"
+                " and p.agent_uid = v.agent_uid and p.policy = v.policy"
+                " where v.participant_id = ? and v.path = ? and v.digest = ?",
+                (participant_id, one.path, one.digest),
+            )
+            if row is not None:
+                found[one.path, one.digest] = row["reason"] is None
+        return found
 
     def keep_out(
         self, experiment_id: bytes, run: int, refused: Iterable[tuple[bytes, Sequence[Refusal]]], *, now: int

@@ -315,3 +315,41 @@ async def test_drafts_that_nobody_touches_are_left_alone(world: World) -> None:
     assert await open_ones(now + 1) == 1
     await world.do(lifecycle.archive, TEST)
     assert await open_ones(now) == 1
+
+
+class _Counted:
+    """A transaction that counts the rows that were read."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx, self.rows = tx, 0
+
+    def one(self, sql: str, parameters: Any = ()) -> Any:
+        self.rows += 1
+        return self._tx.one(sql, parameters)
+
+    def all(self, sql: str, parameters: Any = ()) -> Any:
+        found = self._tx.all(sql, parameters)
+        self.rows += len(found)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tx, name)
+
+
+async def test_a_word_costs_the_same_however_many_have_said_theirs(world: World) -> None:
+    """The whole fleet is asked about the same contents: what is read for one host does not grow with the others."""
+    said = PreflightResult(
+        request_id=b"", policy=POLICY, verdicts=(Verdict(path="soul.md", digest=content_digest("a")),)
+    )
+    read = []
+    for number in range(12):
+        uid = await connected(world, f"host-{number}")
+        (row,) = await world.rows(f"select id from participant where public_id = 'host-{number}'")
+
+        def record(tx: Tx, whose: bytes = row["id"], agent: bytes = uid) -> None:
+            counted = _Counted(tx)
+            assert Store(counted).preflights.record(whose, agent, said, now=world.clock.now())
+            read.append(counted.rows)
+
+        await world.database.write(record)
+    assert set(read) == {read[0]}
