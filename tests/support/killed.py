@@ -86,9 +86,9 @@ class Play:
                 reconciler.acknowledged(outcome.key)
 
     async def _report(self, name: str) -> None:
-        number = 0
+        number, life = 0, new_id().hex()  # process ids come round again within ten thousand kills
         while True:
-            subject = f"{name}-{os.getpid()}-{number}"
+            subject = f"{name}-{life}-{number}"
             await self._spool.append(
                 Event(participant="bot-1", kind=EventKind.IMPRESSION, subject=subject, occurred_at=1)
             )
