@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from control_plane.domain.design import Selector
 from control_plane.domain.experiment import Experiment, Variant
 from control_plane.domain.lifecycle import Status
+from control_plane.domain.requests import UpdateExperiment
+from control_plane.domain.targeting import TargetingRules
 from control_plane.services import limits
 from control_plane.services.experiments import View, find, find_variant, view_of
 from control_plane.services.work import Work, cursor_text, hex_of
@@ -100,6 +103,19 @@ def rekey(work: Work, experiment: Experiment, key: str) -> None:
     if key in work.store.experiments.keys(work.project_id):
         raise AlreadyExists(f"an experiment with the key {key!r} exists already", reason="KEY_TAKEN")
     work.store.experiments.save(replace(experiment, key=key, updated_at=work.now))
+
+
+def retarget(work: Work, experiment: Experiment, wanted: UpdateExperiment) -> None:
+    """From now on these rules, and these labels if they are given, say who comes in; whoever takes part stays."""
+    present = work.store.experiments.get(experiment.id)
+    rules = wanted.targeting_rules or TargetingRules()
+    changed = replace(present, design=present.design.model_copy(update={"targeting_rules": rules}))
+    if wanted.given("participants"):
+        selector = wanted.participants or Selector()
+        limits.require_choice(work, selector)
+        shown = selector.model_dump(mode="json", by_alias=True, exclude_none=True)
+        changed = replace(changed, selector=shown)
+    work.store.experiments.save(replace(changed, updated_at=work.now))
 
 
 def conclude(work: Work, experiment: Experiment, conclusion: str | None, comment: str | None) -> None:

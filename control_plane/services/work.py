@@ -28,6 +28,7 @@ class Scope(StrEnum):
 
     EXPERIMENT_READ = "experiment:read"
     EXPERIMENT_WRITE = "experiment:write"
+    FEATURE_FLAG_READ = "feature_flag:read"
     DEPLOYMENT_WRITE = "deployment:write"
     CONTENT_READ = "content:read"
     FLEET_READ = "fleet:read"

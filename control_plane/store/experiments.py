@@ -207,8 +207,9 @@ class ExperimentStore(AssignmentStore):
             "insert into variant (id, experiment_id, position, key, name, description, is_control, weight,"
             " config, metadata, targeting_rules, levels, kept, created_at, updated_at)"
             " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " on conflict (id) do update set name = excluded.name, description = excluded.description,"
-            " is_control = excluded.is_control, weight = excluded.weight, config = excluded.config,"
+            " on conflict (id) do update set position = excluded.position, name = excluded.name,"
+            " description = excluded.description, is_control = excluded.is_control, weight = excluded.weight,"
+            " config = excluded.config,"
             " metadata = excluded.metadata, targeting_rules = excluded.targeting_rules,"
             " levels = excluded.levels, kept = excluded.kept,"
             " updated_at = excluded.updated_at",

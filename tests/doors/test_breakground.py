@@ -176,6 +176,35 @@ async def test_an_audience_takes_part(tenant: Tenant) -> None:
     assert started["_count"] == {"assignments": 2}
 
 
+async def test_an_audience_changes_and_goes(tenant: Tenant) -> None:
+    """Other rules stay, and who takes part follows the audience only where it was chosen by it."""
+    found = await made(tenant, {**DRAFT, "audienceId": "a"})
+    at, native = f"{AT}/{found['id']}", f"/v1/experiments/{found['id']}"
+    rule = {"key": "tier", "operator": "exists"}
+    before = (await tenant.ok("GET", native))["targetingRules"]["labels"]
+    await tenant.ok("PATCH", native, {"targetingRules": {"labels": [*before, rule]}})
+    for audience in ("b", None, "c"):
+        changed = (await tenant.ok("PATCH", at, {"audienceId": audience}))["data"]
+        assert changed["audienceId"] == audience
+        there = await tenant.ok("GET", native)
+        assert [r["key"] for r in there["targetingRules"]["labels"]] == ["audience"] * bool(audience) + [
+            "tier"
+        ]
+        assert there["participants"]["labels"] == ({"audience": audience} if audience else {})
+    await tenant.ok("PATCH", native, {"participants": {"labels": {"role": "support"}}})
+    await tenant.ok("PATCH", at, {"audienceId": "d"})
+    assert (await tenant.ok("GET", native))["participants"]["labels"] == {"role": "support"}
+
+
+async def test_a_change_may_send_the_type_there_is(tenant: Tenant) -> None:
+    """Whoever sends back what was read changes nothing; another type is refused."""
+    found = await made(tenant, DRAFT)
+    at = f"{AT}/{found['id']}"
+    assert (await tenant.ok("PATCH", at, {"type": "ab_test", "name": "N"}))["data"]["name"] == "N"
+    refused = await tenant.ask("PATCH", at, {"type": "switchback"})
+    assert (refused.status, refused.body["details"][0]["field"]) == (400, "type")
+
+
 async def test_files_stand_in_the_configuration(tenant: Tenant) -> None:
     """`content` and `targetFile`, or `files`; one file for all, shown only to who may read contents."""
     found = await made(tenant, with_files())

@@ -176,7 +176,7 @@ async def test_a_life(tenant: Tenant) -> None:
     variants = {item["name"]: item["id"] for item in made["variants"]}
     started = await tenant.ok("POST", f"{AT}/{made['id']}/start", {})
     assert set(started) == {"publishStatus", "concurrentVersionChanges", "experiment"}
-    assert (started["publishStatus"], started["concurrentVersionChanges"]) == ("published", 0)
+    assert (started["publishStatus"], started["concurrentVersionChanges"]) == ("published", 1)
     assert started["experiment"]["status"] == "running"
     began = started["experiment"]["startedAt"]
     tenant.clock.jump(60)
@@ -195,14 +195,40 @@ async def test_a_life(tenant: Tenant) -> None:
     assert (edited.status, "completed" in edited.body["error"]) == (409, True)
 
 
-@pytest.mark.parametrize("verb", ["start", "pause", "resume"])
-async def test_nothing_is_published_later(tenant: Tenant, verb: str) -> None:
-    """A verb that is to be published separately is refused, because all that is done is live at once."""
-    made = await draft(tenant)
-    name = f"publishAfter{verb.title()}"
-    refused = await tenant.ask("POST", f"{AT}/{made['id']}/{verb}", {name: False})
-    assert (refused.status, refused.body["details"][0]["field"]) == (400, name)
-    assert "live at once" in refused.body["error"]
+async def test_what_is_not_published_is_noted(tenant: Tenant) -> None:
+    """With publishAfter… false nothing is live: the next verb that is published does what was noted first."""
+    made = await whole(tenant)
+    at = f"{AT}/{made['id']}"
+    noted = await tenant.ok("POST", f"{at}/start", {"publishAfterStart": False})
+    assert (noted["publishStatus"], noted["concurrentVersionChanges"]) == ("pending_publish", 1)
+    assert (noted["experiment"]["status"], noted["experiment"]["startedAt"]) == ("draft", None)
+    assert (await tenant.ask("POST", f"{at}/start", {"publishAfterStart": False})).status == 409
+    assert (await tenant.ask("POST", f"{at}/resume", {"publishAfterResume": False})).status == 409
+    assert (await tenant.ok("GET", f"/v1/experiments/{made['key']}/deployments?limit=1"))["entities"] == []
+    started = await tenant.ok("POST", f"{at}/start", {"publishAfterStart": True})
+    assert (started["publishStatus"], started["concurrentVersionChanges"]) == ("published", 1)
+    assert started["experiment"]["status"] == "running"
+    noted = await tenant.ok("POST", f"{at}/pause", {"publishAfterPause": False})
+    assert (noted["publishStatus"], noted["experiment"]["status"]) == ("pending_publish", "running")
+    resumed = await tenant.ok("POST", f"{at}/resume")
+    assert (resumed["publishStatus"], resumed["concurrentVersionChanges"]) == ("published", 2)
+    assert resumed["experiment"]["status"] == "running"
+    await tenant.ok("POST", f"{at}/pause", {"publishAfterPause": False})
+    stopped = await tenant.ok("POST", f"{at}/stop")
+    assert (stopped["concurrentVersionChanges"], stopped["experiment"]["status"]) == (2, "completed")
+    refused = await tenant.ask("POST", f"{at}/start", {"publishAfterStart": "no"})
+    assert (refused.status, refused.body["details"][0]["field"]) == (400, "publishAfterStart")
+
+
+async def test_what_was_noted_is_of_one_run_of_one_experiment(tenant: Tenant) -> None:
+    """A copy has nothing noted, and what our own API did meanwhile is not done again."""
+    made = await whole(tenant)
+    await tenant.ok("POST", f"{AT}/{made['id']}/start", {"publishAfterStart": False})
+    copy = await tenant.ok("POST", f"/v1/experiments/{made['key']}/duplicate", status=201)
+    assert (await tenant.ask("POST", f"{AT}/{copy['id']}/pause")).status == 409
+    await tenant.ok("POST", f"/v1/experiments/{made['key']}/start")
+    paused = await tenant.ok("POST", f"{AT}/{made['id']}/pause")
+    assert (paused["concurrentVersionChanges"], paused["experiment"]["status"]) == (1, "paused")
 
 
 async def test_what_a_start_needs(tenant: Tenant) -> None:
@@ -237,6 +263,36 @@ async def test_an_audience_is_a_label(tenant: Tenant) -> None:
     assert [rule["key"] for rule in more["targetingRules"]["labels"]] == ["tier"]
 
 
+async def test_an_audience_changes(tenant: Tenant) -> None:
+    """In draft and under way: who is in stays, who carries the new audience's label may come in."""
+    for name, label in (("p", "a"), ("q", "a"), ("r", "b")):
+        await tenant.ok("POST", "/v1/participants", {"id": name, "labels": {"audience": label}}, status=201)
+    made = await draft(tenant, targetFile="soul.md", metrics={"primary": {"eventName": "x"}},
+                       targetingRules={"audienceId": "b"})  # fmt: skip
+    at, native = f"{AT}/{made['id']}", f"/v1/experiments/{made['key']}"
+    await tenant.ok("PATCH", f"{VARIANTS}/{made['variants'][0]['id']}", {"content": "plain"})
+    asked = {"experimentId": made["id"], "name": "Bold", "weight": 50, "content": "bold"}
+    await tenant.ok("POST", VARIANTS, asked, status=201)
+    await tenant.ok("PATCH", at, {"targetingRules": {"audienceId": "a"}})
+    assert (await tenant.ok("GET", native))["participants"]["labels"] == {"audience": "a"}
+    await tenant.ok("POST", f"{at}/start")
+    for verb in ("start", "pause"):
+        if verb == "pause":
+            await tenant.ok("POST", f"{at}/pause")
+        rules = {"audienceId": "b", "labels": [{"key": "tier", "operator": "not_equals", "value": verb}]}
+        changed = await tenant.ok("PATCH", at, {"targetingRules": rules})
+        assert changed["targetingRules"]["audienceId"] == "b"
+        assert await tenant.ok("PATCH", at, {"targetingRules": rules}) == changed  # an echo changes nothing
+        found = await tenant.ok("GET", native)
+        assert {rule["value"] for rule in found["targetingRules"]["labels"]} == {"b", verb}
+        assert found["participants"]["labels"] == {"audience": "b"}
+        taking_part = (await tenant.ok("GET", f"{native}/assignments"))["entities"]
+        assert {item["participantId"] for item in taking_part} == {"p", "q"}
+    wrong = {"targetingRules": {"labels": [{"key": "a", "operator": "like", "value": "b"}]}}
+    refused = await tenant.ask("PATCH", at, wrong)
+    assert (refused.status, refused.body["details"][0]["field"]) == (400, "targetingRules.labels.0.operator")
+
+
 async def test_what_can_be_edited_when(tenant: Tenant) -> None:
     """While it runs: name, metrics, what is kept, allocation as a new phase; the variant set is locked."""
     made = await running(tenant)
@@ -261,8 +317,6 @@ async def test_what_can_be_edited_when(tenant: Tenant) -> None:
         ("POST", VARIANTS, {"experimentId": made["id"], "name": "C", "weight": 10}),
         ("PATCH", f"{VARIANTS}/{variant}", {"weight": 10}),
         ("DELETE", f"{VARIANTS}/{variant}", None),
-        ("PATCH", at, {"targetingRules": {"labels": [{"key": "a", "operator": "exists"}]}}),
-        ("DELETE", at, None),
     ):
         refused = await tenant.ask(method, path, body)
         assert (refused.status, set(refused.body)) == (409, {"error", "details"}), (method, path)
@@ -272,7 +326,7 @@ async def test_what_can_be_edited_when(tenant: Tenant) -> None:
 
 
 async def test_delete_answers_true(tenant: Tenant) -> None:
-    """A draft is gone, one that has run is archived; neither is there any more for this door."""
+    """A draft is gone, one that has run archived, one that runs completed before: none is there for this door."""
     made = await draft(tenant)
     assert await tenant.ok("DELETE", f"{AT}/{made['id']}") is True
     assert (await tenant.ask("GET", f"/v1/experiments/{made['key']}")).status == 404
@@ -281,7 +335,50 @@ async def test_delete_answers_true(tenant: Tenant) -> None:
     assert await tenant.ok("DELETE", f"{AT}/{ended['id']}") is True
     assert (await tenant.ok("GET", f"/v1/experiments/{ended['key']}"))["archived"] is True
     assert (await tenant.ask("GET", f"{AT}/{ended['id']}")).status == 404
+    under_way = await running(tenant, name="Under way", targetFile="other.md")
+    assert await tenant.ok("DELETE", f"{AT}/{under_way['id']}") is True
+    native = await tenant.ok("GET", f"/v1/experiments/{under_way['key']}")
+    assert (native["status"], native["archived"]) == ("completed", True)
+    outcome = await tenant.ok("GET", f"/v1/experiments/{under_way['key']}/deployments?limit=100")
+    assert "restore" not in {item["action"] for item in outcome["entities"]}
+    assert (await tenant.ask("GET", f"{AT}/{under_way['id']}")).status == 404
     assert (await tenant.ok("GET", AT))["entities"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"trafficAllocation": 101}, "trafficAllocation"),
+        ({"trafficAllocation": -1}, "trafficAllocation"),
+        ({"controlWeight": 0}, "controlWeight"),
+        ({"controlWeight": 101}, "controlWeight"),
+        ({"type": "switchback"}, "type"),
+        ({"targetingRules": {"urlPatterns": ["/"] * 201}}, "targetingRules.urlPatterns"),
+        ({"targetingRules": {"urlPatterns": ["x" * 2_001]}}, "targetingRules.urlPatterns.0"),
+        ({"targetingRules": {"queryParams": [{"key": "a", "operator": "like"}]}},
+         "targetingRules.queryParams.0.operator"),
+        ({"name": None}, "name"),
+        ({"experimentSettingsId": None}, "experimentSettingsId"),
+    ],
+)  # fmt: skip
+async def test_limits_of_fields(tenant: Tenant, fields: dict[str, Any], field: str) -> None:
+    """Beyond them is 400 with the field, and nothing is created."""
+    asked = {"experimentSettingsId": await settings_id(tenant), "name": "x", **fields}
+    refused = await tenant.ask("POST", AT, asked)
+    assert (refused.status, refused.body["details"][0]["field"]) == (400, field), refused.body
+    assert (await tenant.ok("GET", AT))["entities"] == []
+
+
+async def test_what_is_within_the_limits(tenant: Tenant) -> None:
+    """An allocation of 0, 200 patterns of 2,000 characters, and each operator of a query's conditions."""
+    operators = ("contains", "equals", "exists", "not_equals", "not_exists", "regex")
+    rules = {
+        "urlPatterns": ["x" * 2_000] * 200,
+        "queryParams": [{"key": "a", "operator": name, "value": "b"} for name in operators],
+    }
+    made = await draft(tenant, trafficAllocation=0, targetingRules=rules)
+    assert made["trafficAllocation"] == 0
+    assert {**made["targetingRules"], **rules} == made["targetingRules"]
 
 
 # -- variants
@@ -309,6 +406,14 @@ async def test_the_control_has_what_the_others_leave(tenant: Tenant) -> None:
     assert (await tenant.ask("DELETE", f"{VARIANTS}/{control}")).status == 409
     gone = await tenant.ok("DELETE", f"{VARIANTS}/{added['id']}")
     assert (gone["id"], gone["weight"], await weight()) == (added["id"], 60, 70)
+    query = f"experimentId={made['id']}"
+    (other,) = (
+        item["id"]
+        for item in (await tenant.ok("GET", f"{VARIANTS}?{query}"))["entities"]
+        if not item["isControl"]
+    )
+    await tenant.ok("DELETE", f"{VARIANTS}/{other}")
+    assert await weight() == 100
     assert (await tenant.ask("GET", f"{VARIANTS}/{added['id']}")).status == 404
 
 
@@ -346,20 +451,39 @@ async def test_files_stand_behind_variants(tenant: Tenant) -> None:
     assert (seen.body["files"][0]["content"], seen.body["files"][0]["digest"][:7]) == (None, "sha256:")
 
 
-async def test_personalization_and_multivariate(tenant: Tenant) -> None:
-    """Neither has an automatic control; a multivariate one needs its factors before it starts."""
-    personal = await draft(tenant, type="personalization")
-    assert (personal["type"], personal["variants"]) == ("personalization", [])
-    rules = {"labels": [{"key": "plan", "operator": "equals", "value": "pro"}]}
-    asked = {"experimentId": personal["id"], "name": "Pro", "targetingRules": rules}
-    assert (await tenant.ok("POST", VARIANTS, asked, status=201))["targetingRules"] == rules
+async def test_every_type_has_its_control(tenant: Tenant) -> None:
+    """Made with the experiment, and what the others leave; of factors, the first combination."""
+    for kind in ("ab", "multivariate", "personalization"):
+        made = await draft(tenant, name=kind, type=kind, controlWeight=90)
+        (control,) = made["variants"]
+        assert (made["type"], control["isControl"], control["weight"]) == (kind, True, 90)
+        asked = {"experimentId": made["id"], "name": "B", "weight": 30}
+        await tenant.ok("POST", VARIANTS, asked, status=201)
+        assert (await tenant.ok("GET", f"{VARIANTS}/{control['id']}"))["weight"] == 70
     bare = await draft(tenant, name="M", type="multivariate", metrics={"primary": {"eventName": "x"}})
     refused = await tenant.ask("POST", f"{AT}/{bare['id']}/start")
     assert "factors" in {item["field"] for item in refused.body["details"]}
     levels = [{"key": "a", "content": "A"}, {"key": "b", "content": "B"}]
     factors = [{"key": "tone", "targetFile": "tone.md", "levels": levels}]
     full = await draft(tenant, name="F", type="multivariate", factors=factors)
-    assert len(full["variants"]) == 2
+    assert [item["isControl"] for item in full["variants"]] == [True, False]
+
+
+async def test_a_personalization_runs(tenant: Tenant) -> None:
+    """Rules choose, and whom none of them fits has the control, whenever it was made."""
+    for name, plan in (("p", "pro"), ("q", "free")):
+        await tenant.ok("POST", "/v1/participants", {"id": name, "labels": {"plan": plan}}, status=201)
+    made = await draft(tenant, type="personalization", targetFile="soul.md", participantIds=["p", "q"])
+    control = made["variants"][0]["id"]
+    await tenant.ok("PATCH", f"{VARIANTS}/{control}", {"content": "plain"})
+    rules = {"labels": [{"key": "plan", "operator": "equals", "value": "pro"}]}
+    asked = {"experimentId": made["id"], "name": "Pro", "targetingRules": rules, "content": "pro"}
+    added = await tenant.ok("POST", VARIANTS, asked, status=201)
+    assert added["targetingRules"] == rules
+    await tenant.ok("POST", f"{AT}/{made['id']}/start")
+    found = await tenant.ok("GET", f"/v1/experiments/{made['key']}/assignments?limit=10")
+    named = {item["participantId"]: "var_" + item["variantId"].replace("-", "") for item in found["entities"]}
+    assert named == {"p": added["id"], "q": control}
 
 
 # -- results

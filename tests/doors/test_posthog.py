@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.doors import posthog, posthog_fields
+from control_plane.api.doors import posthog, posthog_fields, posthog_reading
 from control_plane.api.doors.mapping import How
 from shared.moment import SECOND
 from tests.support.tenant import Tenant
@@ -294,6 +294,9 @@ async def test_lists(tenant: Tenant) -> None:
     for query, wanted in names.items():
         found = await tenant.ok("GET", f"{AT}?{query}")
         assert [e["name"] for e in found["results"]] == wanted, query
+    for query, why in (("created_by_id=1", "no numbers"), ("prompt_name=x", "no prompts")):
+        body = await refused(tenant, "GET", f"{AT}?{query}")
+        assert (body["attr"], why in body["detail"]) == (query.partition("=")[0], True)
     for query in (
         "order=wat",
         "status=wat",
@@ -349,9 +352,12 @@ async def test_dates_launch_and_end(tenant: Tenant) -> None:
     found = await draft(tenant)
     at = f"{AT}/{found['id']}"
     assert (await refused(tenant, "PATCH", at, {"end_date": moment(tenant)}))["attr"] == "end_date"
-    ahead = await tenant.ok("PATCH", at, {"start_date": moment(tenant, days=2)})
-    assert ahead["status"] == "draft"
+    soon = moment(tenant, days=2)
+    ahead = await tenant.ok("PATCH", at, {"start_date": soon})
+    assert (ahead["status"], ahead["start_date"][:19]) == ("draft", soon[:19])
     assert (await tenant.ok("GET", f"/v1/experiments/{found['id']}"))["schedule"]["startAt"] is not None
+    assert (await tenant.ok("PATCH", at, {"start_date": None}))["start_date"] is None
+    assert (await tenant.ok("GET", f"/v1/experiments/{found['id']}"))["schedule"]["startAt"] is None
     launched = await tenant.ok("PATCH", at, {"start_date": moment(tenant)})
     assert launched["status"] == "running"
     same = await tenant.ok("PATCH", at, {"start_date": launched["start_date"], "end_date": None})
@@ -370,6 +376,20 @@ async def test_dates_launch_and_end(tenant: Tenant) -> None:
         "POST", AT, with_files(name="B", feature_flag_key="b", start_date=moment(tenant)), status=201
     )
     assert now["status"] == "running"
+    await tenant.ok("POST", f"{AT}/{now['id']}/end")
+    dates = {"start_date": moment(tenant), "end_date": moment(tenant, days=14)}
+    both = await tenant.ok("POST", AT, with_files(name="C", feature_flag_key="c", **dates), status=201)
+    assert (both["status"], both["end_date"][:19]) == ("running", dates["end_date"][:19])
+    native = await tenant.ok("GET", f"/v1/experiments/{both['id']}")
+    assert native["schedule"]["endAt"][:16] == dates["end_date"][:16]
+    await tenant.ok("PATCH", f"{AT}/{both['id']}", {"end_date": moment(tenant, days=7)})
+    assert (await tenant.ok("GET", f"/v1/experiments/{both['id']}"))["schedule"]["endAt"] < native[
+        "schedule"
+    ]["endAt"]
+    assert (await tenant.ok("PATCH", f"{AT}/{both['id']}", {"end_date": None}))["end_date"] is None
+    assert (await tenant.ok("GET", f"/v1/experiments/{both['id']}"))["schedule"]["endAt"] is None
+    last = {"name": "D", "feature_flag_key": "d", "end_date": moment(tenant, days=7)}
+    assert (await refused(tenant, "POST", AT, last))["attr"] == "end_date"
 
 
 async def test_a_launch_needs_files(tenant: Tenant) -> None:
@@ -531,6 +551,17 @@ async def test_duplicate(tenant: Tenant) -> None:
     assert "legacy" in (await refused(tenant, "POST", f"{AT}/{legacy['id']}/duplicate/"))["detail"]
 
 
+async def test_a_copy_for_another_project(tenant: Tenant) -> None:
+    """A key is of one project: any other is 403, an experiment there is not is 404, no target is 400."""
+    found = await made(tenant)
+    at = f"{AT}/{found['id']}/copy_to_project/"
+    body = await refused(tenant, "POST", at, {"target_team_id": 2}, status=403)
+    assert (body["code"], "one project" in body["detail"]) == ("permission_denied", True)
+    assert (await refused(tenant, "POST", at, {}))["attr"] == "target_team_id"
+    await refused(tenant, "POST", f"{AT}/99/copy_to_project/", {"target_team_id": 2}, status=404)
+    assert (await tenant.ok("GET", AT))["count"] == 1
+
+
 async def test_deleting_is_hiding(tenant: Tenant) -> None:
     """DELETE is forbidden; `deleted` hides, archives and ends; and brings back."""
     found = await running(tenant)
@@ -608,6 +639,21 @@ async def test_eligible_flags(tenant: Tenant) -> None:
     assert (await tenant.ok("GET", f"{at}?evaluation_runtime=client"))["count"] == 0
     for query in ("limit=x", "offset=x", "offset=-1", "order=wat", "active=maybe", "wat=1"):
         await refused(tenant, "GET", f"{at}?{query}")
+    reader = await tenant.limited("feature_flag:read")
+    assert (await tenant.ask("GET", f"{at}/", key=reader)).body["count"] == 3
+    assert (await tenant.ask("GET", AT, key=reader)).status == 403
+    other = await tenant.limited("experiment:read", "experiment:write")
+    assert (await tenant.ask("GET", f"{at}/", key=other)).status == 403
+
+
+async def test_a_window() -> None:
+    """20 flags unless asked, at most 100; as many experiments as there may be at once."""
+    for query, wanted in (
+        ({}, (20, 0)),
+        ({"limit": "100"}, (100, 0)),
+        ({"limit": "101", "offset": "7"}, (100, 7)),
+    ):
+        assert posthog_reading.window(query, default=20) == wanted
 
 
 async def test_pace_and_instrumentation(tenant: Tenant) -> None:

@@ -95,3 +95,14 @@ async def test_failures(signed_plane: Plane, base: str) -> None:
     refused = await signed_plane.rest("POST", f"{base}/v1/experiments", {"name": "", "wat": 1})
     if base:
         assert len(refused.body["message"]) == 2
+
+
+@pytest.mark.parametrize(
+    "path", ["/rest/v1/experiments", "/api/experiments", "/api/projects/@current/experiments/"]
+)
+async def test_a_jwt_comes_in_at_every_door(signed_plane: Plane, path: str) -> None:
+    """A token of the identity provider is as good as an API key, with the scopes that it has."""
+    answer = await signed_plane.rest("GET", path, None, key=token(scope="experiment:read"))
+    assert answer.status == 200, answer.body
+    refused = await signed_plane.rest("POST", path, {}, key=token(scope="experiment:read"))
+    assert refused.status == 403

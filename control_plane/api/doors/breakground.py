@@ -10,6 +10,8 @@ from control_plane.api.doors.files import (
     audience_rule,
     bare,
     choose_audience,
+    follow_audience,
+    other_rules,
     own_labels,
     participants,
     whole_file,
@@ -73,6 +75,10 @@ def _config(variant: Json) -> Json:
     return {**found, "files": files} if files else found
 
 
+def _type_of(kind: str) -> str:
+    return "ab_test" if kind == "ab" else kind
+
+
 def _type(value: Any) -> Json:
     if value != "ab_test":
         raise wrong(
@@ -107,10 +113,11 @@ EXPERIMENT = Shape(
     kept("hypothesis", "what is expected", str, example="Friendly resolves more"),
     ours(
         "type",
-        "ab_test; experiments of other types, made elsewhere, are shown with ours",
+        "ab_test; experiments of other types, made elsewhere, are shown with ours. Sent in a change it has to be the"
+        " one there is",
         only="create",
         into=_type,
-        show=lambda e: "ab_test" if e["type"] == "ab" else e["type"],
+        show=lambda e: _type_of(e["type"]),
         example="ab_test",
     ),
     shown("status", "ours, or archived", show=lambda e: "archived" if e["archived"] else e["status"]),
@@ -222,11 +229,13 @@ def _create(work: Work, call: Call) -> Answered:
 def _update(work: Work, call: Call) -> Answered:
     experiment = experiments.find(work, call.id)
     experiment.after(Verb.EDIT)
-    sent = EXPERIMENT.read(call.body, verb="update")
+    same = {"type": _type_of(experiment.type.value)}
+    body = {name: value for name, value in call.body.items() if name not in same or same[name] != value}
+    sent = EXPERIMENT.read(body, verb="update")
     variants = _read_variants(call.body["variants"], verb="update") if "variants" in call.body else None
     _target(variants or [], sent)
-    if not experiment.selector.get("ids"):
-        choose_audience(sent)
+    if "audienceId" in body:
+        _change_audience(experiment, sent)
     sent.values.pop("variants", None)
     with EXPERIMENT.told():
         if sent.values:
@@ -235,6 +244,14 @@ def _update(work: Work, call: Call) -> Answered:
         if variants is not None:
             _write_variants(work, experiment, variants)
     return _answered(work, foreign.keep(work, experiment.id, NAME, sent.kept))
+
+
+def _change_audience(experiment: Experiment, sent: Sent) -> None:
+    """The audience is another or none: other rules stay, and so does who takes part unless the audience did."""
+    present = experiment.design.targeting_rules.model_dump(mode="json", by_alias=True)
+    asked = sent.values.get("targetingRules") or {"labels": []}
+    sent.values["targetingRules"] = {"labels": [*asked["labels"], *other_rules({"targetingRules": present})]}
+    follow_audience(sent, rules=present, selector=experiment.selector)
 
 
 def _write_variants(work: Work, experiment: Experiment, variants: list[Sent]) -> None:

@@ -114,3 +114,15 @@ def choose_audience(sent: Sent) -> None:
     asked = next((rule["value"] for rule in _rules(sent.values) if _is_audience(rule)), None)
     if asked is not None and not {"participants", "participantIds"} & set(sent.values):
         sent.values["participants"] = {"labels": {AUDIENCE: asked}}
+
+
+def follow_audience(sent: Sent, *, rules: Any, selector: Mapping[str, Any]) -> None:
+    """A changed audience takes part where the former one did, or nobody was named; without one nobody does."""
+    chosen = selector.get("labels") or {}
+    former = audience_of({"targetingRules": rules})
+    same = audience_of(sent.values) == former
+    if same or selector.get("ids") or chosen not in ({}, {AUDIENCE: former}):
+        return
+    choose_audience(sent)
+    if chosen and not {"participants", "participantIds"} & set(sent.values):
+        sent.values["participants"] = {}

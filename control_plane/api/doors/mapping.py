@@ -171,8 +171,13 @@ class Shape:
             raise type(error)(listed, reason=error.reason, faults=faults, details=error.details) from None
 
     def name_of(self, path: str) -> str:
-        """The path of a field in our JSON as it is in this door's."""
-        for item, prefix in sorted(self._flat(), key=lambda found: -len(found[0].native)):
+        """The path of a field in our JSON as it is in this door's; of several, the one of the same name."""
+
+        def nearest(found: tuple[Field, str]) -> tuple[int, bool]:
+            native = found[0].native
+            return -len(native), native.rpartition(".")[2] != found[0].name
+
+        for item, prefix in sorted(self._flat(), key=nearest):
             if item.native and (path == item.native or path.startswith(item.native + ".")):
                 rest = path[len(item.native) + 1 :]
                 if item.each is not None and rest:

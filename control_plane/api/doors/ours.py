@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from control_plane.api import resources
-from control_plane.api.doors.files import choose_audience
+from control_plane.api.doors.files import choose_audience, follow_audience
 from control_plane.api.doors.mapping import (
     Answered,
     Call,
@@ -19,6 +19,7 @@ from control_plane.api.doors.mapping import (
 )
 from control_plane.api.doors.ours_fields import (
     EXPERIMENT,
+    NAME,
     PAUSE,
     RESUME,
     SETTINGS,
@@ -30,22 +31,28 @@ from control_plane.api.doors.ours_fields import (
     named,
     own,
 )
+from control_plane.api.doors.ours_publishing import Asked, complete, publish
+from control_plane.api.doors.ours_settings import (
+    create_settings,
+    delete_settings,
+    get_settings,
+    list_settings,
+    update_settings,
+)
 from control_plane.api.errors import faults_of
 from control_plane.domain import requests
+from control_plane.domain.design import Type
 from control_plane.domain.experiment import Experiment
-from control_plane.domain.lifecycle import Status
+from control_plane.domain.lifecycle import Status, Verb
 from control_plane.domain.series import GetTimeSeries
-from control_plane.domain.settings import UpdateSettings
-from control_plane.services import experiments, foreign, lifecycle, phases, results, series, settings
+from control_plane.services import experiments, foreign, lifecycle, phases, results, series
 from control_plane.services.experiments import View
 from control_plane.services.work import Listing, Scope, Work
-from control_plane.store.kept import Kept
 from control_plane.store.searches import Wanted
-from shared.errors import AlreadyExists, Error, FailedPrecondition, Fault, NotFound
+from shared.errors import Error, FailedPrecondition, Fault, NotFound
 from shared.ids import show_id
 from shared.moment import to_rfc3339
 
-NAME = "OursPrivacy"
 _STOPPED = ("paused", "stopped")  # intake is closed in both; this door has one word for it
 
 
@@ -119,7 +126,7 @@ def _create(work: Work, call: Call) -> Answered:
     weight = call.body.get("controlWeight", 100)
     if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= 100:
         raise wrong("controlWeight", "is not a whole number from 1 to 100", "send one, or leave it out")
-    if values.get("type", "ab") == "ab":
+    if not values.get("factors"):  # of factors the first combination is the control
         values["variants"] = [{"key": "control", "name": "Control", "isControl": True, "weight": weight}]
     if values.get("type") not in (None, *TYPES):
         raise wrong("type", f"is none of {', '.join(TYPES)}", "choose one of them")
@@ -137,6 +144,9 @@ def _update(work: Work, call: Call) -> Answered:
     experiment = _here(work, call.id)
     foreign.require_not(experiment, foreign.is_over, "a completed experiment cannot be edited")
     sent = EXPERIMENT.read(call.body, verb="update")
+    if "targetingRules" in sent.values:
+        present = experiment.design.targeting_rules.model_dump(mode="json", by_alias=True)
+        follow_audience(sent, rules=present, selector=experiment.selector)
     values = _changed(experiment, sent.values)
     with EXPERIMENT.told():
         if "key" in values:
@@ -145,6 +155,11 @@ def _update(work: Work, call: Call) -> Answered:
         if experiment.status is Status.RUNNING and "trafficAllocation" in values:
             share = {"id": show_id(experiment.id), "trafficAllocation": values.pop("trafficAllocation")}
             phases.open_phase(work, requests.parse(requests.OpenPhase, share))
+        if "targetingRules" in values and experiment.status is not Status.DRAFT:
+            who = {"id": show_id(experiment.id), "targetingRules": values.pop("targetingRules")}
+            if not {"participants", "participantIds"} & set(call.body) and "participants" in values:
+                who["participants"] = values.pop("participants")
+            foreign.retarget(work, experiment, requests.parse(requests.UpdateExperiment, who))
         if values:
             asked = {"id": show_id(experiment.id), **values}
             experiments.update(work, requests.parse(requests.UpdateExperiment, asked))
@@ -172,23 +187,24 @@ def _changed(experiment: Experiment, values: Json) -> Json:
 
 def _delete(work: Work, call: Call) -> Answered:
     experiment = _here(work, call.id)
+    if experiment.status not in (Status.DRAFT, Status.COMPLETED):
+        lifecycle.complete(work, requests.Complete(id=call.id))
     experiments.delete(work, requests.ById(id=call.id))
     return Answered(about=show_id(experiment.id), body=True)
 
 
-def _enveloped(work: Work, view: View) -> Answered:
-    native = resources.lifecycle(work, view)
+def _enveloped(work: Work, asked: Asked) -> Answered:
     body = {
-        "publishStatus": native["publishStatus"],
-        "concurrentVersionChanges": native["concurrentVersionChanges"],
-        "experiment": _experiment(work, view),
+        "publishStatus": "published" if asked.live else "pending_publish",
+        "concurrentVersionChanges": asked.changes,
+        "experiment": _experiment(work, asked.view),
     }
-    return Answered(about=show_id(view.experiment.id), body=body)
+    return Answered(about=show_id(asked.view.experiment.id), body=body)
 
 
 def _start(work: Work, call: Call) -> Answered:
     experiment = _here(work, call.id)
-    START.read(call.body, verb="update")
+    now = START.read(call.body, verb="update").values.get("live", True)
     if (
         experiment.status is Status.DRAFT
         and experiment.type.weighted
@@ -203,27 +219,28 @@ def _start(work: Work, call: Call) -> Answered:
             f"the experiment is not ready: {fault.message}", reason="NOT_READY", faults=[fault]
         )
     with EXPERIMENT.told():
-        return _enveloped(work, lifecycle.begin(work, requests.Start(id=call.id)))
+        return _enveloped(work, publish(work, experiment, Verb.START, now=now))
 
 
 def _pause(work: Work, call: Call) -> Answered:
-    _here(work, call.id)
-    PAUSE.read(call.body, verb="update")
-    return _enveloped(work, lifecycle.pause(work, requests.Pause(id=call.id)))
+    experiment = _here(work, call.id)
+    now = PAUSE.read(call.body, verb="update").values.get("live", True)
+    with EXPERIMENT.told():
+        return _enveloped(work, publish(work, experiment, Verb.PAUSE, now=now))
 
 
 def _resume(work: Work, call: Call) -> Answered:
-    _here(work, call.id)
-    RESUME.read(call.body, verb="update")
-    return _enveloped(work, lifecycle.resume(work, requests.ById(id=call.id)))
+    experiment = _here(work, call.id)
+    now = RESUME.read(call.body, verb="update").values.get("live", True)
+    with EXPERIMENT.told():
+        return _enveloped(work, publish(work, experiment, Verb.RESUME, now=now))
 
 
 def _stop(work: Work, call: Call) -> Answered:
-    _here(work, call.id)
+    experiment = _here(work, call.id)
     values = STOP.read(call.body, verb="update").values
-    return _enveloped(
-        work, lifecycle.complete(work, requests.parse(requests.Complete, {"id": call.id, **values}))
-    )
+    asked = requests.parse(requests.Complete, {"id": call.id, **values})
+    return _enveloped(work, complete(work, experiment, asked))
 
 
 # -- results
@@ -358,85 +375,19 @@ def _leave_the_rest(work: Work, experiment_id: bytes, *, wanted: int | None = No
     """The control has what the other variants leave of 100. Raises Invalid where that is nothing."""
     experiment = work.store.experiments.get(experiment_id)
     control = experiment.control
-    if control is None or not experiment.type.weighted:
+    if control is None:
         return
     rest = 100 - sum(item.weight for item in experiment.variants if item.id != control.id)
     if rest < 1:
         raise wrong("weight", f"would leave the control {rest} of 100", "leave it at least 1")
     if wanted is not None and wanted != rest:
         raise wrong("weight", f"the control has what the others leave, {rest}", "change the others' weights")
-    if rest != control.weight and len(experiment.variants) > 1:
-        work.store.experiments.put_variant(replace(control, weight=rest, updated_at=work.now))
-
-
-# -- the settings record
-
-
-def _record(work: Work) -> Kept | None:
-    return work.store.kept.get(work.project_id, NAME, "settings", work.project_id)
-
-
-def _settings(work: Work) -> Answered:
-    found = _record(work)
-    native = {
-        **resources.settings(work, settings.get(work, requests.Nothing())),
-        "projectId": show_id(work.project_id),
-        "createdAt": None if found is None else to_rfc3339(found.created_at),
-        "updatedAt": None if found is None else to_rfc3339(found.updated_at),
-        "updatedByUserId": None if found is None else found.updated_by,
-    }
-    return Answered(about="settings", body=SETTINGS.show(native, {} if found is None else found.fields))
-
-
-def _that_settings(work: Work, call: Call) -> None:
-    if named(call.id) not in (show_id(work.project_id), work.project_id.hex()):
-        raise NotFound(f"there is no settings record {call.id!r}")
-
-
-def _list_settings(work: Work, call: Call) -> Answered:
-    take(call, ())
-    return Answered(about="", body={"entities": [_settings(work).body]})
-
-
-def _get_settings(work: Work, call: Call) -> Answered:
-    _that_settings(work, call)
-    return _settings(work)
-
-
-def _create_settings(work: Work, call: Call) -> Answered:
-    if _record(work) is not None:
-        there = own("settings", show_id(work.project_id))
-        raise AlreadyExists(f"a project has one settings record, {there}; change that")
-    return _write_settings(work, call, verb="create")
-
-
-def _update_settings(work: Work, call: Call) -> Answered:
-    _that_settings(work, call)
-    return _write_settings(work, call, verb="update")
-
-
-def _write_settings(work: Work, call: Call, *, verb: str) -> Answered:
-    sent, found = SETTINGS.read(call.body, verb=verb), _record(work)
-    if sent.values:
-        with SETTINGS.told():
-            settings.update(work, requests.parse(UpdateSettings, sent.values))
-    fields = {**({} if found is None else found.fields), **sent.kept}
-    work.store.kept.put(
-        work.project_id, NAME, "settings", work.project_id, fields, actor=work.caller.actor, now=work.now
-    )
-    return _settings(work)
-
-
-def _delete_settings(work: Work, call: Call) -> Answered:
-    _that_settings(work, call)
-    held = foreign.search(work, Wanted(project_id=work.project_id, archived=False), limit=1)
-    if held.total:
-        raise FailedPrecondition(
-            "experiments would be deleted with their settings record; delete them first", reason="WRONG_STATE"
-        )
-    answer = _settings(work)
-    work.store.kept.drop(work.project_id, NAME, "settings", work.project_id)
-    return answer
+    last = max(item.position for item in experiment.variants)
+    behind = experiment.type is Type.PERSONALIZATION and control.position < last
+    place = last + 1 if behind else control.position  # the first rules that fit win; the control has none
+    if (rest, place) != (control.weight, control.position):
+        changed = replace(control, weight=rest, position=place, updated_at=work.now)
+        work.store.experiments.put_variant(changed)
 
 
 # -- the door
@@ -498,12 +449,12 @@ DOOR = Facade(
         _route("ListExperiments", "GET /rest/v1/experiments", _READ, _list,
                "`limit` (25, clamped to 1 … 100), `cursor`, `status`, `type`, `search`; the last changed first"),
         _route("CreateExperiment", "POST /rest/v1/experiments", _WRITE, _create,
-               "a draft with its control; a personalization or multivariate one without", status=201),
+               "a draft with its control", status=201),
         _route("GetExperiment", f"GET {_ONE}", _READ, _get, "with its variants"),
         _route("UpdateExperiment", f"PATCH {_ONE}", _WRITE, _update,
                "until it is completed, then 409; answers it without its variants"),
         _route("DeleteExperiment", f"DELETE {_ONE}", _WRITE, _delete,
-               "answers `true`; one that has run is archived, one under way is refused"),
+               "answers `true`; one that has run is archived, one under way completed before; files stay as they are"),
         _route("StartExperiment", f"POST {_ONE}/start", _WRITE, _start,
                "needs a primary metric, besides what every start needs", starts=True),
         _route("StopExperiment", f"POST {_ONE}/stop", _WRITE, _stop, "completes it; files stay as they are"),
@@ -521,13 +472,13 @@ DOOR = Facade(
                "of a draft; afterwards only its name and what is kept"),
         _route("DeleteVariant", f"DELETE {_VARIANT}/{{id}}", _WRITE, _delete_variant,
                "of a draft; answers the variant that was"),
-        _route("ListSettings", f"GET {_SET}", _READ, _list_settings, "the one record", about=_NO_SETTINGS),
-        _route("CreateSettings", f"POST {_SET}", _ADMIN, _create_settings,
+        _route("ListSettings", f"GET {_SET}", _READ, list_settings, "the one record", about=_NO_SETTINGS),
+        _route("CreateSettings", f"POST {_SET}", _ADMIN, create_settings,
                "409 where it was written before", status=201, about=_NO_SETTINGS),
-        _route("GetSettings", f"GET {_SET}/{{id}}", _READ, _get_settings, "the one record", about=_NO_SETTINGS),
-        _route("UpdateSettings", f"PATCH {_SET}/{{id}}", _ADMIN, _update_settings,
+        _route("GetSettings", f"GET {_SET}/{{id}}", _READ, get_settings, "the one record", about=_NO_SETTINGS),
+        _route("UpdateSettings", f"PATCH {_SET}/{{id}}", _ADMIN, update_settings,
                "what was not sent stays", about=_NO_SETTINGS),
-        _route("DeleteSettings", f"DELETE {_SET}/{{id}}", _ADMIN, _delete_settings,
+        _route("DeleteSettings", f"DELETE {_SET}/{{id}}", _ADMIN, delete_settings,
                "what was kept of it is gone; refused while there are experiments", about=_NO_SETTINGS),
     ),
 )

@@ -17,6 +17,7 @@ from control_plane.api.doors.files import (
 from control_plane.api.doors.mapping import Field, Json, Shape, kept, ours, shown, wrong
 from control_plane.domain import requests
 
+NAME = "OursPrivacy"
 STATUSES = ("draft", "running", "paused", "completed")
 TYPES = ("ab", "multivariate", "personalization")
 
@@ -130,7 +131,7 @@ EXPERIMENT = Shape(
     ),
     Field(
         name="targetingRules",
-        says="who is eligible; replaced as a whole",
+        says="who is eligible; replaced as a whole. Once it is started they say who may come in from now on",
         inside=TARGETING,
     ),
     ours(
@@ -226,15 +227,14 @@ SETTINGS = Shape(
 
 def _publishing(name: str) -> Shape:
     def into(value: Any) -> Json:
-        if value is False:
-            raise wrong(
-                name, "every change is live at once, nothing is published later", "leave it out, or send true"
-            )
-        if value not in (None, True):
-            raise wrong(name, "is neither true nor false", "leave it out, or send true")
-        return {}
+        if value is not None and not isinstance(value, bool):
+            raise wrong(name, "is neither true nor false", "send one, or leave it out")
+        return {} if value is None else {"live": value}
 
-    says = "true, as it is anyway; false is refused, because every change is live at once"
+    says = (
+        "true unless it is sent; with false the verb is only noted (`pending_publish`), and done before the next one"
+        " that is published"
+    )
     return Shape(Field(name=name, says=says, native=name, unshown=True, into=into, example=True))
 
 

@@ -50,7 +50,7 @@ from control_plane.domain.lifecycle import Status
 from control_plane.services import experiments, foreign, lifecycle
 from control_plane.services.experiments import View
 from control_plane.services.work import Scope, Work
-from shared.errors import Code, Error, FailedPrecondition, NotFound
+from shared.errors import Code, Error, FailedPrecondition, NotFound, PermissionDenied
 from shared.ids import show_id
 from shared.moment import from_rfc3339
 
@@ -96,7 +96,7 @@ def _create(work: Work, call: Call) -> Answered:
     body = call.body
     sent = EXPERIMENT.read(body, verb="create")
     values = {name: value for name, value in sent.values.items() if name not in ("variants", "analysis")}
-    for name in ("end_date", "archived", "deleted", "conclusion", "conclusion_comment"):
+    for name in ("archived", "deleted", "conclusion", "conclusion_comment"):
         if body.get(name):
             raise wrong(name, "is nothing that a new experiment has", "leave it out")
     found = writing.variants(body, new=True) or []
@@ -193,6 +193,8 @@ def _move_dates(work: Work, experiment: Experiment, body: Json) -> None:
     at = show_id(experiment.id)
     if "start_date" in body and start is None and not is_draft(experiment):
         raise wrong("start_date", "what was launched has a start date", "reset the experiment")
+    _unschedule(work, experiment, body)
+    experiment = work.store.experiments.get(experiment.id)
     if start is not None and start != experiment.started_at and is_draft(experiment):
         if start > work.now + _SOON:
             _schedule(work, experiment, "startAt", body["start_date"])
@@ -218,7 +220,16 @@ def _is_at(moment: int, present: int | None) -> bool:
     return present is not None and abs(moment - present) < 1_000
 
 
-def _schedule(work: Work, experiment: Experiment, name: str, value: str) -> None:
+def _unschedule(work: Work, experiment: Experiment, body: Json) -> None:
+    """What is scheduled and sent as null is scheduled no more."""
+    plan = experiment.design.schedule
+    if is_draft(experiment) and plan.start and "start_date" in body and body["start_date"] is None:
+        _schedule(work, experiment, "startAt", None)
+    if (plan.end or 0) > work.now and "end_date" in body and body["end_date"] is None:
+        _schedule(work, work.store.experiments.get(experiment.id), "endAt", None)
+
+
+def _schedule(work: Work, experiment: Experiment, name: str, value: str | None) -> None:
     present = experiment.design.schedule.model_dump(mode="json", by_alias=True)
     writing.update(work, experiment, {"schedule": {**present, name: value}})
 
@@ -394,6 +405,18 @@ def _duplicate(work: Work, call: Call) -> Answered:
     return answered(work, foreign.keep(work, copy.id, NAME, keep))
 
 
+def _copy_to_project(work: Work, call: Call) -> Answered:
+    """Refused: whatever the target is, the key is not of it."""
+    _experiment(work, call)
+    if call.body.get("target_team_id") is None:
+        raise wrong(
+            "target_team_id", "is required", "duplicate the experiment to have a copy in this project"
+        )
+    raise PermissionDenied(
+        "a key is of one project and reaches no other; make the copy there, with a key of that project"
+    )
+
+
 # -- the door
 
 _TYPES = {
@@ -479,7 +502,7 @@ DOOR = Facade(
                " `created_by_id` and `prompt_name` are refused: users have no numbers here, and there are no prompts"),
         _route("CreateExperiment", f"POST {_ALL}", _WRITE, _create,
                "a draft, or launched by its start_date", status=201),
-        _route("ListEligibleFlags", f"GET {_ALL}/eligible_feature_flags", _READ, eligible_flags,
+        _route("ListEligibleFlags", f"GET {_ALL}/eligible_feature_flags", Scope.FEATURE_FLAG_READ, eligible_flags,
                "keys of experiments with two variants and more, the first of them `control`; `limit` (20, at most 100),"
                " `offset`, `search`, `active`, `created_by`, `order`, `evaluation_runtime`, `has_evaluation_tags`"),
         _route("RequiresFlagImplementation", f"GET {_ALL}/requires_flag_implementation", _READ, needs_reports,
@@ -506,6 +529,8 @@ DOOR = Facade(
         _route("DuplicateExperiment", f"POST {_ONE}/duplicate", _WRITE, _duplicate,
                "a draft with new metric uuids and a key of its own; of the body `name` and `feature_flag_key` are used"
                " and every other field is not, as there", status=201),
+        _route("CopyToProject", f"POST {_ONE}/copy_to_project", _WRITE, _copy_to_project,
+               "refused: a key is of one project, and reaches no other", status=201),
         _route("RecalculateTimeseries", f"POST {_ONE}/recalculate_timeseries", _WRITE, recalculate,
                "`metric` and `fingerprint`; 200 where it is under way", status=201, already=200),
         _route("GetTimeseriesResults", f"GET {_ONE}/timeseries_results", _READ, timeseries,

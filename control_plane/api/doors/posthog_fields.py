@@ -172,15 +172,18 @@ EXPERIMENT = Shape(
     ),
     Field(
         name="start_date",
-        says="null: a draft. A moment that is not ahead launches it now, one ahead schedules the launch",
+        says="null: a draft, and nothing scheduled. A moment that is not ahead launches it now, one ahead schedules the"
+        " launch",
         native="startedAt",
         into=_nothing,
+        show=lambda e: e["told"]["start"],
     ),
     Field(
         name="end_date",
-        says="a moment that is not ahead ends it now, one ahead schedules that intake is closed",
+        says="a moment that is not ahead ends it now, one ahead schedules that intake is closed; null: nothing is",
         native="completedAt",
         into=_nothing,
+        show=lambda e: e["told"]["end"],
     ),
     shown("status", f"one of {', '.join(STATUSES)}", show=status_of),
     Field(name="parameters", says="replaced as a whole", inside=PARAMETERS),

@@ -80,8 +80,12 @@ def _told(work: Work, view: View, native: Json, kept: Json) -> Json:
     level = {"ci_level": alpha} if method == "bayesian" else {"alpha": e.alpha}
     held = work.store.holdouts.find(work.project_id, e.design.holdout_id) if e.design.holdout_id else None
     criteria = {"filterTestAccounts": True, **(kept.get("exposure_criteria") or {})}
+    plan = e.design.schedule
+    ahead = {name: at for name, at in (("start", plan.start), ("end", plan.end)) if at and at > work.now}
     return {
         **lists,
+        "start": native["startedAt"] or (plan.start_at if "start" in ahead else None),
+        "end": native["completedAt"] or (plan.end_at if "end" in ahead else None),
         "primary_order": typed.ordered(None, lists["metrics"], kept.get(ORDERS["metrics"]) or [], ""),
         "secondary_order": typed.ordered(
             None, lists["metrics_secondary"], kept.get(ORDERS["metrics_secondary"]) or [], ""
@@ -200,8 +204,18 @@ LIST = (
 )  # fmt: skip
 
 
+NOT_ASKED = {
+    "created_by_id": "users have no numbers here; created_by takes who made it as it is shown",
+    "prompt_name": "there are no prompts here",
+}
+"""What lists are asked for there and cannot be here, and why."""
+
+
 def list_page(work: Work, call: Call) -> Answered:
     """A page of experiments: not archived ones unless they are asked for, the newest first."""
+    for name, why in NOT_ASKED.items():
+        if name in call.query:
+            raise wrong(name, why, "leave it out")
     query = take(call, LIST)
     limit, offset = window(query, default=100)
     status = one_of(query, "status", tuple(_STATUSES)) or "all"
