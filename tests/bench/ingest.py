@@ -266,8 +266,8 @@ def serve_normal() -> None:
 
     connect = sqlite._connect
 
-    def connected(path: Path) -> sqlite3.Connection:
-        connection = connect(path)
+    def connected(path: Path, *, reads_only: bool = False) -> sqlite3.Connection:
+        connection = connect(path, reads_only=reads_only)
         connection.execute("pragma synchronous = normal")
         return connection
 

@@ -63,7 +63,7 @@ def after(assigned: dict[str, str]) -> dict[str, int]:
 
 
 async def test_history_finds_what_the_spread_of_hosts_hides(world: World) -> None:
-    """The look is the path test on the residuals of a regression on what was before; without it nothing is found."""
+    """The look is the path test on the residuals of a regression on what was before; without it the error is larger."""
     uid, assigned = await lived(world, analysis={"variance": "cuped", "historyDays": 7, "horizonDays": 1})
     async with ticking(world):
         await world.report(uid, *busy(world, after(assigned)))
@@ -94,16 +94,9 @@ async def test_history_finds_what_the_spread_of_hosts_hides(world: World) -> Non
     assert inference.differing_looks(plain) == [1]
     control = read.model_dump(mode="json")
     assert control["settings"]["history_days"] == 7
-    shots = [Snapshot(day=1.0, trials=read.sums.impressions, successes=read.sums.conversions)]
-    design = {
-        "treated": list(treated),
-        "blocks": [member.block for member in read.members],
-        "strata": [member.stratum for member in read.members],
-        "seed": bytes.fromhex(read.seed) + b"b",
-        "alpha": 0.05,
-        "horizon": 1.0,
-    }
-    assert path.looks(Design(**design), shots)[0].p_value > 0.05
+    raw = [y[treated], y[~treated]]
+    hidden = sqrt(sum(own.var(ddof=1) / len(own) for own in raw))
+    assert hidden > 2 * error  # whether that decides is chance: the seed is another one in every run
 
 
 async def test_who_has_no_history_counts_as_its_stratum(world: World) -> None:
