@@ -7,6 +7,7 @@ import pytest
 from control_plane.api.doors import ours, ours_fields
 from control_plane.api.doors.mapping import How
 from tests.support.tenant import Tenant
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,7 +37,7 @@ async def whole(tenant: Tenant, **fields: Any) -> Any:
         "metrics": {"primary": {"eventName": "signup"}},
         **fields,
     }
-    made = await draft(tenant, **said)
+    made = await draft(tenant, **{name: value for name, value in said.items() if value is not None})
     control = made["variants"][0]["id"]
     await tenant.ok("PATCH", f"{VARIANTS}/{control}", {"content": "plain"})
     asked = {"experimentId": made["id"], "name": "Bold", "weight": 50, "content": "bold"}
@@ -182,6 +183,7 @@ async def test_a_life(tenant: Tenant) -> None:
     tenant.clock.jump(60)
     paused = await tenant.ok("POST", f"{AT}/{made['id']}/pause", {"publishAfterPause": True})
     assert paused["experiment"]["status"] == "paused"
+    assert (await tenant.ask("PATCH", f"{AT}/{made['id']}", {"trafficAllocation": 50})).status == 409
     resumed = await tenant.ok("POST", f"{AT}/{made['id']}/resume")
     assert resumed["experiment"]["startedAt"] > began
     stopped = await tenant.ok("POST", f"{AT}/{made['id']}/stop", {"winnerVariantId": variants["Bold"]})
@@ -291,6 +293,21 @@ async def test_an_audience_changes(tenant: Tenant) -> None:
     wrong = {"targetingRules": {"labels": [{"key": "a", "operator": "like", "value": "b"}]}}
     refused = await tenant.ask("PATCH", at, wrong)
     assert (refused.status, refused.body["details"][0]["field"]) == (400, "targetingRules.labels.0.operator")
+
+
+async def test_a_new_audience_comes_in(tenant: Tenant) -> None:
+    """Who carries the label of an audience that was set under way takes part before long, besides who does already."""
+    for name, label in (("p", "a"), ("q", "a"), ("r", "b")):
+        await tenant.ok("POST", "/v1/participants", {"id": name, "labels": {"audience": label}}, status=201)
+    made = await running(tenant, participantIds=None, targetingRules={"audienceId": "a"})
+    await tenant.ok("PATCH", f"{AT}/{made['id']}", {"targetingRules": {"audienceId": "b"}})
+    at = f"/v1/experiments/{made['key']}/assignments"
+
+    async def there() -> bool:
+        await tenant.clock.advance(60)
+        return {item["participantId"] for item in (await tenant.ok("GET", at))["entities"]} == {"p", "q", "r"}
+
+    await eventually(there, what="the new audience takes part")
 
 
 async def test_what_can_be_edited_when(tenant: Tenant) -> None:

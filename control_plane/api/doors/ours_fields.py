@@ -120,7 +120,7 @@ EXPERIMENT = Shape(
     shown("stoppedAt", "when it was completed", native="completedAt"),
     ours(
         "trafficAllocation",
-        "per cent of the eligible that take part; while it runs, a phase is opened",
+        "per cent of the eligible that take part; while it runs, a phase is opened; refused while it is paused",
         example=80,
     ),
     kept("includeQueryString", "whether redirects keep the page's query", bool, example=True),
