@@ -38,6 +38,7 @@ from control_plane.domain.statistics.bayes import (
 )
 from control_plane.domain.statistics.posterior import Beta, Normal, credible_interval
 from control_plane.domain.statistics.proportions import Interval, Undefined, icc, rate
+from control_plane.domain.statistics.summary import EXPLANATIONS
 from shared.errors import Fault, Invalid
 
 
@@ -129,6 +130,7 @@ def _answered(asked: Question) -> Json:
         ],
         "srm": _srm(asked),
         "looks": looked,
+        "explanations": dict(EXPLANATIONS),
     }
 
 

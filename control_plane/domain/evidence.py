@@ -177,12 +177,16 @@ class Ledgered(Part):
 
 
 class Excluded(Part):
-    """How many of an arm (by key) are out of `delivered`, or silent, for a reason."""
+    """How many of an arm (by key) are out of `delivered`, or silent, for a reason.
+
+    `units`: of so many that were drawn; None in records of before that was counted, where participants stand for it.
+    """
 
     arm: str
     reason: str
     participants: int
     impressions: int
+    units: int | None = None
 
 
 class Factor(Part):

@@ -124,7 +124,10 @@ def _numbers(evidence: Evidence) -> Iterator[Fault]:
     if evidence.reachable is not None and not 0 < evidence.reachable <= 1:
         yield Fault(field="reachable", message=f"is {evidence.reachable:g}, must be above 0 and at most 1")
     for at, item in enumerate(evidence.exclusions):
-        for name, count in (("participants", item.participants), ("impressions", item.impressions)):
+        counts = (
+            ("participants", item.participants), ("impressions", item.impressions), ("units", item.units or 0),
+        )  # fmt: skip
+        for name, count in counts:
             if not 0 <= count <= MOST:
                 yield Fault(field=f"exclusions.{at}.{name}", message=f"must be between 0 and {MOST:g}")
 

@@ -4,7 +4,7 @@ Each rule says what it saw (evidence), what that does to the answer, and what to
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -57,6 +57,8 @@ class Seated:
     """Keys of the variants whose content was on its file during the phase."""
     contested: bool = False
     """Its host reports that another tool keeps rewriting a target."""
+    unit: str = ""
+    """What it was drawn with, which falls silent or drifts as a whole; empty: it was drawn by itself."""
     unseen: tuple[str, ...] = ()
     """Why its host did not see every open of a target, where opens are its impressions."""
 
@@ -143,6 +145,7 @@ def _missing_by_arm(facts: Facts) -> Iterator[Finding]:
         code="MISSING_EXPOSURE_BY_ARM",
         what="participants without any impression",
         advice="find out what the variant does to the hosts that are silent; the numbers compare survivors only",
+        enough=any,
     )
 
 
@@ -317,17 +320,22 @@ def _unequal(
     what: str,
     advice: str,
     among: Sequence[Seated] | None = None,
+    enough: Callable[[Iterable[bool]], bool] = all,
 ) -> Iterator[Finding]:
-    """A finding where the share of `good` participants differs between arms more than chance allows."""
+    """A finding where the share of `good` participants differs between arms more than chance allows.
+
+    What was drawn is counted: a cluster is good where `enough` of its participants are, all of them or any.
+    """
     if not facts.compared or facts.alternating or len(facts.by_arm) < 2:
         return
     chosen = set(_names(facts.seated if among is None else among))
     arms = {
         key: [item for item in members if item.participant in chosen] for key, members in facts.by_arm.items()
     }
-    sizes = [len(members) for members in arms.values()]
-    having = [sum(1 for item in members if good(item)) for members in arms.values()]
-    p = same_share(having, sizes, seed=facts.seed)
+    units = [_by_unit(members, good) for members in arms.values()]
+    p = same_share(
+        [sum(map(enough, own.values())) for own in units], [len(own) for own in units], seed=facts.seed
+    )
     if p >= WARN:
         return
     yield Finding(
@@ -337,12 +345,20 @@ def _unequal(
         evidence={
             "pValue": p,
             "byVariant": {
-                key: {"participants": size, "affected": size - kept}
-                for key, size, kept in zip(arms, sizes, having, strict=True)
+                key: {"participants": len(members), "affected": sum(1 for item in members if not good(item))}
+                for key, members in arms.items()
             },
         },
         advice=advice,
     )
+
+
+def _by_unit(members: Sequence[Seated], good: Callable[[Seated], bool]) -> dict[str, list[bool]]:
+    """Whether each is good, by what was drawn."""
+    found: defaultdict[str, list[bool]] = defaultdict(list)
+    for item in members:
+        found[item.unit or item.participant].append(good(item))
+    return found
 
 
 def _names(found: Sequence[Seated]) -> list[str]:

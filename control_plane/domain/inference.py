@@ -32,13 +32,14 @@ from control_plane.domain.evidence import (
     snapshot_of,
 )
 from control_plane.domain.history import forgotten
+from control_plane.domain.integrity import integrity, shown
 from control_plane.domain.secondary import secondary
 from control_plane.domain.statistics import planning, srm
 from control_plane.domain.statistics.bayes import beliefs_of_values
 from control_plane.domain.statistics.decision import Comparison, Look
 from control_plane.domain.statistics.posterior import Beta
 from control_plane.domain.statistics.proportions import ArmSums, Interval, Rate, Undefined, rate
-from control_plane.domain.statistics.summary import ArmSummary, counts_only, summarise
+from control_plane.domain.statistics.summary import EXPLANATIONS, ArmSummary, counts_only, summarise
 from control_plane.domain.statistics.verdict import (
     Guard,
     Guarded,
@@ -73,9 +74,10 @@ def answer(evidence: Evidence) -> Json:
     )
     found = looked(evidence.looks)
     numbers = _numbers(evidence, found)
-    integrity = _integrity(evidence)
+    sound = integrity(evidence)
     guards = _guards(evidence.looks)
-    decided = _verdict(evidence, found, integrity, guards)
+    power = _power(evidence)
+    decided = _verdict(evidence, found, sound, guards, mde=power["mde"] if power else None)
     return {
         **evidence.about,
         "alpha": evidence.settings.alpha,
@@ -99,9 +101,9 @@ def answer(evidence: Evidence) -> Json:
         ],
         "guardrails": [_guard_shown(item) for item in guards],
         "exclusions": [_excluded(evidence, item) for item in evidence.exclusions],
-        "srm": _srm(evidence, integrity),
+        "srm": shown(evidence, sound),
         "verdict": None if decided is None else _verdict_shown(evidence, decided),
-        "power": _power(evidence),
+        "power": power,
         "carryOver": alternation.carried_over(evidence) if evidence.alternation else [],
         "findings": [
             *evidence.findings, *_sensitive(evidence, found), *forgotten(evidence), *uneven(evidence),
@@ -110,6 +112,7 @@ def answer(evidence: Evidence) -> Json:
         "secondary": secondary(evidence),
         "mainEffects": main_effects(evidence),
         "interactions": interactions(evidence),
+        "explanations": dict(EXPLANATIONS),
         "inputs": None,
     }  # fmt: skip
 
@@ -336,65 +339,6 @@ def _method(evidence: Evidence) -> Json:
     }
 
 
-def _integrity(evidence: Evidence) -> Integrity:
-    if evidence.uncompared is not None:
-        return Integrity(replays=None, ratio_p_value=None, leaked=False, losses={})
-    sizes = [sum(1 for item in evidence.members if item.arm == arm.key) for arm in evidence.arms]
-    silent = {
-        arm.key: sum(
-            1
-            for member, m in zip(evidence.members, evidence.sums.impressions, strict=True)
-            if member.arm == arm.key and not m
-        )
-        for arm in evidence.arms
-    }
-    by_reason: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for item in evidence.exclusions:
-        by_reason[item.reason][item.arm] = item.participants
-    by_reason["without_data"] = silent
-    seed = bytes.fromhex(evidence.seed)
-    losses = {
-        reason: srm.same_share(
-            [min(counts.get(arm.key, 0), size) for arm, size in zip(evidence.arms, sizes, strict=True)],
-            sizes,
-            seed=seed,
-        )
-        for reason, counts in sorted(by_reason.items())
-    }
-    if evidence.alternation is not None:
-        losses["without_data"] = alternation.silent_alike(evidence, evidence.alternation)
-    ratio = (
-        srm.sample_ratio(sizes, [arm.weight for arm in evidence.arms])
-        if evidence.hashed and any(sizes)
-        else None
-    )
-    leaked = any(size and not arm.weight for arm, size in zip(evidence.arms, sizes, strict=True))
-    return Integrity(
-        replays=evidence.replays,
-        ratio_p_value=None if ratio is None else ratio.p_value,
-        leaked=leaked,
-        losses=losses,
-    )
-
-
-def _srm(evidence: Evidence, integrity: Integrity) -> Json | None:
-    if evidence.uncompared is not None:
-        return None
-    total = len(evidence.members)
-    return {
-        "kind": "chi_square" if evidence.hashed else "replay",
-        "replays": integrity.replays,
-        "pValue": integrity.ratio_p_value,
-        "detected": bool(integrity.broken),
-        "expected": {arm.key: total * arm.weight / 100 for arm in evidence.arms},
-        "observed": {
-            arm.key: sum(1 for item in evidence.members if item.arm == arm.key) for arm in evidence.arms
-        },
-        "withDataPValue": integrity.losses.get("without_data"),
-        "lossPValues": dict(integrity.losses),
-    }
-
-
 def _guards(ledger: Sequence[Ledgered]) -> list[Guarded]:
     if not ledger:
         return []
@@ -421,7 +365,12 @@ def _guard_shown(item: Guarded) -> Json:
 
 
 def _verdict(
-    evidence: Evidence, recorded: Sequence[Look], integrity: Integrity, guards: Sequence[Guarded]
+    evidence: Evidence,
+    recorded: Sequence[Look],
+    sound: Integrity,
+    guards: Sequence[Guarded],
+    *,
+    mde: float | None,
 ) -> Verdict | None:
     """Only of the primary metric, in the population of everybody who was assigned."""
     comparable = evidence.uncompared is None and evidence.control is not None
@@ -434,9 +383,10 @@ def _verdict(
         recorded,
         goal=evidence.measure.goal,
         reachable=evidence.reachable,
-        integrity=integrity,
+        integrity=sound,
         guarded=guards,
         data=any(evidence.sums.impressions),
+        mde=mde,
     )
 
 

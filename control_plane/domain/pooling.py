@@ -11,6 +11,7 @@ from control_plane.domain.evidence import Arm, Evidence, Json, Stretch, camel, e
 from control_plane.domain.statistics import phases, sequence
 from control_plane.domain.statistics.decision import FEWEST_CONVERSIONS, FEWEST_PARTICIPANTS
 from control_plane.domain.statistics.proportions import Undefined
+from control_plane.domain.statistics.summary import EXPLANATIONS
 from shared.errors import Fault, Invalid
 
 _OF_PHASES = (
@@ -44,6 +45,7 @@ def answer(evidence: Evidence) -> Json:
         "secondary": None,
         "mainEffects": [],
         "interactions": [],
+        "explanations": {"pValue": EXPLANATIONS["pValue"]},
         "inputs": None,
     }
 

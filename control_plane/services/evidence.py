@@ -1,6 +1,6 @@
 """Gathers what an answer is made of: who was assigned, what they did, which looks are on record."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -338,6 +338,7 @@ def exclusions(work: Work, seated: Seating) -> tuple[Excluded, ...]:
         return ()
     keys = {variant.id: variant.key for variant in experiment.variants}
     people: Counter[tuple[str, str]] = Counter()
+    units: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     missed: Counter[tuple[str, str]] = Counter()
     for row in work.store.findings.seated(experiment.id, phase.id, now=work.now):
         reason = ""
@@ -349,9 +350,16 @@ def exclusions(work: Work, seated: Seating) -> tuple[Excluded, ...]:
             reason = "never_delivered"
         if reason:
             people[keys[row.variant_id], reason] += 1
+            units[keys[row.variant_id], reason].add(row.unit)
             missed[keys[row.variant_id], reason] += row.impressions - row.delivered
     return tuple(
-        Excluded(arm=arm, reason=reason, participants=count, impressions=missed[arm, reason])
+        Excluded(
+            arm=arm,
+            reason=reason,
+            participants=count,
+            impressions=missed[arm, reason],
+            units=len(units[arm, reason]),
+        )
         for (arm, reason), count in sorted(people.items())
     )
 

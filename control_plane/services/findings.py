@@ -56,6 +56,7 @@ def get(work: Work, request: requests.ById) -> Report:
 def _seated(row: SeatedRow, keys: dict[bytes, str]) -> Seated:
     return Seated(
         participant=row.participant,
+        unit=row.unit,
         arm=keys[row.variant_id],
         agent=None if row.agent_uid is None else show_id(row.agent_uid),
         forced=row.forced,

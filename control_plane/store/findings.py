@@ -13,9 +13,13 @@ _ByParticipant = defaultdict[bytes, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeatedRow:
-    """One participant with a variant in a phase; `contents` are ids of variants whose content it held."""
+    """One participant with a variant in a phase; `contents` are ids of variants whose content it held.
+
+    `unit` is what was drawn: the participant, or its cluster.
+    """
 
     participant: str
+    unit: str
     variant_id: bytes
     agent_uid: bytes | None
     forced: bool
@@ -43,7 +47,7 @@ class FindingStore:
             "select a.participant_id, a.variant_id, a.forced_by, p.public_id, p.agent_uid, p.retired_at,"  # noqa: S608
             " g.conditions, d.state as deployment, (select v.state from view v join variant_file f"
             " on f.path = v.path and f.variant_id = a.variant_id where v.participant_id = a.participant_id"
-            " order by v.from_at desc, v.id desc limit 1) as state, a.time_block"
+            " order by v.from_at desc, v.id desc limit 1) as state, a.time_block, a.cluster"
             " from assignment a join participant p on p.id = a.participant_id"
             " left join agent g on g.uid = p.agent_uid"
             " left join slot s on s.participant_id = a.participant_id and s.experiment_id = a.experiment_id"
@@ -62,6 +66,7 @@ class FindingStore:
         return [
             SeatedRow(
                 participant=row["public_id"],
+                unit=row["cluster"] or row["public_id"],
                 variant_id=row["variant_id"],
                 agent_uid=row["agent_uid"],
                 forced=row["forced_by"] is not None,

@@ -108,7 +108,16 @@ def test_the_horizon_ends_deciding() -> None:
     shots = days(same, 8, 3, seed=5)
     found = looks(plan, shots)
     assert not found[-1].comparisons[0].decided
-    assert judged(plan, found).status is Status.NO_DIFFERENCE
+    over = judged(plan, found)
+    assert over.status is Status.NO_DIFFERENCE
+    (why,) = over.reasons
+    (told,) = why.inputs["differences"]
+    assert told["interval"]["low"] < 0 < told["interval"]["high"]
+    assert told["statistic"] < told["critical"]
+    assert "redrawn" in why.formula
+    assert judged(plan, found, mde=0.12).reasons[0].inputs["smallestEffectFound"] == 0.12
+    (wait,) = judged(plan, found[:2]).reasons
+    assert (wait.code, wait.inputs["differences"][0]["variant"]) == ("NOT_CROSSED", "b")
     wild = Snapshot(day=4, trials=(400,) * 16, successes=(0,) * 8 + (400,) * 8)
     later = looks(plan, [*shots, wild])
     assert [look.comparisons[0].decided for look in later[:3]] == [False] * 3

@@ -146,3 +146,21 @@ def test_equal_losses_rarely_alarm() -> None:
         ]
         alarms += "MISSING_EXPOSURE_BY_ARM" in codes(facts(seated))
     assert alarms <= 6
+
+
+def test_hosts_that_were_drawn_whole_are_lost_whole() -> None:
+    """Two silent hosts of eight, with ten participants each, alarm nobody; twenty of 80 participants would."""
+    seated = [replace(item, unit=f"{item.arm}-{int(item.participant[2:]) // 10}") for item in people(80)]
+    lost = change(seated, "a", 20, impressions=0, delivered=0, state="drifted")
+    alarms = {"MISSING_EXPOSURE_BY_ARM", "DRIFT_BY_ARM"}
+    assert not alarms & codes(facts(lost))
+    assert alarms <= codes(facts([replace(item, unit="") for item in lost]))
+    every = change(seated, "a", 80, impressions=0, delivered=0)
+    (found,) = [one for one in findings(facts(every)) if one.code == "MISSING_EXPOSURE_BY_ARM"]
+    assert found.evidence["byVariant"]["a"] == {"participants": 80, "affected": 80}
+    # One silent participant does not make its host silent.
+    some = [
+        replace(x, impressions=0, delivered=0) if x.arm == "a" and x.participant[-1] == "0" else x
+        for x in seated
+    ]
+    assert "MISSING_EXPOSURE_BY_ARM" not in codes(facts(some))

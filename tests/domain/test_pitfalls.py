@@ -109,8 +109,11 @@ def test_no_p_value_where_the_effect_is_enormous(method: str) -> None:
 
 
 def test_chance_to_win_is_read_as_one_minus_p() -> None:
-    """Both are given, under their own names, and they are not each other."""
-    b = analyze(counts((45, 250), (60, 250)))["variants"][1]
+    """Both are given, under their own names, they are not each other, and the answer says so."""
+    found = analyze(counts((45, 250), (60, 250)))
+    b = found["variants"][1]
+    assert "not 1 - pValue" in found["explanations"]["chanceToWin"]
+    assert "not the probability" in found["explanations"]["pValue"]
     assert abs(b["chanceToWin"] - (1 - b["pValue"])) > 0.03
 
 

@@ -21,6 +21,16 @@ from control_plane.domain.statistics.proportions import (
 )
 from shared.errors import Fault, Invalid
 
+EXPLANATIONS: Mapping[str, str] = {
+    "pValue": "how often a variant that changes nothing would differ from the control at least as much as this one;"
+    " small ones speak against chance, and it is not the probability that the variant changes nothing",
+    "probabilityToBeBest": "how probable it is, by the counts and the prior alone, that this variant is the best of"
+    " all; shown, and no rule to stop by: who stops at 95 % is wrong about half of the time where nothing differs",
+    "chanceToWin": "how probable it is, by the counts and the prior alone, that this variant is better than the"
+    " control; it is not 1 - pValue, and no rule to stop by",
+}
+"""What is to be said beside numbers that are often taken for one another, by their names in an answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:

@@ -143,10 +143,12 @@ def verdict(
     integrity: Integrity,
     guarded: Sequence[Guarded] = (),
     data: bool = True,
+    mde: float | None = None,
 ) -> Verdict:
     """What the looks say, first what forbids a verdict, then what decides it.
 
-    `reachable` is the smallest p the design can give any arm; `data`: somebody had an impression.
+    `reachable` is the smallest p the design can give any arm; `data`: somebody had an impression; `mde` is the smallest
+    absolute change that would have been found with the power that was planned, told where nothing was.
     """
     notes = tuple(integrity.doubtful)
     if integrity.broken:
@@ -174,14 +176,16 @@ def verdict(
     if found and found[-1].day >= plan.horizon:
         if decided:
             return _of(
-                Status.LOSER, [*(_crossed(plan, item) for item in decided), _over(plan, stand), *notes],
+                Status.LOSER, [*(_crossed(plan, item) for item in decided), _over(plan, stand, mde), *notes],
                 arm=decided[-1].arm,
             )  # fmt: skip
-        return _of(Status.NO_DIFFERENCE if data else Status.INSUFFICIENT_DATA, [_over(plan, stand), *notes])
+        return _of(
+            Status.NO_DIFFERENCE if data else Status.INSUFFICIENT_DATA, [_over(plan, stand, mde), *notes]
+        )
     lost = [_crossed(plan, item) for item in decided]
     if not data:
         return _of(Status.INSUFFICIENT_DATA, [_no_data(), *notes])
-    return _of(Status.UNDECIDED, [*lost, _waiting(plan, found), *notes])
+    return _of(Status.UNDECIDED, [*lost, _waiting(plan, found, stand), *notes])
 
 
 def _of(
@@ -213,11 +217,10 @@ def _failed(item: Guarded) -> Reason:
 
 
 def _crossed(plan: Plan, item: Comparison) -> Reason:
-    path = plan.method == "path_test"
     return Reason(
         code="CROSSED",
         message=f"{item.arm} differs from {plan.control}: the statistic is beyond its critical value, and that stands",
-        formula=_exceeds(plan) if path else "|d| / SE > B, B² = (x+1)/x · ln((x+1)/a²), x = rho² · I/I*",
+        formula=_exceeds(plan),
         inputs={
             "variant": item.arm,
             "difference": item.estimate,
@@ -234,6 +237,8 @@ def _crossed(plan: Plan, item: Comparison) -> Reason:
 
 
 def _exceeds(plan: Plan) -> str:
+    if plan.method == "sequence":
+        return "|d| / SE > B, B² = (x+1)/x · ln((x+1)/a²), x = rho² · I/I*"
     if plan.cycles:
         return "|mean D| / (s_D / √n) > c, D by cycle and participant, c from flipped signs at the alpha spent so far"
     return "|d| / SE > c, c from the redrawn assignments at the alpha spent so far"
@@ -247,35 +252,52 @@ def _best_untested(won: Sequence[Comparison]) -> Reason:
     )
 
 
-def _over(plan: Plan, stand: Sequence[Comparison]) -> Reason:
+def _over(plan: Plan, stand: Sequence[Comparison], mde: float | None) -> Reason:
     return Reason(
         code="HORIZON_OVER",
         message=f"{plan.horizon:g} days are over; going on is a new phase with the alpha that is left",
+        formula=_exceeds(plan),
         inputs={
             "horizonDays": plan.horizon,
-            "differences": [
-                {"variant": item.arm, "difference": item.estimate, **_ends(item.interval)} for item in stand
-            ],
+            "level": plan.level,
+            "differences": _seen(stand),
+            "smallestEffectFound": mde,
+            "power": plan.power,
         },
     )
+
+
+def _seen(stand: Sequence[Comparison]) -> list[dict[str, Any]]:
+    return [
+        {
+            "variant": item.arm,
+            "difference": item.estimate,
+            **_ends(item.interval),
+            "statistic": item.statistic,
+            "critical": item.critical,
+        }
+        for item in stand
+    ]
 
 
 def _no_data() -> Reason:
     return Reason(code="NO_IMPRESSIONS", message="nobody has had an impression yet")
 
 
-def _waiting(plan: Plan, found: Sequence[Look]) -> Reason:
+def _waiting(plan: Plan, found: Sequence[Look], stand: Sequence[Comparison]) -> Reason:
     if not found:
         return Reason(code="NO_LOOK_YET", message="the first look is taken when the first UTC day is closed")
     return Reason(
         code="NOT_CROSSED",
         message="no difference is beyond its critical value yet",
+        formula=_exceeds(plan),
         inputs={
             "day": found[-1].day,
             "horizonDays": plan.horizon,
             "alphaToSpend": plan.level * min(found[-1].day / plan.horizon, 1.0)
             if plan.method == "path_test"
             else plan.level,
+            "differences": _seen(stand),
         },
     )
 

@@ -4752,6 +4752,26 @@ class Results(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ExplanationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     EXPERIMENT_ID_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
@@ -4784,6 +4804,7 @@ class Results(_message.Message):
     SECONDARY_FIELD_NUMBER: _builtins.int
     MAIN_EFFECTS_FIELD_NUMBER: _builtins.int
     INTERACTIONS_FIELD_NUMBER: _builtins.int
+    EXPLANATIONS_FIELD_NUMBER: _builtins.int
     experiment_id: _builtins.str
     """The experiment's id."""
     key: _builtins.str
@@ -4886,6 +4907,10 @@ class Results(_message.Message):
     def interactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FactorInteraction]:
         """By how much two levels together do more than the sum of both. Shown, not decided."""
 
+    @_builtins.property
+    def explanations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What numbers mean that are often taken for one another, by their JSON names: pValue, probabilityToBeBest, chanceToWin."""
+
     def __init__(
         self,
         *,
@@ -4921,10 +4946,11 @@ class Results(_message.Message):
         secondary: Global___SecondaryResults | None = ...,
         main_effects: _abc.Iterable[Global___MainEffect] | None = ...,
         interactions: _abc.Iterable[Global___FactorInteraction] | None = ...,
+        explanations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_secondary", b"_secondary", "_srm", b"_srm", "_verdict", b"_verdict", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "computed_at", b"computed_at", "group_by", b"group_by", "inputs", b"inputs", "lost", b"lost", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "power", b"power", "secondary", b"secondary", "srm", b"srm", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_secondary", b"_secondary", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "carry_over", b"carry_over", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "interactions", b"interactions", "key", b"key", "looks", b"looks", "lost", b"lost", "main_effects", b"main_effects", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "phases", b"phases", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "secondary", b"secondary", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint", "_as_of", b"_as_of", "_group_by", b"_group_by", "_inputs", b"_inputs", "_phase", b"_phase", "_phase_id", b"_phase_id", "_power", b"_power", "_secondary", b"_secondary", "_srm", b"_srm", "_verdict", b"_verdict", "alpha", b"alpha", "analysis_fingerprint", b"analysis_fingerprint", "as_of", b"as_of", "carry_over", b"carry_over", "computed_at", b"computed_at", "exclusions", b"exclusions", "experiment_id", b"experiment_id", "explanations", b"explanations", "exposure_evidence", b"exposure_evidence", "findings", b"findings", "group_by", b"group_by", "groups", b"groups", "guardrails", b"guardrails", "inputs", b"inputs", "interactions", b"interactions", "key", b"key", "looks", b"looks", "lost", b"lost", "main_effects", b"main_effects", "method", b"method", "metric", b"metric", "phase", b"phase", "phase_id", b"phase_id", "phases", b"phases", "plan_changed", b"plan_changed", "population", b"population", "power", b"power", "rejected", b"rejected", "secondary", b"secondary", "srm", b"srm", "status", b"status", "variants", b"variants", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__analysis_fingerprint: _TypeAlias = _typing.Literal["analysis_fingerprint"]  # noqa: Y015
     _WhichOneofArgType__analysis_fingerprint: _TypeAlias = _typing.Literal["_analysis_fingerprint", b"_analysis_fingerprint"]  # noqa: Y015
@@ -5920,16 +5946,21 @@ class SampleRatio(_message.Message):
     OBSERVED_FIELD_NUMBER: _builtins.int
     WITH_DATA_P_VALUE_FIELD_NUMBER: _builtins.int
     LOSS_P_VALUES_FIELD_NUMBER: _builtins.int
+    LARGEST_DEVIATION_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """`replay` of a recorded draw, or `chi_square` of an assignment by hash."""
     replays: _builtins.bool
     """Whether the draw, repeated, gives the record; absent where there is not one draw."""
     p_value: _builtins.float
-    """p of the counts against the weights, by hash only."""
+    """p of the counts of what was drawn (participants, or clusters) against the weights, by hash only."""
     detected: _builtins.bool
     """Whether that forbids a verdict."""
     with_data_p_value: _builtins.float
-    """p that having data does not depend on the variant."""
+    """p that having data does not depend on the variant; of what was drawn."""
+    largest_deviation: _builtins.float
+    """Of a variant's share of what was drawn from its weight, in shares of 1: a tiny p of a tiny deviation means little.
+    Absent where nobody is assigned.
+    """
     @_builtins.property
     def expected(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Participants by variant as the weights say."""
@@ -5940,7 +5971,7 @@ class SampleRatio(_message.Message):
 
     @_builtins.property
     def loss_p_values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """p that it does not depend on the variant who is left out, by reason."""
+        """p that it does not depend on the variant who is left out, by reason; of what was drawn."""
 
     def __init__(
         self,
@@ -5953,17 +5984,22 @@ class SampleRatio(_message.Message):
         observed: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         with_data_p_value: _builtins.float | None = ...,
         loss_p_values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        largest_deviation: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_replays", b"_replays", "_with_data_p_value", b"_with_data_p_value", "p_value", b"p_value", "replays", b"replays", "with_data_p_value", b"with_data_p_value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_largest_deviation", b"_largest_deviation", "_p_value", b"_p_value", "_replays", b"_replays", "_with_data_p_value", b"_with_data_p_value", "largest_deviation", b"largest_deviation", "p_value", b"p_value", "replays", b"replays", "with_data_p_value", b"with_data_p_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_p_value", b"_p_value", "_replays", b"_replays", "_with_data_p_value", b"_with_data_p_value", "detected", b"detected", "expected", b"expected", "kind", b"kind", "loss_p_values", b"loss_p_values", "observed", b"observed", "p_value", b"p_value", "replays", b"replays", "with_data_p_value", b"with_data_p_value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_largest_deviation", b"_largest_deviation", "_p_value", b"_p_value", "_replays", b"_replays", "_with_data_p_value", b"_with_data_p_value", "detected", b"detected", "expected", b"expected", "kind", b"kind", "largest_deviation", b"largest_deviation", "loss_p_values", b"loss_p_values", "observed", b"observed", "p_value", b"p_value", "replays", b"replays", "with_data_p_value", b"with_data_p_value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__largest_deviation: _TypeAlias = _typing.Literal["largest_deviation"]  # noqa: Y015
+    _WhichOneofArgType__largest_deviation: _TypeAlias = _typing.Literal["_largest_deviation", b"_largest_deviation"]  # noqa: Y015
     _WhichOneofReturnType__p_value: _TypeAlias = _typing.Literal["p_value"]  # noqa: Y015
     _WhichOneofArgType__p_value: _TypeAlias = _typing.Literal["_p_value", b"_p_value"]  # noqa: Y015
     _WhichOneofReturnType__replays: _TypeAlias = _typing.Literal["replays"]  # noqa: Y015
     _WhichOneofArgType__replays: _TypeAlias = _typing.Literal["_replays", b"_replays"]  # noqa: Y015
     _WhichOneofReturnType__with_data_p_value: _TypeAlias = _typing.Literal["with_data_p_value"]  # noqa: Y015
     _WhichOneofArgType__with_data_p_value: _TypeAlias = _typing.Literal["_with_data_p_value", b"_with_data_p_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__largest_deviation) -> _WhichOneofReturnType__largest_deviation | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__p_value) -> _WhichOneofReturnType__p_value | None: ...
     @_typing.overload
