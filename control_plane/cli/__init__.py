@@ -342,7 +342,7 @@ def main() -> None:
     """The console script; leaves with an exit code, never with a traceback."""
     for stream in (sys.stdout, sys.stderr):
         # Names may hold what an old locale cannot show; a ? is better than no answer.
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # real streams here
+        show.degrade(stream)
     try:
         app()
     except Exception as error:

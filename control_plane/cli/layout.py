@@ -12,7 +12,7 @@ from rich.text import Text
 
 from control_plane.cli import show
 from control_plane.cli.live import Shape
-from control_plane.cli.sheet import bar, chance, differences, percent, scale_of
+from control_plane.cli.sheet import bar, chance, differences, end, outcome, scale_of
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 FEWEST_EVENTS = 3
@@ -86,18 +86,19 @@ def results_rows(found: pb.Results, width: int) -> list[Text]:
     counts = [f"{item.conversions}/{item.impressions}" for item in found.variants]
     name_width = min(max(map(_width, names), default=0), max(10, width // 4))
     count_width = max(map(len, counts), default=0)
-    free = width - name_width - count_width - 2 - 9 - 2 - 2 - 8
+    values = [outcome(found, item) or "-" for item in found.variants]
+    value_width = max(7, *map(len, values), 0)
+    free = width - name_width - count_width - 2 - (value_width + 2) - 2 - 2 - 8
     cells = min(WIDEST_BAR, free) if free >= NARROWEST_BAR else 0
     scale = scale_of(found.variants)
     rows = [_heading(title)]
     if scale and cells:
-        low, high = percent(scale[0]), percent(scale[1])
-        indent = name_width + 2 + count_width + 11
+        low, high = (end(found, of) for of in scale)
+        indent = name_width + 2 + count_width + value_width + 4
         rows.append(Text(" " * indent + low + high.rjust(cells - len(low)) + "  P(best)", "dim"))
-    for item, name, count in zip(found.variants, names, counts, strict=True):
-        rate = percent(item.conversion_rate) if item.HasField("conversion_rate") else "-"
+    for item, name, count, own in zip(found.variants, names, counts, values, strict=True):
         best = chance(item.probability_to_be_best) if item.HasField("probability_to_be_best") else "-"
-        line = f"{_fit(name, name_width)}  {count:>{count_width}}  {rate:>7}  "
+        line = f"{_fit(name, name_width)}  {count:>{count_width}}  {own:>{value_width}}  "
         if scale and cells:
             line += bar(item, scale, cells) if item.HasField("credible_interval") else " " * cells
             line += f"  {best:>7}"

@@ -30,8 +30,6 @@ Interval = Annotated[
 
 _BLINK = 0.1
 """Seconds within which a changed size is seen."""
-_PLAIN = str.maketrans("✓…✗≠●○├─┤→·", "+.x#*o|-|>-")
-"""For terminals that have only ASCII; one character for one, so that what fitted fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +157,7 @@ def _typing_is_not_shown() -> Iterator[None]:
 
 
 def _ascii(row: Text) -> Text:
-    made = Text(row.plain.translate(_PLAIN).encode("ascii", "replace").decode(), style=row.style)
+    made = Text(show.plain(row.plain), style=row.style)
     made.spans = list(row.spans)
     return made
 

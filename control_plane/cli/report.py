@@ -27,6 +27,7 @@ from control_plane.cli.sheet import (
     not_counted,
     pooled,
     population,
+    spelled,
     verdict_lines,
     why,
 )
@@ -52,6 +53,8 @@ code { background: #f2f2f2; padding: 0 .25rem; overflow-wrap: anywhere; }
 """
 
 
+_EXPLAINED = {"pValue": "p", "probabilityToBeBest": "P(best)", "chanceToWin": "P(better than control)"}
+"""Columns that the answer itself explains, by their names in it."""
 _NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?( …| %| points|$)")
 
 
@@ -171,7 +174,7 @@ def _verdict(found: pb.Results) -> str:
             reason.code,
             reason.message,
             _Code(reason.formula),
-            "; ".join(f"{key} = {_value(value)}" for key, value in show.to_json(reason)["inputs"].items()),
+            "; ".join(f"{key} = {spelled(value)}" for key, value in show.to_json(reason)["inputs"].items()),
         )
         for reason in found.verdict.reasons
     ]
@@ -220,6 +223,11 @@ def _rates(found: pb.Results, names: Mapping[str, str]) -> str:
         "Rates",
         _plot("rates", figures.rates(found, names), "Each variant's rate with its credible interval"),
         _table(columns, rows),
+        _list(
+            f"{column}: {found.explanations[key]}"
+            for key, column in _EXPLAINED.items()
+            if key in found.explanations
+        ),
         _list(absent(found)),
     )
 
@@ -362,6 +370,10 @@ def _trust(found: pb.Results) -> str:
         srm = found.srm
         rows = [(key, f"{srm.expected[key]:g}", srm.observed[key]) for key in sorted(srm.observed)]
         parts.append(_table(("variant", "participants by weight", "participants"), rows))
+        if srm.HasField("largest_deviation"):
+            off = f"at most {100 * srm.largest_deviation:.2g} points off a variant's weight"
+            p = f", p = {_number(srm.p_value)}" if srm.HasField("p_value") else ""
+            parts.append(f"<p>What was drawn is {off}{p}.</p>")
         losses = [(words(reason), _number(p)) for reason, p in sorted(srm.loss_p_values.items())]
         parts.append(_table(("lost for", "p that it is no matter of the variant"), losses))
         if srm.detected:
@@ -470,12 +482,6 @@ def _percent(value: float | None) -> str | None:
 
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, Mapping) and set(value) == {"low", "high"}:
-        return f"{_value(value['low'])} … {_value(value['high'])}"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _span(interval: pb.Interval | None, scale: float, unit: str) -> str | None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from control_plane.cli import report, series, show
 from control_plane.cli.live import Fact, Frame, Interval, Shape, follow
 from control_plane.cli.session import Session
-from control_plane.cli.sheet import chance, percent, print_groups, print_results, why
+from control_plane.cli.sheet import chance, outcome, print_groups, print_results, why
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 
@@ -149,7 +149,7 @@ def result_fact(found: pb.Results) -> Fact:
     """The numbers of an experiment as one fact."""
     rates = [
         f"{item.name} {item.conversions}/{item.impressions}"
-        + (f" = {percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
+        + (f" = {came_to}" if (came_to := outcome(found, item)) is not None else "")
         + (
             f" (P(best) {chance(item.probability_to_be_best)})"
             if item.HasField("probability_to_be_best") and item.impressions

@@ -1,6 +1,6 @@
 """Results on a screen: the verdict and why, counts, rates with their intervals as bars, and why a number is absent."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.text import Text
 
@@ -94,6 +94,7 @@ def population(found: pb.Results) -> str:
 
 def _counts(session: Session, found: pb.Results) -> None:
     of = found.metric.of if found.metric.of != "impressions" else ""
+    comes_to = "rate" if _rate(found) else "value"
     show.print_table(
         session.out,
         (
@@ -102,7 +103,7 @@ def _counts(session: Session, found: pb.Results) -> None:
             "impressions",
             "conversions",
             *([f"{of} converted"] if of else []),
-            "rate",
+            comes_to,
             "P(best)",
         ),
         (
@@ -112,13 +113,13 @@ def _counts(session: Session, found: pb.Results) -> None:
                 item.impressions,
                 item.conversions,
                 *([f"{item.converted_units} of {item.units}"] if of else []),
-                percent(item.conversion_rate) if item.HasField("conversion_rate") else None,
+                outcome(found, item),
                 chance(item.probability_to_be_best) if item.HasField("probability_to_be_best") else None,
             )
             for item in found.variants
         ),
         empty="there are no variants yet",
-        right=("exposed", "impressions", "conversions", f"{of} converted", "rate", "P(best)"),
+        right=("exposed", "impressions", "conversions", f"{of} converted", comes_to, "P(best)"),
     )
 
 
@@ -128,9 +129,9 @@ def _bars(session: Session, found: pb.Results) -> None:
         return
     show.print_table(
         session.out,
-        (f"{level(found)} credible", _axis(scale), ""),
+        (f"{level(found)} credible", _axis(found, scale), ""),
         (
-            (_name(item), Text(bar(item, scale)), _interval(item.credible_interval))
+            (_name(item), Text(bar(item, scale)), _interval(found, item.credible_interval))
             for item in found.variants
             if item.HasField("credible_interval")
         ),
@@ -164,7 +165,9 @@ def verdict_lines(found: pb.Results) -> Iterator[str]:
 
 
 def why(found: pb.Results) -> Iterator[str]:
-    """Every fact behind the verdict, with its formula and what went into it."""
+    """Every fact behind the verdict, with its formula and what went into it, and what is no part of it."""
+    for name, meaning in sorted(found.explanations.items()):
+        yield f"{name}: {meaning}"
     method = found.method
     if method.HasField("switchback"):
         yield within_cycles(method.switchback)
@@ -188,18 +191,36 @@ def why(found: pb.Results) -> Iterator[str]:
         if reason.formula:
             yield f"  {reason.formula}"
         for key, value in show.to_json(reason).get("inputs", {}).items():
-            yield f"  {key} = {value}"
+            yield f"  {key} = {spelled(value)}"
     if found.HasField("srm"):
         kept = "" if not found.srm.HasField("replays") else (
             "; the draw, repeated, gives the record" if found.srm.replays else "; the draw, repeated, differs"
         )  # fmt: skip
         yield f"comparable: p = {found.srm.with_data_p_value:.3f} that having data is no matter of the variant{kept}"
+        for lost, p in sorted(found.srm.loss_p_values.items()):
+            if lost != "without_data":
+                yield f"comparable: p = {p:.3f} that it is no matter of the variant who is {lost.replace('_', ' ')}"
     for look in found.looks:
         for item in look.comparisons:
             limit = f"{item.critical:.3f}" if item.HasField("critical") else "none yet"
             seen = f"{item.statistic:.3f}" if item.HasField("statistic") else "none"
             crossed = " crossed" if item.crossed else ""
             yield f"look {look.number}, day {look.day:.2f}: {item.variant} {seen}, critical {limit}{crossed}"
+
+
+def spelled(value: object) -> str:
+    """What went into a formula, as people read it."""
+    if isinstance(value, Mapping):
+        if set(value) == {"low", "high"}:
+            return f"{spelled(value['low'])} … {spelled(value['high'])}"
+        # Whose it is comes first; a Struct keeps no order.
+        named = sorted(value.items(), key=lambda item: (not isinstance(item[1], str), item[0]))
+        return ", ".join(f"{name} {spelled(own)}" for name, own in named)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "; ".join(map(spelled, value))
+    if value is None:
+        return "not known"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def differences(found: pb.Results) -> Iterator[str]:
@@ -331,8 +352,24 @@ def _rate(found: pb.Results) -> bool:
     return found.metric.kind in ("", "proportion")
 
 
-def _interval(interval: pb.Interval) -> str:
-    return f"{100 * interval.low:.1f} … {100 * interval.high:.1f} %"
+def _interval(found: pb.Results, interval: pb.Interval) -> str:
+    return f"{_end(found, interval.low)} … {_end(found, interval.high)}{' %' if _rate(found) else ''}"
+
+
+def _end(found: pb.Results, of: float) -> str:
+    return f"{100 * of:.1f}" if _rate(found) else f"{of:.4g}"
+
+
+def outcome(found: pb.Results, item: pb.VariantResult) -> str | None:
+    """What the metric comes to: a proportion in per cent, any other kind in its own unit; None where it is absent."""
+    if not _rate(found):
+        return f"{item.mean:.4g}" if item.HasField("mean") else None
+    return percent(item.conversion_rate) if item.HasField("conversion_rate") else None
+
+
+def end(found: pb.Results, of: float) -> str:
+    """An end of a scale of such values."""
+    return percent(of) if _rate(found) else f"{of:.4g}"
 
 
 def scale_of(variants: Sequence[pb.VariantResult]) -> tuple[float, float] | None:
@@ -344,20 +381,22 @@ def scale_of(variants: Sequence[pb.VariantResult]) -> tuple[float, float] | None
     return (low, high) if low < high else (low, low + 1e-9)
 
 
-def _axis(scale: tuple[float, float]) -> str:
-    low, high = f"{100 * scale[0]:.1f}", f"{100 * scale[1]:.1f}"
+def _axis(found: pb.Results, scale: tuple[float, float]) -> str:
+    low, high = (_end(found, of) for of in scale)
     return f"{low}{high:>{BAR_CELLS - len(low)}}"
 
 
 def bar(item: pb.VariantResult, scale: tuple[float, float], width: int = BAR_CELLS) -> str:
-    """The credible interval as a bar on `scale`, the rate as a dot on it."""
+    """The credible interval as a bar on `scale`, the rate (or the mean, of what has one) as a dot on it."""
     cells = [" "] * width
     low = _cell(item.credible_interval.low, scale, width)
     high = _cell(item.credible_interval.high, scale, width)
     cells[low : high + 1] = "─" * (high - low + 1)
     cells[low], cells[high] = "├", "┤"
-    if item.HasField("conversion_rate"):
-        cells[_cell(item.conversion_rate, scale, width)] = "●"
+    for name in ("mean", "conversion_rate"):
+        if item.HasField(name):
+            cells[_cell(getattr(item, name), scale, width)] = "●"
+            break
     return "".join(cells)
 
 
@@ -383,7 +422,7 @@ def absent(found: pb.Results) -> Iterator[str]:
 def _beside(session: Session, beside: pb.Results) -> None:
     rates = [
         f"{item.name} {item.conversions}/{item.impressions}"
-        + (f" = {percent(item.conversion_rate)}" if item.HasField("conversion_rate") else "")
+        + (f" = {came_to}" if (came_to := outcome(beside, item)) is not None else "")
         for item in beside.variants
     ]
     show.say(session.out, f"{population(beside)}: {', '.join(rates)}")

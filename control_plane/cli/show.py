@@ -4,10 +4,11 @@ Hides the descriptors behind the JSON shape, and that text from hosts and other 
 with a terminal.
 """
 
+import codecs
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
@@ -107,6 +108,26 @@ def console(*, error: bool = False) -> Console:
     if not made.is_terminal:
         made.width = 400  # lines are for another program then, not for a screen
     return made
+
+
+_PLAIN = str.maketrans("✓…✗≠●○├─┤→·", "+.x#*o|-|>*")
+"""For what has only ASCII; one character for one, so that what fitted fits."""
+
+
+def plain(text: str) -> str:
+    """The text in ASCII: marks and bars have characters of their own, what has none is a question mark."""
+    return text.translate(_PLAIN).encode("ascii", "replace").decode()
+
+
+def degrade(stream: TextIO) -> None:
+    """What the stream's encoding lacks is written as `plain` has it, instead of an error."""
+    codecs.register_error("variantctl", _instead)
+    stream.reconfigure(errors="variantctl")  # type: ignore[attr-defined]  # real streams here
+
+
+def _instead(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return plain(error.object[error.start : error.end]), error.end
 
 
 def print_json(out: Console, value: object) -> None:

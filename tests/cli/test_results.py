@@ -1,12 +1,22 @@
 """Results for people: what is known, and why the rest is not."""
 
+import asyncio
+import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.struct_pb2 import Struct
+from rich.console import Console
 
+from control_plane.cli.layout import results_rows
 from control_plane.cli.report import page
-from control_plane.cli.sheet import BAR_CELLS, bar, differences, factors, secondary
+from control_plane.cli.results import result_fact
+from control_plane.cli.session import Session
+from control_plane.cli.sheet import BAR_CELLS, bar, differences, factors, print_results, secondary, why
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.cli.conftest import Run
 from tests.support.plane import Plane
@@ -36,6 +46,68 @@ def test_an_interval_without_width_is_one_dot() -> None:
     """Nothing is drawn beside what there is."""
     assert bar(result(0.3, 0.3, 0.3), (0.3, 0.3 + 1e-9)).strip() == "●"
     assert bar(result(0.2, None, 0.4), (0.0, 1.0)).count("●") == 0
+
+
+def of_values() -> pb.Results:
+    """Two means between 2 and 5, whose rates of conversion are elsewhere."""
+    return pb.Results(
+        key="tone",
+        alpha=0.05,
+        population="assigned",
+        metric=pb.Metric(event_name="paid", kind="mean"),
+        variants=[
+            pb.VariantResult(
+                key=key, name=key.upper(), is_control=key == "a", participants=9, participants_exposed=9,
+                impressions=90, conversions=45, conversion_rate=0.5, mean=mean,
+                credible_interval=pb.Interval(low=mean - 1, high=mean + 1),
+            )
+            for key, mean in (("a", 3.0), ("b", 4.0))
+        ],
+    )  # fmt: skip
+
+
+def test_values_are_shown_in_their_own_unit() -> None:
+    """Means stand on a scale of means, in numbers and not in per cent, with the dot where the mean is."""
+    found, drawn = of_values(), io.StringIO()
+    print_results(Session(out=Console(file=drawn, width=80, markup=False)), found, beside=found)
+    rows = drawn.getvalue().splitlines()
+    (head,) = [row for row in rows if row.startswith("95 % CREDIBLE")]
+    (control,) = [row for row in rows if row.startswith("A (control)") and "●" in row]
+    assert head.split() == ["95", "%", "CREDIBLE", "2", "5"]
+    assert control.endswith("2 … 4")
+    assert abs((control.index("├") + control.index("┤")) / 2 - control.index("●")) <= 1
+    (counts,) = [row for row in rows if row.startswith("A (control)") and "9 of 9" in row]
+    assert counts.split()[-3:-1] == ["45", "3"]
+    assert (
+        "assigned: everything an assigned participant did, whatever was on disk: A 45/90 = 3, B 45/90 = 4"
+        in rows
+    )
+    assert "%" not in "".join(rows).replace("95 % CREDIBLE", "")
+    watched = [row.plain for row in results_rows(found, 100)]
+    assert watched[1].split()[:2] == ["2", "5"]
+    bar_of = next(row for row in watched if row.startswith("B"))
+    assert abs((bar_of.index("├") + bar_of.index("┤")) / 2 - bar_of.index("●")) <= 1
+    assert " 4 " in bar_of
+    assert result_fact(found).text == "tone paid: A 45/90 = 3, B 45/90 = 4"
+
+
+def test_why_has_every_formula_and_number_in_words() -> None:
+    """What p and the probabilities mean, the facts with their inputs, and each test that the variants lost alike."""
+    inputs = Struct()
+    inputs.update({
+        "differences": [{"variant": "b", "difference": 0.125, "interval": {"low": -0.25, "high": 0.5}}],
+        "smallestEffectFound": None,
+    })  # fmt: skip
+    found = pb.Results(
+        explanations={"chanceToWin": "not 1 - pValue"},
+        verdict=pb.Verdict(reasons=[pb.VerdictReason(code="HORIZON_OVER", formula="f", inputs=inputs)]),
+        srm=pb.SampleRatio(with_data_p_value=1, loss_p_values={"without_data": 1, "never_delivered": 0.25}),
+    )
+    lines = list(why(found))
+    assert lines[0] == "chanceToWin: not 1 - pValue"
+    assert "  differences = variant b, difference 0.125, interval -0.25 … 0.5" in lines
+    assert "  smallestEffectFound = not known" in lines
+    assert "comparable: p = 0.250 that it is no matter of the variant who is never delivered" in lines
 
 
 async def test_results_are_told_on_a_narrow_screen(plane: Plane, ctl: Run, manifest: Path) -> None:
@@ -76,6 +148,27 @@ def test_a_difference_is_one_sentence(item: pb.VariantResult, line: str | None) 
     """As much of it as is known, and none where it is not."""
     control = pb.VariantResult(key="a", name="A", is_control=True)
     assert list(differences(pb.Results(alpha=0.1, variants=[control, item]))) == ([line] if line else [])
+
+
+async def test_bars_have_characters_where_there_is_no_unicode(plane: Plane, running: Run) -> None:
+    """Where standard output is latin-1 a bar is drawn in ASCII; nothing becomes a question mark."""
+    events = [
+        {"kind": kind, "participantId": bot, "eventId": f"{bot}{kind}", "eventName": name}
+        for bot in ("bot-1", "bot-2")
+        for kind, name in (("impression", ""), ("conversion", "resolved"))
+    ]
+    await plane.made("/v1/events:batch", {"events": [{k: v for k, v in one.items() if v} for one in events]})
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", "from control_plane.cli import main; main()", "results", "soul-tone"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    )
+    said = done.stdout.decode("latin-1")
+    (bar_of,) = [row for row in said.splitlines() if row.startswith("Concise") and "|-" in row]
+    assert "*" in bar_of.split("|-")[1]
+    assert "?" not in said
 
 
 async def test_results_by_day(plane: Plane, running: Run) -> None:
