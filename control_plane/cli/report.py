@@ -174,7 +174,9 @@ def _verdict(found: pb.Results) -> str:
             reason.code,
             reason.message,
             _Code(reason.formula),
-            "; ".join(f"{key} = {spelled(value)}" for key, value in show.to_json(reason)["inputs"].items()),
+            "; ".join(
+                f"{key} = {spelled(value)}" for key, value in sorted(show.to_json(reason)["inputs"].items())
+            ),
         )
         for reason in found.verdict.reasons
     ]

@@ -190,7 +190,7 @@ def why(found: pb.Results) -> Iterator[str]:
         yield f"{reason.code}: {reason.message}"
         if reason.formula:
             yield f"  {reason.formula}"
-        for key, value in show.to_json(reason).get("inputs", {}).items():
+        for key, value in sorted(show.to_json(reason).get("inputs", {}).items()):
             yield f"  {key} = {spelled(value)}"
     if found.HasField("srm"):
         kept = "" if not found.srm.HasField("replays") else (

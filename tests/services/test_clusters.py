@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import experiments, fleet, lifecycle, phases, preview
+from control_plane.services import deployments, experiments, fleet, lifecycle, phases, preview, results
 from control_plane.services.experiments import cannot_decide
 from shared.errors import FailedPrecondition, Invalid
 from tests.support.builders import World
@@ -65,6 +65,22 @@ async def test_a_design_is_judged_by_its_clusters(world: World) -> None:
     assert told is not None
     assert told.startswith("4 clusters cannot decide: the smallest reachable p is 0.33")
     assert told.endswith("add clusters")
+
+
+async def test_who_is_left_out_is_counted_by_clusters_too(world: World) -> None:
+    """Two participants of one host hold another variant by hand: two people, one of what was drawn."""
+    served = await hosts(world, 4)
+    started = await world.start(
+        await world.experiment(*[name for names in served for name in names], analysis=BY_HOST)
+    )
+    held = await world.assigned(started)
+    other = {"a": "b", "b": "a"}[held[served[0][0]]]
+    for name in served[0][:2]:
+        values = {"id": "test", "participantId": name, "variantId": other}
+        await world.do(deployments.create, requests.parse(requests.CreateDeployment, values))
+    asked = requests.parse(requests.GetResults, {"id": "test", "eventName": "done"})
+    (found,) = (await world.do(results.get, asked)).evidence.exclusions
+    assert (found.reason, found.participants, found.units) == ("forced", 2, 1)
 
 
 async def test_a_label_makes_clusters(world: World) -> None:
