@@ -315,7 +315,13 @@ class Demo:
                 raise Trouble(f"`{' '.join(command)}` ended with {view.returncode}")
         finally:
             view.terminate()
-            view.wait()
+            try:
+                view.wait(timeout=20)
+            except (
+                subprocess.TimeoutExpired
+            ):  # told twice to end, by the terminal and by us, it may not have heard
+                view.kill()
+                view.wait()
 
     def _line(self, found: Mapping[str, Any]) -> str:
         parts = [
