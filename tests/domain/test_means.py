@@ -340,6 +340,28 @@ def test_an_empty_arm_has_an_answer() -> None:
     assert nobody is Undefined.NO_IMPRESSIONS
 
 
+@pytest.mark.parametrize(
+    ("sizes", "at_most"), [((10, 10), 0.053), ((30, 30), 0.053), ((20, 200), 0.053), ((10, 1000), 0.1)]
+)
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1, 0.3, 0.5])
+def test_small_arms_that_are_alike_are_rejected_as_often_as_is_said(
+    sizes: tuple[int, int], at_most: float, share: float
+) -> None:
+    """Every outcome of two arms with one and the same share, by its probability: no chance is in this."""
+    chances = [stats.binom.pmf(range(size + 1), size, share) for size in sizes]
+    rejected = seen = 0.0
+    for s, t in np.argwhere(np.outer(*chances) > 1e-7):
+        counts = [Counts(trials=size, successes=int(x)) for size, x in zip(sizes, (s, t), strict=True)]
+        found = newcombe.difference(counts[0], counts[1], alpha=0.05)
+        assert isinstance(found, Small)
+        weight = float(chances[0][s] * chances[1][t])
+        seen += weight
+        if found.p_value < 0.05:
+            rejected += weight
+    assert seen == pytest.approx(1, abs=1e-3)
+    assert rejected <= at_most
+
+
 def test_enormous_counts_have_a_p_value() -> None:
     """Ten million against nothing: the smallest float, not 0, nor NaN."""
     found = newcombe.difference(

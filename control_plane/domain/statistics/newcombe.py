@@ -4,6 +4,12 @@ Newcombe's hybrid of two Wilson intervals (1998, method 10). Only for one impres
 participants with many it takes each impression for a witness of its own, and rejects 61 % of true nulls with
 an empty arm; the randomisation test is for those. The p-value and the lift's interval are the same equations
 solved for other unknowns, so none of the three contradicts another.
+
+How often a true null is rejected follows from counting all outcomes (alpha 0.05, shares from 0.01 to 0.5): at most
+5.2 % with arms as large as each other, or one ten times as large as the other. Where one is a hundred times as
+large, up to 9.4 %, and far from alpha p is no measure at all: a single conversion in the arm of 10 is its whole
+difference, and no Wilson limit is below 0, so that 1 of 10 against 1 of 1,000 has a p of 1e-6 where Fisher's exact
+test has 0.02.
 """
 
 from collections.abc import Callable
