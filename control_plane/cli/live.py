@@ -11,7 +11,7 @@ import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -90,7 +90,7 @@ def _draw_in_place(session: Session, ask: Callable[[], Frame], pause: float) -> 
 
     try:
         with (
-            _told_to_end_is_interrupted(),
+            _between_pictures() as interruptible,
             _typing_is_not_shown(),
             asyncio.Runner() as runner,
             Live(
@@ -101,43 +101,60 @@ def _draw_in_place(session: Session, ask: Callable[[], Frame], pause: float) -> 
                 redirect_stderr=False,
             ) as live,
         ):
-            runner.get_loop()  # now: nothing may interrupt a loop that is half made
             while frame is None or not frame.over:
                 try:
-                    frame, away = ask(), False
+                    with interruptible():
+                        frame, away = ask(), False
                 except Unreachable:
                     away = True  # the last frame stays
                 size = draw()
-                if frame is None or not frame.over:
-                    _rest(session, runner, pause, size, draw)
+                end = session.clock.monotonic() + pause
+                while (frame is None or not frame.over) and (left := end - session.clock.monotonic()) > 0:
+                    with interruptible():
+                        runner.run(session.clock.sleep(min(_BLINK, left)))
+                    if session.out.size != size:  # another than was drawn for: drawn again at once
+                        size = draw()
     finally:
         for row in picture():
             session.out.print(row, no_wrap=True, crop=True)
 
 
-def _rest(
-    session: Session,
-    runner: asyncio.Runner,
-    pause: float,
-    size: tuple[int, int],
-    draw: Callable[[], tuple[int, int]],
-) -> None:
-    """`pause` has passed; a terminal of another size than was drawn for was drawn again at once."""
-    end = session.clock.monotonic() + pause
-    while (left := end - session.clock.monotonic()) > 0:
-        runner.run(session.clock.sleep(min(_BLINK, left)))
-        if session.out.size != size:
-            size = draw()
-
-
 @contextmanager
-def _told_to_end_is_interrupted() -> Iterator[None]:
-    """SIGTERM is like Ctrl-C: nobody is left with a screen that is not theirs."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _between_pictures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt within what it yields, once, and nowhere else.
+
+    A picture that is half written, or a screen that is being given back, is not left so: what writes it does not
+    survive an interrupt. A second signal changes nothing, until the process has ended: Ctrl-C reaches the view and
+    its parent, which then ends the view as well. An interrupt that is dropped by what it was raised in, as in a
+    destructor, is raised again by the next `interruptible`.
+    """
+    told = raises = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal told, raises
+        told = True
+        if raises:
+            raises = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def interruptible() -> Iterator[None]:
+        nonlocal raises
+        raises = True
+        try:
+            if told:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            raises = False
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield interruptible
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            # Not a function: an interpreter that ends takes its functions back, and a late signal would be death.
+            signal.signal(number, signal.SIG_IGN if told else handler)
 
 
 @contextmanager

@@ -317,9 +317,7 @@ class Demo:
             view.terminate()
             try:
                 view.wait(timeout=20)
-            except (
-                subprocess.TimeoutExpired
-            ):  # told twice to end, by the terminal and by us, it may not have heard
+            except subprocess.TimeoutExpired:  # nothing of the demo waits for ever
                 view.kill()
                 view.wait()
 

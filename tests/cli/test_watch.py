@@ -109,6 +109,20 @@ async def test_a_terminal_is_filled_and_drawn_in_place(
     assert "Traceback" not in terminal.written
 
 
+async def test_told_twice_to_end_it_gives_the_terminal_back(plane: Plane, running: Run) -> None:
+    """Ctrl-C and SIGTERM at one moment, as from a terminal and a parent: the second does not interrupt the end."""
+    async with watch(width=80, height=24) as terminal:
+        await terminal.until(complete, what="the view is drawn")
+        terminal.process.send_signal(signal.SIGSTOP)
+        terminal.type("\x03")
+        terminal.process.send_signal(signal.SIGTERM)
+        terminal.process.send_signal(signal.SIGCONT)
+        assert await terminal.ended() == 0
+        assert not terminal.screen.alternate
+        assert terminal.screen.cursor
+    assert "Traceback" not in terminal.written
+
+
 async def test_a_terminal_that_changes_its_size_is_drawn_for_the_new_one(plane: Plane, running: Run) -> None:
     """At once, not with the next answer, and again without a cell over an edge."""
     async with on_a_terminal(
