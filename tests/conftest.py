@@ -7,12 +7,19 @@ number: `@pytest.mark.fault(11, 14)`. docs/faults.md is written from these.
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from shared import logs
 from tests.support import postgres
 from tests.support.builders import World, make_world
 from tests.support.plane import Plane, running_plane
+
+# How long an example takes says how busy the machine is, and nothing about what is tested.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,7 +14,7 @@ from agent import app
 from agent.config import load
 from tests.support.control_plane import in_background
 from tests.support.local import as_user, call
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 TOKEN = "a token of the local API"
 
@@ -40,7 +40,7 @@ async def running(folder: Path) -> AsyncIterator[Path]:
             await task
         yield folder / "agent.sock"
         stop.set()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, PATIENCE)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ from shared.model import (
 )
 from tests.support.control_plane import ScriptedControlPlane, in_background
 from tests.support.local import call
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 CONTENT = b"Be kind.\n"
 
@@ -91,7 +91,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Path]:
             await task
         yield Path((await ready)["socket"])
         stop.set()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, PATIENCE)
 
 
 async def enrolled(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
@@ -143,7 +143,7 @@ async def test_offer_and_report_go_all_the_way(tmp_path: Path, control_plane: Sc
         metrics = (await call(local, "/metrics")).body
         assert 'variant_agent_reports_total{kind="conversion"} 1.0' in metrics
         assert "variant_agent_connected 1.0" in metrics
-    await asyncio.wait_for(sync.ended.wait(), 10)
+    await asyncio.wait_for(sync.ended.wait(), PATIENCE)
     assert sync.goodbye == "stop"
     assert not (tmp_path / "state" / "addresses.json").exists()
 
@@ -360,7 +360,7 @@ class Program:
 
     async def ended(self, text: str = "") -> tuple[int, str, str]:
         """(exit code, standard output, standard error)."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             out, err = await self.process.communicate(text.encode())
         return self.process.returncode or 0, out.decode(), err.decode()
 
@@ -402,7 +402,7 @@ async def test_kill_after_answers_loses_none(tmp_path: Path) -> None:
                 daemon.process.send_signal(signal.SIGKILL)
                 killed.set()
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*(reporter(name) for name in "abcd"))
     await daemon.ended()
     spool = Spool(state / "spool", clock=SystemClock(), new_id=new_id)
@@ -452,7 +452,7 @@ async def test_program_from_token_to_goodbye(tmp_path: Path, control_plane: Scri
     assert (code, out) == (0, "")
     assert "Traceback" not in err
     assert token not in err
-    await asyncio.wait_for(sync.ended.wait(), 10)
+    await asyncio.wait_for(sync.ended.wait(), PATIENCE)
     assert sync.goodbye == "stop"
 
 

@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported(tmp_path: Path, ki
 
 
 @pytest.mark.fault(47)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=200), position=st.integers(0, 2000), cut=st.booleans())
 def test_no_damage_is_taken_for_a_slot(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int, cut: bool

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shared.model import OfferAction, Result, ViewState
 from tests.support.host import OTHER_SLOT, make_end, make_offer, running_host
+from tests.support.waiting import PATIENCE
 
 
 async def test_every_open_slot_is_given_back(tmp_path: Path) -> None:
@@ -61,5 +62,5 @@ async def test_a_host_on_hold_can_give_back(tmp_path: Path) -> None:
         await host.apply(make_offer({"soul.md": "A"}))
         await host.reconciler.hold()
         host.reconciler.offer(make_offer({"soul.md": "B"}, revision=2))
-        assert await asyncio.wait_for(host.reconciler.give_back(), 20) == []
+        assert await asyncio.wait_for(host.reconciler.give_back(), PATIENCE) == []
         assert host.text("soul.md") is None

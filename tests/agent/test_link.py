@@ -29,7 +29,7 @@ from shared.ticket import ticket_from_token, ticket_to_token
 from tests.support.clock import FakeClock
 from tests.support.control_plane import ScriptedControlPlane, in_background
 from tests.support.link import CONTENT, Host, linked, offered
-from tests.support.waiting import eventually, ticked
+from tests.support.waiting import PATIENCE, eventually, ticked
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ async def test_stop_says_goodbye(tmp_path: Path, control_plane: ScriptedControlP
     """A control plane can tell leaving from dying."""
     async with linked(tmp_path, control_plane):
         sync = await control_plane.session()
-    await asyncio.wait_for(sync.ended.wait(), 10)
+    await asyncio.wait_for(sync.ended.wait(), PATIENCE)
     assert sync.goodbye == "stop"
 
 
@@ -270,7 +270,7 @@ async def test_make_before_break(tmp_path: Path, control_plane: ScriptedControlP
         assert (old.hello.resumes, new.hello.resumes) == (False, True)
         assert new.hello.session_epoch == old.hello.session_epoch + 1
         assert new.hello.spool.epoch == old.hello.spool.epoch
-        await asyncio.wait_for(old.ended.wait(), 10)
+        await asyncio.wait_for(old.ended.wait(), PATIENCE)
         assert old.goodbye == "drain"
         await new.offer(offered())
         await eventually(lambda: new.outcomes)
@@ -279,8 +279,8 @@ async def test_make_before_break(tmp_path: Path, control_plane: ScriptedControlP
         assert (await host.link.calls.report(batch)).through_seq == 1
         await new.send(drain=pb.Drain(window_ms=30, keep_old=True))
         third = await control_plane.session(3)
-        await asyncio.wait_for(new.ended.wait(), 10)
-    await asyncio.wait_for(third.ended.wait(), 10)
+        await asyncio.wait_for(new.ended.wait(), PATIENCE)
+    await asyncio.wait_for(third.ended.wait(), PATIENCE)
     assert third.goodbye == "stop"
 
 
@@ -313,7 +313,7 @@ async def test_whoever_asks_for_session_after_session_is_not_followed_at_that_pa
             await clock.advance(5)
             await asyncio.sleep(
                 0.005
-            )  # for the sockets; on a busy machine there are fewer sessions, not more
+            )  # for the sockets; where it is short there are fewer sessions, not more
         assert control_plane.streams < seen + 30
         await ticked(clock, 5, lambda: control_plane.streams > seen)
 
@@ -339,7 +339,7 @@ async def test_a_proxy_that_resets_every_stream_is_not_hammered(
             await clock.advance(2)
             await asyncio.sleep(
                 0.005
-            )  # for the sockets; on a busy machine there are fewer attempts, not more
+            )  # for the sockets; where it is short there are fewer attempts, not more
             hit(times=0)
         assert control_plane.streams <= 30
         await ticked(clock, 2, lambda: hit(times=3))
@@ -421,7 +421,7 @@ async def test_unanswered_heartbeats_end_the_session(
         await eventually(lambda: sync.kinds().count("heartbeat") == 3)
         assert host.link.connected
         await clock.advance(10)
-        await asyncio.wait_for(sync.ended.wait(), 10)
+        await asyncio.wait_for(sync.ended.wait(), PATIENCE)
         await eventually(lambda: "UNREACHABLE" in host.codes())
         assert "heartbeats" in str(host.link.status()["lastError"])
         await ticked(clock, 1, lambda: len(control_plane.syncs) == 2)
@@ -435,7 +435,7 @@ async def test_silent_server_is_given_up(tmp_path: Path, control_plane: Scripted
         sync = await control_plane.session()
         await eventually(lambda: clock.sleeping)
         await clock.advance(30)
-        await asyncio.wait_for(sync.ended.wait(), 10)
+        await asyncio.wait_for(sync.ended.wait(), PATIENCE)
         await eventually(lambda: "no answer to Hello" in str(host.link.status()["lastError"]))
 
 

@@ -16,7 +16,7 @@ from shared.model import DriftPolicy, OfferAction, ReasonCode, Result, digest
 from tests.support.control_plane import ScriptedControlPlane, in_background
 from tests.support.host import Host, make_config, make_end, make_offer, make_participant, running_host
 from tests.support.local import call
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 RESTORE = OfferAction.RESTORE
 
@@ -80,7 +80,7 @@ async def test_what_is_being_applied_ends_by_the_rules_it_began_with(tmp_path: P
         host.reconciler.offer(make_offer({"two.md": "B"}, slot_id=bytes(16)))
         gone = asyncio.create_task(host.reconciler.reconfigure(make_config(tmp_path)))
         (tmp_path / "go").touch()
-        await asyncio.wait_for(gone, 20)
+        await asyncio.wait_for(gone, PATIENCE)
         assert [outcome.result for outcome in host.outcomes] == [Result.APPLIED, Result.REFUSED]
         assert (host.text("soul.md"), host.text("two.md")) == ("A", None)
         assert host.reconciler.settled()
@@ -110,7 +110,7 @@ async def running(folder: Path, hangup: asyncio.Event | None = None) -> AsyncIte
             await task
         yield folder / "agent.sock"
         stop.set()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, PATIENCE)
 
 
 async def test_the_whole_agent_goes_by_the_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

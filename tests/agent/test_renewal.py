@@ -25,7 +25,7 @@ from shared.model import CHAIN_START, Batch, SpoolState, View
 from shared.moment import SECOND
 from tests.support.clock import FakeClock
 from tests.support.control_plane import ScriptedControlPlane, in_background
-from tests.support.waiting import eventually, ticked
+from tests.support.waiting import PATIENCE, eventually, ticked
 
 DAY = 86_400 * SECOND
 
@@ -237,7 +237,7 @@ async def test_a_call_under_way_when_the_link_moves_is_one_to_try_again(
         await eventually(lambda: control_plane.batches_asked == 1)
         await ticked(host.clock, 5, lambda: len(control_plane.syncs) == 2)
         with pytest.raises(Unavailable, match="another connection"):
-            await asyncio.wait_for(report, 10)
+            await asyncio.wait_for(report, PATIENCE)
         control_plane.answers_batches.set()
         assert (await host.link.calls.report(batch)).through_seq == 1
 

@@ -20,6 +20,7 @@ from shared.errors import ResourceExhausted, Unavailable
 from shared.ids import new_id
 from shared.model import CHAIN_START, Batch, Event, EventKind, Record, View, ViewState, chain
 from tests.support.clock import FakeClock
+from tests.support.waiting import PATIENCE
 
 
 def impression(subject: str) -> Event:
@@ -116,7 +117,7 @@ async def test_append_returns_only_after_the_sync(tmp_path: Path, monkeypatch: p
 
     def slow(fd: int) -> None:
         loop.call_soon_threadsafe(reached.set)
-        release.wait(30)
+        release.wait(PATIENCE)
         real(fd)
 
     async with opened(tmp_path) as spool:
@@ -139,7 +140,7 @@ async def test_waiting_reporters_share_one_sync(tmp_path: Path, monkeypatch: pyt
     def counted(fd: int) -> None:
         syncs.append(fd)
         loop.call_soon_threadsafe(reached.set)
-        release.wait(30)
+        release.wait(PATIENCE)
         real(fd)
 
     async with opened(tmp_path) as spool:
@@ -476,8 +477,8 @@ async def test_waiting_ends_with_the_first_record(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         assert not waiting.done()
         await spool.append(impression("a"))
-        await asyncio.wait_for(waiting, 10)
-        await asyncio.wait_for(spool.wait(), 10)
+        await asyncio.wait_for(waiting, PATIENCE)
+        await asyncio.wait_for(spool.wait(), PATIENCE)
 
 
 async def test_closed_spool_says_so(tmp_path: Path) -> None:

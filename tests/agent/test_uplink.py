@@ -17,7 +17,7 @@ from shared.model import Batch, Event, EventKind
 from tests.support.clock import FakeClock
 from tests.support.control_plane import in_background
 from tests.support.ledger import Ledger
-from tests.support.waiting import eventually, ticked
+from tests.support.waiting import PATIENCE, eventually, ticked
 
 
 def impression(subject: str) -> Event:
@@ -147,7 +147,7 @@ async def test_stop_and_start_lose_nothing(tmp_path: Path) -> None:
 
     async with uplinked(tmp_path, never_answers) as (spool, _):
         await spool.append(impression("a"))
-        await asyncio.wait_for(stuck.wait(), 10)
+        await asyncio.wait_for(stuck.wait(), PATIENCE)
     async with uplinked(tmp_path, ledger) as (spool, _):
         await spool.append(impression("b"))
         await eventually(lambda: not spool.state().depth)

@@ -233,7 +233,7 @@ async def test_a_write_war_ends_in_a_hold_that_says_so(tmp_path: Path) -> None:
                 def told() -> bool:
                     return [c.code for c in host.reconciler.conditions()] == ["DRIFT_WAR"]
 
-                await eventually(told, within=60)
+                await eventually(told)
                 await host.reconciler.observed(
                     "bot-1", "soul.md"
                 )  # behind the last repair, if that is under way

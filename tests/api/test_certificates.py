@@ -21,6 +21,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from tests.support.builders import make_hello
 from tests.support.plane import Identity, Plane, running_plane
 from tests.support.stream import session
+from tests.support.waiting import PATIENCE
 
 DAY = 86_400 * SECOND
 
@@ -50,7 +51,7 @@ async def renew(identity: Identity, signing_request: bytes) -> pb.RenewCertifica
     async with identity.channel() as channel:
         stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
         answer: pb.RenewCertificateResponse = await stub.RenewCertificate(
-            pb.RenewCertificateRequest(signing_request=signing_request), timeout=10
+            pb.RenewCertificateRequest(signing_request=signing_request), timeout=PATIENCE
         )
         return answer
 
@@ -59,7 +60,7 @@ async def recover(plane: Plane, certificate: bytes, signing_request: bytes) -> p
     """What Recover answers for a certificate (DER)."""
     stub = agent_pb2_grpc.EnrollmentServiceStub(plane.operator)  # type: ignore[no-untyped-call]
     answer: pb.RecoverResponse = await stub.Recover(
-        pb.RecoverRequest(certificate=certificate, signing_request=signing_request), timeout=10
+        pb.RecoverRequest(certificate=certificate, signing_request=signing_request), timeout=PATIENCE
     )
     return answer
 

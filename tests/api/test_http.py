@@ -19,6 +19,7 @@ from shared.errors import Invalid
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from tests.support.clock import FakeClock
 from tests.support.plane import Plane, running_plane
+from tests.support.waiting import PATIENCE
 
 BY_RPC = {operation.rpc: operation for operation in OPERATIONS}
 EXPERIMENT = EXAMPLES["ExperimentService.CreateExperiment"]
@@ -247,7 +248,7 @@ async def test_who_is_not_known_is_refused_before_a_body_is_read(small: Plane) -
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(b"POST /v1/experiments HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
     finally:
         writer.close()
@@ -281,7 +282,7 @@ async def raw(plane: Plane, path: str, **headers: str) -> tuple[dict[str, str], 
     lines = "".join(f"{name}: {value}\r\n" for name, value in named.items())
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{lines}\r\n".encode())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     finally:
         writer.close()

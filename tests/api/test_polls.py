@@ -20,7 +20,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from tests.support.builders import make_hello
 from tests.support.plane import Plane, running_plane
 from tests.support.stream import Polls, make_outcome, polling, session
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 VARIANTS = [
     {"name": "A", "content": "a", "weight": 50, "isControl": True},
@@ -191,7 +191,7 @@ async def test_the_newest_session_wins_between_stream_and_polls(plane: Plane) ->
         session(identity, make_hello("p")) as stream,
         held(plane, polls, make_hello("p", session_epoch=2)) as waiting,
     ):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             assert await stream.call.read() is grpc.aio.EOF
         async with session(identity, make_hello("p", session_epoch=3)) as newer:
             assert (await waiting).keys() == {"welcome"}
@@ -277,7 +277,7 @@ async def test_a_malformed_poll_is_refused_by_field(
     async with identity.channel() as channel:
         stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
-            await stub.Exchange(pb.ExchangeRequest(messages=messages), timeout=10)
+            await stub.Exchange(pb.ExchangeRequest(messages=messages), timeout=PATIENCE)
         assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert named in (refusal.value.details() or "")
 

@@ -15,7 +15,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from tests.support.builders import make_hello
 from tests.support.plane import Answer, Identity, Plane
 from tests.support.stream import Stream, session, sharing
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 BODY = b"You are friendly.\n"
 PATH = "/v1/participants/bot-1/files/config/soul.md"
@@ -40,7 +40,7 @@ async def upload(identity: Identity, *pieces: pb.UploadContentRequest) -> grpc.S
     async with identity.channel() as channel:
         stub: Any = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
         try:
-            await stub.UploadContent(iter(pieces), timeout=10)
+            await stub.UploadContent(iter(pieces), timeout=PATIENCE)
         except grpc.aio.AioRpcError as failure:
             code: grpc.StatusCode = failure.code()
             return code

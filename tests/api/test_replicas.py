@@ -19,7 +19,7 @@ from tests.support.builders import make_hello
 from tests.support.plane import Plane
 from tests.support.replicas import at, replicated
 from tests.support.stream import Stream, session, sharing
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 BODY = b"You are friendly.\n"
 QUIET = 60.0
@@ -46,7 +46,7 @@ async def order(plane: Plane, experiment: Any, participant: str, key: str) -> No
 
 async def ended(stream: Stream) -> grpc.StatusCode:
     """With which status the control plane ends the session."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE):
         with suppress(grpc.aio.AioRpcError):
             while await stream.call.read() is not grpc.aio.EOF:
                 pass

@@ -19,7 +19,7 @@ from shared.ticket import ticket_from_token, ticket_to_token
 from tests.support.builders import Spooled, make_hello
 from tests.support.plane import Identity, Plane, running_plane
 from tests.support.stream import make_outcome, session
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 PAIR = [
     {"name": "A", "content": "a", "weight": 50, "isControl": True},
@@ -40,7 +40,7 @@ async def refused(identity: Identity) -> grpc.StatusCode:
     async with identity.channel() as channel:
         call = agent_pb2_grpc.AgentServiceStub(channel).Sync()  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await call.write(pb.SyncRequest(hello=wire.hello_to_pb(make_hello("p"))))
                 while await call.read() is not grpc.aio.EOF:
                     pass
@@ -136,7 +136,7 @@ async def test_a_ban_cuts_the_stream_and_keeps_out(plane: Plane) -> None:
     async with session(identity, make_hello("p")) as stream:
         await plane.made(f"/v1/agents/{agent}:ban", None)
         with pytest.raises(grpc.aio.AioRpcError) as cut:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await stream.call.read()
                 await stream.call
         assert cut.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -156,7 +156,7 @@ async def test_a_retirement_cuts_the_stream_and_a_replacement_is_bound(plane: Pl
         shown = await plane.made(f"/v1/agents/{agent}:retire", None)
         assert (shown["presence"], shown["participantIds"], bool(shown["retiredAt"])) == ("retired", [], True)
         with pytest.raises(grpc.aio.AioRpcError) as cut:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await stream.call.read()
                 await stream.call
         assert cut.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -351,7 +351,7 @@ async def test_a_malformed_message_ends_the_stream_with_its_field(plane: Plane) 
     async with session(identity, make_hello("p")) as stream:
         await stream.send(outcome=pb.Outcome(participant_id="p", slot_id=b"short"))
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await stream.call.read()
                 await stream.call
         assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT

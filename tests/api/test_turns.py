@@ -51,14 +51,14 @@ async def test_an_old_session_is_followed_by_the_next_before_it_ends(
     async with in_background(host.reconciler.run()), in_background(host.link.run()):
         await eventually(lambda: host.link.trusted)
         async with in_background(watch()):
-            await eventually(lambda: turns() >= 3, within=60)
+            await eventually(lambda: turns() >= 3)
             draft = {"name": "Tone", "key": "tone", "targetFile": "SOUL.md", "variants": VARIANTS}
             await plane.made("/v1/experiments", {**draft, "participantIds": ["bot-1"]})
             await plane.made("/v1/experiments/tone/start", None)
             contents = [variant["content"] for variant in VARIANTS]
-            await eventually(lambda: (host.root / "SOUL.md").read_text() in contents, within=30)
+            await eventually(lambda: (host.root / "SOUL.md").read_text() in contents)
             later = turns() + 2
-            await eventually(lambda: turns() >= later, within=60)
+            await eventually(lambda: turns() >= later)
             [agent] = (await plane.rest("GET", "/v1/agents")).body["entities"]
             assert (agent["presence"], agent["conditions"]) == ("connected", [])
         assert away == 0

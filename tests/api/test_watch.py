@@ -20,9 +20,8 @@ from control_plane.api.codec import from_message, to_message
 from control_plane.api.operations import WATCHES
 from shared.pb.variantd.operator.v1 import operator_pb2
 from tests.support.plane import Plane, running_plane
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
-WITHIN_SECONDS = 20
 BY_NAME = {item.name: item for item in WATCHES}
 
 
@@ -34,7 +33,7 @@ class Events:
 
     async def next(self) -> dict[str, Any]:
         """The next event."""
-        async with asyncio.timeout(WITHIN_SECONDS):
+        async with asyncio.timeout(PATIENCE):
             return await anext(self._read)
 
     async def until(self, kind: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from control_plane.cli.comparison import make_plan, variant_as_wanted, variant_of
 from control_plane.cli.manifest import parse
@@ -113,7 +113,7 @@ async def test_what_cannot_be_found_out_is_exit_code_1(ctl: Run, manifest: Path)
     assert "bad.yaml is not YAML" in said.err
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(experiments())
 def test_both_sides_are_written_alike(present: pb.Experiment) -> None:
     """Where nothing differs, the two texts are the same: no line of a difference is about how it is written."""

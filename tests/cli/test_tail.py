@@ -7,6 +7,7 @@ import signal
 from tests.cli.conftest import Run
 from tests.cli.test_watch import ended, watching
 from tests.support.plane import Plane
+from tests.support.waiting import PATIENCE
 
 
 async def reported(plane: Plane, *keys: str, **more: object) -> None:
@@ -34,7 +35,7 @@ async def test_what_comes_in_is_followed_until_ctrl_c(plane: Plane, running: Run
     words = ("events", "tail", "--last", "1", "--participant", "bot-1", "--json")
     async with watching(*words) as process:
         assert process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             assert json.loads(await process.stdout.readline())["eventId"] == "before"
             await plane.made(
                 "/v1/events:batch",

@@ -18,6 +18,7 @@ from tests.support.builders import make_hello
 from tests.support.plane import Plane
 from tests.support.stream import make_outcome, session
 from tests.support.terminal import Screen, Terminal, on_a_terminal
+from tests.support.waiting import PATIENCE, eventually
 
 BIN = Path(sys.executable).parent
 
@@ -39,7 +40,7 @@ async def watching(*words: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 async def ended(process: asyncio.subprocess.Process) -> list[str]:
     """Every line it printed, once it has ended without an error."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     return out.decode().splitlines()
@@ -89,6 +90,12 @@ def complete(screen: Screen) -> bool:
     return all(word in screen.text for word in ("hosts", "FILE", "soul-tone", "EVENTS", "bot-2"))
 
 
+def status(terminal: Terminal, name: str) -> str:
+    """What the kernel says of the program."""
+    told = Path(f"/proc/{terminal.process.pid}/status").read_text()
+    return told.partition(f"{name}:")[2].partition("\n")[0].strip()
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
 async def test_a_terminal_is_filled_and_drawn_in_place(
     plane: Plane, running: Run, width: int, height: int
@@ -114,7 +121,11 @@ async def test_told_twice_to_end_it_gives_the_terminal_back(plane: Plane, runnin
     async with watch(width=80, height=24) as terminal:
         await terminal.until(complete, what="the view is drawn")
         terminal.process.send_signal(signal.SIGSTOP)
+        await eventually(lambda: status(terminal, "State").startswith("T"), what="it stands still")
         terminal.type("\x03")
+        await eventually(
+            lambda: int(status(terminal, "ShdPnd"), 16) & 1 << signal.SIGINT - 1, what="Ctrl-C is there"
+        )
         terminal.process.send_signal(signal.SIGTERM)
         terminal.process.send_signal(signal.SIGCONT)
         assert await terminal.ended() == 0

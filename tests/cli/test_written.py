@@ -183,7 +183,7 @@ def experiments(draw: st.DrawFn) -> pb.Experiment:
     return made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(experiments(), st.booleans())
 def test_a_manifest_that_was_written_is_the_experiment(
     present: pb.Experiment, ascii_only: bool
@@ -195,7 +195,7 @@ def test_a_manifest_that_was_written_is_the_experiment(
     assert (plan.action, [change.line() for change in plan.changes]) == ("none", [])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(experiments())
 def test_contents_beside_the_manifest(
     tmp_path_factory: pytest.TempPathFactory, present: pb.Experiment

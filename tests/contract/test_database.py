@@ -20,6 +20,7 @@ from shared.errors import FailedPrecondition, Invalid, Unavailable
 from tests.contract.conftest import Engine
 from tests.support import postgres
 from tests.support.network import proxied
+from tests.support.waiting import PATIENCE
 
 KILLED_AFTER_ANSWER = """
 import asyncio, os, signal
@@ -370,7 +371,7 @@ async def test_a_server_that_says_nothing_is_given_up(
         network.hold()
         for asked in (database.write(put("during")), keys(database)):
             with pytest.raises(Unavailable):
-                await asyncio.wait_for(asked, 20)
+                await asyncio.wait_for(asked, PATIENCE)
         network.let_go()
         network.reset()
         await database.write(put("after"))

@@ -264,14 +264,14 @@ async def test_it_is_installed_run_upgraded_removed_and_purged(
         async def known() -> bool:
             return (await plane.rest("GET", "/v1/participants/scout")).body.get("presence") == "connected"
 
-        await eventually(known, within=60, what="the host is connected")
+        await eventually(known, what="the host is connected")
         await plane.made("/v1/experiments/soul/start", None)
 
         async def applied() -> bool:
             page = (await plane.rest("GET", "/v1/experiments/soul/deployments")).body
             return [item["state"] for item in page["entities"]] == ["applied"]
 
-        await eventually(applied, within=60, what="the variant is there")
+        await eventually(applied, what="the variant is there")
         assert await host.does("cat /srv/bots/scout/SOUL.md") == "I am a guide\n"
         before = await host.does("cat /etc/variant-agent/agent.toml; cat /run/pid")
 
@@ -284,7 +284,7 @@ async def test_it_is_installed_run_upgraded_removed_and_purged(
         assert before.splitlines()[-1] != after.splitlines()[-1], "it runs as the new version"
         agents = (await plane.rest("GET", "/v1/agents")).body["entities"]
         assert len(agents) == 1, "it is the same host"
-        await eventually(known, within=60, what="the host is connected again")
+        await eventually(known, what="the host is connected again")
 
         said = await host.does("cd /srv\n" + remove)
         assert await host.does("cat /srv/bots/scout/SOUL.md") == "I am a scout\n"

@@ -304,7 +304,7 @@ def test_what_cannot_be_is_refused_by_name(asked: dict[str, Any], named: str | N
     assert named in fields or named.replace("pValues", "p_values") in fields, fields
 
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 pairs = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda x: (min(x), max(x)))
 arms = st.lists(pairs, min_size=2, max_size=4)
 

@@ -112,7 +112,7 @@ def test_what_nothing_can_be_believed_of_has_the_arm_s_reason() -> None:
 betas = st.builds(Beta, a=st.floats(1, 400), b=st.floats(1, 4000))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(betas, betas, st.sampled_from([0.01, 0.05, 0.3]))
 def test_the_lift_of_two_rates_has_its_probability(treatment: Beta, control: Beta, alpha: float) -> None:
     """Draws by quantile (a fine even grid of both) fall outside either end as often as alpha / 2 says."""

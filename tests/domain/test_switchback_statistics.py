@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.domain.statistics import decision, path
@@ -70,7 +70,6 @@ def by_day(plan: Design, blocks: list[Block]) -> list[Snapshot]:
     ]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(2, 4), st.integers(0, 10**6), st.booleans())
 def test_an_effect_of_one_size_is_told_exactly(
     participants: int, cycles: int, seed: int, together: bool

@@ -35,14 +35,12 @@ async def start(fleet: Fleet) -> dict[str, str]:
 
 async def holds(fleet: Fleet, host: Host, wanted: dict[str, bytes]) -> None:
     """The files come to hold this, and the control plane to know it."""
-    await eventually(
-        lambda: {bot: host.file(bot).read_bytes() for bot in BOTS} == wanted, within=30, what="the files"
-    )
+    await eventually(lambda: {bot: host.file(bot).read_bytes() for bot in BOTS} == wanted, what="the files")
 
     async def reported() -> bool:
         return set((await fleet.states("tone")).values()) == {"applied"}
 
-    await eventually(reported, within=30, what="every deployment is reported")
+    await eventually(reported, what="every deployment is reported")
 
 
 async def link(host: Host) -> Any:
@@ -81,19 +79,19 @@ async def test_the_main_job_in_polls(fleet: Fleet) -> None:
         found = await link(host)
         return found["state"] != "connected" and "UNREACHABLE" in found["conditions"]
 
-    await eventually(unreachable, within=20, what="the host says that nobody is there")
+    await eventually(unreachable, what="the host says that nobody is there")
     await fleet.plane.start()
 
     async def counted() -> bool:
         return await fleet.plane.results("tone", "done") == ledger.sums(assigned)
 
-    await eventually(counted, within=40, what="results equal the ledger")
+    await eventually(counted, what="results equal the ledger")
 
     async def connected() -> bool:
         found = await link(host)
         return bool(found["state"] == "connected") and "UNREACHABLE" not in found["conditions"]
 
-    await eventually(connected, within=20)
+    await eventually(connected)
     await fleet.plane.post("/v1/experiments/tone/pause", {"onPause": "revert"})
     await holds(fleet, host, baselines)
     await fleet.plane.post("/v1/experiments/tone/resume")
@@ -106,7 +104,7 @@ async def test_the_main_job_in_polls(fleet: Fleet) -> None:
     async def refused() -> bool:
         return "REFUSED" in (await link(host))["conditions"]
 
-    await eventually(refused, within=20, what="a banned host knows it")
+    await eventually(refused, what="a banned host knows it")
 
 
 async def test_a_host_that_stops_polling_says_goodbye(fleet: Fleet) -> None:
@@ -116,11 +114,11 @@ async def test_a_host_that_stops_polling_says_goodbye(fleet: Fleet) -> None:
     async def presence(wanted: str) -> bool:
         return bool((await the_agent(fleet))["presence"] == wanted)
 
-    await eventually(lambda: presence("connected"), within=20)
+    await eventually(lambda: presence("connected"))
     assert await host.process.stop() == 0
     await eventually(lambda: presence("lost"), within=LEASE_SECONDS / 2, what="Goodbye is believed")
     host.transport = "stream"
     host.write_config()
     await host.start()
-    await eventually(lambda: presence("connected"), within=20)
+    await eventually(lambda: presence("connected"))
     assert (await link(host))["transport"] == "stream"

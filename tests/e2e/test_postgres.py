@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import postgres
 from tests.support.fleet import BIN, ENVIRONMENT, Fleet, Ledger, run, running_fleet
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 CONTENT = {"a": b"As agreed.\n", "b": b"The other one.\n"}
 BOTS = ("bot-1", "bot-2", "bot-3", "bot-4")
@@ -90,7 +90,7 @@ async def test_the_main_job_over_postgres(fleet: Fleet, url: str) -> None:
                 return False
         return True
 
-    await eventually(counted, within=60, what="results equal the ledger")
+    await eventually(counted, what="results equal the ledger")
     await fleet.plane.post("/v1/experiments/tone/complete", {"then": "restore"})
     await eventually(
         lambda: all(
@@ -172,7 +172,7 @@ async def test_every_command_of_the_howto(tmp_path: Path, url: str) -> None:
         start_new_session=True,
     )
     try:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE):
             printed, _ = await shell.communicate()
     finally:
         with suppress(ProcessLookupError):

@@ -15,7 +15,7 @@ from shared.ticket import ticket_from_token
 from tests.support.builders import make_hello
 from tests.support.fleet import running_fleet
 from tests.support.plane import Plane
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 
 async def test_refusals_are_logged_and_leak_nothing(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ async def test_refusals_are_logged_and_leak_nothing(tmp_path: Path) -> None:
             async with stranger.channel() as channel:
                 call = agent_pb2_grpc.AgentServiceStub(channel).Sync()  # type: ignore[no-untyped-call]
                 with pytest.raises(grpc.aio.AioRpcError):
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(PATIENCE):
                         await call.write(pb.SyncRequest(hello=wire.hello_to_pb(make_hello("p"))))
                         await call.read()
                         await call

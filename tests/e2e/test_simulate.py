@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.fleet import BIN, ENVIRONMENT, Fleet, run, running_fleet
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 CONTENT = {"a": "As agreed.\n", "b": "The other one.\n"}
 LABELS = {"fleet": "sim"}
@@ -39,7 +39,7 @@ class Simulation:
         """The command was interrupted and has ended; its exit code."""
         if self.child.returncode is None:
             self.child.terminate()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             return await self.child.wait()
 
     @property
@@ -86,9 +86,7 @@ async def test_a_fleet_joins_holds_its_variants_reports_and_leaves(fleet: Fleet)
         "1",
     )
     async with simulation(fleet, *wanted) as simulated:
-        await eventually(
-            lambda: simulated.last.get("connected") == 6, within=60, what="all hosts are connected"
-        )
+        await eventually(lambda: simulated.last.get("connected") == 6, what="all hosts are connected")
         variants = [
             {"name": key, "key": key, "content": body, "weight": 50, "isControl": key == "a"}
             for key, body in CONTENT.items()
@@ -106,14 +104,14 @@ async def test_a_fleet_joins_holds_its_variants_reports_and_leaves(fleet: Fleet)
             states = await fleet.states("tone")
             return len(states) == 12 and set(states.values()) == {"applied"}
 
-        await eventually(applied, within=60, what="every deployment is applied")
+        await eventually(applied, what="every deployment is applied")
         held = sorted(path.read_text() for path in (fleet.folder / "tmp").glob("*/*/roots/*/soul.md"))
         assert held == sorted([*CONTENT.values()] * 6)
 
         async def counted() -> bool:
             return all(pair[1] > 0 for pair in (await fleet.plane.results("tone", "done")).values())
 
-        await eventually(counted, within=60, what="reports of both variants are counted")
+        await eventually(counted, what="reports of both variants are counted")
         await eventually(lambda: simulated.last["applied"] == 12)
         assert await simulated.stop() == 0
     assert simulated.last["failed"] == 0
@@ -127,7 +125,7 @@ async def test_a_fleet_in_a_directory_comes_back(fleet: Fleet) -> None:
     wanted = ("--agents", "2", "--dir", str(fleet.folder / "hosts"))
     for _ in range(2):
         async with simulation(fleet, *wanted) as simulated:
-            await eventually(lambda said=simulated: said.last.get("connected") == 2, within=60)  # type: ignore[misc]
+            await eventually(lambda said=simulated: said.last.get("connected") == 2)  # type: ignore[misc]
     agents = (await fleet.plane.get("/v1/agents"))["entities"]
     assert sorted(agent["name"] for agent in agents) == ["sim-00001", "sim-00002"]
 

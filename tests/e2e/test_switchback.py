@@ -65,7 +65,7 @@ async def test_files_follow_the_blocks_over_a_kill_9(fleet: Fleet) -> None:
     async def stopped() -> bool:
         return bool((await fleet.plane.get("/v1/experiments/turns"))["status"] == "stopped")
 
-    await eventually(stopped, within=60, what="the end of the last block")
+    await eventually(stopped, what="the end of the last block")
     deployments = await every(fleet, "deployments")
     newest = {
         bot: max(

@@ -16,6 +16,7 @@ from shared.model import OfferAction, Result
 from tests.support.crashing import NEW, OLD, UNDONE, reload_command
 from tests.support.host import make_end, make_offer, running_host
 from tests.support.schedule import size
+from tests.support.waiting import PATIENCE
 
 OFFERS = ("write", "undone", "restore")
 KILLED = -9
@@ -37,7 +38,7 @@ def prepared(directory: Path, *, applied: Path | None) -> Path:
 
 async def line(process: Process) -> list[str]:
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         return (await process.stdout.readline()).decode().split()
 
 

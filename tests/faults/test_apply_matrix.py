@@ -21,7 +21,7 @@ from tests.support.clock import FakeClock
 from tests.support.forking import forking
 from tests.support.host import Host, make_end, make_offer, running_host
 from tests.support.stepping import rules
-from tests.support.waiting import eventually, ticked
+from tests.support.waiting import PATIENCE, eventually, ticked
 
 B = digest(b"B")
 AGAIN, REFUSED, BACK, STUCK = Result.IN_PROGRESS, Result.REFUSED, Result.ROLLED_BACK, Result.STUCK
@@ -193,7 +193,7 @@ async def test_killed_at_every_step(
         assert stepper.stdin is not None
         assert stepper.stdout is not None
         stepper.stdin.write(f"{directory} {step.value}\n".encode())
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE):
             assert (await stepper.stdout.readline()).decode().split() == ["end", str(-signal.SIGKILL)]
         assert (directory / "root" / "soul.md").read_text() == ("B" if row.swapped else "A")
         runs = (directory / "reloads").read_text().count("run")

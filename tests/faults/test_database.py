@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.arena import Arena, ArenaHost, arena
 from tests.support.privileged import mounted
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -47,7 +48,7 @@ async def locked(database: Path) -> AsyncIterator[None]:
 async def refuses_writes(system: Arena, host: ArenaHost) -> None:
     """Writes are refused with what to make of it, soon; reads and sessions go on, and so does the host."""
     for number in itertools.count():
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             answer = await system.plane.rest("POST", "/v1/participants", {"id": f"more-{number}"})
         if answer.status != 201:
             break

@@ -16,6 +16,7 @@ from tests.support.crashing import NEW, OLD, reload_command
 from tests.support.host import make_end, make_offer, running_host
 from tests.support.privileged import mounted, run_or_skip
 from tests.support.schedule import size
+from tests.support.waiting import PATIENCE
 
 
 @pytest.mark.fault(19)
@@ -127,7 +128,7 @@ async def steps_until(
         assert crasher.stdin is not None
         assert crasher.stdout is not None
         crasher.stdin.write(f"{mount} write {point}\n".encode())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             word, status, steps = (await crasher.stdout.readline()).decode().split()
         assert (word, int(status)) == ("end", 0 if point == 0 else -signal.SIGKILL)
         after = cut(used, tmp_path, f"after-{point}")

@@ -272,7 +272,6 @@ def test_every_history_ends_well() -> None:
         settings=settings(
             max_examples=size("HISTORIES", small=15, large=3_000),
             stateful_step_count=30,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
         ),

@@ -22,6 +22,7 @@ from tests.support.forking import forking
 from tests.support.host import make_end, running_host
 from tests.support.killed import TARGETS, is_version, parse_batch
 from tests.support.ledger import Ledger
+from tests.support.waiting import PATIENCE
 
 KILLS = int(os.environ.get("VARIANTD_KILLS", "150"))
 LONGEST = 0.06
@@ -64,7 +65,7 @@ async def parent() -> AsyncIterator[Process]:
 
 async def number(process: Process) -> int:
     assert process.stdout is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         return int(await process.stdout.readline())
 
 
@@ -99,7 +100,7 @@ async def test_random_kills_under_load_lose_and_tear_nothing(tmp_path: Path, par
             listener.applied.clear()
             parent.stdin.write(f"{tmp_path} {port}\n".encode())
             pid = await number(parent)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await listener.connected.wait()
                 if chance.random() < 0.5:
                     await listener.applied.wait()

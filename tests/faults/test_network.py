@@ -19,11 +19,11 @@ from tests.support.control_plane import in_background
 from tests.support.network import DOWN, UP
 from tests.support.quick import HEARTBEAT, LEASE
 from tests.support.stream import Stream, session
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
-NOTICED = LEASE + 20.0
+NOTICED = PATIENCE
 """What a fault is noticed within, seconds: the lease, and patience with a machine that is busy otherwise."""
 
 
@@ -200,7 +200,7 @@ async def test_a_peer_that_does_not_read_is_cut(tmp_path: Path) -> None:
                     await asyncio.sleep(HEARTBEAT / 2)
 
             async with in_background(beat()) as beating:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE):
                     for number in itertools.count():
                         await system.deploy("deaf", 2 + number % 14)
                         answer = await system.plane.rest("GET", "/v1/participants/deaf")

@@ -23,7 +23,6 @@ from tests.support.waiting import eventually
 
 HOSTS = {"one": ("bot-1", "bot-2"), "two": ("bot-3", "bot-4"), "three": ("bot-5", "bot-6")}
 BOTS = tuple(bot for bots in HOSTS.values() for bot in bots)
-LONG = 60.0
 
 
 class Load:
@@ -82,7 +81,7 @@ class Load:
             except (aiohttp.ClientError, TimeoutError):
                 return None
 
-        return (await eventually(taken, within=LONG, what=what))[0]
+        return (await eventually(taken, what=what))[0]
 
     async def order(self) -> None:
         """Everybody is to hold the next version, each by one order that may be repeated."""
@@ -105,7 +104,6 @@ class Load:
         files = [host.file(bot, "orders.md") for host in hosts for bot in host.participants]
         await eventually(
             lambda: all(file.read_bytes() == wanted for file in files),
-            within=LONG,
             what=f"every file holds order {self._order}",
         )
 
@@ -138,7 +136,7 @@ class Load:
         async def same() -> bool:
             return await self.cluster.fleet.plane.results("tone", "done") == promised
 
-        await eventually(same, within=LONG, what=f"results equal {promised}")
+        await eventually(same, what=f"results equal {promised}")
 
     async def connected(self, *asked: ControlPlane) -> None:
         """Every one of the replicas that are asked (of all) shows everybody connected."""
@@ -153,7 +151,7 @@ class Load:
                         return False
             return True
 
-        await eventually(shown, within=LONG, what="everybody is shown connected")
+        await eventually(shown, what="everybody is shown connected")
 
     async def schedule(self, name: str, seconds: float) -> None:
         """An experiment starts by itself so many seconds from now."""
@@ -174,7 +172,7 @@ class Load:
             found = [await self.cluster.fleet.plane.get(f"/v1/experiments/{name}") for name in names]
             return {item["status"] for item in found} == {"running"}
 
-        await eventually(running, within=LONG, what="what is scheduled has started")
+        await eventually(running, what="what is scheduled has started")
         page = await self.cluster.fleet.plane.get("/v1/audit-log?operation=Timer.start&limit=100")
         assert len(page["entities"]) == len(names), page
 
@@ -225,18 +223,18 @@ async def cut_off_from_the_database(made: Cluster, load: Load) -> None:
 
     made.network.hold()
     try:
-        await eventually(alone, within=LONG, what="the replica that is cut off has sent its agents away")
+        await eventually(alone, what="the replica that is cut off has sent its agents away")
         await load.connected(*made.replicas[:-1])
         await load.order()
         await load.converged()
     finally:
         made.network.let_go()
-    await eventually(ready, within=LONG, what="it serves again")
+    await eventually(ready, what="it serves again")
 
 
 async def stopped_past_its_lease(made: Cluster, load: Load) -> None:
     """Another leads and does what is due; the former one writes nothing more of that."""
-    [leader] = await eventually(made.leaders, within=LONG, what="one leads")
+    [leader] = await eventually(made.leaders, what="one leads")
     others = [one for one in made.replicas if one is not leader]
     assert leader.process.child is not None
     told = len(leader.process.log.read_text())
@@ -245,7 +243,7 @@ async def stopped_past_its_lease(made: Cluster, load: Load) -> None:
     await load.schedule("second", REPLICA_LEASE)
     leader.process.pause()
     try:
-        await eventually(lambda: made.leaders(*others), within=LONG, what="another leads")
+        await eventually(lambda: made.leaders(*others), what="another leads")
         await load.until_taken(lambda: load.started_once("first", "second"), "the second start")
     finally:
         leader.process.resume()
@@ -256,7 +254,7 @@ async def stopped_past_its_lease(made: Cluster, load: Load) -> None:
         log = leader.process.log.read_text()[told:]
         return any(word in log for word in ("replica.fenced", "timers.put_off", "replica.leads_no_more"))
 
-    await eventually(refused, within=LONG, what="what it would have written is refused")
+    await eventually(refused, what="what it would have written is refused")
     assert len(await made.leaders()) == 1
     await load.connected()
 

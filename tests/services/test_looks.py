@@ -50,7 +50,7 @@ async def looked(world: World, count: int) -> list[dict[str, Any]]:
         await world.clock.advance(1.0)
         return len(await world.rows("select number from look")) >= count
 
-    await eventually(there, within=20, what=f"{count} looks")
+    await eventually(there, what=f"{count} looks")
     rows = await world.rows("select number, day, cut_off, at, decisions from look order by phase_id, number")
     assert len(rows) == count
     return rows

@@ -212,7 +212,7 @@ async def on_record(world: World, *names: str) -> None:
         await world.clock.advance(1.0)
         return set(await seats(world)) == set(names)
 
-    await eventually(there, within=20, what=f"{names} are in")
+    await eventually(there, what=f"{names} are in")
 
 
 async def test_whoever_comes_to_carry_the_labels_comes_in(world: World) -> None:

@@ -59,7 +59,7 @@ async def becomes(world: World, wanted: Progress) -> recalculation.Results:
         found = await results(world)
         return found if found.status is wanted else None
 
-    found = await eventually(there, within=20, what=wanted)
+    found = await eventually(there, what=wanted)
     assert found is not None
     return found
 
@@ -221,7 +221,7 @@ async def test_a_job_that_cannot_go_on_says_so(world: World) -> None:
             job = (await results(world)).job
             return job is not None and job.status is Progress.PARTIAL
 
-        await eventually(ended, within=20)
+        await eventually(ended)
     assert ((await results(world)).status, len((await results(world)).days)) == (
         Progress.PARTIAL,
         DAYS_AT_ONCE,
@@ -240,7 +240,7 @@ async def test_what_is_reset_meanwhile_is_finished_for_nobody(world: World) -> N
             await world.clock.advance(1.0)
             return await world.rows("select 1 from timer where done_at is null") == []
 
-        await eventually(over, within=20)
+        await eventually(over)
     assert [row["status"] for row in await world.rows("select status from recalculation")] == ["completed"]
     with pytest.raises(FailedPrecondition):
         await results(world)

@@ -72,7 +72,7 @@ async def comes_to_hold(world: World, block: int, *who: str) -> None:
         await world.clock.advance(1.0)
         return await holding(world) == wanted
 
-    await eventually(there, within=20, what=f"block {block}")
+    await eventually(there, what=f"block {block}")
 
 
 async def test_every_turn_is_on_record_at_the_start(world: World) -> None:

@@ -63,7 +63,7 @@ async def moves_to(world: World, wanted: str) -> None:
         await world.clock.advance(1.0)
         return await status(world) == wanted
 
-    await eventually(there, within=20, what=wanted)
+    await eventually(there, what=wanted)
 
 
 async def test_an_experiment_starts_and_stops_by_itself(world: World) -> None:
@@ -139,7 +139,7 @@ async def test_a_start_that_cannot_be_is_told_and_not_tried_for_ever(world: Worl
             await world.clock.advance(1.0)
             return bool(await world.rows("select id from timer where failure is not null"))
 
-        await eventually(failed, within=20)
+        await eventually(failed)
     assert await status(world) == "draft"
     view = await world.do(experiments.get, requests.ById(id="test"))
     assert [code for code, _ in view.warnings] == ["SCHEDULE_FAILED"]
@@ -208,7 +208,7 @@ async def test_a_database_that_takes_nothing_for_a_while_costs_no_timer(
                     await world.clock.advance(1.0)
                     return any(line["event"] == "timers.put_off" for line in said)
 
-                await eventually(put_off, within=20, what="the timer meets a database that is locked")
+                await eventually(put_off, what="the timer meets a database that is locked")
         assert await status(world) == "draft"
         async with ticking(world):
             await moves_to(world, "running")

@@ -27,7 +27,7 @@ from tests.support.local import call
 from tests.support.network import Network, proxied
 from tests.support.oracle import Oracle
 from tests.support.plane import Plane, running_plane
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 TARGET = "soul.md"
 
@@ -75,7 +75,7 @@ class ArenaHost:
             await eventually(ready, what="the agent is ready")
             yield
             stop.set()
-            await asyncio.wait_for(task, 20)
+            await asyncio.wait_for(task, PATIENCE)
 
     async def status(self) -> Any:
         """What the agent says of itself."""
@@ -89,7 +89,7 @@ class ArenaHost:
 
         await eventually(is_connected, what=f"{self.name} is connected")
 
-    async def disconnected(self, *, within: float = 60.0) -> None:
+    async def disconnected(self, *, within: float = PATIENCE) -> None:
         """The agent knows that no session is open."""
 
         async def is_not() -> bool:
@@ -197,7 +197,7 @@ class Trial:
         """How the control plane shows the host."""
         return str((await self.get(f"/v1/participants/{host.participants[0]}"))["presence"])
 
-    async def shown(self, host: Target, presence: str, *, within: float = 60.0) -> None:
+    async def shown(self, host: Target, presence: str, *, within: float = PATIENCE) -> None:
         """The control plane shows the host so, within the bound."""
 
         async def is_shown() -> bool:
@@ -205,7 +205,7 @@ class Trial:
 
         await eventually(is_shown, within=within, what=f"{host.name} is shown {presence}")
 
-    async def settled(self, *, within: float = 60.0) -> None:
+    async def settled(self, *, within: float = PATIENCE) -> None:
         """Faults are over: files converge, every report is accounted for, everything seen was ordered."""
         await self.oracle.converged(within=within)
         await self.oracle.accounted(within=within)

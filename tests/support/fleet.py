@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 BIN = Path(sys.executable).parent
 # Importing the agent quiets gRPC in this process; what we start decides for itself.
@@ -75,7 +75,7 @@ class Process:
         if self.child.returncode is None:
             self.child.send_signal(signal.SIGTERM)
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(PATIENCE):
                     await self.child.wait()
             except TimeoutError:
                 self.child.kill()
@@ -99,7 +99,7 @@ async def run(*command: str, stdin: str = "", ok: bool = True, **env: str) -> tu
         stderr=asyncio.subprocess.PIPE,
         env={**ENVIRONMENT, **env},
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         out, err = await child.communicate(stdin.encode())
     code = child.returncode or 0
     assert "Traceback" not in err.decode(), err.decode()
@@ -234,7 +234,7 @@ class Ledger:
     _ids: "itertools.count[int]" = field(default_factory=itertools.count)
 
     async def report(
-        self, host: Host, participant: str, *, convert: bool, within: float = 60.0, event: str = "done"
+        self, host: Host, participant: str, *, convert: bool, within: float = PATIENCE, event: str = "done"
     ) -> None:
         """One impression and perhaps a conversion are accepted, repeated under the same event id until they are."""
         await self._accept(host, "/v1/impressions", {"participantId": participant}, within)

@@ -37,6 +37,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from tests.support.builders import TERMS, Ids, World, make_hello, make_variant, make_world
 from tests.support.host import make_config, make_participant
 from tests.support.oracle import Oracle
+from tests.support.waiting import PATIENCE
 
 T = TypeVar("T")
 
@@ -311,7 +312,7 @@ def _unhindered(disk: Disk, work: Any) -> None:
 
 
 async def _bounded(work: Awaitable[T]) -> T:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         return await work
 
 

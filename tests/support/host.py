@@ -14,6 +14,7 @@ from shared.clock import Clock, SystemClock
 from shared.errors import ResourceExhausted
 from shared.ids import new_id
 from shared.model import Digest, Offer, OfferAction, OfferedFile, Outcome, Result, View, digest
+from tests.support.waiting import PATIENCE
 
 SLOT = bytes(15) + b"\x01"
 OTHER_SLOT = bytes(15) + b"\x02"
@@ -84,7 +85,7 @@ class Host:
         """The outcome of `offer`: its end, or that another try is due."""
         self.heard.clear()
         self.reconciler.offer(offer)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await self.heard.wait()
         return self.outcomes[-1]
 

@@ -18,6 +18,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from tests.support.control_plane import Sync
 from tests.support.plane import Identity
+from tests.support.waiting import PATIENCE
 
 BAIT = b"not yours\n"
 
@@ -93,7 +94,7 @@ async def ask_for_everything(sync: Sync, paths: list[str]) -> list[pb.FileConten
         asked[request.request_id] = path
         await sync.send(read_file=request)
         answers = [m.file_content for m in sync.heard if m.HasField("file_content")]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while len([a for a in answers if a.request_id in asked]) < len(asked):
                 await asyncio.sleep(0.01)
                 answers = [m.file_content for m in sync.heard if m.HasField("file_content")]

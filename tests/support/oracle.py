@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 LOOK_SECONDS = 0.001
 
@@ -132,7 +132,7 @@ class Oracle:
         for path, seen in self.seen.items():
             assert seen == sorted(seen), f"{path} went back: versions {seen}"
 
-    async def converged(self, *, within: float = 60.0) -> None:
+    async def converged(self, *, within: float = PATIENCE) -> None:
         """P4: every target holds what was ordered last."""
 
         def held() -> bool:
@@ -142,7 +142,7 @@ class Oracle:
 
         await eventually(held, within=within, what="every target holds what was ordered last")
 
-    async def accounted(self, *, within: float = 60.0) -> None:
+    async def accounted(self, *, within: float = PATIENCE) -> None:
         """P3: every accepted report is stored once, counted or kept with a reason, or declared lost."""
         assert len(set(self.accepted)) == len(self.accepted), "the test used an event id twice"
 

@@ -47,12 +47,12 @@ async def play(directory: Path, step: Step) -> None:
         running_host(directory, clock=SystemClock(), probe=app.probe(0.1), **rules(directory)) as host,
     ):
         await host.apply(make_offer({"soul.md": "A"}))
-        await eventually(lambda: host.outcomes[-1].result is Result.CONFIRMED, within=60)
+        await eventually(lambda: host.outcomes[-1].result is Result.CONFIRMED)
         die_at(step)
         outcome = await host.apply(make_offer({"soul.md": "B"}, revision=2))
         said = Loaded(participant="bot-1", path="soul.md", digest=digest(b"B"), loaded_at=outcome.occurred_at)
         host.reconciler.loaded(said)
-        await eventually(lambda: host.outcomes[-1].result is Result.CONFIRMED, within=60)
+        await eventually(lambda: host.outcomes[-1].result is Result.CONFIRMED)
 
 
 def main() -> None:

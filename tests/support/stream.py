@@ -12,8 +12,7 @@ from shared.model import FileOutcome, Hello, Offer, Outcome, Reason, Result, Ste
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from tests.support.plane import Identity
-
-WITHIN_SECONDS = 10
+from tests.support.waiting import PATIENCE
 
 
 class Stream:
@@ -31,7 +30,7 @@ class Stream:
 
     async def receive(self, kind: str) -> Any:
         """The next message, which has to be of this kind."""
-        async with asyncio.timeout(WITHIN_SECONDS):
+        async with asyncio.timeout(PATIENCE):
             message = await self.call.read()
         assert message is not grpc.aio.EOF, "the stream ended"
         assert message.WhichOneof("message") == kind, message
@@ -93,7 +92,7 @@ async def sharing(
         try:
             yield asked
             await stream.send(goodbye=pb.Goodbye(reason="stop"))
-            async with asyncio.timeout(WITHIN_SECONDS):
+            async with asyncio.timeout(PATIENCE):
                 await answering
         finally:
             answering.cancel()
@@ -120,7 +119,7 @@ class Polls:
     async def poll(self, hello: Hello, *messages: pb.SyncRequest) -> dict[str, list[Any]]:
         """The answer's messages by kind; Welcome or Busy comes first."""
         request = pb.ExchangeRequest(messages=[pb.SyncRequest(hello=wire.hello_to_pb(hello)), *messages])
-        answer = await self._stub.Exchange(request, timeout=WITHIN_SECONDS)
+        answer = await self._stub.Exchange(request, timeout=PATIENCE)
         assert 1000 <= answer.next_poll_ms <= 300_000
         kinds = [message.WhichOneof("message") for message in answer.messages]
         assert kinds[0] in ("welcome", "busy")

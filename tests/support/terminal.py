@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from rich.cells import cell_len
 
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 _CONTROL = re.compile(r"\x1b\[(\??)([0-9;]*)([A-Za-z])|\x1b\](?:[^\x07\x1b]*)(?:\x07|\x1b\\)|\x1b[=>]")
 
@@ -148,7 +148,7 @@ class Terminal:
                 self.screen.feed(text)
         return self.screen
 
-    async def until(self, shown: Callable[[Screen], bool], *, what: str, within: float = 60) -> Screen:
+    async def until(self, shown: Callable[[Screen], bool], *, what: str, within: float = PATIENCE) -> Screen:
         """`shown` holds of the screen."""
         try:
             await eventually(lambda: shown(self.read()), within=within, what=what)
@@ -167,7 +167,7 @@ class Terminal:
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGWINCH)
 
-    async def ended(self, *, within: float = 60) -> int:
+    async def ended(self, *, within: float = PATIENCE) -> int:
         """The program's exit code; everything it wrote was read."""
         ending = asyncio.ensure_future(self.process.wait())
         await eventually(lambda: self.read() and ending.done(), within=within, what="the program ends")
