@@ -78,7 +78,7 @@ def _add_enveloped(app: web.Application, door: Door, operations: Sequence[Operat
     for operation in operations:
         if operation.rpc in stamn.CALLS:
             path = stamn.PREFIX + _route(operation.path, operations)
-            app.router.add_route(operation.method, path, _enveloped(door, operation))
+            app.router.add_route(operation.method, path, _enveloped(door, stamn.operation(operation)))
 
 
 def _enveloped(door: Door, operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain.design import Selector
-from control_plane.domain.experiment import Experiment, Variant
+from control_plane.domain.experiment import Experiment, Variant, refuse_phase
 from control_plane.domain.lifecycle import Status
-from control_plane.domain.requests import UpdateExperiment
+from control_plane.domain.requests import ById, Complete, OpenPhase, UpdateExperiment
 from control_plane.domain.targeting import TargetingRules
-from control_plane.services import limits
+from control_plane.services import experiments, lifecycle, limits
 from control_plane.services.experiments import View, find, find_variant, view_of
 from control_plane.services.work import Work, cursor_text, hex_of
 from control_plane.store.searches import Wanted
@@ -116,6 +116,26 @@ def retarget(work: Work, experiment: Experiment, wanted: UpdateExperiment) -> No
         shown = selector.model_dump(mode="json", by_alias=True, exclude_none=True)
         changed = replace(changed, selector=shown)
     work.store.experiments.save(replace(changed, updated_at=work.now))
+
+
+def reallocate(work: Work, experiment: Experiment, wanted: OpenPhase) -> None:
+    """With its resume a paused experiment has the allocation, as a phase. Raises FailedPrecondition for no phases."""
+    refuse_phase(experiment)
+    present = work.store.experiments.get(experiment.id)
+    design = present.design.model_copy(update={"traffic_allocation": wanted.traffic_allocation})
+    work.store.experiments.save(replace(present, design=design, updated_at=work.now))
+
+
+def end(work: Work, experiment: Experiment) -> None:
+    """It is not under way any more: what was has ended, and files stay as they are."""
+    if experiment.status not in (Status.DRAFT, Status.COMPLETED):
+        lifecycle.complete(work, Complete(id=show_id(experiment.id)))
+
+
+def delete(work: Work, request: ById) -> None:
+    """A draft is gone, anything else has ended and is archived. Files stay as they are."""
+    end(work, find(work, request.id))
+    experiments.delete(work, request)
 
 
 def conclude(work: Work, experiment: Experiment, conclusion: str | None, comment: str | None) -> None:

@@ -19,7 +19,7 @@ from control_plane.domain.experiment import (
 from control_plane.domain.intake import algorithm_for
 from control_plane.domain.lifecycle import Status, Verb, verb_towards
 from control_plane.domain.readiness import Readiness, faults_at_start
-from control_plane.services import delivery, metrics, preflight, settings, switching, timers
+from control_plane.services import delivery, metrics, phases, preflight, settings, switching, timers
 from control_plane.services.experiments import (
     View,
     design_warnings,
@@ -131,7 +131,10 @@ def pause(work: Work, request: requests.Pause) -> View:
 
 
 def resume(work: Work, request: requests.ById) -> View:
-    """Intake is open again; every participant keeps its variant, and gets it back where a pause took it."""
+    """Intake is open again; every participant keeps its variant, and gets it back where a pause took it.
+
+    An allocation that was changed meanwhile is in force, as a phase.
+    """
     experiment = find(work, request.id)
     moved = _moved(work, experiment, Verb.RESUME, paused_at=None, resumed_at=work.now)
     if experiment.type is Type.SWITCHBACK:
@@ -141,6 +144,10 @@ def resume(work: Work, request: requests.ById) -> View:
     for variant in experiment.variants:
         ids = [slot.participant_id for slot in reverted if slot.written == variant.id]
         delivery.write(work, experiment, variant, ids, origin=Origin.RESUME)
+    share = experiment.design.traffic_allocation
+    if experiment.phase is not None and share != experiment.phase.traffic_allocation:
+        asked = requests.OpenPhase(id=request.id, trafficAllocation=share)
+        return phases.open_phase(work, asked)[0]
     return moved
 
 

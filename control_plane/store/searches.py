@@ -26,8 +26,8 @@ ORDERS: Mapping[str, str] = {
 class Wanted:
     """Which experiments; every condition has to hold. Empty, or None, is no condition.
 
-    `event` is looked for in the names that metrics count, `hidden` in what doors keep. With `flags` those of two
-    variants and more, the first of them `control`.
+    `event` is looked for in the names that metrics count, in what doors keep `hidden`, and `counted`, which is as
+    good as the `kind`. With `flags` those of two variants and more, the first of them `control`.
     """
 
     project_id: bytes
@@ -40,6 +40,7 @@ class Wanted:
     creator: str = ""
     event: str = ""
     hidden: str = ""
+    counted: str = ""
     flags: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,7 +87,6 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
     where, values = ["project_id = ?"], [wanted.project_id]  # type: list[str], list[Any]
     for column, value in (
         ("archived", None if wanted.archived is None else int(wanted.archived)),
-        ("type", wanted.kind),
         ("key", wanted.key or None),
         ("number", wanted.number),
         ("created_by", wanted.creator or None),
@@ -94,6 +94,10 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
         if value is not None:
             where.append(f"{column} = ?")
             values.append(value)
+    if wanted.kind:
+        as_good = " or kept like ? escape '\\'" if wanted.counted else ""
+        where.append(f"(type = ?{as_good})")
+        values += [wanted.kind, *([_like(wanted.counted)] if wanted.counted else [])]
     if wanted.statuses:
         where.append(f"status in ({', '.join('?' * len(wanted.statuses))})")
         values += wanted.statuses

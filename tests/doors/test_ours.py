@@ -183,7 +183,6 @@ async def test_a_life(tenant: Tenant) -> None:
     tenant.clock.jump(60)
     paused = await tenant.ok("POST", f"{AT}/{made['id']}/pause", {"publishAfterPause": True})
     assert paused["experiment"]["status"] == "paused"
-    assert (await tenant.ask("PATCH", f"{AT}/{made['id']}", {"trafficAllocation": 50})).status == 409
     resumed = await tenant.ok("POST", f"{AT}/{made['id']}/resume")
     assert resumed["experiment"]["startedAt"] > began
     stopped = await tenant.ok("POST", f"{AT}/{made['id']}/stop", {"winnerVariantId": variants["Bold"]})
@@ -342,6 +341,34 @@ async def test_what_can_be_edited_when(tenant: Tenant) -> None:
         assert (refused.status, refused.body["details"][0]["field"]) == (400, name)
 
 
+async def test_an_allocation_set_while_paused_goes_on_with_the_resume(tenant: Tenant) -> None:
+    """It is told at once and lets nobody in: the resume opens the phase. An echo of it changes nothing."""
+    made = await running(tenant, trafficAllocation=50)
+    at, native = f"{AT}/{made['id']}", f"/v1/experiments/{made['key']}"
+
+    async def seated() -> int:
+        found = (await tenant.ok("GET", f"{native}/assignments?limit=10"))["entities"]
+        return sum(item["variantId"] is not None for item in found)
+
+    assert await seated() == 2
+    await tenant.ok("POST", f"{at}/pause")
+    changed = await tenant.ok("PATCH", at, {"trafficAllocation": 100, "name": "Everybody"})
+    assert (changed["trafficAllocation"], changed["status"]) == (100, "paused")
+    assert (await tenant.ok("PATCH", at, {"trafficAllocation": 100}))["updatedAt"] == changed["updatedAt"]
+    assert ((await tenant.ok("GET", native))["trafficAllocation"], await seated()) == (50, 2)
+    resumed = (await tenant.ok("POST", f"{at}/resume"))["experiment"]
+    assert (resumed["trafficAllocation"], resumed["status"], await seated()) == (100, "running", 4)
+    phases = (await tenant.ok("GET", f"{native}/phases"))["entities"]
+    assert [phase["trafficAllocation"] for phase in phases] == [50, 100]
+    await tenant.ok("POST", f"{at}/pause")
+    await tenant.ok("POST", f"{at}/resume")
+    assert len((await tenant.ok("GET", f"{native}/phases"))["entities"]) == 2
+    assert (await tenant.ok("PATCH", at, {"trafficAllocation": 0}))["trafficAllocation"] == 0
+    assert (await tenant.ok("PATCH", at, {"trafficAllocation": None}))["trafficAllocation"] == 100
+    await tenant.ok("POST", f"{native}/stop")
+    assert (await tenant.ask("PATCH", at, {"trafficAllocation": 60})).status == 409
+
+
 async def test_delete_answers_true(tenant: Tenant) -> None:
     """A draft is gone, one that has run archived, one that runs completed before: none is there for this door."""
     made = await draft(tenant)
@@ -477,13 +504,27 @@ async def test_every_type_has_its_control(tenant: Tenant) -> None:
         asked = {"experimentId": made["id"], "name": "B", "weight": 30}
         await tenant.ok("POST", VARIANTS, asked, status=201)
         assert (await tenant.ok("GET", f"{VARIANTS}/{control['id']}"))["weight"] == 70
-    bare = await draft(tenant, name="M", type="multivariate", metrics={"primary": {"eventName": "x"}})
-    refused = await tenant.ask("POST", f"{AT}/{bare['id']}/start")
-    assert "factors" in {item["field"] for item in refused.body["details"]}
     levels = [{"key": "a", "content": "A"}, {"key": "b", "content": "B"}]
     factors = [{"key": "tone", "targetFile": "tone.md", "levels": levels}]
     full = await draft(tenant, name="F", type="multivariate", factors=factors)
     assert [item["isControl"] for item in full["variants"]] == [True, False]
+    for kind, names in (("ab", {"ab"}), ("multivariate", {"multivariate", "F"}),
+                        ("personalization", {"personalization"})):  # fmt: skip
+        listed = (await tenant.ok("GET", f"{AT}?type={kind}"))["entities"]
+        assert ({item["name"] for item in listed}, {item["type"] for item in listed}) == (names, {kind})
+
+
+async def test_a_multivariate_one_without_factors_runs(tenant: Tenant) -> None:
+    """Its variants are as they are sent, one by one: in our own API it is ab."""
+    made = await running(tenant, type="multivariate")
+    assert (made["type"], made["status"]) == ("multivariate", "running")
+    native = await tenant.ok("GET", f"/v1/experiments/{made['key']}")
+    assert (native["type"], native["assignmentCounts"].keys()) == (
+        "ab",
+        {v["id"] for v in native["variants"]},
+    )
+    copy = await tenant.ok("POST", f"/v1/experiments/{made['key']}/duplicate", status=201)
+    assert (await tenant.ok("GET", f"{AT}/{copy['id']}"))["type"] == "multivariate"
 
 
 async def test_a_personalization_runs(tenant: Tenant) -> None:

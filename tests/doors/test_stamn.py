@@ -74,6 +74,37 @@ async def test_every_call(signed_plane: Plane, base: str, bearer: str, by: str) 
     assert (await call("GET", at))["archived"] is True
 
 
+@pytest.mark.parametrize("state", ["draft", "running", "paused", "stopped", "completed"])
+async def test_deleting(signed_plane: Plane, state: str) -> None:
+    """A client of Stamn deletes in every state: files stay, nothing is held; bare, what is under way is refused."""
+    people = [f"{state}-1", f"{state}-2"]
+    made = await signed_plane.made("/v1/experiments", {**EXAMPLE, "participantIds": people})
+    at = f"/v1/experiments/{made['id']}"
+    await signed_plane.made(f"{at}/variants", CONCISE)
+    verbs = {"draft": [], "completed": ["start", "complete"], "paused": ["start", "pause"],
+             "running": ["start"], "stopped": ["start", "stop"]}[state]  # fmt: skip
+    for verb in verbs:
+        await signed_plane.rest("POST", f"{at}/{verb}")
+    assert (await signed_plane.rest("GET", at)).body["status"] == state
+    bare = await signed_plane.rest("DELETE", at) if state not in ("draft", "completed") else None
+    assert bare is None or (bare.status, "complete it first" in bare.body["detail"]) == (409, True)
+    gone = await signed_plane.rest("DELETE", f"/stamn{at}")
+    assert (gone.status, gone.body["success"]) == (200, True)
+    listed = (await signed_plane.rest("GET", "/stamn/v1/experiments")).body["data"]
+    assert made["id"] not in [item["id"] for item in listed]
+    found = await signed_plane.rest("GET", at)
+    if state == "draft":
+        assert found.status == 404
+        return
+    assert (found.body["status"], found.body["archived"]) == ("completed", True)
+    deployed = (await signed_plane.rest("GET", f"{at}/deployments?limit=100")).body["entities"]
+    assert "restore" not in {item["action"] for item in deployed}
+    again = await signed_plane.made("/v1/experiments", {**EXAMPLE, "participantIds": people})
+    await signed_plane.made(f"/v1/experiments/{again['id']}/variants", CONCISE)
+    started = await signed_plane.rest("POST", f"/v1/experiments/{again['id']}/start")
+    assert started.status == 200, started.body
+
+
 @pytest.mark.parametrize("base", ["", "/stamn"])
 async def test_failures(signed_plane: Plane, base: str) -> None:
     """A sentence in `error`; in the envelope `success` is false, and `message` says it, or every fault."""

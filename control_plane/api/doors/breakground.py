@@ -37,7 +37,7 @@ from control_plane.api.doors.mapping import (
 from control_plane.api.errors import faults_of
 from control_plane.domain import requests
 from control_plane.domain.experiment import Experiment
-from control_plane.domain.lifecycle import Status, Verb
+from control_plane.domain.lifecycle import Verb
 from control_plane.services import experiments, foreign, lifecycle, results
 from control_plane.services.experiments import View
 from control_plane.services.work import Scope, Work
@@ -308,8 +308,8 @@ def _get(work: Work, call: Call) -> Answered:
 
 def _archive(work: Work, call: Call) -> Answered:
     experiment = experiments.find(work, call.id)
-    if not experiment.archived and experiment.status not in (Status.DRAFT, Status.COMPLETED):
-        lifecycle.complete(work, requests.Complete(id=call.id))
+    if not experiment.archived:
+        foreign.end(work, experiment)
     return _answered(work, lifecycle.archive(work, requests.ById(id=call.id)))
 
 
@@ -377,7 +377,7 @@ def _compute(work: Work, call: Call) -> Answered:
         }
         for arm in answer["variants"]
     ]
-    return Answered(about="", body={"data": {**_headed(work, view), "variants": arms}})
+    return Answered(about="", body={"data": {"variants": arms}})
 
 
 def _headed(work: Work, view: View) -> Json:

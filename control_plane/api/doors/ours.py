@@ -18,6 +18,7 @@ from control_plane.api.doors.mapping import (
     wrong,
 )
 from control_plane.api.doors.ours_fields import (
+    AS_TYPE,
     EXPERIMENT,
     NAME,
     PAUSE,
@@ -45,7 +46,7 @@ from control_plane.domain.design import Type
 from control_plane.domain.experiment import Experiment
 from control_plane.domain.lifecycle import Status, Verb
 from control_plane.domain.series import GetTimeSeries
-from control_plane.services import experiments, foreign, lifecycle, phases, results, series
+from control_plane.services import experiments, foreign, phases, results, series
 from control_plane.services.experiments import View
 from control_plane.services.work import Listing, Scope, Work
 from control_plane.store.searches import Wanted
@@ -75,8 +76,11 @@ def _experiment(work: Work, view: View, *, variants: bool = True) -> Json:
         else resources.experiments(work, _page(view))["entities"][0]
     )
     since = max((moment for moment in (e.started_at, e.resumed_at) if moment is not None), default=None)
+    kept = e.kept.get(NAME, {})
     native["runningSince"] = None if since is None else to_rfc3339(since)
-    told = EXPERIMENT.show(native, e.kept.get(NAME, {}))
+    native["trafficAllocation"] = _allocation(e)
+    native["type"] = kept.get(AS_TYPE, native["type"])
+    told = EXPERIMENT.show(native, kept)
     return {**told, "variants": _variants(work, view, native)} if variants else told
 
 
@@ -105,6 +109,8 @@ def _list(work: Work, call: Call) -> Answered:
         statuses=statuses,
         archived=False,
         kind=kind,
+        counted=f'"{AS_TYPE}": "multivariate"' if kind == "multivariate" else "",
+        hidden=f'"{AS_TYPE}": "multivariate"' if kind == "ab" else "",
         search=named(query.get("search", "")),
     )
     found = foreign.last_changed(work, wanted, cursor=query.get("cursor", ""), limit=limit)
@@ -126,13 +132,18 @@ def _create(work: Work, call: Call) -> Answered:
     weight = call.body.get("controlWeight", 100)
     if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= 100:
         raise wrong("controlWeight", "is not a whole number from 1 to 100", "send one, or leave it out")
+    bare: Json = {}
     if not values.get("factors"):  # of factors the first combination is the control
+        if (
+            values.get("type") == "multivariate"
+        ):  # a page's elements at once are one file's content: several variants
+            values["type"], bare = "ab", {AS_TYPE: "multivariate"}
         values["variants"] = [{"key": "control", "name": "Control", "isControl": True, "weight": weight}]
     if values.get("type") not in (None, *TYPES):
         raise wrong("type", f"is none of {', '.join(TYPES)}", "choose one of them")
     with EXPERIMENT.told():
         view = experiments.create(work, requests.parse(requests.CreateExperiment, values))
-    return _answered(work, foreign.keep(work, view.experiment.id, NAME, sent.kept))
+    return _answered(work, foreign.keep(work, view.experiment.id, NAME, {**sent.kept, **bare}))
 
 
 def _get(work: Work, call: Call) -> Answered:
@@ -155,6 +166,9 @@ def _update(work: Work, call: Call) -> Answered:
         if experiment.status is Status.RUNNING and "trafficAllocation" in values:
             share = {"id": show_id(experiment.id), "trafficAllocation": values.pop("trafficAllocation")}
             phases.open_phase(work, requests.parse(requests.OpenPhase, share))
+        if experiment.status is Status.PAUSED and "trafficAllocation" in values:
+            share = {"id": show_id(experiment.id), "trafficAllocation": values.pop("trafficAllocation")}
+            foreign.reallocate(work, experiment, requests.parse(requests.OpenPhase, share))
         if "targetingRules" in values and experiment.status is not Status.DRAFT:
             who = {"id": show_id(experiment.id), "targetingRules": values.pop("targetingRules")}
             if not {"participants", "participantIds"} & set(call.body) and "participants" in values:
@@ -169,10 +183,9 @@ def _update(work: Work, call: Call) -> Answered:
 def _changed(experiment: Experiment, values: Json) -> Json:
     """What was sent and is not so already: an echo changes nothing, and needs no draft."""
     design = experiment.design
-    allocation = experiment.phase.traffic_allocation if experiment.phase else design.traffic_allocation
     present = {
         "key": experiment.key,
-        "trafficAllocation": allocation,
+        "trafficAllocation": _allocation(experiment),
         "targetingRules": design.targeting_rules.model_dump(mode="json", by_alias=True),
         "targetFile": experiment.target_file,
         "participants": experiment.selector,
@@ -185,11 +198,16 @@ def _changed(experiment: Experiment, values: Json) -> Json:
     }
 
 
+def _allocation(experiment: Experiment) -> int:
+    """The allocation: of a paused one that with which it goes on."""
+    if experiment.phase is None or experiment.status is Status.PAUSED:
+        return experiment.design.traffic_allocation
+    return experiment.phase.traffic_allocation
+
+
 def _delete(work: Work, call: Call) -> Answered:
     experiment = _here(work, call.id)
-    if experiment.status not in (Status.DRAFT, Status.COMPLETED):
-        lifecycle.complete(work, requests.Complete(id=call.id))
-    experiments.delete(work, requests.ById(id=call.id))
+    foreign.delete(work, requests.ById(id=call.id))
     return Answered(about=show_id(experiment.id), body=True)
 
 

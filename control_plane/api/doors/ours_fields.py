@@ -20,6 +20,8 @@ from control_plane.domain import requests
 NAME = "OursPrivacy"
 STATUSES = ("draft", "running", "paused", "completed")
 TYPES = ("ab", "multivariate", "personalization")
+AS_TYPE = "asType"
+"""Under which type this door keeps and tells an experiment that is of another one here."""
 
 
 def named(text: str) -> str:
@@ -108,7 +110,13 @@ EXPERIMENT = Shape(
     ours("key", "made of the name unless it is sent", example="soul-tone"),
     ours("name", "its name", required=True, example="Soul tone"),
     ours("description", "the hypothesis", example="A friendly tone resolves more"),
-    ours("type", f"one of {', '.join(TYPES)}; ab unless it is sent", only="create", example="ab"),
+    ours(
+        "type",
+        f"one of {', '.join(TYPES)}; ab unless it is sent; a multivariate one without `factors` has several variants,"
+        " and is ab in our own API",
+        only="create",
+        example="ab",
+    ),
     shown(
         "status",
         f"one of {', '.join(STATUSES)}; what our own API calls stopped is told as paused",
@@ -120,7 +128,8 @@ EXPERIMENT = Shape(
     shown("stoppedAt", "when it was completed", native="completedAt"),
     ours(
         "trafficAllocation",
-        "per cent of the eligible that take part; while it runs, a phase is opened; refused while it is paused",
+        "per cent of the eligible that take part; once started, a phase is opened, while it is paused with its resume",
+        into=lambda value: {"trafficAllocation": 100 if value is None else value},
         example=80,
     ),
     kept("includeQueryString", "whether redirects keep the page's query", bool, example=True),
@@ -167,7 +176,7 @@ EXPERIMENT = Shape(
     own_labels(),
     ours(
         "factors",
-        "an addition: what a multivariate one combines, as in our own API; without factors it cannot start",
+        "an addition: what a multivariate one combines, as in our own API, instead of variants one by one",
         only="create",
     ),
 )

@@ -254,8 +254,7 @@ def _delete(work: Work, experiment: Experiment) -> None:
     """Hidden from this door, and archived; files stay as they are."""
     at = show_id(experiment.id)
     if not experiment.archived:
-        if experiment.status not in (Status.DRAFT, Status.COMPLETED):
-            lifecycle.complete(work, requests.Complete(id=at))
+        foreign.end(work, experiment)
         lifecycle.archive(work, requests.ById(id=at))
     foreign.keep(work, experiment.id, NAME, {"deleted": True})
 
