@@ -22,9 +22,22 @@ ORDERS: Mapping[str, str] = {
 """What lists can be ordered by."""
 
 
+_REVERTED = (
+    "exists (select 1 from slot s join deployment d on d.id = s.deployment_id"
+    " where s.experiment_id = experiment.id and s.withdrawn_at is null and d.origin = 'pause')"
+)
+_PAUSES: Mapping[str, str] = {
+    "held": f"(status = 'paused' and not {_REVERTED})",
+    "reverted": f"(status = 'paused' and {_REVERTED})",
+}
+"""Paused with files that stay, or that are what was there before."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """Which experiments; every condition has to hold. Empty, or None, is no condition.
+
+    A status may be `held` or `reverted`, too: paused with files that stay, or that are what was there before.
 
     `event` is looked for in the names that metrics count, in what doors keep `hidden`, and `counted`, which is as
     good as the `kind`. With `flags` those of two variants and more, the first of them `control`.
@@ -71,6 +84,11 @@ class SearchStore:
         )
         return [row["id"] for row in rows]
 
+    def reverted(self, experiment_id: bytes) -> bool:
+        """Whether the experiment is paused with files that are what was there before."""
+        paused = f"select 1 as found from experiment where id = ? and {_PAUSES['reverted']}"  # noqa: S608
+        return self._tx.one(paused, (experiment_id,)) is not None
+
     def below(self, wanted: Wanted, *, after: tuple[int, bytes] | None, limit: int) -> list[Row]:
         """(id, updated_at) of the last changed first, of equals the newest, from below `after` on."""
         where, values = _where(wanted)
@@ -99,8 +117,12 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
         where.append(f"(type = ?{as_good})")
         values += [wanted.kind, *([_like(wanted.counted)] if wanted.counted else [])]
     if wanted.statuses:
-        where.append(f"status in ({', '.join('?' * len(wanted.statuses))})")
-        values += wanted.statuses
+        plain = [status for status in wanted.statuses if status not in _PAUSES]
+        any_of = [_PAUSES[status] for status in wanted.statuses if status in _PAUSES]
+        if plain:
+            any_of.append(f"status in ({', '.join('?' * len(plain))})")
+        where.append(f"({' or '.join(any_of)})")
+        values += plain
     if wanted.labels:
         where.append(carries("labels"))
         values.append(json.dumps(dict(wanted.labels)))

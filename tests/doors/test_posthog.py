@@ -167,7 +167,22 @@ async def test_what_means_nothing_for_files_is_kept_and_echoed(tenant: Tenant) -
          "parameters.feature_flag_variants.0.wat"),
         ({"metrics": [{"metric_type": "retention"}]}, "metrics.0.metric_type"),
         ({"metrics": [{"kind": "ExperimentTrendsQuery"}]}, "metrics.0.kind"),
-        ({"metrics": [{**MEAN, "source": {"kind": "ActionsNode", "id": 1}}]}, "metrics.0.source"),
+        ({"metrics": [{**MEAN, "source": {"kind": "ActionsNode", "id": 1}}]}, "metrics.0.source.kind"),
+        ({"metrics": [{**MEAN, "source": {"kind": "ExperimentDataWarehouseNode"}}]}, "metrics.0.source.kind"),
+        ({"metrics": [{**MEAN, "source": {"event": None}}]}, "metrics.0.source.event"),
+        ({"metrics": [{**MEAN, "source": {"event": "x", "math": "median"}}]}, "metrics.0.source.math"),
+        ({"metrics": [{**MEAN, "source": {"event": "x", "math": "dau"}}]}, "metrics.0.source.math"),
+        ({"metrics": [{**MEAN, "source": "x"}]}, "metrics.0.source"),
+        ({"metrics": [{**MEAN, "source": {"math": "sum"}}]}, "metrics.0.source.event"),
+        ({"metrics": [{"metric_type": "mean"}]}, "metrics.0.source"),
+        ({"metrics": [{"name": "x"}]}, "metrics.0.metric_type"),
+        ({"metrics": [{**MEAN, "goal": "up"}]}, "metrics.0.goal"),
+        ({"metrics": [{**MEAN, "upper_bound_percentile": 0.9}]}, "metrics.0.upper_bound_percentile"),
+        ({"metrics": [{**MEAN, "breakdownFilter": {"breakdowns": []}}]}, "metrics.0.breakdownFilter"),
+        ({"metrics": [{**MEAN, "wat": 1}]}, "metrics.0.wat"),
+        ({"metrics": [{**FUNNEL, "series": []}]}, "metrics.0.series"),
+        ({"metrics": [{**FUNNEL, "series": [{"event": "x"}, {"event": ""}]}]}, "metrics.0.series.1.event"),
+        ({"metrics": [{**RATIO, "denominator": None}]}, "metrics.0.denominator"),
         ({"metrics": [{**MEAN, "source": {"event": "x", "properties": [{"key": "a"}]}}]},
          "metrics.0.source.properties"),
         ({"metrics": [MEAN], "primary_metrics_ordered_uuids": []}, "primary_metrics_ordered_uuids"),
@@ -336,15 +351,22 @@ async def test_a_life(tenant: Tenant) -> None:
     ended = await tenant.ok("POST", f"{at}/end/", {"conclusion": "won", "conclusion_comment": "Bold it is"})
     assert (ended["status"], ended["conclusion"]) == ("stopped", "won")
     assert ended["end_date"] is not None
-    assert "completed" in (await refused(tenant, "POST", f"{at}/end/"))["detail"]
+    for verb in ("launch", "pause", "resume", "freeze_exposure", "unfreeze_exposure", "end", "unarchive"):
+        assert "is stopped" in (await refused(tenant, "POST", f"{at}/{verb}/"))["detail"], verb
+    assert (await refused(tenant, "POST", f"{at}/archive/", {"force": True}))["attr"] == "force"
     changed = await tenant.ok("PATCH", at, {"conclusion": "invalid"})
     assert (changed["conclusion"], changed["conclusion_comment"]) == ("invalid", "Bold it is")
     assert (await tenant.ok("POST", f"{at}/archive/"))["archived"] is True
     assert (await tenant.ok("GET", AT))["count"] == 0
     assert (await tenant.ok("GET", f"{AT}?archived=true"))["count"] == 1
+    for verb in ("launch", "end", "archive", "ship_variant"):
+        said = {"variant_key": "test"} if verb == "ship_variant" else None
+        assert "is archived" in (await refused(tenant, "POST", f"{at}/{verb}/", said))["detail"], verb
     assert (await tenant.ok("POST", f"{at}/unarchive/"))["archived"] is False
+    await tenant.ok("POST", f"{at}/archive/")
     again = await tenant.ok("POST", f"{at}/reset/")
     assert (again["status"], again["start_date"], again["conclusion"]) == ("draft", None, None)
+    assert (again["archived"], again["end_date"]) == (False, None)
 
 
 async def test_dates_launch_and_end(tenant: Tenant) -> None:
@@ -499,8 +521,8 @@ async def test_ship_variant(tenant: Tenant) -> None:
     """The winner goes to everybody, and one that is running ends; nobody outside gets it."""
     found = await running(tenant)
     at = f"{AT}/{found['id']}"
-    body = await refused(tenant, "POST", f"{at}/ship_variant/", {"variant_key": "nobody"}, status=404)
-    assert "nobody" in body["detail"]
+    body = await refused(tenant, "POST", f"{at}/ship_variant/", {"variant_key": "nobody"})
+    assert body["attr"] == "variant_key"
     assert (await refused(tenant, "POST", f"{at}/ship_variant/", {}))["attr"] == "variant_key"
     wide = {"variant_key": "test", "release_to_everyone": True}
     assert (await refused(tenant, "POST", f"{at}/ship_variant/", wide))["attr"] == "release_to_everyone"
@@ -513,15 +535,30 @@ async def test_ship_variant(tenant: Tenant) -> None:
 
 
 async def test_freezing_exposure(tenant: Tenant) -> None:
-    """Nobody further takes part, and it can still be ended."""
+    """Nobody further takes part until it is unfrozen; files stay, it is running and measured, and can be ended."""
     found = await running(tenant)
-    frozen = await tenant.ok("POST", f"{AT}/{found['id']}/freeze_exposure/")
+    at, native = f"{AT}/{found['id']}", f"/v1/experiments/{found['id']}"
+    frozen = await tenant.ok("POST", f"{at}/freeze_exposure/")
     assert (frozen["status"], frozen["end_date"]) == ("exposure_frozen", None)
-    assert (
-        "exposure_frozen"
-        in (await refused(tenant, "POST", f"{AT}/{found['id']}/unfreeze_exposure/"))["detail"]
-    )
-    assert (await tenant.ok("POST", f"{AT}/{found['id']}/end/"))["status"] == "stopped"
+    assert frozen["feature_flag"]["active"] is True
+    actions = await tenant.ok("GET", f"{native}/deployments?limit=100")
+    assert {item["action"] for item in actions["entities"]} == {"write"}
+    for status, count in (("running", 1), ("exposure_frozen", 1), ("paused", 0), ("stopped", 0), ("all", 1)):
+        assert (await tenant.ok("GET", f"{AT}?status={status}"))["count"] == count, status
+    for active, count in (("true", 1), ("false", 0)):
+        listed = await tenant.ok("GET", f"{AT}/eligible_feature_flags?active={active}")
+        assert listed["count"] == count
+    for verb in ("freeze_exposure", "pause", "resume", "launch"):
+        assert "exposure_frozen" in (await refused(tenant, "POST", f"{at}/{verb}/"))["detail"], verb
+    assert (await tenant.ok("POST", f"{at}/unfreeze_exposure/"))["status"] == "running"
+    assert "running" in (await refused(tenant, "POST", f"{at}/unfreeze_exposure/"))["detail"]
+    await tenant.ok("POST", f"{at}/freeze_exposure/")
+    assert (await tenant.ok("POST", f"{at}/end/"))["status"] == "stopped"
+    other = await running(tenant, name="B", feature_flag_key="b")
+    await tenant.ok("POST", f"/v1/experiments/{other['id']}/stop")
+    assert (await tenant.ok("GET", f"{AT}/{other['id']}"))["status"] == "exposure_frozen"
+    body = await refused(tenant, "POST", f"{AT}/{other['id']}/unfreeze_exposure/")
+    assert "for good" in body["detail"]
 
 
 async def test_duplicate(tenant: Tenant) -> None:
@@ -735,7 +772,8 @@ async def test_saved_metrics(tenant: Tenant) -> None:
         ("GET", "/api/projects/other/experiments/", None, None, 404, "invalid_request"),
         ("GET", f"{BASE}/dashboards/", None, None, 404, "invalid_request"),
         ("PUT", f"{AT}/1/", None, None, 405, "invalid_request"),
-        ("POST", f"{AT}/1/launch/", {"force": True}, None, 400, "validation_error"),
+        ("POST", f"{AT}/1/launch/", None, None, 404, "invalid_request"),
+        ("POST", AT, {"wat": True}, None, 400, "validation_error"),
     ],
 )
 async def test_failures_have_this_doors_shape(

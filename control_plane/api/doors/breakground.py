@@ -1,6 +1,6 @@
 """The door for clients of BreakGround: experiments on flows and audiences, at `/api/experiments`."""
 
-from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -22,13 +22,13 @@ from control_plane.api.doors.mapping import (
     Facade,
     Field,
     Json,
-    Route,
     Sent,
     Shape,
-    as_json,
     kept,
+    nothing,
     one_of,
     ours,
+    route,
     shown,
     take,
     whole_number,
@@ -178,25 +178,17 @@ def _read_variants(value: Any, *, verb: str) -> list[Sent]:
     """What is sent of each variant. Raises Invalid with every fault by field, and unless splits sum to 100."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise wrong("variants", "is not a list of variants", "send [{name, splitPercentage}, …]")
-    found = []
-    for index, item in enumerate(value):
-        found.append(
-            _read_variant(item, index, verb="update" if "id" in item and verb == "update" else "create")
+    found = [
+        VARIANT.read(
+            item, verb="update" if "id" in item and verb == "update" else "create", at=f"variants.{index}."
         )
+        for index, item in enumerate(value)
+    ]
     splits = [item.values.get("weight") for item in found]
     whole = [split for split in splits if isinstance(split, int | float) and not isinstance(split, bool)]
     if len(whole) == len(splits) and sum(whole) != 100:
         raise wrong("variants", f"split percentages sum to {sum(whole)}, not to 100", "change them")
     return found
-
-
-def _read_variant(item: Json, index: int, *, verb: str) -> Sent:
-    try:
-        return VARIANT.read(item, verb=verb)
-    except Error as error:
-        faults = [replace(fault, field=f"variants.{index}.{fault.field}") for fault in error.faults]
-        listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
-        raise type(error)(listed, reason=error.reason, faults=faults) from None
 
 
 def _target(variants: list[Sent], sent: Sent) -> None:
@@ -314,18 +306,14 @@ def _archive(work: Work, call: Call) -> Answered:
 
 
 def _start(work: Work, call: Call) -> Answered:
-    _nothing(call)
+    nothing(call)
     with EXPERIMENT.told():
         return _answered(work, lifecycle.begin(work, requests.Start(id=call.id)))
 
 
 def _stop(work: Work, call: Call) -> Answered:
-    _nothing(call)
+    nothing(call)
     return _answered(work, lifecycle.stop(work, requests.ById(id=call.id)))
-
-
-def _nothing(call: Call) -> None:
-    Shape().read(call.body, verb="update")
 
 
 # -- results
@@ -364,7 +352,7 @@ def _results(work: Work, call: Call) -> Answered:
 
 
 def _compute(work: Work, call: Call) -> Answered:
-    _nothing(call)
+    nothing(call)
     view = experiments.get(work, requests.ById(id=call.id))
     answer = _of_event(work, call.id, _events(view)[0][1])
     arms = [
@@ -417,33 +405,7 @@ def _told(error: Error, status: int) -> tuple[int, Any]:
     }
 
 
-def _route(
-    name: str,
-    route: str,
-    scope: Scope,
-    use_case: Any,
-    says: str,
-    *,
-    status: int = 200,
-    starts: bool = False,
-    reads: bool = False,
-) -> Route:
-    method, path = route.split()
-    return Route(
-        rpc=f"{NAME}.{name}",
-        method=method,
-        path=path,
-        scope=scope,
-        request=Call,
-        use_case=use_case,
-        render=as_json,
-        status=status,
-        reads=reads,
-        settles=(lambda call: call.id) if starts else (lambda call: ""),
-        says=says,
-    )
-
-
+_route = partial(route, NAME)
 _READ, _WRITE = Scope.EXPERIMENT_READ, Scope.EXPERIMENT_WRITE
 _ONE = "/api/experiments/{id}"
 

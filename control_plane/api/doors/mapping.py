@@ -16,7 +16,7 @@ from pydantic import Field as Kind
 from control_plane.api.operations import Operation
 from control_plane.domain.fields import Request
 from control_plane.services import record
-from control_plane.services.work import Work
+from control_plane.services.work import Scope, Work
 from shared.errors import Error, Fault, Invalid
 
 Json = dict[str, Any]
@@ -109,10 +109,10 @@ class Shape:
         """The resource with further fields."""
         return Shape(*self.fields, *fields)
 
-    def read(self, body: Mapping[str, Any], *, verb: str) -> Sent:
-        """What a body of `create` or `update` says. Raises Invalid with every fault by field."""
+    def read(self, body: Mapping[str, Any], *, verb: str, at: str = "") -> Sent:
+        """What a body of `create` or `update` says. Raises Invalid with every fault by field, from its place `at`."""
         faults: list[Fault] = []
-        sent = self._read(body, verb, "", faults)
+        sent = self._read(body, verb, at, faults)
         if faults:
             listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
             raise Invalid(listed, reason="INVALID_FIELDS", faults=faults)
@@ -294,18 +294,57 @@ def as_json(work: Work, answered: Answered) -> Json:
     return {"id": answered.about, "body": answered.body, "status": answered.status}
 
 
+EXPERIMENT = "/v1/experiments/{}"
+"""Where our own API shows an experiment."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route(Operation):
     """A call of a door. `says` is what it is here; `shown_as` the path under which our API shows what it is about."""
 
     says: str
-    shown_as: str = "/v1/experiments/{}"
+    shown_as: str = EXPERIMENT
     query: Sequence[str] = ()
 
     @property
     def labelled(self) -> bool:
         """Whether a key limited to labels may ask it: it is about experiments."""
-        return self.shown_as == "/v1/experiments/{}"
+        return self.shown_as == EXPERIMENT
+
+
+def route(
+    door: str,
+    name: str,
+    at: str,
+    scope: Scope,
+    use_case: Callable[[Work, Call], Answered],
+    says: str,
+    *,
+    about: str = EXPERIMENT,
+    starts: bool = False,
+    **more: Any,
+) -> Route:
+    """The call of a door `at` METHOD /path; of one that `starts` what its path names, hosts are asked before."""
+    method, path = at.split()
+    if starts:
+        more = {"settles": lambda call: call.id, **more}
+    return Route(
+        rpc=f"{door}.{name}",
+        method=method,
+        path=path,
+        scope=scope,
+        request=Call,
+        use_case=use_case,
+        render=as_json,
+        says=says,
+        shown_as=about,
+        **more,
+    )
+
+
+def nothing(call: Call) -> None:
+    """The call says nothing in its body. Raises Invalid for what is there."""
+    Shape().read(call.body, verb="update")
 
 
 def take(call: Call, known: Sequence[str]) -> dict[str, str]:

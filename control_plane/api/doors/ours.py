@@ -1,6 +1,7 @@
 """The door for clients of Ours Privacy: on-page experiments, their variants and the settings record, at `/rest/v1`."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from control_plane.api import resources
@@ -10,9 +11,8 @@ from control_plane.api.doors.mapping import (
     Call,
     Facade,
     Json,
-    Route,
-    as_json,
     one_of,
+    route,
     take,
     whole_number,
     wrong,
@@ -419,33 +419,7 @@ def _told(error: Error, status: int) -> tuple[int, Any]:
     return status, {"error": error.message, "details": details}
 
 
-def _route(
-    name: str,
-    route: str,
-    scope: Scope,
-    use_case: Any,
-    says: str,
-    *,
-    status: int = 200,
-    starts: bool = False,
-    about: str = "/v1/experiments/{}",
-) -> Route:
-    method, path = route.split()
-    return Route(
-        rpc=f"{NAME}.{name}",
-        method=method,
-        path=path,
-        scope=scope,
-        request=Call,
-        use_case=use_case,
-        render=as_json,
-        status=status,
-        settles=(lambda call: call.id) if starts else (lambda call: ""),
-        says=says,
-        shown_as=about,
-    )
-
-
+_route = partial(route, NAME)
 _READ, _WRITE, _ADMIN = Scope.EXPERIMENT_READ, Scope.EXPERIMENT_WRITE, Scope.ADMIN
 _ONE = "/rest/v1/experiments/{id}"
 _VARIANT = "/rest/v1/experiment-variants"

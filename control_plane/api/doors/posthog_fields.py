@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from control_plane.api.doors.files import bare, own_labels, participants, whole_file
 from control_plane.api.doors.mapping import Field, Json, Shape, kept, ours, refused, shown, wrong
+from control_plane.api.doors.posthog_metrics import METRIC
 from control_plane.domain.fields import KEY
 
 STATUSES = ("draft", "running", "paused", "exposure_frozen", "stopped")
@@ -25,14 +26,13 @@ def slug(key: Any) -> Any:
     return made if made[:1].isalpha() else f"x-{made}"[:64]
 
 
-def status_of(experiment: Json) -> str:
-    """The status, which follows from the dates but for two."""
-    status = str(experiment["status"])
-    return {"stopped": "exposure_frozen", "completed": "stopped"}.get(status, status)
-
-
 def _nothing(value: Any) -> Json:
     return {}
+
+
+def _told(name: str, says: str, *, native: str = "", **more: Any) -> Field:
+    """A field that is written with others, and told as the reading made it (`told`, by the field's name)."""
+    return Field(name=name, says=says, native=native, into=_nothing, show=lambda e: e["told"][name], **more)
 
 
 def _payload(value: Any) -> Json:
@@ -170,57 +170,31 @@ EXPERIMENT = Shape(
         into=lambda value: {"key": slug(value)} if value else {},
         example="tone_of_Voice",
     ),
-    Field(
-        name="start_date",
-        says="null: a draft, and nothing scheduled. A moment that is not ahead launches it now, one ahead schedules the"
+    _told(
+        "start_date",
+        "null: a draft, and nothing scheduled. A moment that is not ahead launches it now, one ahead schedules the"
         " launch",
         native="startedAt",
-        into=_nothing,
-        show=lambda e: e["told"]["start"],
     ),
-    Field(
-        name="end_date",
-        says="a moment that is not ahead ends it now, one ahead schedules that intake is closed; null: nothing is",
+    _told(
+        "end_date",
+        "a moment that is not ahead ends it now, one ahead schedules that intake is closed; null: nothing is",
         native="completedAt",
-        into=_nothing,
-        show=lambda e: e["told"]["end"],
     ),
-    shown("status", f"one of {', '.join(STATUSES)}", show=status_of),
+    shown(
+        "status",
+        f"one of {', '.join(STATUSES)}; paused where files are what they were before, exposure_frozen where they stay",
+        show=lambda e: e["told"]["status"],
+    ),
     Field(name="parameters", says="replaced as a whole", inside=PARAMETERS),
-    Field(
-        name="metrics",
-        says="mean, funnel or ratio of events by name; the first is our primary, of a funnel the last step counts."
-        " Actions, tables, property filters and retention are refused. A launched one's have their `fingerprint`",
-        native="metrics.primary",
-        into=_nothing,
-        show=lambda e: e["told"]["metrics"],
+    _told("metrics", "typed metrics; the first is our primary", native="metrics.primary", each=METRIC),
+    _told("metrics_secondary", "further ones, as in `metrics`", native="metrics.secondary"),
+    _told(
+        "primary_metrics_ordered_uuids",
+        "in which order metrics are shown; has to name each, and follows them otherwise",
     ),
-    Field(
-        name="metrics_secondary",
-        says="further metrics",
-        native="metrics.secondary",
-        into=_nothing,
-        show=lambda e: e["told"]["metrics_secondary"],
-    ),
-    Field(
-        name="primary_metrics_ordered_uuids",
-        says="in which order metrics are shown; has to name each, and follows them otherwise",
-        into=_nothing,
-        show=lambda e: e["told"]["primary_order"],
-    ),
-    Field(
-        name="secondary_metrics_ordered_uuids",
-        says="the same of further metrics",
-        into=_nothing,
-        show=lambda e: e["told"]["secondary_order"],
-    ),
-    Field(
-        name="saved_metrics_ids",
-        says="saved metrics by number, as {id, metadata: {type}}",
-        native="metrics",
-        into=_nothing,
-        show=lambda e: e["told"]["saved_metrics_ids"],
-    ),
+    _told("secondary_metrics_ordered_uuids", "the same of further metrics"),
+    _told("saved_metrics_ids", "saved metrics by number, as {id, metadata: {type}}", native="metrics"),
     shown("saved_metrics", "the same with what they measure", show=lambda e: e["told"]["saved_metrics"]),
     kept("allow_unknown_events", "true, as it is anyway: no event has to have been seen", bool, example=True),
     ours(
@@ -231,40 +205,22 @@ EXPERIMENT = Shape(
         into=_exposure,
         show=lambda e: e["told"]["exposure_criteria"],
     ),
-    Field(
-        name="stats_config",
-        says="kept; of it `bayesian.ci_level`, or `frequentist.alpha` with that method, is our level alpha, and"
+    _told(
+        "stats_config",
+        "kept; of it `bayesian.ci_level`, or `frequentist.alpha` with that method, is our level alpha, and"
         " `baseline_variant_key` the control; both until it is launched",
         native="analysis.alpha",
-        into=_nothing,
-        show=lambda e: e["told"]["stats_config"],
     ),
     kept("scheduling_config", "when it is recomputed: days are ready whenever they are asked for", dict[str, Any],
          example={"timeseries": True}),
-    Field(
-        name="holdout_id",
-        says="a holdout by its number; until it is launched",
-        native="holdoutId",
-        into=_nothing,
-        show=lambda e: e["told"]["holdout_id"],
-    ),
+    _told("holdout_id", "a holdout by its number; until it is launched", native="holdoutId"),
     shown("holdout", "the holdout", show=lambda e: e["told"]["holdout"]),
     Field(name="conclusion", says=f"of an ended one: {', '.join(CONCLUSIONS)}", native="conclusion", into=_nothing),
     Field(
         name="conclusion_comment", says="what was learnt", native="conclusionComment", into=_nothing
     ),
-    Field(
-        name="archived",
-        says="whether it is put away",
-        native="archived",
-        into=_nothing,
-    ),
-    Field(
-        name="deleted",
-        says="true hides it, and archives it: one under way is ended first; false brings it back",
-        into=_nothing,
-        show=lambda e: e["told"]["deleted"],
-    ),
+    Field(name="archived", says="whether it is put away", native="archived", into=_nothing),
+    _told("deleted", "true hides it, and archives it: one under way is ended first; false brings it back"),
     kept("type", "product or web", Literal["product", "web"], example="web", default="product"),
     kept("filters", "legacy", dict[str, Any], example={"insight": "TRENDS"}, default={}),
     kept("secondary_metrics", "legacy", list[Any], example=[{"name": "old"}], default=[]),
@@ -276,7 +232,7 @@ EXPERIMENT = Shape(
         unshown=True,
         only="update",
     ),
-    shown("feature_flag", "the key with the variants as its values", show=lambda e: e["told"]["flag"]),
+    shown("feature_flag", "the key with the variants as its values", show=lambda e: e["told"]["feature_flag"]),
     shown("exposure_cohort", "none", show=lambda e: None),
     shown("created_by", "who made it", show=lambda e: {"first_name": e["createdBy"]}),
     shown("created_at", "when it was created", native="createdAt"),

@@ -5,17 +5,158 @@ Metrics that were made elsewhere are told as if they had been made here, under a
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from control_plane.api.doors.mapping import Json, wrong
+from control_plane.api.doors.mapping import Field, Json, Shape, kept, ours, refused, shown, wrong
 from control_plane.services.work import Work
 from shared.ids import parse_id, show_id
 
 PREFIX = "m-"
 _SECONDS = {"second": "S", "minute": "M", "hour": "H"}
-_TYPES = ("mean", "funnel", "ratio")
-_SUMS = ("sum", "avg", "min", "max", "median")
+_EVENTS = {"mean": ("source",), "funnel": ("series",), "ratio": ("numerator", "denominator")}
+"""Which fields of a metric name its events, by its type."""
+
+
+def _refusing(name: str, allowed: Sequence[str], why: Mapping[str, str]) -> Callable[[Any], Json]:
+    """A field that may be absent or one of these; others are refused, some with a reason of their own."""
+
+    def into(value: Any) -> Json:
+        if value is not None and value not in allowed:
+            reason = why.get(value) if isinstance(value, str) else None
+            raise wrong(name, reason or f"{value!r} is not known here", f"choose {' or '.join(allowed)}")
+        return {}
+
+    return into
+
+
+def _event(value: Any) -> Json:
+    if not isinstance(value, str) or not value:
+        raise wrong("event", "names no event", "name one")
+    return {}
+
+
+def _steps(value: Any) -> Json:
+    if not isinstance(value, list) or not value:
+        raise wrong("series", "has no step", "send its steps; the last one is what counts")
+    for place, step in enumerate(value):
+        if not isinstance(step, dict):
+            raise wrong(f"series.{place}", "is not an object", "send an event")
+        EVENT.read({"event": None, **step}, verb="create", at=f"series.{place}.")
+    return {}
+
+
+def _any(value: Any) -> Json:
+    return {}
+
+
+_ADDED = "of each participant the last, the largest, or the like of its values cannot be measured: they are added up"
+_PEOPLE = "how many people do it is a funnel's question"
+EVENT = Shape(
+    ours(
+        "kind",
+        "EventsNode; actions are put together in PostHog, and there are no tables here: both are refused",
+        native="",
+        into=_refusing(
+            "kind",
+            ("EventsNode",),
+            {
+                "ActionsNode": "actions are put together in PostHog and not known here; name the event that counts",
+                "ExperimentDataWarehouseNode": "there are no tables here; report what counts as an event",
+            },
+        ),
+    ),
+    ours("event", "the event's name", native="eventName", into=_event),
+    kept("name", "how it is shown", str, example="Resolved"),
+    kept("custom_name", "how it is shown", str, example="Done"),
+    ours(
+        "math",
+        "total counts, `sum` adds up values; anything else is refused",
+        native="kind",
+        into=_refusing(
+            "math",
+            ("total", "sum"),
+            {
+                **dict.fromkeys(("avg", "min", "max", "median", "p75", "p90", "p95", "p99"), _ADDED),
+                **dict.fromkeys(("dau", "unique_group", "unique_session"), _PEOPLE),
+                "hogql": "there are no queries here",
+            },
+        ),
+    ),
+    kept("math_property", "which property is added up: here an event's `value`", str, example="amount"),
+    kept("math_property_type", "whose property it is", str, example="event_properties"),
+    refused(
+        "properties",
+        "events are counted by their names, not by their properties; report those that count under a name of their own",
+        example=[{"key": "plan", "value": "pro"}],
+    ),
+    refused(
+        "fixedProperties",
+        "events are counted by their names, not by their properties",
+        example=[{"key": "a"}],
+    ),
+)
+
+METRIC = Shape(
+    ours(
+        "kind",
+        "ExperimentMetric; legacy ones are refused",
+        native="",
+        into=_refusing(
+            "kind",
+            ("ExperimentMetric",),
+            dict.fromkeys(
+                ("ExperimentTrendsQuery", "ExperimentFunnelsQuery"), "legacy metrics cannot be measured"
+            ),
+        ),
+    ),
+    ours("uuid", "its own; made unless it is sent", native="key", into=_any),
+    ours(
+        "metric_type",
+        "mean, funnel or ratio; of a funnel the last step counts. Who comes back (retention) is refused",
+        native="kind",
+        into=_refusing(
+            "metric_type",
+            tuple(_EVENTS),
+            {"retention": "who comes back is not measured: a conversion counts once, whenever it is"},
+        ),
+    ),
+    ours("name", "its name", into=_any),
+    ours("goal", "increase or decrease", into=_refusing("goal", ("increase", "decrease"), {})),
+    Field(name="source", says="of a mean: its event", inside=EVENT),
+    Field(name="series", says="of a funnel: its steps", native="eventName", each=EVENT, into=_steps),
+    Field(name="numerator", says="of a ratio: what is above", inside=EVENT),
+    Field(name="denominator", says="of a ratio: what is below", native="denominatorEventName", inside=EVENT),
+    ours(
+        "conversion_window",
+        "how long after exposure conversions count",
+        native="window",
+        into=_any,
+    ),
+    ours(
+        "conversion_window_unit",
+        "second, minute, hour, day (the default) or week",
+        native="window",
+        into=_any,
+    ),
+    kept("funnel_order_type", "in which order steps are taken: the last one counts", str, example="ordered"),
+    kept("isSharedMetric", "whether it is a saved one", bool, example=False),
+    kept("sharedMetricId", "of which saved one it is a copy", int, example=3),
+    kept("version", "of its shape", int, example=1),
+    refused("breakdownFilter", "results are told by variant, not by a property", example={"breakdowns": []}),
+    refused(
+        "lower_bound_percentile",
+        "values are cut by `analysis.winsorizeAt` of the experiment in our own API, for all its metrics",
+        example=0.05,
+    ),
+    refused(
+        "upper_bound_percentile",
+        "values are cut by `analysis.winsorizeAt` of the experiment in our own API, for all its metrics",
+        example=0.95,
+    ),
+    refused("ignore_zeros", "who has no conversion counts with 0", example=True),
+    shown("fingerprint", "of a launched one's; may be sent back"),
+)
 
 
 def with_uuids(work: Work, listed: Any, field: str) -> list[Json]:
@@ -35,43 +176,28 @@ def with_uuids(work: Work, listed: Any, field: str) -> list[Json]:
 
 def native(item: Json, at: str) -> Json:
     """Our metric of one of theirs. Raises Invalid naming what cannot be measured here."""
+    METRIC.read(
+        {name: value for name, value in item.items() if name != "fingerprint"}, verb="create", at=f"{at}."
+    )
     kind = item.get("metric_type")
-    if item.get("kind", "ExperimentMetric") != "ExperimentMetric":
-        raise wrong(f"{at}.kind", "legacy metrics cannot be measured", "send an ExperimentMetric")
-    if kind not in _TYPES:
-        raise wrong(
-            f"{at}.metric_type", f"{kind!r} cannot be measured here", f"choose one of {', '.join(_TYPES)}"
-        )
+    for name in _EVENTS.get(str(kind), ("metric_type",)):
+        if not item.get(name):
+            raise wrong(f"{at}.{name}", "is required", f"send it; types are {', '.join(_EVENTS)}")
+        if isinstance(item[name], dict) and "event" not in item[name]:
+            raise wrong(f"{at}.{name}.event", "is required", "name an event")
     found: Json = {"key": PREFIX + item["uuid"], "goal": item.get("goal") or "increase"}
     if item.get("name"):
         found["name"] = item["name"]
     if kind == "ratio":
-        found["eventName"] = _event(item.get("numerator"), f"{at}.numerator")
-        found["denominatorEventName"] = _event(item.get("denominator"), f"{at}.denominator")
-        found["kind"] = "ratio"
+        found |= {"kind": "ratio", "eventName": item["numerator"]["event"]}
+        found["denominatorEventName"] = item["denominator"]["event"]
     elif kind == "mean":
-        source = item.get("source")
-        found["eventName"] = _event(source, f"{at}.source")
-        math = source.get("math") if isinstance(source, dict) else None
-        found["kind"] = "mean" if math in _SUMS else "count"
+        summed = item["source"].get("math") == "sum"
+        found |= {"kind": "mean" if summed else "count", "eventName": item["source"]["event"]}
     else:
-        series = item.get("series")
-        if not isinstance(series, list) or not series:
-            raise wrong(f"{at}.series", "has no step", "send its steps; the last one is what counts")
-        found["eventName"] = [_event(step, f"{at}.series.{n}") for n, step in enumerate(series)][-1]
-        found |= {"kind": "proportion", "of": "subjects"}
+        found |= {"kind": "proportion", "of": "subjects", "eventName": item["series"][-1]["event"]}
     window = _window(item, at)
     return {**found, "window": window} if window else found
-
-
-def _event(node: Any, at: str) -> str:
-    if not isinstance(node, dict) or node.get("kind", "EventsNode") != "EventsNode":
-        raise wrong(at, "is no event; actions and tables are not known here", "send an EventsNode")
-    if node.get("properties"):
-        raise wrong(f"{at}.properties", "events are counted by their name only", "leave it out")
-    if not isinstance(node.get("event"), str) or not node["event"]:
-        raise wrong(f"{at}.event", "names no event", "name one")
-    return str(node["event"])
 
 
 def _window(item: Json, at: str) -> str | None:

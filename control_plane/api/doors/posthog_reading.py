@@ -1,5 +1,6 @@
 """How an experiment of ours is told to PostHog's clients, and how their lists ask for it."""
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -9,6 +10,7 @@ from control_plane.api.doors.mapping import Answered, Call, Json, one_of, take, 
 from control_plane.api.doors.posthog_fields import EXPERIMENT, HOLDOUT, SAVED, VARIANT, payload
 from control_plane.api.doors.posthog_writing import NAME, ORDERS, kept_of
 from control_plane.domain.experiment import Experiment
+from control_plane.domain.lifecycle import Status
 from control_plane.domain.series import fingerprint
 from control_plane.services import asked, foreign, holdouts, metrics
 from control_plane.services.experiments import View
@@ -19,11 +21,14 @@ from shared.ids import show_id
 
 HIDDEN = '"deleted": true'
 """How an experiment that this door hides keeps that, as it is stored."""
+_FROZEN = ("stopped", "held")
+ACTIVE = ("running", *_FROZEN, "completed")
+"""Our statuses whose files are in place (of a pause: `held`): the flag is active."""
 _STATUSES = {
     "draft": ("draft",),
-    "running": ("running", "stopped"),
-    "paused": ("paused",),
-    "exposure_frozen": ("stopped",),
+    "running": ("running", *_FROZEN),
+    "paused": ("reverted",),
+    "exposure_frozen": _FROZEN,
     "stopped": ("completed",),
     "complete": ("completed",),
     "all": (),
@@ -44,6 +49,18 @@ def here(experiment: Experiment) -> Experiment:
     if kept_of(experiment).get("deleted"):
         raise NotFound(f"there is no experiment {experiment.number}", reason="EXPERIMENT_NOT_FOUND")
     return experiment
+
+
+def state_of(work: Work, experiment: Experiment) -> str:
+    """The status as this door has it, or `archived`."""
+    return "archived" if experiment.archived else _status(work, experiment)
+
+
+def _status(work: Work, experiment: Experiment) -> str:
+    status = experiment.status
+    if status is Status.PAUSED:
+        return "paused" if work.store.searches.reverted(experiment.id) else "exposure_frozen"
+    return {Status.STOPPED: "exposure_frozen", Status.COMPLETED: "stopped"}.get(status, status.value)
 
 
 def told(work: Work, view: View) -> Json:
@@ -84,12 +101,13 @@ def _told(work: Work, view: View, native: Json, kept: Json) -> Json:
     ahead = {name: at for name, at in (("start", plan.start), ("end", plan.end)) if at and at > work.now}
     return {
         **lists,
-        "start": native["startedAt"] or (plan.start_at if "start" in ahead else None),
-        "end": native["completedAt"] or (plan.end_at if "end" in ahead else None),
-        "primary_order": typed.ordered(None, lists["metrics"], kept.get(ORDERS["metrics"]) or [], ""),
-        "secondary_order": typed.ordered(
-            None, lists["metrics_secondary"], kept.get(ORDERS["metrics_secondary"]) or [], ""
-        ),
+        "status": _status(work, e),
+        "start_date": native["startedAt"] or (plan.start_at if "start" in ahead else None),
+        "end_date": native["completedAt"] or (plan.end_at if "end" in ahead else None),
+        **{
+            order: typed.ordered(None, lists[name], kept.get(order) or [], "")
+            for name, order in ORDERS.items()
+        },
         "saved_metrics": saved,
         "saved_metrics_ids": [{"id": item["saved_metric"], "metadata": item["metadata"]} for item in saved],
         "exposure_criteria": {
@@ -100,7 +118,7 @@ def _told(work: Work, view: View, native: Json, kept: Json) -> Json:
         "holdout_id": held.number if held else None,
         "holdout": holdout(work, holdouts.View(holdout=held, experiments=())) if held else None,
         "deleted": bool(kept.get("deleted")),
-        "flag": None,
+        "feature_flag": None,
     }
 
 
@@ -152,7 +170,7 @@ def _flag(e: Experiment, native: Json, answer: Json, variants: list[Json]) -> Js
         "id": e.number,
         "key": answer["feature_flag_key"],
         "name": e.name,
-        "active": e.status.value in ("running", "stopped", "completed"),
+        "active": answer["status"] not in ("draft", "paused"),
         "deleted": False,
         "filters": {
             "groups": [{"properties": [], "rollout_percentage": native["trafficAllocation"]}],
@@ -193,6 +211,14 @@ def window(query: dict[str, str], *, default: int) -> tuple[int, int]:
     return min(100, limit) or default, offset
 
 
+def ordered_by(query: dict[str, str], orders: Mapping[str, str]) -> tuple[str, bool]:
+    """How we call the order that is asked for, and whether it descends. Raises Invalid for any other."""
+    asked = query.get("order", "-created_at")
+    if asked.removeprefix("-") not in orders:
+        raise wrong("order", f"{asked!r} is none of {', '.join(orders)}, with or without -", "choose one")
+    return orders[asked.removeprefix("-")], asked.startswith("-")
+
+
 def flag(query: dict[str, str], name: str) -> bool | None:
     """A yes or no of the query, None where it is not there."""
     value = one_of(query, name, ("true", "false"))
@@ -219,9 +245,7 @@ def list_page(work: Work, call: Call) -> Answered:
     query = take(call, LIST)
     limit, offset = window(query, default=100)
     status = one_of(query, "status", tuple(_STATUSES)) or "all"
-    order = query.get("order", "-created_at")
-    if order.removeprefix("-") not in _ORDERS:
-        raise wrong("order", f"{order!r} is none of {', '.join(_ORDERS)}, with or without -", "choose one")
+    order, descending = ordered_by(query, _ORDERS)
     wanted = Wanted(
         project_id=work.project_id,
         statuses=_STATUSES[status],
@@ -235,8 +259,8 @@ def list_page(work: Work, call: Call) -> Answered:
     found = foreign.search(
         work,
         wanted,
-        order=_ORDERS[order.removeprefix("-")],
-        descending=order.startswith("-"),
+        order=order,
+        descending=descending,
         offset=offset,
         limit=limit,
     )
