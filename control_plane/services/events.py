@@ -7,14 +7,16 @@ what an agent re-sends under another epoch; the application's own ids dedupe its
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from control_plane.domain.attribution import (
     Attributed,
     Enrolled,
     Happening,
+    Seen,
     Several,
+    Standing,
     Tallies,
     Timeline,
     UnitKey,
@@ -132,7 +134,7 @@ def take(
     """Events that came without a spool are stored and counted; by record id, why one counts nowhere."""
     ingest = _Ingest(store=store, source=source, epoch=None, participants=participants)
     kept = ingest.run([(None, record) for record in records])
-    return {item.id: item.reason for item in kept}
+    return {item.record_id: item.reason for item in kept}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,17 +149,24 @@ class _Ingest:
     stored: list[StoredEvent] = field(default_factory=list)
     happened: defaultdict[bytes, list[Happening]] = field(default_factory=lambda: defaultdict(list))
     seen: defaultdict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    standings: defaultdict[tuple[bytes, str, str], int] = field(default_factory=lambda: defaultdict(int))
+    standings: defaultdict[tuple[bytes, Standing, Standing], int] = field(
+        default_factory=lambda: defaultdict(int)
+    )
+    """By phase and how an event stands among those assigned and those delivered: how many more."""
     tallies: Tallies = field(default_factory=Tallies)
     fresh: defaultdict[UnitKey, list[Attributed]] = field(default_factory=lambda: defaultdict(list))
     again: defaultdict[UnitKey, dict[bytes, Attributed]] = field(default_factory=lambda: defaultdict(dict))
+    keys: set[str] = field(default_factory=set)
+    """The applications' own ids in this batch that are taken, and by whom those that were free."""
+    taken: list[tuple[str, bytes]] = field(default_factory=list)
     rules: dict[tuple[bytes, int], Several | None] = field(default_factory=dict)
     names: dict[bytes, tuple[set[str], set[str]]] = field(default_factory=dict)
     """By phase: the conversions it knew before, and those it meets in this batch."""
 
     def run(self, records: Sequence[tuple[int | None, Record]]) -> list[StoredEvent]:
         """What is new of the batch is stored and counted; the events as they are kept."""
-        known = self.store.known([record.id for _, record in records])
+        known = self._known([record for _, record in records])
+        self.keys = self._keys([record for _, record in records if record.id not in known])
         views: list[tuple[bytes, bytes, View]] = []
         receipts: list[tuple[bytes, bytes, Loaded]] = []
         unseen: list[tuple[bytes, bytes, Unseen]] = []
@@ -203,6 +212,18 @@ class _Ingest:
             self.seen[participant_id].append(since)
         return participant_id
 
+    def _known(self, records: Sequence[Record]) -> set[bytes]:
+        """Which of these records are stored already; what is sent again is of the kind that it was."""
+        by_kind: defaultdict[str, list[bytes]] = defaultdict(list)
+        for record in records:
+            by_kind[_TABLE[type(record.body)]].append(record.id)
+        return {record_id for table, ids in by_kind.items() for record_id in self.store.known(table, ids)}
+
+    def _keys(self, records: Sequence[Record]) -> set[str]:
+        """Which of the applications' own ids in these records are taken."""
+        keys = {record.body.event_id for record in records if isinstance(record.body, Event)} - {""}
+        return set(self.store.taken_keys(self.source.project_id, sorted(keys)))
+
     def _hear(self, seq: int | None, record: Record, event: Event) -> None:
         participant_id = self.participants.get(event.participant)
         reason: Kept | None = None
@@ -210,24 +231,12 @@ class _Ingest:
             reason = Kept.NOT_BOUND
         elif event.occurred_at > self.source.now + FUTURE:
             reason = Kept.FUTURE
-        elif event.event_id and not self.store.take_key(
-            self.source.project_id, event.event_id, record.id, now=self.source.now
-        ):
+        elif event.event_id in self.keys:
             reason = Kept.DUPLICATE
-        self.stored.append(
-            StoredEvent(
-                id=record.id,
-                project_id=self.source.project_id,
-                participant_id=participant_id,
-                agent_uid=self.source.agent_uid,
-                event=event,
-                recorded_at=record.recorded_at,
-                received_at=self.source.now,
-                epoch=self.epoch,
-                seq=seq,
-                reason=reason.value if reason else None,
-            )
-        )
+        elif event.event_id:
+            self.keys.add(event.event_id)
+            self.taken.append((event.event_id, record.id))
+        self.stored.append(StoredEvent(record.id, record.recorded_at, event, participant_id, seq, reason))
         if participant_id is not None and reason is None:
             self.happened[participant_id].append(_happening(record.id, event))
 
@@ -235,32 +244,49 @@ class _Ingest:
 
     def _count(self) -> list[StoredEvent]:
         unattributed: dict[bytes, Kept] = {}
-        for participant_id in sorted(set(self.happened) | set(self.seen)):
-            unattributed |= self._attribute(participant_id)
+        concerned = sorted(set(self.happened) | set(self.seen))
+        enrolled = self.store.enrolled(concerned)
+        timelines = self._timelines(
+            {
+                participant_id: (enrolled[participant_id], [event.occurred_at for event in events])
+                for participant_id, events in self.happened.items()
+            }
+        )
+        for participant_id in concerned:
+            unattributed |= self._attribute(
+                participant_id, enrolled[participant_id], timelines[participant_id]
+            )
         self._count_units()
         kept = [
-            replace(item, reason=unattributed[item.id].value) if item.id in unattributed else item
+            item._replace(reason=unattributed[item.record_id]) if item.record_id in unattributed else item
             for item in self.stored
         ]
-        self.store.add_events(kept)
+        self.store.take_keys(self.source.project_id, self.taken, now=self.source.now)
+        self.store.add_events(
+            kept,
+            project_id=self.source.project_id,
+            agent_uid=self.source.agent_uid,
+            epoch=self.epoch,
+            now=self.source.now,
+        )
         self.store.add_event_names(
             (phase_id, name) for phase_id, (_, new) in self.names.items() for name in new
         )
-        self.store.count_standings(self.standings)
+        self.store.count_standings(self._standings())
         self.store.add_tallies(self.tallies)
         self._add_activity()
         return kept
 
-    def _attribute(self, participant_id: bytes) -> dict[bytes, Kept]:
+    def _attribute(
+        self, participant_id: bytes, enrolled: Sequence[Enrolled], timelines: Mapping[str, Timeline]
+    ) -> dict[bytes, Kept]:
         """The participant's new events, and those that stand otherwise now, wait for their units to be counted.
 
         Returns which events belong nowhere.
         """
-        enrolled = self.store.enrolled(participant_id)
         events = self.happened.get(participant_id, [])
         nowhere: dict[bytes, Kept] = {}
         if events and enrolled:
-            timelines = self._timelines(participant_id, enrolled, [event.occurred_at for event in events])
             for event in events:
                 items = [item for item in attribute(event, enrolled, timelines) if self._admit(item)]
                 if not items:
@@ -309,18 +335,20 @@ class _Ingest:
 
     def _count_units(self) -> None:
         """Every unit that the batch is about is counted; all are read together and written together."""
-        keys = sorted(
-            set(self.fresh) | set(self.again),
-            key=lambda k: (k.phase_id, k.participant_id, k.block, k.subject),
-        )
+        keys = sorted(set(self.fresh) | set(self.again))
         states = self.store.units(keys)
         standing: list[tuple[bytes, Attributed]] = []
+        changed: list[tuple[UnitKey, UnitState, UnitState]] = []
         for key in keys:
             several = self.rules[key.phase_id, key.block]
-            fresh, again = self.fresh.get(key, []), self.again.get(key, {})
-            states[key], changed = self._count_unit(key, states[key], fresh, again, several)
-            standing += [(key.participant_id, item) for item in changed]
-        self.store.put_units(states.items())
+            before = states[key]
+            after = UnitState(before.assigned, before.delivered, before.other)
+            after, stands = self._count_unit(
+                key, after, self.fresh.get(key, ()), self.again.get(key, {}), several
+            )
+            changed.append((key, before, after))
+            standing += [(key.participant_id, item) for item in stands]
+        self.store.change_units(changed)
         self.store.put_attributed(standing)
 
     def _count_unit(
@@ -360,7 +388,7 @@ class _Ingest:
         if not touched:
             return []
         moments = [item.event.occurred_at for item in touched]
-        timelines = self._timelines(participant_id, enrolled, [low, *moments])
+        timelines = self._timelines({participant_id: (enrolled, [low, *moments])})[participant_id]
         pairs = [
             (as_by_itself(item), with_views(item, phases[item.phase_id, item.block], timelines))
             for item in touched
@@ -369,24 +397,36 @@ class _Ingest:
         return [new for old, new in pairs if old != new]
 
     def _timelines(
-        self, participant_id: bytes, enrolled: Sequence[Enrolled], moments: Sequence[int]
-    ) -> dict[str, Timeline]:
-        settle = max(phase.settle for phase in enrolled)
-        paths = sorted({path for phase in enrolled for path in phase.digests})
-        asking = {path for phase in enrolled if phase.loaded for path in phase.digests}
-        low, high = min(moments) - settle, max(moments)
-        timelines = {}
-        for path in paths:
-            receipts = self.store.receipts(participant_id, path, low=low, high=high) if path in asking else []
-            # From the first receipt on: whether anything else was on disk since is what decides.
-            since = min([low, *(receipt.from_at for receipt in receipts[:1])])
-            views = self.store.views(participant_id, path, low=since, high=high)
-            timelines[path] = Timeline(views, receipts)
+        self, about: Mapping[bytes, tuple[Sequence[Enrolled], Sequence[int]]]
+    ) -> Mapping[bytes, dict[str, Timeline]]:
+        """By participant and path, what was on disk and loaded at these moments."""
+        asked: list[tuple[bytes, str, int, int]] = []
+        receipts: dict[tuple[bytes, str], list[Seen]] = {}
+        for participant_id, (enrolled, moments) in about.items():
+            settle = max((phase.settle for phase in enrolled), default=0)
+            low, high = min(moments) - settle, max(moments)
+            asking = {path for phase in enrolled if phase.loaded for path in phase.digests}
+            for path in sorted({path for phase in enrolled for path in phase.digests}):
+                said = self.store.receipts(participant_id, path, low=low, high=high) if path in asking else []
+                # From the first receipt on: whether anything else was on disk since is what decides.
+                since = min([low, *(receipt.from_at for receipt in said[:1])])
+                receipts[participant_id, path] = said
+                asked.append((participant_id, path, since, high))
+        timelines: defaultdict[bytes, dict[str, Timeline]] = defaultdict(dict)
+        for (participant_id, path), views in self.store.views(asked).items():
+            timelines[participant_id][path] = Timeline(views, receipts[participant_id, path])
         return timelines
 
     def _stand(self, item: Attributed, change: int) -> None:
-        self.standings[(item.phase_id, "assigned", item.assigned.value)] += change
-        self.standings[(item.phase_id, "delivered", item.delivered.value)] += change
+        self.standings[item.phase_id, item.assigned, item.delivered] += change
+
+    def _standings(self) -> dict[tuple[bytes, str, str], int]:
+        """(phase, population, standing) → how many events more."""
+        changes: defaultdict[tuple[bytes, str, str], int] = defaultdict(int)
+        for (phase_id, assigned, delivered), change in self.standings.items():
+            changes[phase_id, "assigned", assigned.value] += change
+            changes[phase_id, "delivered", delivered.value] += change
+        return changes
 
     def _add_activity(self) -> None:
         activity: defaultdict[tuple[bytes, str, str, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -400,12 +440,15 @@ class _Ingest:
 
 def _happening(record_id: bytes, event: Event) -> Happening:
     return Happening(
-        id=record_id,
-        kind=event.kind,
-        event_name=event.event_name,
-        subject=event.subject,
-        path=event.path,
-        digest=event.digest,
-        value_micros=event.value_micros,
-        occurred_at=event.occurred_at,
+        record_id,
+        event.kind,
+        event.event_name,
+        event.subject,
+        event.path,
+        event.digest,
+        event.value_micros,
+        event.occurred_at,
     )
+
+
+_TABLE = {Event: "event", View: "view", Loaded: "receipt", Unseen: "unseen", Loss: "loss"}

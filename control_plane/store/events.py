@@ -3,13 +3,14 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from control_plane.domain.attribution import (
     WITHIN,
     Attributed,
     Enrolled,
+    Firsts,
     Happening,
     Standing,
     Tallies,
@@ -28,18 +29,13 @@ from shared.model import Digest, Event, EventKind
 _CHUNK = 500  # bound parameters of one statement
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredEvent:
+class StoredEvent(NamedTuple):
     """An event as it is kept; `reason` says why it takes part in nothing, if it does not."""
 
-    id: bytes
-    project_id: bytes
-    participant_id: bytes | None
-    agent_uid: bytes | None
-    event: Event
+    record_id: bytes
     recorded_at: int
-    received_at: int
-    epoch: bytes | None
+    event: Event
+    participant_id: bytes | None
     seq: int | None
     reason: str | None
 
@@ -51,6 +47,7 @@ class EventStore(Sightings, TallyStore):
         super().__init__(tx)
         self._of_phase: dict[bytes, Windows] = {}
         self._of_experiment: dict[bytes, dict[bytes, dict[str, Digest]]] = {}
+        self._of_others: dict[bytes, dict[str, frozenset[Digest]]] = {}
 
     # -- the position of each spool
 
@@ -84,35 +81,39 @@ class EventStore(Sightings, TallyStore):
 
     # -- facts
 
-    def known(self, ids: Sequence[bytes]) -> set[bytes]:
-        """Which of these record ids are stored already."""
+    def known(self, table: str, ids: Sequence[bytes]) -> set[bytes]:
+        """Which of these record ids are stored already, as what the table holds."""
         found: set[bytes] = set()
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
             marks = ", ".join("?" * len(chunk))
-            for table in ("event", "view", "receipt", "unseen", "loss"):
-                rows = self._tx.all(f"select id from {table} where id in ({marks})", chunk)  # noqa: S608
-                found.update(row["id"] for row in rows)
+            rows = self._tx.all(f"select id from {table} where id in ({marks})", chunk)  # noqa: S608
+            found.update(row["id"] for row in rows)
         return found
 
-    def take_key(self, project_id: bytes, key: str, event_id: bytes, *, now: int) -> bool:
-        """The application's event id is taken by this event; False where another one has it."""
-        changed = self._tx.run(
-            "insert into event_key (project_id, key, event_id, seen_at) values (?, ?, ?, ?)"
-            " on conflict do nothing",
-            (project_id, key, event_id, now),
+    def take_keys(self, project_id: bytes, keys: Iterable[tuple[str, bytes]], *, now: int) -> None:
+        """(application's event id, record), none of them taken before: each id is taken by its record."""
+        self._tx.many(
+            "insert into event_key (project_id, key, event_id, seen_at) values (?, ?, ?, ?)",
+            [(project_id, key, record_id, now) for key, record_id in keys],
         )
-        return changed > 0
 
-    def add_events(self, events: Iterable[StoredEvent]) -> None:
-        """The events, all of one project, are stored, in this order behind whatever came in before."""
-        stored = list(events)
-        if not stored:
+    def add_events(
+        self,
+        events: Sequence[StoredEvent],
+        *,
+        project_id: bytes,
+        agent_uid: bytes | None,
+        epoch: bytes | None,
+        now: int,
+    ) -> None:
+        """The events are stored, in this order behind whatever came in before."""
+        if not events:
             return
         row = self._tx.one(
             "select coalesce((select max(arrival) from event where project_id = p.id), 0) as last, p.last_arrival"
             " from project p where p.id = ?",
-            (stored[0].project_id,),
+            (project_id,),
         )
         first = max(row["last"], row["last_arrival"]) + 1 if row else 1
         self._tx.many(
@@ -122,29 +123,14 @@ class EventStore(Sightings, TallyStore):
             " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
-                    item.id,
-                    item.project_id,
-                    item.participant_id,
-                    item.event.participant,
-                    item.agent_uid,
-                    item.event.kind.value,
-                    item.event.event_name,
-                    item.event.subject,
-                    item.event.path,
-                    item.event.digest,
-                    item.event.value_micros,
-                    item.event.properties_json,
-                    item.event.event_id,
-                    item.event.source.value,
-                    item.event.occurred_at,
-                    item.recorded_at,
-                    item.received_at,
-                    item.epoch,
-                    item.seq,
-                    item.reason,
-                    arrival,
+                    *(record_id, project_id, participant_id, event.participant, agent_uid),
+                    *(event.kind.value, event.event_name, event.subject, event.path, event.digest),
+                    *(event.value_micros, event.properties_json, event.event_id, event.source.value),
+                    *(event.occurred_at, recorded_at, now, epoch, seq, reason and str(reason), arrival),
                 )
-                for arrival, item in enumerate(stored, first)
+                for arrival, (record_id, recorded_at, event, participant_id, seq, reason) in enumerate(
+                    events, first
+                )
             ],
         )
 
@@ -184,38 +170,44 @@ class EventStore(Sightings, TallyStore):
             found.update((row["key"], row["event_id"]) for row in rows)
         return found
 
-    def enrolled(self, participant_id: bytes) -> list[Enrolled]:
-        """Every assignment the participant ever had in a phase that still counts, as attribution needs it."""
-        rows = self._tx.all(
-            "select a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.id, e.settle_seconds, e.design,"
-            " e.metrics from assignment a join experiment e on e.id = a.experiment_id join phase f on f.id = a.phase_id"
-            " where a.participant_id = ? and a.variant_id is not null and f.events_gone_at is null"
-            " order by a.from_at",
-            (participant_id,),
-        )
-        counted = {row["id"]: _exposure(row["design"]) for row in rows}
-        digests = {key: self._digests(key) for key in counted}
-        windows = {row["id"]: _windows(row["metrics"]) for row in rows}
-        others = {
-            key: _others(digests[experiment_id], key)
-            for key, experiment_id in {row["variant_id"]: row["id"] for row in rows}.items()
-        }
-        return [
-            Enrolled(
-                phase_id=row["phase_id"],
-                variant_id=row["variant_id"],
-                block=row["time_block"],
-                digests=digests[row["id"]].get(row["variant_id"], {}),
-                from_at=row["from_at"],
-                to_at=row["to_at"],
-                settle=settle(row["settle_seconds"]),
-                loaded=counted[row["id"]].requires == "loaded",
-                others={} if row["time_block"] else others[row["variant_id"]],
-                several=None if row["time_block"] else counted[row["id"]].multiple_variants,
-                windows=windows[row["id"]],
+    def enrolled(self, participant_ids: Sequence[bytes]) -> dict[bytes, list[Enrolled]]:
+        """Every assignment each ever had in a phase that still counts, in order, as attribution needs it."""
+        found: dict[bytes, list[Enrolled]] = {participant_id: [] for participant_id in participant_ids}
+        for start in range(0, len(participant_ids), _CHUNK):
+            chunk = participant_ids[start : start + _CHUNK]
+            marks = ", ".join("?" * len(chunk))
+            rows = self._tx.all(
+                "select a.participant_id, a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.id,"  # noqa: S608
+                " e.settle_seconds, e.design, e.metrics from assignment a join experiment e on e.id = a.experiment_id"
+                f" join phase f on f.id = a.phase_id where a.participant_id in ({marks})"
+                " and a.variant_id is not null and f.events_gone_at is null order by a.from_at",
+                chunk,
             )
-            for row in rows
-        ]
+            for row in rows:
+                found[row["participant_id"]].append(self._enrolled(row))
+        return found
+
+    def _enrolled(self, row: Row) -> Enrolled:
+        exposure, digests = _exposure(row["design"]), self._digests(row["id"])
+        return Enrolled(
+            phase_id=row["phase_id"],
+            variant_id=row["variant_id"],
+            block=row["time_block"],
+            digests=digests.get(row["variant_id"], {}),
+            from_at=row["from_at"],
+            to_at=row["to_at"],
+            settle=settle(row["settle_seconds"]),
+            loaded=exposure.requires == "loaded",
+            others={} if row["time_block"] else self._others(row["id"], row["variant_id"]),
+            several=None if row["time_block"] else exposure.multiple_variants,
+            windows=_windows(row["metrics"]),
+        )
+
+    def _others(self, experiment_id: bytes, variant_id: bytes) -> dict[str, frozenset[Digest]]:
+        """By path, what all the other variants have there."""
+        if variant_id not in self._of_others:
+            self._of_others[variant_id] = _others(self._digests(experiment_id), variant_id)
+        return self._of_others[variant_id]
 
     def over(self, participant_id: bytes) -> list[tuple[int, int | None]]:
         """(from, to) of the participant's assignments in phases that count nothing more."""
@@ -338,23 +330,21 @@ class EventStore(Sightings, TallyStore):
 
     def put_units(self, units: Iterable[tuple[UnitKey, UnitState]]) -> None:
         """The units' first moments are as given."""
+        self.change_units((key, UnitState(assigned={}, delivered={}), state) for key, state in units)
+
+    def change_units(self, units: Iterable[tuple[UnitKey, UnitState, UnitState]]) -> None:
+        """The units' first moments, known to be as the first state says, are as the second does."""
         self._tx.many(
             "insert into unit (phase_id, participant_id, block, subject, event_name, first_assigned,"
             " first_delivered) values (?, ?, ?, ?, ?, ?, ?)"
             " on conflict (phase_id, participant_id, block, subject, event_name) do update set"
             " first_assigned = excluded.first_assigned, first_delivered = excluded.first_delivered",
             [
-                (
-                    key.phase_id,
-                    key.participant_id,
-                    key.block,
-                    key.subject,
-                    name,
-                    state.assigned.get(name),
-                    -state.other if not name and state.other is not None else state.delivered.get(name),
-                )
-                for key, state in units
-                for name in sorted(set(state.assigned) | set(state.delivered))
+                (key.phase_id, key.participant_id, key.block, key.subject, name, *moments)
+                for key, before, after in units
+                if before != after
+                for name, moments in _moments(after)
+                if (name, moments) not in _moments(before)
             ],
         )
 
@@ -406,6 +396,13 @@ class EventStore(Sightings, TallyStore):
         )
 
 
+def _moments(state: UnitState) -> list[tuple[str, tuple[int | None, int | None]]]:
+    """The unit's rows: first moments by event name, as `_take_up` reads them."""
+    delivered: Firsts = state.delivered if state.other is None else {**state.delivered, "": -state.other}
+    names = sorted({*state.assigned, *state.delivered})
+    return [(name, (state.assigned.get(name), delivered.get(name))) for name in names]
+
+
 def _take_up(state: UnitState, name: str, assigned: int | None, delivered: int | None) -> None:
     """The unit's state has what one of its rows says."""
     for firsts, value in ((state.assigned, assigned), (state.delivered, delivered)):
@@ -443,6 +440,7 @@ def _windows(metrics: str) -> Windows:
 
 def attributed(row: Row, windows: Windows) -> Attributed:
     """An attributed event of its row, with path and digest of the event's own; `windows` are its phase's."""
+    is_conversion = row["kind"] == EventKind.CONVERSION.value
     return Attributed(
         phase_id=row["phase_id"],
         variant_id=row["variant_id"],
@@ -459,5 +457,5 @@ def attributed(row: Row, windows: Windows) -> Attributed:
         ),
         assigned=Standing(row["assigned"]),
         delivered=Standing(row["delivered"]),
-        windows=windows.get(row["event_name"], ()) if row["kind"] == EventKind.CONVERSION.value else (),
+        windows=windows.get(row["event_name"], ()) if is_conversion else (),
     )

@@ -1,10 +1,12 @@
 """What was on disk when, as hosts saw it, and what applications said they loaded of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from control_plane.domain.attribution import Seen
 from control_plane.store.database import Tx
 from shared.model import Loaded, Unseen, View
+
+_CHUNK = 200  # of what is asked in one statement
 
 
 class Sightings:
@@ -24,15 +26,26 @@ class Sightings:
             ],
         )
 
-    def views(self, participant_id: bytes, path: str, *, low: int, high: int) -> list[Seen]:
-        """Views of a target file from `low` to `high`, and the last one before."""
-        rows = self._tx.all(
-            "select from_at, id, digest from view where participant_id = ? and path = ? and from_at <= ?"
-            " and from_at >= coalesce((select max(from_at) from view where participant_id = ? and path = ?"
-            " and from_at <= ?), 0) order by from_at, id",
-            (participant_id, path, high, participant_id, path, low),
-        )
-        return [Seen(from_at=row["from_at"], id=row["id"], digest=row["digest"]) for row in rows]
+    def views(self, asked: Sequence[tuple[bytes, str, int, int]]) -> dict[tuple[bytes, str], list[Seen]]:
+        """(participant, path, low, high): views of each target file from low to high, and the last one before."""
+        found: dict[tuple[bytes, str], list[Seen]] = {
+            (participant_id, path): [] for participant_id, path, *_ in asked
+        }
+        for start in range(0, len(asked), _CHUNK):
+            chunk = asked[start : start + _CHUNK]
+            marks = ", ".join(["(?, ?, ?, ?)"] * len(chunk))
+            rows = self._tx.all(
+                f"with asked (participant_id, path, low, high) as (values {marks})"  # noqa: S608
+                " select v.participant_id, v.path, v.from_at, v.id, v.digest from asked a cross join view v"
+                " where v.participant_id = a.participant_id and v.path = a.path and v.from_at <= a.high"
+                " and v.from_at >= coalesce((select max(b.from_at) from view b where"
+                " b.participant_id = a.participant_id and b.path = a.path and b.from_at <= a.low), 0)",
+                [part for item in chunk for part in item],
+            )
+            for row in rows:
+                seen = Seen(from_at=row["from_at"], id=row["id"], digest=row["digest"])
+                found[row["participant_id"], row["path"]].append(seen)
+        return found
 
     def add_receipts(self, receipts: Iterable[tuple[bytes, bytes, Loaded]], *, now: int) -> None:
         """(record id, participant's internal id, receipt), all stored."""

@@ -6,6 +6,8 @@ rows with one counter into SQLite (`synchronous` FULL too) and into PostgreSQL, 
 the bytes parsed and nothing else; and the same control plane with `synchronous=NORMAL`, which it never has outside of
 here. Figures are medians over rounds, ratios those of the pairs of a round; processor time of the server's process
 alone, which is why that of PostgreSQL's own is missing there. Nothing is asserted.
+
+With `--grow 100000,1000000` instead: what a record costs when the database holds so many, which came in the same way.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,7 @@ from tests.support.plane import Identity, Plane
 from tests.support.stream import session
 
 CLIENTS = 4
+BATCHES = (100, 500)
 REPEATED = 10  # percent, where there are repeats
 SUBJECTS = 200  # of each participant
 CONTENT = {"a": "As agreed.\n", "b": "The other one.\n"}
@@ -288,12 +291,13 @@ class Found:
     costs: list[tuple[float, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Side:
-    """A control plane, of one server or several over one database, and its hosts."""
+    """A control plane, of one server or several over one database, and its hosts, which have sent so many records."""
 
     servers: list[Served]
     hosts: list[Child]
+    sent: int = 0
 
     @property
     def cpu(self) -> float:
@@ -308,6 +312,7 @@ class Side:
         began, cpu = time.perf_counter(), self.cpu
         await asyncio.gather(*(host.ask(send=True) for host in self.hosts))
         took, total = time.perf_counter() - began, part * len(self.hosts)
+        self.sent += total
         return took / total, (self.cpu - cpu) / total
 
 
@@ -382,7 +387,7 @@ async def _started(operator: Plane, names: list[str]) -> dict[str, str]:
 
 async def measure(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of the table."""
-    batches, records = (100, 500), given.records
+    batches, records = BATCHES, given.records
     found: list[Found] = []
     turns = []
 
@@ -429,6 +434,57 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[dict[str, Any
     return [_row(item, found) for item in found]
 
 
+async def grown(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a record costs by how many events there are already; batches of 500, none of them repeated."""
+    found = []
+    async with AsyncExitStack() as stack:
+        sides = {"SQLite": await stack.enter_async_context(side(folder / "sqlite", given.participants))}
+        if given.postgres:
+            from tests.support import postgres
+
+            stack.callback(postgres.end)
+            postgres.be_durable()
+            words = ("--database", postgres.url_of(folder))
+            sides["PostgreSQL"] = await stack.enter_async_context(
+                side(folder / "postgres", given.participants, *words)
+            )
+        for size in map(int, given.grow.split(",")):
+            for label, one in sides.items():
+                while one.sent < size:
+                    await one.take(min(40_000, size - one.sent), BATCHES[-1], 0)
+                held = one.sent
+                costs = [await one.take(given.records, BATCHES[-1], 0) for _ in range(given.rounds)]
+                row = {
+                    "of": f"variantd, {label}",
+                    "events": held,
+                    "rounds": given.rounds,
+                    "perSecond": median((1 / seconds for seconds, _ in costs), 0),
+                    "cpuMicros": median((cpu * 1e6 for _, cpu in costs), 1),
+                    "bytes": round(await asyncio.to_thread(_stored_bytes, folder, label) / one.sent),
+                }
+                print(row, file=sys.stderr, flush=True)
+                found.append(row)
+    return found
+
+
+def _stored_bytes(folder: Path, label: str) -> int:
+    if label == "SQLite":
+        path = folder / "sqlite" / "data" / "variantd.db"
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("pragma wal_checkpoint(passive)")
+            pages, size = (
+                database.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "page_size")
+            )
+        return int(pages * size)
+    import psycopg
+
+    from tests.support import postgres
+
+    with psycopg.connect(postgres.url_of(folder)) as database:
+        found = database.execute("select pg_database_size(current_database())").fetchone()
+        return int(found[0]) if found else 0
+
+
 async def _asked(contender: Child, records: int, batch: int) -> tuple[float, float]:
     said = await contender.ask(records=records, batch=batch)
     return said["seconds"] / records, said["cpu"] / records
@@ -473,6 +529,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", type=int, default=20_000, help="of each contender in a round")
     parser.add_argument("--participants", type=int, default=100)
+    parser.add_argument("--grow", metavar="N,…", help="measure when there are so many events instead")
     parser.add_argument("--no-postgres", dest="postgres", action="store_false")
     parser.add_argument(
         "--as", dest="role", choices=("host", "sqlite", "postgres", "parse"), help=argparse.SUPPRESS
@@ -490,9 +547,14 @@ def main() -> None:
         return
     folder = Path(tempfile.mkdtemp())
     try:
-        found = asyncio.run(measure(folder, given))
+        found = asyncio.run((grown if given.grow else measure)(folder, given))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    sizes = {"rounds": given.rounds, "records": given.records, "participants": given.participants}
+    if given.grow:
+        columns = {"of": "records into", "events": "events there", "perSecond": "per second"}
+        tell("ingest-grown", {**columns, "cpuMicros": "CPU µs", "bytes": "bytes an event"}, found, **sizes)
+        return
     columns = {
         "of": "records into",
         "batch": "batch",
@@ -504,9 +566,7 @@ def main() -> None:
         "ofFresh": "rate × without repeats",
         "ofNormal": "rate × NORMAL",
     }
-    tell(
-        "ingest", columns, found, rounds=given.rounds, records=given.records, participants=given.participants
-    )
+    tell("ingest", columns, found, **sizes)
 
 
 if __name__ == "__main__":

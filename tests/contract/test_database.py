@@ -166,6 +166,42 @@ async def test_values_come_back_as_they_went_in(engine: Engine) -> None:
     await database.close()
 
 
+async def test_text_is_never_a_part_of_the_statement(engine: Engine) -> None:
+    """Whatever it holds, in one row and in many; and bytes that look like text."""
+    database = engine.open()
+    texts = [
+        "",
+        "plain",
+        "it's",
+        "'",
+        "\\",
+        "a\\'b",
+        "'; drop table meta; --",
+        "? %s %",
+        "\n\t",
+        "ü字",
+        "'" * 65,
+    ]
+    bodies = {text: text.encode() + b"\\x00'\0" for text in texts}
+
+    def write(tx: Tx) -> None:
+        for text, body in bodies.items():
+            tx.run("insert into meta (key, value) values (?, ?)", (text, body))
+        tx.many("insert into meta (key, value) values (?, ?)", [(f"{x}2", y) for x, y in bodies.items()])
+
+    await database.write(write)
+    for text, body in bodies.items():
+        for key, value in ((text, body), (f"{text}2", body)):
+            row = await database.read(
+                lambda tx, found=(key, value): tx.one(  # type: ignore[misc]
+                    "select * from meta where key = ? and value = ?", found
+                )
+            )
+            assert row is not None
+            assert (row["key"], bytes(row["value"])) == (key, value)
+    await database.close()
+
+
 async def test_labels_are_looked_up_within_json(engine: Engine) -> None:
     """The JSON in statements: every wanted label is in the first column or, failing that, in the second."""
     database = engine.open()

@@ -1,6 +1,5 @@
 """Attribution depends on which facts there are, never on the order they arrived in."""
 
-from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -238,8 +237,8 @@ def met(draw: st.DrawFn) -> list[Attributed]:
                 [Standing.ELIGIBLE, Standing.ELIGIBLE, Standing.OTHER_VARIANT, Standing.OTHER_CONTENT]
             )
         )
-        event = replace(event, id=number.to_bytes(16, "big"))
-        found.append(replace(eligible(event), delivered=side))
+        event = event._replace(id=number.to_bytes(16, "big"))
+        found.append(eligible(event)._replace(delivered=side))
     return found
 
 
@@ -270,10 +269,10 @@ def test_who_met_several_variants_follows_from_the_events_alone(
 def test_two_rules_for_who_met_several_variants() -> None:
     """Out altogether; or in, where the assigned one was the first."""
     assigned, other = make_event(1000), make_event(2000)
-    events = [eligible(assigned), replace(eligible(other), delivered=Standing.OTHER_VARIANT)]
+    events = [eligible(assigned), eligible(other)._replace(delivered=Standing.OTHER_VARIANT)]
     said = {several: [item.delivered.value for item in judge_all(events, several)] for several in Several}
     assert said == {"exclude": ["crossed", "other_variant"], "first_seen": ["eligible", "other_variant"]}
-    swapped = [replace(events[0], event=other), replace(events[1], event=assigned)]
+    swapped = [events[0]._replace(event=other), events[1]._replace(event=assigned)]
     assert [item.delivered.value for item in judge_all(swapped, Several.FIRST_SEEN)] == [
         "crossed",
         "other_variant",
@@ -286,8 +285,8 @@ def test_a_window_counts_from_the_first_exposure() -> None:
     first, later, near, far = (
         eligible(make_event(1000)),
         eligible(make_event(5000)),
-        replace(eligible(make_event(1100, name="x")), windows=(100, 5000)),
-        replace(eligible(make_event(5050, name="x")), windows=(100, 5000)),
+        eligible(make_event(1100, name="x"))._replace(windows=(100, 5000)),
+        eligible(make_event(5050, name="x"))._replace(windows=(100, 5000)),
     )
 
     def counts(*events: Attributed) -> dict[str, int]:

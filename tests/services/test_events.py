@@ -1,12 +1,15 @@
 """Ingest over a real database: exactly once, in any order, nothing lost silently."""
 
+from collections.abc import Iterable
 from itertools import permutations
 
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import lifecycle
+from control_plane.services import events, lifecycle
 from control_plane.services.events import Verdict
+from control_plane.store.database import Parameters, Row, Tx
+from control_plane.store.store import Store
 from shared.model import Batch, Loss, Record
 from tests.support.builders import Spooled, World, content_digest, seconds
 
@@ -81,6 +84,52 @@ async def test_a_batch_sent_twice_counts_once(world: World) -> None:
     again = await world.send(uid, batch)
     assert (first.through_seq, again.through_seq) == (3, 3)
     assert await tallies(world) == before
+
+
+class Counted:
+    """A transaction, and how often it was asked."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx, self.asked = tx, 0
+
+    def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        self.asked += 1
+        return self._tx.one(sql, parameters)
+
+    def all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        self.asked += 1
+        return self._tx.all(sql, parameters)
+
+    def run(self, sql: str, parameters: Parameters = ()) -> int:
+        self.asked += 1
+        return self._tx.run(sql, parameters)
+
+    def many(self, sql: str, rows: Iterable[Parameters]) -> None:
+        self.asked += 1
+        self._tx.many(sql, rows)
+
+
+async def test_a_batch_asks_no_more_for_many_participants_than_for_one(world: World) -> None:
+    """Neither more events, nor more participants, nor ids of the application make more statements."""
+    names = [f"p{number}" for number in range(20)]
+    uid, _ = await running(world, *names)
+    now, spool = world.clock.now(), Spooled(epoch=world.new_id())
+    source = events.Source(project_id=world.caller.project_id, agent_uid=uid, now=now)
+
+    async def asked(*records: Record) -> int:
+        batch = spool.batch(*records)
+
+        def work(tx: Tx) -> int:
+            counted = Counted(tx)
+            events.report(Store(counted).events, source, batch)
+            return counted.asked
+
+        return await world.database.write(work)
+
+    first = await asked(world.impression("p0", at=now, subject="s", event_id="first"))
+    many = [world.impression(name, at=now, subject="s", event_id=f"of {name}") for name in names]
+    assert await asked(*many) <= first
+    assert (await world.rows("select count(*) as n from event"))[0]["n"] == 21
 
 
 async def test_an_overlapping_batch_adds_only_what_is_new(world: World) -> None:
