@@ -469,9 +469,8 @@ async def grown(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]
 
 def _stored_bytes(folder: Path, label: str) -> int:
     if label == "SQLite":
-        path = folder / "sqlite" / "data" / "variantd.db"
+        path = folder / "sqlite" / "0" / "data" / "variantd.db"
         with closing(sqlite3.connect(path)) as database:
-            database.execute("pragma wal_checkpoint(passive)")
             pages, size = (
                 database.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "page_size")
             )
