@@ -382,6 +382,22 @@ async def test_a_statement_that_waits_too_long_is_given_up(
     postgres.drop(tmp_path)
 
 
+@pytest.mark.fault(9)
+async def test_readers_share_what_connections_there_are(tmp_path: Path) -> None:
+    """With a single one they take turns and none fails; once there are more, they read at once again."""
+    with postgres.guest(postgres.url_of(tmp_path)) as guest:
+        database = postgres.opened(guest.url)
+        await database.write(put("x"))
+        assert await keys(database) == ["x"]
+        guest.allow(2)
+        assert await asyncio.gather(*(keys(database) for _ in range(20))) == [["x"]] * 20
+        guest.allow(postgres.GUESTS)
+        everybody = threading.Barrier(3)
+        await asyncio.gather(*(database.read(lambda tx: everybody.wait(30)) for _ in range(3)))
+        await database.close()
+    postgres.drop(tmp_path)
+
+
 def test_a_server_that_is_not_there_is_told_without_its_password() -> None:
     """Neither a wrong URL nor an absent server shows a secret."""
     with pytest.raises(Unavailable) as absent:

@@ -11,11 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from pydantic import SecretStr
 
+from tests.support import postgres
 from tests.support.arena import Arena, ArenaHost, arena
 from tests.support.privileged import mounted
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -110,3 +113,45 @@ async def test_a_lock_held_by_another_process_refuses_writes_and_nothing_else(tm
                 await refuses_writes(system, host)
             await recovered(system, host)
             assert host.network.attempts == attempts
+
+
+@pytest.mark.fault(9)
+async def test_without_a_connection_to_be_had_everybody_is_told_so_and_nobody_is_lost(tmp_path: Path) -> None:
+    """Other programs have all that PostgreSQL allows, until they go: sessions live on, and no report is lost."""
+    with postgres.guest(postgres.url_of(tmp_path)) as guest:
+        async with arena(tmp_path, database=SecretStr(guest.url)) as system, system.hosts[0].running():
+            [host] = system.hosts
+            async with system.oracle.watching():
+                await system.begin()
+                await system.oracle.converged()
+                await host.connected()
+                attempts = host.network.attempts
+                with guest.crowded():
+                    await system.report(host, 10)
+                    for method, path, body in (
+                        ("GET", "/v1/experiments/arena", None),
+                        ("POST", "/v1/participants", {"id": "more"}),
+                    ):
+                        for _ in range(
+                            6
+                        ):  # the first of them find what they had ended, each of the readers one
+                            async with asyncio.timeout(PATIENCE):
+                                answer = await system.plane.rest(method, path, body)
+                            assert (answer.status, answer.body["reason"]) == (503, "DATABASE_UNAVAILABLE")
+                        assert "too many connections" in answer.body["detail"]
+                    with pytest.raises(grpc.aio.AioRpcError) as refused:
+                        await system.plane.grpc("ExperimentService.GetExperiment", id="arena")
+                    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                    assert (await host.status())["session"]["state"] == "connected"
+                await system.shown(host, "connected")
+                await system.order(host)
+                await system.oracle.converged()
+
+                async def has_all() -> bool:
+                    assert (await host.status())["spool"]["depth"] == 0
+                    found = (await system.get("/v1/experiments/arena/results"))["variants"]
+                    return sum(variant["impressions"] for variant in found) == 10
+
+                await eventually(has_all, what="every report is counted")
+                assert host.network.attempts == attempts
+    postgres.drop(tmp_path)

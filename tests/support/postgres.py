@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -171,6 +171,59 @@ def writers_turn(url: str) -> Iterator[None]:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("select pg_advisory_lock(%s)", (WRITERS_LOCK,))
         yield
+
+
+GUESTS = 8
+
+
+@dataclass(kw_only=True)
+class Guest:
+    """A user of a database whom the server allows few connections; `url` is how to be them."""
+
+    url: str
+    name: str
+    owner: str
+
+    def allow(self, connections: int) -> None:
+        """From now on they may open so many; what is open stays."""
+        with psycopg.connect(self.owner, autocommit=True) as connection:
+            connection.execute(f"alter role {self.name} connection limit {connections}")
+
+    @contextmanager
+    def crowded(self) -> Iterator[None]:
+        """Programs that are not variantd have every connection meanwhile."""
+        with ExitStack() as others:
+            taken = 0
+            while taken < GUESTS:
+                try:
+                    others.enter_context(psycopg.connect(self.url))
+                    taken += 1
+                except psycopg.OperationalError as refused:
+                    assert "too many connections" in str(refused)
+                    end_connections(self.owner)
+            yield
+
+
+@contextmanager
+def guest(url: str) -> Iterator[Guest]:
+    """A user who may do everything in the database at the URL, on GUESTS connections unless told otherwise."""
+    parts = urlsplit(url)
+    name = f"guest_{os.getpid()}_{next(_numbers)}"
+    server = parts.netloc.rpartition("@")[2]
+    made = Guest(
+        url=urlunsplit(parts._replace(netloc=f"{name}:{name}@{server}")),
+        name=name,
+        owner=url,
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"create role {name} login password '{name}' connection limit {GUESTS}")
+        connection.execute(f"grant {parts.username} to {name}")
+    try:
+        yield made
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"drop owned by {name}")
+            connection.execute(f"drop role {name}")
 
 
 def end_connections(url: str) -> int:
