@@ -8,9 +8,16 @@ from dataclasses import dataclass
 
 from agent.apply import Applier
 from agent.journal import Slot
-from shared.model import Digest, FileState, Loaded, Result, SlotState, ViewState
+from shared.model import Digest, FileState, Loaded, ReasonCode, Result, SlotState, ViewState
 
-WARNINGS = ("BASELINE_LOST", "PARTICIPANT_UNKNOWN", "DRIFT_HELD", "DRIFT_EXCLUDED", "APPLY_RETRIED")
+WARNINGS = (
+    "BASELINE_LOST",
+    "PARTICIPANT_UNKNOWN",
+    "DRIFT_HELD",
+    "DRIFT_EXCLUDED",
+    "APPLY_RETRIED",
+    "CONTENT_QUARANTINED",
+)
 """Conditions that stop nothing."""
 
 Appliers = Mapping[str, Applier]
@@ -93,11 +100,25 @@ def wrong_with(
             if slot.intends and slot.undo is None and participant not in applying:
                 where = applier.config.root
                 yield "APPLY_INTERRUPTED", f"slot {slot.slot_id.hex()} of {participant} waits for {where}"
+            if _is_quarantined(slot):
+                yield (
+                    "CONTENT_QUARANTINED",
+                    f"slot {slot.slot_id.hex()} of {participant} takes no more of what was ordered last, as this host "
+                    f"found fault with it ({_why(slot)}); deploy other content, or the same with retry",
+                )
             if slot.retrying:
                 yield (
                     "APPLY_RETRIED",
                     f"slot {slot.slot_id.hex()} of {participant} failed in passing and is tried again",
                 )
+
+
+def _is_quarantined(slot: Slot) -> bool:
+    """What was ordered last stays away until somebody says otherwise."""
+    last = slot.outcome
+    if last is None or slot.closed:
+        return False
+    return last.quarantined or (last.reason is not None and last.reason.code is ReasonCode.QUARANTINED)
 
 
 def _why(slot: Slot) -> str:

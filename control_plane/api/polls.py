@@ -15,9 +15,10 @@ from control_plane.api.sessions import (
     Session,
     Sessions,
     clock_skew,
-    conditions_of,
+    telemetry_of,
     welcome,
 )
+from control_plane.domain.fleet import Telemetry
 from control_plane.services.sessions import LEASE, Opened, open_session, require_speaker
 from control_plane.services.work import Services
 from control_plane.store.database import Tx
@@ -82,19 +83,19 @@ class Polls:
         return answer
 
     async def _open(self, uid: bytes, hello: Hello, messages: Sequence[pb.SyncRequest]) -> Opened:
-        conditions = [
-            condition
+        told = [
+            telemetry_of(message.observation)
             for message in messages
             if message.WhichOneof("message") == "observation"
-            for condition in conditions_of(message.observation)
         ]
+        telemetry = told[-1] if told else Telemetry(spool=hello.spool)
         now, new_id, terms = self._services.clock.now(), self._services.new_id, self._own.terms
         beats = [message.heartbeat for message in messages if message.WhichOneof("message") == "heartbeat"]
         skew = clock_skew(beats[-1], now=now) if beats else None
 
         def opening(tx: Tx) -> Opened:
             store = Store(tx)
-            opened = open_session(store, uid, hello, terms=terms, new_id=new_id, now=now, polled=conditions)
+            opened = open_session(store, uid, hello, terms=terms, new_id=new_id, now=now, polled=telemetry)
             store.fleet.renew_leases([(uid, opened.id, now, skew)], lease=LEASE)
             return opened
 

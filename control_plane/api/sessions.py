@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from control_plane.api.admission import Bucket, lasts
 from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
+from control_plane.domain.fleet import Telemetry
 from control_plane.services import events
 from control_plane.services.sessions import LEASE, Opened, Terms, refusal
 from control_plane.services.work import Services
@@ -195,13 +195,13 @@ class Sessions:
 
     async def _write_leases(self, services: Services, sessions: "list[Session]") -> None:
         leases = [(s.agent_uid, s.id, s.last_seen, s.clock_skew) for s in sessions]
-        observed = [(s.agent_uid, *taken) for s in sessions if (taken := s.take_observation())]
+        observed = [(s.agent_uid, taken) for s in sessions if (taken := s.take_observation())]
 
         def write(tx: Tx) -> None:
             store = Store(tx).fleet
             store.renew_leases(leases, lease=LEASE)
-            for uid, spool, conditions in observed:
-                store.observe(uid, spool=spool, conditions=conditions)
+            for uid, telemetry in observed:
+                store.observe(uid, telemetry)
 
         try:
             await services.database.write(write)
@@ -255,7 +255,7 @@ class Session:
         self._replies: list[pb.SyncResponse] = []
         self._beat: int | None = None  # the newest; one answer is as good as one each
         self._outcomes: list[Outcome] = []
-        self._observation: tuple[tuple[int, int, int], list[dict[str, Any]]] | None = None
+        self._observation: Telemetry | None = None
         self._pace = Bucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_AT_ONCE)
         self._signal = asyncio.Event()
         self._outcome_signal = asyncio.Event()
@@ -298,7 +298,7 @@ class Session:
     def drain(self, window: float, *, keep_old: bool) -> None:
         self._reply(pb.SyncResponse(drain=pb.Drain(window_ms=round(window * 1000), keep_old=keep_old)))
 
-    def take_observation(self) -> tuple[tuple[int, int, int], list[dict[str, Any]]] | None:
+    def take_observation(self) -> Telemetry | None:
         taken, self._observation = self._observation, None
         return taken
 
@@ -393,9 +393,7 @@ class Session:
             self._outcomes.append(wire.outcome_from_pb(message.outcome))
             self._outcome_signal.set()
         elif kind == "observation":
-            spool = wire.spool_state_from_pb(message.observation.spool)
-            told = conditions_of(message.observation)
-            self._observation = ((spool.depth, spool.size, spool.oldest_at), told)
+            self._observation = telemetry_of(message.observation)
         elif kind == "file_content":
             self._sessions.reads.answered(self.agent_uid, message.file_content)
         elif kind == "preflight_result":
@@ -523,12 +521,14 @@ class Session:
         return known is None or offer.revision > known
 
 
-def conditions_of(observation: pb.Observation) -> list[dict[str, Any]]:
-    """What is wrong on the host, JSON-shaped."""
-    return [
-        {"code": c.code, "severity": c.severity, "sinceAt": c.since_at, "message": c.message}
-        for c in wire.conditions_from_pb(observation.conditions)
-    ]
+def telemetry_of(observation: pb.Observation) -> Telemetry:
+    """The observation as a value. Raises Invalid naming the field of what is malformed."""
+    return Telemetry(
+        spool=wire.spool_state_from_pb(observation.spool),
+        conditions=tuple(wire.conditions_from_pb(observation.conditions)),
+        certificate_days_left=observation.certificate_days_left,
+        state_free_bytes=observation.state_free_bytes,
+    )
 
 
 def _with_content(store: Store, item: Desired) -> Offer:

@@ -100,7 +100,10 @@ def get_agent(session: Session, *, agent: AgentId) -> None:
         else None,
         "labels": show.labels(found.labels),
         "participants": ", ".join(found.participant_ids),
-        "certificate": f"{found.certificate.days_left} days left" if found.HasField("certificate") else None,
+        "certificate": _certificate(found),
+        "disk": f"{found.state_free_bytes / 2**30:.1f} GiB free for the agent's state"
+        if found.HasField("state_free_bytes")
+        else None,
         "spool": f"{found.spool.depth} records waiting, {found.spool.lost} lost"
         if found.HasField("spool")
         else None,
@@ -109,6 +112,17 @@ def get_agent(session: Session, *, agent: AgentId) -> None:
     for item in found.conditions:
         since = show.moment(item, "since_at")
         show.say(session.out, f"{item.severity}: {item.code} since {since}: {item.message}")
+
+
+def _certificate(found: pb.Agent) -> str | None:
+    """How long it lasts; and by the host's own account, where that is another (or its clock is)."""
+    if not found.HasField("certificate"):
+        return None
+    certificate = found.certificate
+    told = f"{certificate.days_left} days left"
+    if certificate.HasField("host_days_left") and abs(certificate.host_days_left - certificate.days_left) > 1:
+        told += f", {certificate.host_days_left} by the host's own account"
+    return told
 
 
 def ban_agent(session: Session, *, agent: AgentId) -> None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
-from shared.model import Digest
+from shared.model import Condition, Digest, SpoolState
 from shared.moment import SECOND
 
 
@@ -120,6 +120,19 @@ class Participant:
             now=now,
             retired_at=self.retired_at,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What a host reports of itself, and may be lost on the way.
+
+    `certificate_days_left` is by the host's clock and of the certificate it holds; None of either: it did not say.
+    """
+
+    spool: SpoolState
+    conditions: tuple[Condition, ...] = ()
+    certificate_days_left: int | None = None
+    state_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from control_plane.domain.fleet import (
     LEASE_SECONDS,
     MAX_RETURNS,
     Agent,
+    Telemetry,
     Turn,
     is_mass,
     recent,
@@ -96,7 +97,7 @@ def open_session(
     terms: Terms,
     new_id: NewId,
     now: int,
-    polled: Sequence[Finding] | None = None,
+    polled: Telemetry | None = None,
 ) -> Opened:
     """The agent is connected; what its Hello declares is bound to it, created where nobody knew it.
 
@@ -126,8 +127,7 @@ def open_session(
         agent_uid, hello, session_id=session_id, lease_until=now + LEASE, connected_at=connected_at, now=now
     )
     if polled is not None:
-        spool = (hello.spool.depth, hello.spool.size, hello.spool.oldest_at)
-        store.fleet.observe(agent_uid, spool=spool, conditions=polled)
+        store.fleet.observe(agent_uid, polled)
     findings = [
         *_taken_findings(taken, now=now),
         *([_too_many(refused, now=now)] if refused else []),

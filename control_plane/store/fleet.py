@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.domain.fleet import Agent, Participant, ParticipantFile, Presence, Turn
+from control_plane.domain.fleet import Agent, Participant, ParticipantFile, Presence, Telemetry, Turn
 from control_plane.store.database import Row, Tx, carries
 from shared.model import Hello, ParticipantState
 
@@ -166,7 +166,7 @@ class FleetStore:
                 connected_at,
                 now,
                 lease_until,
-                _spool(hello.spool.depth, hello.spool.size, hello.spool.oldest_at),
+                _spool(Telemetry(spool=hello.spool)),
                 uid,
             ),
         )
@@ -189,13 +189,15 @@ class FleetStore:
             (now, now, uid, session_id),
         )
 
-    def observe(
-        self, uid: bytes, *, spool: tuple[int, int, int], conditions: Sequence[dict[str, Any]]
-    ) -> None:
+    def observe(self, uid: bytes, telemetry: Telemetry) -> None:
         """The agent's telemetry as last reported."""
+        conditions = [
+            {"code": one.code, "severity": one.severity, "sinceAt": one.since_at, "message": one.message}
+            for one in telemetry.conditions
+        ]
         self._tx.run(
             "update agent set spool = ?, conditions = ? where uid = ?",
-            (_spool(*spool), json.dumps(list(conditions)), uid),
+            (_spool(telemetry), json.dumps(conditions), uid),
         )
 
     def find(self, uid: bytes, findings: Sequence[dict[str, Any]]) -> None:
@@ -469,8 +471,18 @@ class FleetStore:
         return files
 
 
-def _spool(depth: int, size: int, oldest_at: int) -> str:
-    return json.dumps({"depth": depth, "bytes": size, "oldestAt": oldest_at})
+def _spool(telemetry: Telemetry) -> str:
+    """The spool, and with it what else a host measures of itself."""
+    spool = telemetry.spool
+    return json.dumps(
+        {
+            "depth": spool.depth,
+            "bytes": spool.size,
+            "oldestAt": spool.oldest_at,
+            "certificateDaysLeft": telemetry.certificate_days_left,
+            "stateFreeBytes": telemetry.state_free_bytes,
+        }
+    )
 
 
 def _participant(row: Row) -> Participant:

@@ -44,10 +44,14 @@ async def test_what_the_host_s_check_refused_is_not_checked_again(tmp_path: Path
         assert (await host.apply(make_offer({"good.md": "good"}, revision=2))).result is Result.APPLIED
         assert code(await host.apply(make_offer({"other.md": "bad"}, revision=3))) is ReasonCode.CHECK_FAILED
         assert [slot.quarantined for slot in host.reconciler.slots()] == [True, False]
+        found = host.reconciler.conditions()
+        assert [(one.code, one.severity) for one in found] == [("CONTENT_QUARANTINED", "warning")] * 2
+        assert all("CHECK_FAILED" in one.message and "retry" in one.message for one in found)
     async with running_host(tmp_path) as host:
         assert code(await host.apply(make_offer({"soul.md": "bad"}, revision=4))) is ReasonCode.QUARANTINED
         outcome = await host.apply(make_offer({"soul.md": "bad"}, revision=5, retry=True))
         assert (outcome.result, outcome.quarantined) == (Result.APPLIED, False)
+        assert len(host.reconciler.conditions()) == 1  # of the other slot
         assert code(await host.apply(make_offer({"other.md": "bad"}, revision=6))) is ReasonCode.QUARANTINED
 
 

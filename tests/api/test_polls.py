@@ -101,7 +101,11 @@ async def test_polls_carry_a_session(plane: Plane) -> None:
         taken_up = make_hello("p", slots=(known(offer, result=Result.IN_PROGRESS),))
         answer = await polls.poll(
             taken_up,
-            pb.SyncRequest(observation=pb.Observation(conditions=wire.conditions_to_pb([condition]))),
+            pb.SyncRequest(
+                observation=pb.Observation(
+                    certificate_days_left=3, conditions=wire.conditions_to_pb([condition])
+                )
+            ),
             pb.SyncRequest(
                 heartbeat=pb.Heartbeat(sequence=7, sent_at_us=SystemClock().now() - 3600 * SECOND)
             ),
@@ -114,6 +118,7 @@ async def test_polls_carry_a_session(plane: Plane) -> None:
         }
         shown = await the_agent(plane)
         assert [c["code"] for c in shown["conditions"]] == ["WATCH_DEGRADED"]
+        assert shown["certificate"]["hostDaysLeft"] == 3
         assert -3_610_000 < shown["clockSkewMs"] < -3_590_000
         deployment = (await plane.rest("GET", f"{at}/deployments")).body["entities"][0]
         assert deployment["state"] == "applied"

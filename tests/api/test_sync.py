@@ -271,6 +271,30 @@ async def test_the_clock_of_a_host_is_compared_with_every_heartbeat(plane: Plane
         assert 7_000_000 < int(await eventually(skew)) <= 7_200_000
 
 
+async def test_what_a_host_measures_of_itself_is_shown(plane: Plane) -> None:
+    """Its certificate's days by its own clock, and its disk; not of the session before, once another has begun."""
+    identity = await plane.enroll(await plane.token())
+
+    async def told() -> tuple[int | None, int | None]:
+        (agent,) = (await plane.rest("GET", "/v1/agents")).body["entities"]
+        assert agent["certificate"]["daysLeft"] in (29, 30)
+        return agent["certificate"]["hostDaysLeft"], agent["stateFreeBytes"]
+
+    async with session(identity, make_hello("p")) as stream:
+        assert await told() == (None, None)
+        most = 2**64 - 1
+        await stream.send(observation=pb.Observation(certificate_days_left=-3, state_free_bytes=most))
+
+        async def is_told() -> bool:
+            return await told() == (-3, most)
+
+        await eventually(is_told)
+        (agent,) = (await plane.grpc("FleetService.ListAgents")).agents
+        assert (agent.certificate.host_days_left, agent.state_free_bytes) == (-3, most)
+    async with session(identity, make_hello("p", session_epoch=2)):
+        assert await told() == (None, None)
+
+
 def test_nonsense_of_a_clock_is_held_within_a_century() -> None:
     """Whatever 64 bits can say finds room in every store."""
     century = 100 * 365 * 86_400 * SECOND

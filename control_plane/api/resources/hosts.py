@@ -86,6 +86,7 @@ def _agent(work: Work, a: Agent) -> Json:
         "oldestAt": at(a.spool["oldestAt"] or None),
         "lost": a.lost,
     }
+    measured = a.spool or {}
     return {
         "id": show_id(a.uid),
         "name": a.name,
@@ -104,8 +105,10 @@ def _agent(work: Work, a: Agent) -> Json:
             "serial": a.certificate_serial,
             "notAfterAt": at(a.certificate_not_after),
             "daysLeft": (a.certificate_not_after - work.now) // (86_400 * SECOND),
+            "hostDaysLeft": measured.get("certificateDaysLeft"),
         },
         "spool": spool,
+        "stateFreeBytes": measured.get("stateFreeBytes"),
         "clockSkewMs": None if a.clock_skew is None else round(a.clock_skew / 1000),
         "conditions": [
             {**condition, "sinceAt": at(condition["sinceAt"])} for condition in (*a.findings, *a.conditions)

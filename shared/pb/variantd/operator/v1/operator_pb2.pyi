@@ -7341,6 +7341,7 @@ class Agent(_message.Message):
     RETIRED_AT_FIELD_NUMBER: _builtins.int
     QUARANTINED_AT_FIELD_NUMBER: _builtins.int
     CLOCK_SKEW_MS_FIELD_NUMBER: _builtins.int
+    STATE_FREE_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its uid."""
     name: _builtins.str
@@ -7357,6 +7358,8 @@ class Agent(_message.Message):
     """Sessions its state directory opened."""
     clock_skew_ms: _builtins.int
     """Its clock less the control plane's, in milliseconds, the way here included; absent: not told yet."""
+    state_free_bytes: _builtins.int
+    """Free bytes where its state directory is, as last reported; absent: not told yet."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, the host's under `host.`."""
@@ -7433,10 +7436,11 @@ class Agent(_message.Message):
         retired_at: _timestamp_pb2.Timestamp | None = ...,
         quarantined_at: _timestamp_pb2.Timestamp | None = ...,
         clock_skew_ms: _builtins.int | None = ...,
+        state_free_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_clock_skew_ms", b"_clock_skew_ms", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "clock_skew_ms", b"clock_skew_ms", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "spool", b"spool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_clock_skew_ms", b"_clock_skew_ms", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "_state_free_bytes", b"_state_free_bytes", "banned_at", b"banned_at", "boot_id", b"boot_id", "certificate", b"certificate", "clock_skew_ms", b"clock_skew_ms", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "platform", b"platform", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "spool", b"spool", "state_free_bytes", b"state_free_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_clock_skew_ms", b"_clock_skew_ms", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "clock_skew_ms", b"clock_skew_ms", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "session_epoch", b"session_epoch", "spool", b"spool", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at", "_boot_id", b"_boot_id", "_certificate", b"_certificate", "_clock_skew_ms", b"_clock_skew_ms", "_connected_at", b"_connected_at", "_last_seen_at", b"_last_seen_at", "_platform", b"_platform", "_quarantined_at", b"_quarantined_at", "_retired_at", b"_retired_at", "_spool", b"_spool", "_state_free_bytes", b"_state_free_bytes", "banned_at", b"banned_at", "boot_id", b"boot_id", "capabilities", b"capabilities", "certificate", b"certificate", "clock_skew_ms", b"clock_skew_ms", "conditions", b"conditions", "connected_at", b"connected_at", "enrolled_at", b"enrolled_at", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen_at", b"last_seen_at", "name", b"name", "participant_ids", b"participant_ids", "platform", b"platform", "presence", b"presence", "quarantined_at", b"quarantined_at", "retired_at", b"retired_at", "session_epoch", b"session_epoch", "spool", b"spool", "state_free_bytes", b"state_free_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__banned_at: _TypeAlias = _typing.Literal["banned_at"]  # noqa: Y015
     _WhichOneofArgType__banned_at: _TypeAlias = _typing.Literal["_banned_at", b"_banned_at"]  # noqa: Y015
@@ -7458,6 +7462,8 @@ class Agent(_message.Message):
     _WhichOneofArgType__retired_at: _TypeAlias = _typing.Literal["_retired_at", b"_retired_at"]  # noqa: Y015
     _WhichOneofReturnType__spool: _TypeAlias = _typing.Literal["spool"]  # noqa: Y015
     _WhichOneofArgType__spool: _TypeAlias = _typing.Literal["_spool", b"_spool"]  # noqa: Y015
+    _WhichOneofReturnType__state_free_bytes: _TypeAlias = _typing.Literal["state_free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__state_free_bytes: _TypeAlias = _typing.Literal["_state_free_bytes", b"_state_free_bytes"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__banned_at) -> _WhichOneofReturnType__banned_at | None: ...
     @_typing.overload
@@ -7478,6 +7484,8 @@ class Agent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__retired_at) -> _WhichOneofReturnType__retired_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__spool) -> _WhichOneofReturnType__spool | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__state_free_bytes) -> _WhichOneofReturnType__state_free_bytes | None: ...
 
 Global___Agent: _TypeAlias = Agent  # noqa: Y015
 
@@ -7520,10 +7528,13 @@ class Certificate(_message.Message):
     SERIAL_FIELD_NUMBER: _builtins.int
     NOT_AFTER_AT_FIELD_NUMBER: _builtins.int
     DAYS_LEFT_FIELD_NUMBER: _builtins.int
+    HOST_DAYS_LEFT_FIELD_NUMBER: _builtins.int
     serial: _builtins.str
     """Serial, hex."""
     days_left: _builtins.int
     """Whole days until then; negative: expired."""
+    host_days_left: _builtins.int
+    """The same of the certificate that the host holds, by the host's own clock, as last reported; absent: not told yet."""
     @_builtins.property
     def not_after_at(self) -> _timestamp_pb2.Timestamp:
         """When it ends."""
@@ -7534,12 +7545,15 @@ class Certificate(_message.Message):
         serial: _builtins.str = ...,
         not_after_at: _timestamp_pb2.Timestamp | None = ...,
         days_left: _builtins.int = ...,
+        host_days_left: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after_at", b"not_after_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_host_days_left", b"_host_days_left", "host_days_left", b"host_days_left", "not_after_at", b"not_after_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["days_left", b"days_left", "not_after_at", b"not_after_at", "serial", b"serial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_days_left", b"_host_days_left", "days_left", b"days_left", "host_days_left", b"host_days_left", "not_after_at", b"not_after_at", "serial", b"serial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__host_days_left: _TypeAlias = _typing.Literal["host_days_left"]  # noqa: Y015
+    _WhichOneofArgType__host_days_left: _TypeAlias = _typing.Literal["_host_days_left", b"_host_days_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_days_left) -> _WhichOneofReturnType__host_days_left | None: ...
 
 Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
 
