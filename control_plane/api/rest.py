@@ -78,18 +78,21 @@ def _add_enveloped(app: web.Application, door: Door, operations: Sequence[Operat
     for operation in operations:
         if operation.rpc in stamn.CALLS:
             path = stamn.PREFIX + _route(operation.path, operations)
-            app.router.add_route(operation.method, path, _enveloped(door, stamn.operation(operation)))
+            found = stamn.operation(operation)
+            handler = (
+                _whole(door, found) if found.rpc == stamn.LIST else _handler(door, found, enveloped=True)
+            )
+            for method in ("GET", "HEAD") if found.method == "GET" else (found.method,):
+                app.router.add_route(method, path, handler)
+                app.router.add_route(method, path + "/", handler)
 
 
-def _enveloped(door: Door, operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _whole(door: Door, operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Every page of a list in Stamn's envelope."""
+
     async def handle(request: web.Request) -> web.Response:
         caller = await door.admitted(request.headers.get("Authorization", ""))
         values = await _values(request, operation)
-        if not operation.rpc.endswith(".ListExperiments"):
-            key = request.headers.get("Idempotency-Key", "")
-            answer = await door.run(operation, caller, values, request_id=key)
-            status = 200 if operation.status == 204 else operation.status
-            return web.json_response(stamn.enveloped(answer), status=status)
         every: list[Any] = []
         cursor: str | None = ""
         while cursor is not None:
@@ -159,7 +162,11 @@ def _redoc() -> Path | None:
     return Path(found.origin).parent / "templates" / "redoc" / "js" / "redoc.standalone.js"
 
 
-def _handler(door: Door, operation: Operation) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _handler(
+    door: Door, operation: Operation, *, enveloped: bool = False
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """What answers an operation, in Stamn's envelope if it is asked for."""
+
     async def handle(request: web.Request) -> web.Response:
         caller = await door.admitted(request.headers.get("Authorization", ""))
         values = await _values(request, operation)
@@ -170,16 +177,18 @@ def _handler(door: Door, operation: Operation) -> Callable[[web.Request], Awaita
             condition = conditions.Condition(operation, values, if_match)
         answer = await door.run(operation, caller, values, request_id=key, condition=condition)
         if operation.status == 204:
-            return web.Response(status=204)
+            return web.json_response(stamn.enveloped(None)) if enveloped else web.Response(status=204)
         headers = {}
         if conditions.is_single(operation):
             headers["ETag"] = conditions.tag_of(answer)
         elif condition is not None and condition.tag and operation.status == 200:
             headers["ETag"] = condition.tag
         if operation.location:
-            headers["Location"] = re.sub(r"\{(\w+)\}", lambda name: str(answer[name[1]]), operation.location)
+            made = re.sub(r"\{(\w+)\}", lambda name: str(answer[name[1]]), operation.location)
+            headers["Location"] = stamn.PREFIX + made if enveloped and "/experiments" in made else made
         status = operation.already if operation.already and not answer["accepted"] else operation.status
-        return web.json_response(answer, status=status, headers=headers)
+        body = stamn.enveloped(answer) if enveloped else answer
+        return web.json_response(body, status=status, headers=headers)
 
     return handle
 

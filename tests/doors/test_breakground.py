@@ -92,7 +92,7 @@ async def test_every_field_of_the_table(tenant: Tenant) -> None:
         ),
         ({"variants": []}, "variants"),
         ({"variants": None}, "variants"),
-        ({"variants": [{"name": "A", "splitPercentage": 33.3}]}, "variants"),
+        ({"variants": [{"name": "A", "splitPercentage": 33.3}]}, "variants.0.splitPercentage"),
         (
             {"variants": [{"name": n, "splitPercentage": s} for n, s in (("A", 33.5), ("B", 66.5))]},
             "variants.0.splitPercentage",
@@ -207,6 +207,21 @@ async def test_a_change_may_send_the_type_there_is(tenant: Tenant) -> None:
     assert (await tenant.ok("PATCH", at, {"type": "ab_test", "name": "N"}))["data"]["name"] == "N"
     refused = await tenant.ask("PATCH", at, {"type": "switchback"})
     assert (refused.status, refused.body["details"][0]["field"]) == (400, "type")
+    shown = (await tenant.ok("GET", at))["data"]
+    again = (await tenant.ok("PATCH", at, shown))["data"]
+    assert again == {**shown, "updatedAt": again["updatedAt"]}
+    fraction = [{"name": n, "splitPercentage": s} for n, s in (("A", 33.33), ("B", 66.67))]
+    refused = await tenant.ask("PATCH", at, {"variants": fraction})
+    assert (refused.status, "no whole number of per cent" in refused.body["message"]) == (400, True)
+
+
+async def test_null_is_as_good_as_not_sent(tenant: Tenant) -> None:
+    """Creation takes null for whatever may be left out, of variants too."""
+    nothing = dict.fromkeys(("description", "hypothesis", "type", "audienceId", "targetFile", "metrics"))
+    variants = [{**item, "flowId": None, "config": None, "description": None} for item in DRAFT["variants"]]
+    found = await made(tenant, {"name": "Bare", **nothing, "variants": variants})
+    assert (found["description"], found["type"], found["audienceId"]) == ("", "ab_test", None)
+    assert [(item["flowId"], item["config"]) for item in found["variants"]] == [(None, {}), (None, {})]
 
 
 async def test_files_stand_in_the_configuration(tenant: Tenant) -> None:

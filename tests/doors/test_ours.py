@@ -146,6 +146,32 @@ async def test_what_means_the_same_is_ours(tenant: Tenant, where: str) -> None:
         assert found["participants"]["labels"] == ours.EXPERIMENT["participants"].example["labels"]
 
 
+async def test_null_is_as_good_as_not_sent(tenant: Tenant) -> None:
+    """Creation takes null for whatever may be left out, and lists, metrics and numbers are told whole."""
+    names = ("key", "description", "type", "trafficAllocation", "controlWeight", "targetingRules", "metrics",
+             "includeQueryString", "targetFile", "labels")  # fmt: skip
+    made = await draft(tenant, **dict.fromkeys(names))
+    plain = await draft(tenant)
+    own = {"id", "key", "variants"}
+    assert {k: v for k, v in made.items() if k not in own} == {k: v for k, v in plain.items() if k not in own}
+    assert (made["targetingRules"]["queryParams"], made["variants"][0]["weight"]) == ([], 100)
+    changed = await tenant.ok("PATCH", f"{AT}/{made['id']}", {"metrics": {"primary": {"eventName": "x"}}})
+    assert (changed["metrics"]["primary"]["funnelId"], changed["metrics"]["secondary"]) == (None, [])
+
+
+async def test_what_was_answered_may_be_sent_back(tenant: Tenant) -> None:
+    """Whole, as it was read: nothing changes. Another status, type or id is refused."""
+    made = await whole(tenant)
+    at = f"{AT}/{made['id']}"
+    shown = await tenant.ok("PATCH", at, {})
+    assert await tenant.ok("PATCH", at, shown) == shown
+    for name, value in (("status", "running"), ("type", "personalization"), ("id", "exp_1")):
+        refused = await tenant.ask("PATCH", at, {**shown, name: value})
+        assert (refused.status, refused.body["details"][0]["field"]) == (400, name)
+    for item in made["variants"]:
+        assert await tenant.ok("PATCH", f"{VARIANTS}/{item['id']}", item) == item
+
+
 async def test_the_list_pages_filters_and_clamps(tenant: Tenant) -> None:
     """Cursor and limit, status, type and search together; the last changed first; without variants."""
     made = [await draft(tenant, name=f"Test {letter}") for letter in "abc"]
@@ -163,7 +189,9 @@ async def test_the_list_pages_filters_and_clamps(tenant: Tenant) -> None:
             break
     assert seen == ["Test a", "Test c", "Test b"]
     assert len((await tenant.ok("GET", f"{AT}?limit=101"))["entities"]) == 3
-    for query in ("search=NEEDLE", f"search={made[0]['id']}", "search=test%20A&status=draft&type=ab"):
+    own = made[0]["id"]
+    mixed = "search=test%20A&status=draft&type=ab"
+    for query in ("search=NEEDLE", f"search={own}", f"search={own.upper()}", mixed):
         assert [item["name"] for item in (await tenant.ok("GET", f"{AT}?{query}"))["entities"]] == ["Test a"]
     assert (await tenant.ok("GET", f"{AT}?status=running"))["entities"] == []
     for query in ("cursor=made-up", "status=stopped", "type=switchback", "limit=ten", "page=2", "offset=1"):
@@ -337,7 +365,7 @@ async def test_what_can_be_edited_when(tenant: Tenant) -> None:
         refused = await tenant.ask(method, path, body)
         assert (refused.status, set(refused.body)) == (409, {"error", "details"}), (method, path)
     for name in ("type", "status", "winnerVariantId", "experimentSettingsId", "wat"):
-        refused = await tenant.ask("PATCH", at, {name: "ab"})
+        refused = await tenant.ask("PATCH", at, {name: "personalization"})
         assert (refused.status, refused.body["details"][0]["field"]) == (400, name)
 
 
@@ -459,6 +487,25 @@ async def test_the_control_has_what_the_others_leave(tenant: Tenant) -> None:
     await tenant.ok("DELETE", f"{VARIANTS}/{other}")
     assert await weight() == 100
     assert (await tenant.ask("GET", f"{VARIANTS}/{added['id']}")).status == 404
+
+
+async def test_there_is_one_control(tenant: Tenant) -> None:
+    """The one made with the experiment; what is wrong with a variant is told by this door's own fields."""
+    made = await draft(tenant)
+    control = f"{VARIANTS}/{made['variants'][0]['id']}"
+    asked = {"experimentId": made["id"], "name": "B", "weight": 30}
+    added = await tenant.ok("POST", VARIANTS, {**asked, "isControl": False}, status=201)
+    for method, path, body, field in (
+        ("POST", VARIANTS, {**asked, "isControl": True}, "isControl"),
+        ("PATCH", f"{VARIANTS}/{added['id']}", {"isControl": True}, "isControl"),
+        ("PATCH", control, {"isControl": False}, "isControl"),
+        ("PATCH", control, {"content": "no file yet"}, "content"),
+        ("POST", VARIANTS, {**asked, "content": "no file yet"}, "content"),
+        ("POST", VARIANTS, {**asked, "weight": 33.3}, "weight"),
+    ):
+        refused = await tenant.ask(method, path, body)
+        assert (refused.status, refused.body["details"][0]["field"]) == (400, field), refused.body
+    assert (await tenant.ok("GET", control))["weight"] == 70
 
 
 async def test_the_list_of_variants(tenant: Tenant) -> None:

@@ -200,6 +200,21 @@ async def test_what_is_wrong_is_told_by_field(tenant: Tenant, fields: dict[str, 
     assert (await tenant.ok("GET", AT))["count"] == 0
 
 
+async def test_what_was_answered_may_be_sent_back(tenant: Tenant) -> None:
+    """Whole, as it was read, draft or launched: nothing changes. Another status, key or id is refused."""
+    found = await draft(tenant)
+    at = f"{AT}/{found['id']}"
+    for verb in ("", "launch", "end"):
+        shown = await tenant.ok("POST", f"{at}/{verb}") if verb else await tenant.ok("GET", at)
+        again = await tenant.ok("PATCH", at, shown)
+        assert again == {**shown, "updated_at": again["updated_at"]}, verb
+        for name, value in (("status", "paused"), ("feature_flag_key", "other"), ("id", 99)):
+            assert (await refused(tenant, "PATCH", at, {name: value}))["attr"] == name
+    bare = dict.fromkeys(f.name for f in posthog.EXPERIMENT.fields if f.how is not How.SHOWN)
+    bare |= {"name": "Bare", "feature_flag_key": "bare", "update_feature_flag_params": False}
+    assert (await tenant.ok("POST", AT, bare, status=201))["type"] == "product"
+
+
 async def test_keys_of_all_kinds(tenant: Tenant) -> None:
     """Capitals and underscores are kept for this door; our own key has none; a key that is taken is refused."""
     variants = [{"key": "control", "split_percent": 50}, {"key": "New_Look", "split_percent": 50}]
@@ -239,6 +254,9 @@ async def test_metrics_of_every_type(tenant: Tenant) -> None:
     assert (native["primary"]["kind"], len(native["secondary"])) == ("mean", 1)
     changed = {"metrics": {"primary": {"eventName": "elsewhere"}}}
     await tenant.ok("PATCH", f"/v1/experiments/{found['id']}", changed)
+    await tenant.ok("PATCH", at, {"metrics_secondary": [RATIO]})
+    native = (await tenant.ok("GET", f"/v1/experiments/{found['id']}"))["metrics"]
+    assert (native["primary"]["eventName"], native["secondary"][0]["eventName"]) == ("elsewhere", "refunded")
     (metric,) = (await tenant.ok("GET", at))["metrics"]
     assert (metric["metric_type"], metric["series"][0]["event"]) == ("funnel", "elsewhere")
 
@@ -387,6 +405,7 @@ async def test_dates_launch_and_end(tenant: Tenant) -> None:
     assert (await refused(tenant, "PATCH", at, {"start_date": None}))["attr"] == "start_date"
     swapped = {"start_date": launched["start_date"], "end_date": launched["start_date"]}
     assert (await refused(tenant, "PATCH", at, swapped))["attr"] == "end_date"
+    assert (await refused(tenant, "PATCH", at, {"end_date": moment(tenant, days=-1)}))["attr"] == "end_date"
     tenant.clock.jump(60)
     ended = await tenant.ok("PATCH", at, {"end_date": moment(tenant), "conclusion": "lost"})
     assert (ended["status"], ended["conclusion"]) == ("stopped", "lost")
@@ -674,6 +693,8 @@ async def test_eligible_flags(tenant: Tenant) -> None:
     assert (await tenant.ok("GET", f"{at}?search=flag-c"))["count"] == 1
     assert (await tenant.ok("GET", f"{at}?active=true"))["count"] == 0
     assert (await tenant.ok("GET", f"{at}?evaluation_runtime=client"))["count"] == 0
+    body = await refused(tenant, "GET", f"{at}?created_by_id=1")
+    assert "no numbers" in body["detail"]
     for query in ("limit=x", "offset=x", "offset=-1", "order=wat", "active=maybe", "wat=1"):
         await refused(tenant, "GET", f"{at}?{query}")
     reader = await tenant.limited("feature_flag:read")

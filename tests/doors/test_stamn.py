@@ -106,6 +106,20 @@ async def test_deleting(signed_plane: Plane, state: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["", "/stamn"])
+async def test_headers_and_slashes(signed_plane: Plane, base: str) -> None:
+    """What was made says where it is and which version it has; under `/stamn` a slash at the end changes nothing."""
+    made = await signed_plane.rest("POST", f"{base}/v1/experiments", EXAMPLE)
+    identifier = (made.body["data"] if base else made.body)["id"]
+    assert made.headers["Location"] == f"{base}/v1/experiments/{identifier}"
+    at = f"{base}/v1/experiments/{identifier}" + ("/" if base else "")
+    tag = (await signed_plane.rest("GET", at)).headers["ETag"]
+    assert (await signed_plane.rest("PATCH", at, {"name": "New"}, If_Match=tag)).status == 200
+    assert (await signed_plane.rest("PATCH", at, {"name": "Newer"}, If_Match=tag)).status == 412
+    if base:
+        assert (await signed_plane.rest("GET", f"{base}/v1/experiments/")).status == 200
+
+
+@pytest.mark.parametrize("base", ["", "/stamn"])
 async def test_failures(signed_plane: Plane, base: str) -> None:
     """A sentence in `error`; in the envelope `success` is false, and `message` says it, or every fault."""
     drafted = await signed_plane.made("/v1/experiments", EXAMPLE)

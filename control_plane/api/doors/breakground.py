@@ -14,6 +14,7 @@ from control_plane.api.doors.files import (
     other_rules,
     own_labels,
     participants,
+    share,
     whole_file,
 )
 from control_plane.api.doors.mapping import (
@@ -93,9 +94,7 @@ VARIANT = Shape(
     ),
     ours("name", "its name", required=True, example="Friendly"),
     ours("description", "what it tries", example="Warm words"),
-    ours(
-        "splitPercentage", "whole per cent; all together are 100", native="weight", required=True, example=50
-    ),
+    share("splitPercentage", "whole per cent; all together are 100", required=True, example=50),
     kept("flowId", "the flow it shows", str, example="flow-1"),
     ours(
         "config",
@@ -113,8 +112,7 @@ EXPERIMENT = Shape(
     kept("hypothesis", "what is expected", str, example="Friendly resolves more"),
     ours(
         "type",
-        "ab_test; experiments of other types, made elsewhere, are shown with ours. Sent in a change it has to be the"
-        " one there is",
+        "ab_test; experiments of other types, made elsewhere, are shown with ours",
         only="create",
         into=_type,
         show=lambda e: _type_of(e["type"]),
@@ -221,10 +219,9 @@ def _create(work: Work, call: Call) -> Answered:
 def _update(work: Work, call: Call) -> Answered:
     experiment = experiments.find(work, call.id)
     experiment.after(Verb.EDIT)
-    same = {"type": _type_of(experiment.type.value)}
-    body = {name: value for name, value in call.body.items() if name not in same or same[name] != value}
+    body = EXPERIMENT.unechoed(call.body, _shown(work, experiments.view_of(work, experiment)))
     sent = EXPERIMENT.read(body, verb="update")
-    variants = _read_variants(call.body["variants"], verb="update") if "variants" in call.body else None
+    variants = _read_variants(body["variants"], verb="update") if "variants" in body else None
     _target(variants or [], sent)
     if "audienceId" in body:
         _change_audience(experiment, sent)

@@ -6,7 +6,7 @@ Experiments on web pages, flows and flags name none of these. Without them an ex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from control_plane.api.doors.mapping import Field, Json, Sent, ours
+from control_plane.api.doors.mapping import Field, Json, Sent, ours, wrong
 
 AUDIENCE = "audience"
 """The label that says which audience a participant belongs to."""
@@ -48,6 +48,21 @@ def own_labels() -> Field:
         "an addition: the experiment's own labels; one made with a key that is limited to labels carries those",
         example={"team": "growth"},
     )
+
+
+def share(name: str, says: str, **more: Any) -> Field:
+    """A variant's weight: participants are dealt out in whole per cent."""
+
+    def into(value: Any) -> Json:
+        if isinstance(value, float) and not value.is_integer():
+            raise wrong(
+                name,
+                f"{value} is no whole number of per cent, in which participants are dealt out",
+                "round it, so that all together are 100",
+            )
+        return {"weight": value}
+
+    return ours(name, says, native="weight", into=into, **more)
 
 
 def contents(native: Callable[[Json], Any] | None = None) -> tuple[Field, Field]:

@@ -36,7 +36,7 @@ class How(StrEnum):
         return {
             How.OURS: "it means the same here",
             How.KEPT: "it means nothing for files: accepted, stored and echoed, never looked at",
-            How.SHOWN: "only in answers; refused where it is sent",
+            How.SHOWN: "only in answers; refused where something else is sent than was answered",
             How.REFUSED: "refused with the reason, unless it is empty",
         }[self]
 
@@ -125,6 +125,8 @@ class Shape:
                 faults.append(Fault(field=at + item.name, message="is required", remedy="send it"))
         for name, value in body.items():
             found = self._by_name.get(name)
+            if found is not None and value is None and verb == "create":
+                continue  # as good as not sent
             fault = _unfit(found, value, verb, self._by_name)
             if fault is not None:
                 faults.append(replace(fault, field=at + name))
@@ -158,13 +160,20 @@ class Shape:
                 answer[item.name] = item.show(native) if item.show else native.get(item.native)
         return answer
 
+    def unechoed(self, body: Json, told: Mapping[str, Any]) -> Json:
+        """The body of a change without what is sent back as it was `told`, whether it can be changed or not."""
+        known = {item.name for item in self.fields}
+        return {k: v for k, v in body.items() if not (k in known and k in told and told[k] == v)}
+
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """What fails inside is told of this door's own fields."""
+    def told(self, *, under: str = "") -> Iterator[None]:
+        """What fails inside is told of this door's own fields; `under` is where our own names for them start."""
         try:
             yield
         except Error as error:
-            faults = [replace(fault, field=self.name_of(fault.field)) for fault in error.faults]
+            faults = [
+                replace(fault, field=self.name_of(fault.field.removeprefix(under))) for fault in error.faults
+            ]
             if not faults:
                 raise
             listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)

@@ -111,7 +111,7 @@ def _list(work: Work, call: Call) -> Answered:
         kind=kind,
         counted=f'"{AS_TYPE}": "multivariate"' if kind == "multivariate" else "",
         hidden=f'"{AS_TYPE}": "multivariate"' if kind == "ab" else "",
-        search=named(query.get("search", "")),
+        search=named(query.get("search", "").lower()),
     )
     found = foreign.last_changed(work, wanted, cursor=query.get("cursor", ""), limit=limit)
     entities = [_experiment(work, view, variants=False) for view in found.views]
@@ -129,7 +129,7 @@ def _create(work: Work, call: Call) -> Answered:
         )
     choose_audience(sent)
     values = sent.values
-    weight = call.body.get("controlWeight", 100)
+    weight = 100 if call.body.get("controlWeight") is None else call.body["controlWeight"]
     if not isinstance(weight, int) or isinstance(weight, bool) or not 1 <= weight <= 100:
         raise wrong("controlWeight", "is not a whole number from 1 to 100", "send one, or leave it out")
     bare: Json = {}
@@ -154,7 +154,9 @@ def _get(work: Work, call: Call) -> Answered:
 def _update(work: Work, call: Call) -> Answered:
     experiment = _here(work, call.id)
     foreign.require_not(experiment, foreign.is_over, "a completed experiment cannot be edited")
-    sent = EXPERIMENT.read(call.body, verb="update")
+    shown = _experiment(work, experiments.view_of(work, experiment), variants=False)
+    body = EXPERIMENT.unechoed(call.body, shown)
+    sent = EXPERIMENT.read(body, verb="update")
     if "targetingRules" in sent.values:
         present = experiment.design.targeting_rules.model_dump(mode="json", by_alias=True)
         follow_audience(sent, rules=present, selector=experiment.selector)
@@ -345,7 +347,8 @@ def _list_variants(work: Work, call: Call) -> Answered:
 def _add_variant(work: Work, call: Call) -> Answered:
     sent = VARIANT.read(call.body, verb="create")
     experiment = _here(work, named(str(call.body["experimentId"])))
-    with VARIANT.told():
+    _one_control(sent.values, {"isControl": False})
+    with VARIANT.told(under="variant."):
         asked = {"id": show_id(experiment.id), **sent.values}
         _, added = experiments.add_variant(work, requests.parse(requests.AddVariant, asked))
     foreign.keep_of_variant(work, added, NAME, sent.kept)
@@ -363,14 +366,16 @@ def _get_variant(work: Work, call: Call) -> Answered:
 def _update_variant(work: Work, call: Call) -> Answered:
     experiment, variant = foreign.of_variant(work, call.id)
     _here(work, show_id(experiment.id))
-    sent = VARIANT.read(call.body, verb="update")
+    body = VARIANT.unechoed(call.body, _variant(work, experiment, call.id).body)
+    sent = VARIANT.read(body, verb="update")
     same = {"isControl": variant.is_control, "weight": variant.weight}
+    _one_control(sent.values, same)
     values = {name: value for name, value in sent.values.items() if name not in same or same[name] != value}
-    with VARIANT.told():
+    with VARIANT.told(under="variant."):
         asked = {"id": show_id(experiment.id), "variantId": call.id, **values}
         _, changed = experiments.update_variant(work, requests.parse(requests.UpdateVariant, asked))
     foreign.keep_of_variant(work, changed, NAME, sent.kept)
-    if {"weight", "isControl"} & set(values):
+    if "weight" in values:
         _leave_the_rest(work, experiment.id, wanted=values.get("weight") if changed.is_control else None)
     return _variant(work, experiment, call.id)
 
@@ -387,6 +392,12 @@ def _delete_variant(work: Work, call: Call) -> Answered:
     experiments.delete_variant(work, asked)
     _leave_the_rest(work, experiment.id)
     return answer
+
+
+def _one_control(values: Json, present: Json) -> None:
+    """Raises Invalid where another than the one made with the experiment would be its control."""
+    if values.get("isControl") not in (None, present["isControl"]):
+        raise wrong("isControl", "the control is the variant made with the experiment", "leave it out")
 
 
 def _leave_the_rest(work: Work, experiment_id: bytes, *, wanted: int | None = None) -> None:

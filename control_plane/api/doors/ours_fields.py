@@ -12,6 +12,7 @@ from control_plane.api.doors.files import (
     other_rules,
     own_labels,
     participants,
+    share,
     whole_file,
 )
 from control_plane.api.doors.mapping import Field, Json, Shape, kept, ours, shown, wrong
@@ -53,8 +54,17 @@ def _bare(item: Any) -> Any:
 
 def _metrics(experiment: Json) -> Json:
     found = experiment["metrics"]
-    told = {"primary": _bare(found["primary"]), "secondary": _bare(found["secondary"])}
-    return {**told, "guardrail": _bare(found["guardrail"])} if found["guardrail"] else told
+    told: Json = {
+        "primary": found["primary"] and _metric(found["primary"]),
+        "secondary": [_metric(item) for item in found["secondary"]],
+    }
+    return (
+        {**told, "guardrail": [_metric(item) for item in found["guardrail"]]} if found["guardrail"] else told
+    )
+
+
+def _metric(item: Json) -> Json:
+    return {"eventName": None, "funnelId": None, **_bare(item)}
 
 
 def _rules(value: Any) -> Json:
@@ -90,6 +100,7 @@ TARGETING = Shape(
         "conditions on the page's query, as {key, operator, value}",
         list[_Query],
         example=[{"key": "utm_source", "operator": "equals", "value": "mail"}],
+        default=[],
     ),
     ours(
         "labels",
@@ -193,8 +204,11 @@ VARIANT = Shape(
         show=lambda v: own("exp", v["experimentId"]),
     ),
     ours("name", "its name", required=True, example="Friendly"),
-    ours("isControl", "whether it is what the others are compared with; the one made with the experiment is"),
-    ours("weight", "per cent; the control has what the others leave, at least 1", example=40),
+    ours(
+        "isControl",
+        "whether it is what the others are compared with: the one made with the experiment",
+    ),
+    share("weight", "whole per cent; the control has what the others leave, at least 1", example=40),
     kept(
         "variantType",
         "how it changes the page: dom_modifications or redirect",
@@ -221,7 +235,13 @@ SETTINGS = Shape(
     kept("name", "its name", str, example="Main", default="Experiment Settings"),
     shown("pixel", "the pixel's token: there is none", show=lambda s: ""),
     kept("cookieName", "the cookie that keeps assignments", str, example="_tone", default="_cord_exp"),
-    kept("whitelistDomains", "domains that may ask for experiments", list[str], example=["example.com"]),
+    kept(
+        "whitelistDomains",
+        "domains that may ask for experiments",
+        list[str],
+        example=["example.com"],
+        default=[],
+    ),
     shown("createdAt", "when something was first sent of it"),
     shown("createdByUserId", "nobody: users have no ids here", show=lambda s: None),
     shown("updatedAt", "when something was last sent of it"),

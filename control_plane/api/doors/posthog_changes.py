@@ -1,9 +1,9 @@
 """How an experiment is made and changed by PostHog's clients: its fields, its dates, and whether it is hidden."""
 
 from control_plane.api.doors import posthog_writing as writing
-from control_plane.api.doors.mapping import Answered, Call, Json, take, wrong
+from control_plane.api.doors.mapping import Answered, Call, Json, Sent, take, wrong
 from control_plane.api.doors.posthog_fields import EXPERIMENT
-from control_plane.api.doors.posthog_reading import answered, here
+from control_plane.api.doors.posthog_reading import answered, here, told
 from control_plane.api.doors.posthog_writing import NAME, is_draft, kept_of
 from control_plane.domain import requests
 from control_plane.domain.experiment import Experiment
@@ -60,14 +60,15 @@ def _now(work: Work, experiment: Experiment) -> Answered:
 
 def update(work: Work, call: Call) -> Answered:
     """The experiment is as sent; what was not sent stays."""
-    body = call.body
     experiment = experiments.find(work, call.id)
+    before = told(work, experiments.view_of(work, experiment))
+    body = EXPERIMENT.unechoed(call.body, before)
     if kept_of(experiment).get("deleted"):
         experiment = _brought_back(work, experiment, body)
     if experiment.archived and body.get("archived") is False:
         experiment = lifecycle.unarchive(work, requests.ById(id=show_id(experiment.id))).experiment
     sent = EXPERIMENT.read(body, verb="update")
-    _write(work, experiment, body, sent.values, sent.kept)
+    _write(work, experiment, body, sent, before)
     experiment = work.store.experiments.get(experiment.id)
     _move_dates(work, experiment, body)
     _conclude(work, work.store.experiments.get(experiment.id), body)
@@ -78,10 +79,10 @@ def update(work: Work, call: Call) -> Answered:
     return _now(work, experiment)
 
 
-def _write(work: Work, experiment: Experiment, body: Json, sent: Json, keep: Json) -> None:
+def _write(work: Work, experiment: Experiment, body: Json, sent: Sent, before: Json) -> None:
     """Everything but the life of it is as sent."""
-    draft, before = is_draft(experiment), kept_of(experiment)
-    values = {name: value for name, value in sent.items() if name not in ("variants", "analysis")}
+    draft = is_draft(experiment)
+    values = {name: value for name, value in sent.values.items() if name not in ("variants", "analysis")}
     found = writing.variants(body, new=False)
     if found is not None:
         writing.one_target(found, values)
@@ -102,7 +103,7 @@ def _write(work: Work, experiment: Experiment, body: Json, sent: Json, keep: Jso
     if not draft:
         allowed = body.get("update_feature_flag_params") is True
         writing.write_split(work, experiment, found, share, allowed=allowed)
-    foreign.keep(work, experiment.id, NAME, {**keep, **kept_metrics, **kept_stats, **kept_criteria})
+    foreign.keep(work, experiment.id, NAME, {**sent.kept, **kept_metrics, **kept_stats, **kept_criteria})
 
 
 def _moment(body: Json, name: str) -> int | None:
@@ -120,7 +121,8 @@ def _moment(body: Json, name: str) -> int | None:
 def _move_dates(work: Work, experiment: Experiment, body: Json) -> None:
     """A start date launches or schedules, an end date ends or schedules; those that it has change nothing."""
     start, end = _moment(body, "start_date"), _moment(body, "end_date")
-    if start is not None and end is not None and end <= start:
+    begun = start or experiment.started_at or experiment.design.schedule.start
+    if begun is not None and end is not None and end <= begun and not _is_at(end, experiment.completed_at):
         raise wrong("end_date", "is not after start_date", "send a later one")
     at = show_id(experiment.id)
     if "start_date" in body and start is None and not is_draft(experiment):

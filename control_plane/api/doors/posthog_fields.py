@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from control_plane.api.doors.files import bare, own_labels, participants, whole_file
+from control_plane.api.doors.files import bare, own_labels, participants, share, whole_file
 from control_plane.api.doors.mapping import Field, Json, Shape, kept, ours, refused, shown, wrong
 from control_plane.api.doors.posthog_metrics import METRIC
 from control_plane.domain.fields import KEY
@@ -66,10 +66,6 @@ def payload(variant: Json) -> Any:
     return {**found, "files": files} if files else (found or None)
 
 
-def _split(value: Any) -> Json:
-    return {"weight": value}
-
-
 VARIANT = Shape(
     ours(
         "key",
@@ -80,8 +76,8 @@ VARIANT = Shape(
     ours(
         "name", "its name; the key unless it is sent", example="Bold", into=lambda n: {"name": n} if n else {}
     ),
-    ours("split_percent", "whole per cent; all together are 100", native="weight", into=_split, example=50),
-    ours("rollout_percentage", "the same by its former name", native="weight", into=_split),
+    share("split_percent", "whole per cent; all together are 100", example=50),
+    share("rollout_percentage", "the same by its former name"),
     ours(
         "payload",
         "a JSON object, as such or as a text: of it `content` and `targetFile`, or `files`, are what it writes",
@@ -230,7 +226,6 @@ EXPERIMENT = Shape(
         says="true lets a change of weights or share take effect after the launch, as a phase",
         into=_nothing,
         unshown=True,
-        only="update",
     ),
     shown("feature_flag", "the key with the variants as its values", show=lambda e: e["told"]["feature_flag"]),
     shown("exposure_cohort", "none", show=lambda e: None),

@@ -1,7 +1,15 @@
 """What PostHog's clients ask of a whole project: keys to experiment on, whether anything is reported, its pace."""
 
 from control_plane.api.doors.mapping import Answered, Call, one_of, take
-from control_plane.api.doors.posthog_reading import ACTIVE, HIDDEN, flag, ordered_by, told, window
+from control_plane.api.doors.posthog_reading import (
+    ACTIVE,
+    HIDDEN,
+    flag,
+    ordered_by,
+    refuse_unasked,
+    told,
+    window,
+)
 from control_plane.domain import requests
 from control_plane.services import arrivals, foreign, survey
 from control_plane.services.work import Work
@@ -14,6 +22,7 @@ _FLAG_ORDERS = {"created_at": "created", "updated_at": "updated", "key": "key", 
 
 def eligible_flags(work: Work, call: Call) -> Answered:
     """Keys that an experiment can stand on: two variants and more, the first of them `control`."""
+    refuse_unasked(call)
     query = take(
         call,
         (

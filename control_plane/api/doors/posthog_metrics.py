@@ -42,7 +42,7 @@ def _steps(value: Any) -> Json:
     for place, step in enumerate(value):
         if not isinstance(step, dict):
             raise wrong(f"series.{place}", "is not an object", "send an event")
-        EVENT.read({"event": None, **step}, verb="create", at=f"series.{place}.")
+        EVENT.read({"event": None, **step}, verb="update", at=f"series.{place}.")
     return {}
 
 
@@ -177,7 +177,7 @@ def with_uuids(work: Work, listed: Any, field: str) -> list[Json]:
 def native(item: Json, at: str) -> Json:
     """Our metric of one of theirs. Raises Invalid naming what cannot be measured here."""
     METRIC.read(
-        {name: value for name, value in item.items() if name != "fingerprint"}, verb="create", at=f"{at}."
+        {name: value for name, value in item.items() if name != "fingerprint"}, verb="update", at=f"{at}."
     )
     kind = item.get("metric_type")
     for name in _EVENTS.get(str(kind), ("metric_type",)):

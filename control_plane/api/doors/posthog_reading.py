@@ -237,11 +237,16 @@ NOT_ASKED = {
 """What lists are asked for there and cannot be here, and why."""
 
 
-def list_page(work: Work, call: Call) -> Answered:
-    """A page of experiments: not archived ones unless they are asked for, the newest first."""
+def refuse_unasked(call: Call) -> None:
+    """Raises Invalid with the reason for what no list can be asked for."""
     for name, why in NOT_ASKED.items():
         if name in call.query:
             raise wrong(name, why, "leave it out")
+
+
+def list_page(work: Work, call: Call) -> Answered:
+    """A page of experiments: not archived ones unless they are asked for, the newest first."""
+    refuse_unasked(call)
     query = take(call, LIST)
     limit, offset = window(query, default=100)
     status = one_of(query, "status", tuple(_STATUSES)) or "all"

@@ -172,14 +172,11 @@ def _differs(work: Work, variant: Any, sent: Json) -> bool:
 
 
 def metrics(work: Work, body: Json, before: Json) -> tuple[Json | None, Json]:
-    """Our metrics of what is sent, None where nothing is said of them; and what is to be kept."""
+    """Our metrics of what is sent and was told `before`, None where nothing is sent; and what is to be kept."""
     names = (*typed.LISTS, *ORDERS.values(), "saved_metrics_ids")
     if not any(name in body for name in names):
         return None, {}
-    lists = {
-        name: typed.with_uuids(work, body[name], name) if name in body else list(before.get(name) or [])
-        for name in typed.LISTS
-    }
+    lists = {name: typed.with_uuids(work, body.get(name, before.get(name)), name) for name in typed.LISTS}
     keep: Json = dict(lists)
     for name, order in ORDERS.items():
         keep[order] = typed.ordered(body.get(order), lists[name], before.get(order) or [], order)

@@ -15,8 +15,9 @@ from control_plane.services import foreign
 from shared.errors import Error
 
 PREFIX = "/stamn"
+LIST = "ExperimentService.ListExperiments"
 CALLS = {
-    "ExperimentService.ListExperiments": "experiments of the key's project; a page of them, under `/stamn` all of them",
+    LIST: "experiments of the key's project; a page of them, under `/stamn` all of them",
     "ExperimentService.CreateExperiment": "with variants and planned assignments",
     "ExperimentService.GetExperiment": "with its variants",
     "ExperimentService.UpdateExperiment": "what was not sent stays; structure changes in draft",
