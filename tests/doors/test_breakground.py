@@ -102,6 +102,10 @@ async def test_every_field_of_the_table(tenant: Tenant) -> None:
         ({"variants": [{"name": "A", "splitPercentage": 100, "wat": 1}]}, "variants.0.wat"),
         ({"variants": [{"name": "A", "splitPercentage": 100, "config": 1}]}, "variants.0.config"),
         ({"variants": [{"name": "A", "splitPercentage": 100, "flowId": 1}]}, "variants.0.flowId"),
+        (
+            {"variants": [{"name": "A", "splitPercentage": 100, "config": {"content": "no file"}}]},
+            "variants.0.config.content",
+        ),
         ({"type": "bandit"}, "type"),
         ({"name": ""}, "name"),
         ({"status": "running"}, "status"),

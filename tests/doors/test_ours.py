@@ -199,6 +199,17 @@ async def test_the_list_pages_filters_and_clamps(tenant: Tenant) -> None:
         assert (refused.status, set(refused.body)) == (400, {"error", "details"}), query
 
 
+async def test_a_page_has_25_unless_asked(tenant: Tenant) -> None:
+    """And no more of the next page than there is."""
+    asked = {"experimentSettingsId": await settings_id(tenant)}
+    for number in range(26):
+        await tenant.ok("POST", AT, {**asked, "name": f"Test {number}"}, status=201)
+    page = await tenant.ok("GET", AT)
+    assert (len(page["entities"]), page["pagination"]["hasMore"]) == (25, True)
+    rest = await tenant.ok("GET", f"{AT}?cursor={page['pagination']['nextCursor']}")
+    assert (len(rest["entities"]), rest["pagination"]) == (1, {"nextCursor": None, "hasMore": False})
+
+
 async def test_a_life(tenant: Tenant) -> None:
     """start, pause, resume, stop with a winner: the envelope each time, dates, and what is final."""
     made = await whole(tenant)

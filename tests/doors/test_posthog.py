@@ -165,6 +165,9 @@ async def test_what_means_nothing_for_files_is_kept_and_echoed(tenant: Tenant) -
          "parameters.feature_flag_variants"),
         ({"parameters": {"feature_flag_variants": [{"key": "a", "wat": 50}, {"key": "b"}]}},
          "parameters.feature_flag_variants.0.wat"),
+        ({"parameters": {"feature_flag_variants": [{"key": "a", "split_percent": 50, "payload": {"content": "no file"}},
+                                                   {"key": "b", "split_percent": 50}]}},
+         "parameters.feature_flag_variants.0.payload.content"),
         ({"metrics": [{"metric_type": "retention"}]}, "metrics.0.metric_type"),
         ({"metrics": [{"kind": "ExperimentTrendsQuery"}]}, "metrics.0.kind"),
         ({"metrics": [{**MEAN, "source": {"kind": "ActionsNode", "id": 1}}]}, "metrics.0.source.kind"),
@@ -603,8 +606,11 @@ async def test_duplicate(tenant: Tenant) -> None:
         found["description"],
     )
     assert (await tenant.ok("GET", at))["metrics"] == found["metrics"]
-    legacy = await made(tenant, filters={"insight": "FUNNELS"})
-    assert "legacy" in (await refused(tenant, "POST", f"{AT}/{legacy['id']}/duplicate/"))["detail"]
+    for place, old_fields in enumerate(
+        ({"filters": {"insight": "FUNNELS"}}, {"secondary_metrics": [{"name": "a"}]})
+    ):
+        legacy = await made(tenant, feature_flag_key=f"legacy-{place}", **old_fields)
+        assert "legacy" in (await refused(tenant, "POST", f"{AT}/{legacy['id']}/duplicate/"))["detail"]
 
 
 async def test_a_copy_for_another_project(tenant: Tenant) -> None:

@@ -8,9 +8,11 @@ from control_plane.api import resources
 from control_plane.api.doors.files import (
     audience_of,
     audience_rule,
-    bare,
     choose_audience,
+    configuration,
+    configured,
     follow_audience,
+    one_target,
     other_rules,
     own_labels,
     participants,
@@ -61,19 +63,7 @@ def _configured(value: Any) -> Json:
         return {"config": None}
     if not isinstance(value, dict):
         raise wrong("config", "is not an object", "send an object")
-    said = {name: value[name] for name in ("content", "files", "targetFile") if value.get(name) is not None}
-    if isinstance(said.get("files"), list):
-        said["files"] = [bare(item) for item in said["files"]]
-    rest = {name: item for name, item in value.items() if name not in ("content", "files", "targetFile")}
-    return {**said, "config": rest or None}
-
-
-def _config(variant: Json) -> Json:
-    """The configuration with the file in it."""
-    found, files = dict(variant["config"] or {}), variant["files"]
-    if len(files) == 1 and files[0]["contentBase64"] is None:
-        return {**found, "targetFile": files[0]["path"], "content": files[0]["content"]}
-    return {**found, "files": files} if files else found
+    return configured(value)
 
 
 def _type_of(kind: str) -> str:
@@ -99,8 +89,9 @@ VARIANT = Shape(
     ours(
         "config",
         "free; of it `content` and `targetFile`, or `files`, are what it writes",
+        holds=("content", "files"),
         into=_configured,
-        show=_config,
+        show=configuration,
         example={"targetFile": "config/soul.md", "content": "You are friendly.", "colour": "green"},
     ),
 )
@@ -189,23 +180,12 @@ def _read_variants(value: Any, *, verb: str) -> list[Sent]:
     return found
 
 
-def _target(variants: list[Sent], sent: Sent) -> None:
-    """The one file that the variants' configurations name is the experiment's. Raises Invalid for two."""
-    named = {item.values.pop("targetFile") for item in variants if "targetFile" in item.values}
-    named |= {sent.values["targetFile"]} if sent.values.get("targetFile") else set()
-    if len(named) > 1:
-        listed = ", ".join(sorted(map(str, named)))
-        raise wrong("variants", f"name several target files: {listed}", "name one, or send config.files")
-    if named:
-        sent.values["targetFile"] = named.pop()
-
-
 def _create(work: Work, call: Call) -> Answered:
     sent = EXPERIMENT.read(call.body, verb="create")
     variants = _read_variants(call.body["variants"], verb="create")
     if not variants:
         raise wrong("variants", "is empty", "send at least one")
-    _target(variants, sent)
+    one_target(variants, sent.values, "variants")
     choose_audience(sent)
     listed = [{**item.values, "isControl": not index} for index, item in enumerate(variants)]
     values = {"metrics": _MEASURED, **sent.values, "variants": listed}
@@ -222,7 +202,7 @@ def _update(work: Work, call: Call) -> Answered:
     body = EXPERIMENT.unechoed(call.body, _shown(work, experiments.view_of(work, experiment)))
     sent = EXPERIMENT.read(body, verb="update")
     variants = _read_variants(body["variants"], verb="update") if "variants" in body else None
-    _target(variants or [], sent)
+    one_target(variants or [], sent.values, "variants")
     if "audienceId" in body:
         _change_audience(experiment, sent)
     sent.values.pop("variants", None)
@@ -255,17 +235,13 @@ def _write_variants(work: Work, experiment: Experiment, variants: list[Sent]) ->
             experiments.delete_variant(work, gone)
     control = any(variant.is_control and variant.id in named for variant in experiment.variants)
     for index, item in enumerate(variants):
-        values = dict(item.values)
-        variant_id = values.pop("id", None)
-        if variant_id is None:
-            first = {"isControl": True} if not control and not index else {}
-            _, changed = experiments.add_variant(
-                work, requests.parse(requests.AddVariant, {**at, **values, **first})
-            )
-        else:
-            first = {"isControl": True} if not control and not index else {}
-            asked = {**at, "variantId": variant_id, **values, **first}
+        first = {"isControl": True} if not control and not index else {}
+        asked = {**item.values, **first, "id": at["id"]}
+        if "id" in item.values:
+            asked["variantId"] = item.values["id"]
             _, changed = experiments.update_variant(work, requests.parse(requests.UpdateVariant, asked))
+        else:
+            _, changed = experiments.add_variant(work, requests.parse(requests.AddVariant, asked))
         foreign.keep_of_variant(work, changed, NAME, item.kept)
 
 

@@ -99,6 +99,37 @@ def bare(item: Any) -> Any:
     }
 
 
+_WRITTEN = ("content", "files", "targetFile")
+
+
+def configured(value: Json) -> Json:
+    """What a variant writes, out of its free configuration; the rest stays configuration."""
+    said = {name: value[name] for name in _WRITTEN if value.get(name) is not None}
+    if isinstance(said.get("files"), list):
+        said["files"] = [bare(item) for item in said["files"]]
+    rest = {name: item for name, item in value.items() if name not in _WRITTEN}
+    return {**said, "config": rest or None}
+
+
+def configuration(variant: Json) -> Json:
+    """The configuration with what the variant writes in it."""
+    found, files = dict(variant["config"] or {}), variant["files"]
+    if len(files) == 1 and files[0]["contentBase64"] is None:
+        return {**found, "targetFile": files[0]["path"], "content": files[0]["content"]}
+    return {**found, "files": files} if files else found
+
+
+def one_target(variants: Sequence[Sent], values: Json, field: str) -> None:
+    """The one file that configurations name is the experiment's. Raises Invalid for two."""
+    named = {item.values.pop("targetFile") for item in variants if "targetFile" in item.values}
+    named |= {values["targetFile"]} if values.get("targetFile") else set()
+    if len(named) > 1:
+        listed = ", ".join(sorted(map(str, named)))
+        raise wrong(field, f"name several target files: {listed}", "name one, or send files")
+    if named:
+        values["targetFile"] = named.pop()
+
+
 def audience_rule(value: Any) -> Json:
     """Only participants with this audience's label are eligible."""
     if value is None:

@@ -48,7 +48,8 @@ class Field:
     `into` makes our JSON of what was sent, `show` what is answered of ours; without them the value is the same.
     `kind` is the type a kept value has to have, `default` what is shown of it until it is sent. A field with
     `inside` is an object of fields, replaced as a whole; one with `each` a list of such resources. With `only`
-    it may be sent to `create` or to `update` only, with `unshown` it is in no answer.
+    it may be sent to `create` or to `update` only, with `unshown` it is in no answer. What it `holds` are names of
+    ours that stand inside its value.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Field:
     required: bool = False
     only: str = ""
     unshown: bool = False
+    holds: Sequence[str] = ()
     into: Callable[[Any], Json] | None = None
     show: Callable[[Json], Any] | None = None
     inside: "Shape | None" = None
@@ -187,6 +189,8 @@ class Shape:
             return -len(native), native.rpartition(".")[2] != found[0].name
 
         for item, prefix in sorted(self._flat(), key=nearest):
+            if path.partition(".")[0] in item.holds:
+                return f"{prefix}{item.name}.{path}"
             if item.native and (path == item.native or path.startswith(item.native + ".")):
                 rest = path[len(item.native) + 1 :]
                 if item.each is not None and rest:

@@ -1,6 +1,7 @@
 """How an experiment is made and changed by PostHog's clients: its fields, its dates, and whether it is hidden."""
 
 from control_plane.api.doors import posthog_writing as writing
+from control_plane.api.doors.files import one_target
 from control_plane.api.doors.mapping import Answered, Call, Json, Sent, take, wrong
 from control_plane.api.doors.posthog_fields import EXPERIMENT
 from control_plane.api.doors.posthog_reading import answered, here, told
@@ -32,7 +33,7 @@ def create(work: Work, call: Call) -> Answered:
         if body.get(name):
             raise wrong(name, "is nothing that a new experiment has", "leave it out")
     found = writing.variants(body, new=True) or []
-    writing.one_target(found, values)
+    one_target(found, values, "parameters.feature_flag_variants")
     control = writing.baseline([item.values["key"] for item in found], body)
     values["variants"] = [{**item.values, "isControl": item.values["key"] == control} for item in found]
     measured, kept_metrics = writing.metrics(work, body, {})
@@ -85,7 +86,7 @@ def _write(work: Work, experiment: Experiment, body: Json, sent: Sent, before: J
     values = {name: value for name, value in sent.values.items() if name not in ("variants", "analysis")}
     found = writing.variants(body, new=False)
     if found is not None:
-        writing.one_target(found, values)
+        one_target(found, values, "parameters.feature_flag_variants")
     measured, kept_metrics = writing.metrics(work, body, before)
     analysis, kept_stats = writing.analysis(experiment, body)
     criteria, kept_criteria = writing.exposure(experiment, body, values)

@@ -5,7 +5,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from control_plane.api.doors.files import bare, own_labels, participants, share, whole_file
+from control_plane.api.doors.files import (
+    configuration,
+    configured,
+    own_labels,
+    participants,
+    share,
+    whole_file,
+)
 from control_plane.api.doors.mapping import Field, Json, Shape, kept, ours, refused, shown, wrong
 from control_plane.api.doors.posthog_metrics import METRIC
 from control_plane.domain.fields import KEY
@@ -49,21 +56,13 @@ def _payload(value: Any) -> Json:
         return {"config": None}
     if not isinstance(found, dict):
         return {"config": {"payload": found}}
-    said = {name: found[name] for name in ("content", "files", "targetFile") if found.get(name) is not None}
-    if isinstance(said.get("files"), list):
-        said["files"] = [bare(item) for item in said["files"]]
-    rest = {name: item for name, item in found.items() if name not in ("content", "files", "targetFile")}
-    return {**said, "config": rest or None}
+    return configured(found)
 
 
 def payload(variant: Json) -> Any:
     """The payload with the file in it; None where there is nothing."""
-    found, files = dict(variant["config"] or {}), variant["files"]
-    if set(found) == {"payload"} and not files:
-        return found["payload"]
-    if len(files) == 1 and files[0]["contentBase64"] is None:
-        return {**found, "targetFile": files[0]["path"], "content": files[0]["content"]}
-    return {**found, "files": files} if files else (found or None)
+    found = configuration(variant)
+    return found["payload"] if set(found) == {"payload"} else (found or None)
 
 
 VARIANT = Shape(
@@ -82,6 +81,7 @@ VARIANT = Shape(
         "payload",
         "a JSON object, as such or as a text: of it `content` and `targetFile`, or `files`, are what it writes",
         native="config",
+        holds=("content", "files"),
         into=_payload,
         show=payload,
         example={"targetFile": "config/soul.md", "content": "You are bold.", "tone": 2},

@@ -183,7 +183,7 @@ VERBS: tuple[Verb, ...] = (
 def duplicate(work: Work, call: Call) -> Answered:
     """There is a draft like it, with metric uuids and a key of its own."""
     source = here(experiments.find(work, call.id))
-    if kept_of(source).get("filters"):
+    if any(kept_of(source).get(name) for name in ("filters", "secondary_metrics")):
         raise FailedPrecondition(
             "an experiment with legacy metrics cannot be duplicated", reason="WRONG_STATE"
         )

@@ -1,7 +1,6 @@
 """How what PostHog's clients send becomes ours: variants, weights, metrics, settings of the analysis."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from control_plane.api.doors import posthog_metrics as typed
@@ -12,7 +11,6 @@ from control_plane.domain.experiment import Experiment
 from control_plane.domain.lifecycle import Status
 from control_plane.services import experiments, foreign, phases
 from control_plane.services.work import Work
-from shared.errors import Error
 from shared.ids import show_id
 
 NAME = "PostHog"
@@ -61,12 +59,7 @@ def _variant(item: Json, payloads: Any, at: str) -> Sent:
     said = dict(item)
     if isinstance(payloads, dict) and item.get("key") in payloads and "payload" not in item:
         said["payload"] = payloads[item["key"]]
-    try:
-        sent = VARIANT.read(said, verb="create")
-    except Error as error:
-        faults = [replace(fault, field=f"{at}.{fault.field}") for fault in error.faults]
-        listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
-        raise type(error)(listed, reason=error.reason, faults=faults) from None
+    sent = VARIANT.read(said, verb="create", at=f"{at}.")
     if "weight" not in sent.values:
         raise wrong(f"{at}.split_percent", "is required", "send it")
     sent.values.setdefault("name", said["key"])
@@ -87,20 +80,6 @@ def baseline(keys: Sequence[str], body: Json, present: str | None = None) -> str
     if present in keys:
         return str(present)
     return next((key for key in keys if key == "control"), keys[0])
-
-
-def one_target(found: Sequence[Sent], values: Json) -> None:
-    """The one file that payloads name is the experiment's. Raises Invalid for two."""
-    named = {item.values.pop("targetFile") for item in found if "targetFile" in item.values}
-    if values.get("targetFile"):
-        named.add(values["targetFile"])
-    if len(named) > 1:
-        listed = ", ".join(sorted(map(str, named)))
-        raise wrong(
-            "parameters.feature_flag_variants", f"payloads name several target files: {listed}", "name one"
-        )
-    if named:
-        values["targetFile"] = named.pop()
 
 
 def write_variants(work: Work, experiment: Experiment, found: Sequence[Sent], body: Json) -> None:
