@@ -99,7 +99,7 @@ class Repairer:
                     yield (
                         "DRIFT_WAR",
                         f"{where} was repaired {MAX_REPAIRS} times in {WINDOW_SECONDS / 60:g} minutes and "
-                        "changed again; it is left as it is for now: find out what writes it",
+                        "changed again; it is left as it is until those minutes are over: find out what writes it",
                     )
 
     def _open(self) -> Iterator[tuple[Slot, SlotFile]]:

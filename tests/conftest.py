@@ -4,6 +4,7 @@ A test that injects a fault of the list in tests/support/faults.py, and checks w
 number: `@pytest.mark.fault(11, 14)`. docs/faults.md is written from these.
 """
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from shared import logs
 from tests.support import postgres
 from tests.support.builders import World, make_world
 from tests.support.plane import Plane, running_plane
+
+# What a shell without job control starts in the background ignores Ctrl-C, and hands that on to all it starts: programs
+# that a test ends by SIGINT would run for ever. What is a function here is the default there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is, and nothing about what is tested.
 hypothesis.settings.register_profile(

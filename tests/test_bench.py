@@ -51,7 +51,12 @@ async def test_an_agent_is_measured_beside_the_least_that_does_the_same(tmp_path
     assert json.loads(told.read_text()) == found
     assert [len(found[part]) for part in ("apply", "reports", "rest")] == [1, 4, 8]
     rows = [row for part in ("apply", "reports", "rest") for row in found[part]]
-    assert all(row["ratio"] >= 0 and row["limit"] > 0 and row["rounds"] == 1 for row in rows)
+    assert all(row["limit"] > 0 and row["rounds"] == 1 for row in rows)
+    # Who rests for a moment may take no time at all of the processor.
+    assert [row["unit"] for row in found["rest"]] == ["MiB", "MiB", "ms", "ms"] * 2
+    assert all(row["ratio"] > 0 for row in rows if not row["what"].startswith("cpu"))
+    assert all(row["ours"] > 10 and row["bare"] > 10 for row in found["rest"] if row["unit"] == "MiB")
+    assert all(0 <= row["ours"] < 200 for row in found["rest"] if row["what"].startswith("cpu"))
 
 
 @pytest.mark.timeout(600)
@@ -77,9 +82,18 @@ async def test_fanout_is_measured_beside_bare_streams() -> None:
     assert child.returncode == 0
     (row,) = json.loads(out.splitlines()[-1])["rows"]
     assert row["agents"] == 4
-    assert row["startSeconds"] > 0
-    short = ("seconds", "bareSeconds", "durableSeconds", "cpuMicros", "cpuOfBare")
-    assert all(row[name] >= 0 for name in short)  # told in hundredths of a second: four agents take less
+    times = (
+        "startSeconds",
+        "seconds",
+        "bareSeconds",
+        "durableSeconds",
+        "startCpuMicros",
+        "cpuMicros",
+        "bareCpuMicros",
+    )
+    assert all(row[name] > 0 for name in times)
+    assert row["secondsOfDurable"] > 0
+    assert row["cpuOfBare"] > 0
 
 
 @pytest.mark.timeout(600)
@@ -91,7 +105,8 @@ async def test_memory_is_measured_beside_bare_streams() -> None:
     assert child.returncode == 0
     (row,) = json.loads(out.splitlines()[-1])["rows"]
     assert (row["agents"], row["slots"]) == (4, 3)
-    assert isinstance(row["kib"], int | float)  # of four agents alone it may be anything
+    assert row["kib"] > 0
+    assert row["bareKib"] > 0
 
 
 @pytest.mark.timeout(600)

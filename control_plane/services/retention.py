@@ -38,7 +38,7 @@ class Forgotten:
     closed: list[bytes]
     """Phases that count nothing more."""
     rows: int
-    """Deleted, about; 0: nothing is left to do for now."""
+    """Deleted, about; 0: nothing was left to do."""
 
 
 def step(tx: Tx, *, now: int, keep_days: int) -> Forgotten:

@@ -309,9 +309,9 @@ class Demo:
         try:
             while _going(running) and view.poll() is None:
                 time.sleep(0.1)
+            if view.poll() == 0:  # it was told to end, and we may have been started where Ctrl-C is not heard
+                raise KeyboardInterrupt
             if view.poll() is not None:
-                # Ctrl-C reaches the view as well, and it may be the first to know.
-                time.sleep(0.5)
                 raise Trouble(f"`{' '.join(command)}` ended with {view.returncode}")
         finally:
             view.terminate()

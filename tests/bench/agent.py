@@ -15,7 +15,6 @@ import json
 import os
 import queue
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from aiohttp import web
 
 from shared import logs
 from shared.model import digest
+from tests.bench.stage import cpu_seconds, median, ratio, resident_bytes
 from tests.support.fleet import ENVIRONMENT, Fleet, Host, running_fleet
 from tests.support.host import make_config, make_offer, make_participant
 from tests.support.waiting import eventually
@@ -121,8 +121,8 @@ async def applies(folder: Path, rounds: int, calls: int) -> dict[str, Any]:
         await asyncio.to_thread(spool.close)
     return {
         **_compared("apply", "bare write", pairs, limit=LIMITS["apply"]),
-        "bareMicros": _median([bare for bare, _ in pairs]),
-        "micros": _median([ours for _, ours in pairs]),
+        "bareMicros": median([bare for bare, _ in pairs]),
+        "micros": median([ours for _, ours in pairs]),
         "bareSyncs": 2,
         "syncs": syncs.count,
     }
@@ -277,8 +277,8 @@ async def reports(folder: Path, rounds: int, seconds: float) -> list[dict[str, A
     return [
         {
             **_compared(f"202s/s, {callers} callers", beside, pairs, limit=LIMITS["reports"]),
-            "barePerSecond": round(statistics.median(bare for bare, _ in pairs)),
-            "perSecond": round(statistics.median(ours for _, ours in pairs)),
+            "barePerSecond": round(median(bare for bare, _ in pairs)),
+            "perSecond": round(median(ours for _, ours in pairs)),
         }
         for callers, rows in found.items()
         for beside, pairs in (
@@ -397,8 +397,8 @@ def _rest_rows(name: str, found: list[dict[str, Rest]]) -> list[dict[str, Any]]:
     return [
         {
             **_compared(f"{part}, {name}", beside, pairs(part, beside), limit=LIMITS[limit]),
-            "bare": _median([bare for bare, _ in pairs(part, beside)]),
-            "ours": _median([ours for _, ours in pairs(part, beside)]),
+            "bare": median([bare for bare, _ in pairs(part, beside)]),
+            "ours": median([ours for _, ours in pairs(part, beside)]),
             "unit": unit,
         }
         for part, beside, limit, unit in kinds
@@ -452,10 +452,14 @@ async def _round(
             started[name] = await start()
             ready[name] = (time.perf_counter() - began) * 1e3
         await asyncio.sleep(settle)  # what a start leaves to be done is done
-        before = {name: _cpu(process.pid) for name, process in started.items()}
+        before = {name: cpu_seconds(process.pid) for name, process in started.items()}
         await asyncio.sleep(seconds)
         return {
-            name: Rest(rss=_rss(process.pid), cpu=(_cpu(process.pid) - before[name]) * 1e3, ready=ready[name])
+            name: Rest(
+                rss=resident_bytes(process.pid) / 2**20,
+                cpu=(cpu_seconds(process.pid) - before[name]) * 1e3,
+                ready=ready[name],
+            )
             for name, process in started.items()
         }
     finally:
@@ -463,17 +467,6 @@ async def _round(
             process.terminate()
         for process in started.values():
             await process.wait()
-
-
-def _cpu(pid: int) -> float:
-    """User and system seconds of a process with all its threads."""
-    return time.clock_gettime((~pid << 3) | 2)
-
-
-def _rss(pid: int) -> float:
-    """MiB resident."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 # -- children, and what is told
@@ -506,19 +499,11 @@ def _tell_ready() -> None:
     sys.stdout.buffer.flush()
 
 
-TICK = 1e-4
-"""What a clock that counts in hundredths of a second may show as nothing."""
-
-
-def _median(values: list[float]) -> float:
-    return round(statistics.median(values), 2)
-
-
 def _compared(name: str, beside: str, pairs: list[tuple[float, float]], *, limit: float) -> dict[str, Any]:
     return {
         "what": name,
         "beside": beside,
-        "ratio": _median([ours / max(bare, TICK) for bare, ours in pairs]),
+        "ratio": ratio((ours, bare) for bare, ours in pairs),
         "limit": limit,
         "rounds": len(pairs),
     }

@@ -9,7 +9,6 @@ Nothing is asserted.
 import argparse
 import asyncio
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ import grpc
 from aiohttp import web
 
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
-from tests.bench.stage import cpu_seconds, keep
+from tests.bench.stage import cpu_seconds, keep, median
 from tests.support.waiting import eventually
 
 VARIANTS = [
@@ -249,9 +248,6 @@ async def compare(
 
 
 def _row(transport: str, name: str, pairs: list[tuple[float, float, float, float]]) -> dict[str, Any]:
-    def median(values: list[float]) -> float:
-        return round(statistics.median(values), 2)
-
     return {
         "transport": transport,
         "operation": name,

@@ -12,7 +12,6 @@ import asyncio
 import json
 import shutil
 import sqlite3
-import statistics
 import tempfile
 import time
 import zlib
@@ -34,7 +33,7 @@ from control_plane.store.database import Tx
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
 from shared.moment import SECOND, utc_day
-from tests.bench.stage import keep
+from tests.bench.stage import keep, median
 from tests.support.builders import Ids, make_variant, make_world
 
 DAY = 86_400
@@ -283,7 +282,7 @@ def best_of_draws(exact: Beliefs, *, seed: int) -> list[float]:
 
 
 def _median(values: list[float]) -> float:
-    return round(statistics.median(values), 3)
+    return median(values, 3)
 
 
 def main() -> None:

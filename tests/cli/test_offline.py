@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, Said
 from tests.support.plane import Plane
 
 
@@ -66,6 +68,39 @@ async def test_numbers_at_hand_need_no_server(ctl: Run, tmp_path: Path) -> None:
         refused = await ctl("analyze", str(file))
         assert refused.code == 1
         assert said_of_it in refused.err
+
+
+async def test_an_edited_export_is_answered_or_refused_by_field(
+    plane: Plane, running: Run, tmp_path: Path
+) -> None:
+    """`analyze` and `aa` take the same file, and say of the same edits which field cannot be; others count."""
+    events = [{"kind": "impression", "participantId": "bot-1", "eventId": str(number)} for number in range(5)]
+    await plane.made("/v1/events:batch", {"events": events})
+    said = (await running("results", "soul-tone", "--inputs")).out
+    file = tmp_path / "edited.json"
+
+    async def edited(edit: Callable[[Any], object], *words: str) -> Said:
+        inputs = json.loads(said)
+        edit(inputs)
+        file.write_text(json.dumps(inputs))
+        return await running(words[0], str(file), *words[1:])
+
+    cannot_be: dict[str, Callable[[Any], object]] = {
+        "sums: ": lambda it: it.pop("sums"),
+        "wat: is not a known field": lambda it: it.update(wat=1),
+        "sums.impressions: has 3 entries for 2": lambda it: it["sums"]["impressions"].append(3),
+        "sums.values: has 2 entries for 3": lambda it: it["members"].append(it["members"][0]),
+        "settings.alpha: is 2": lambda it: it["settings"].update(alpha=2),
+    }
+    for told, edit in cannot_be.items():
+        for words in (("analyze",), ("aa", "--runs", "20")):
+            refused = await edited(edit, *words)
+            assert refused.code == 1
+            assert told in refused.err, refused.err
+    counted = await edited(lambda it: it["sums"].update(impressions=[7, 2]), "analyze")
+    assert sorted(arm["impressions"] for arm in json.loads(counted.out)["variants"]) == [2, 7]
+    early = await edited(lambda it: None, "aa", "--runs", "20")
+    assert (early.code, "looks: there are none yet" in early.err) == (1, True)
 
 
 async def test_a_plan_is_asked_here_and_there_alike(plane: Plane, ctl: Run) -> None:

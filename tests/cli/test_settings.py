@@ -10,7 +10,7 @@ from tests.cli.conftest import Run
 SETTINGS = """\
 targetAllowList: ['config/**']
 validators:
-- {glob: '**/*.md', forbidden: [TODO]}
+- {glob: '**/*.md', forbidden: [LOREM]}
 """
 
 
@@ -45,7 +45,7 @@ async def test_settings_by_flags_and_by_a_file(ctl: Run, tmp_path: Path) -> None
     assert again.json["validators"] == said.json["validators"]
     told = await ctl("settings", "get")
     assert "settleSeconds 90" in told.out
-    assert '"forbidden": ["TODO"]' in told.out
+    assert '"forbidden": ["LOREM"]' in told.out
     assert (await ctl("settings", "update", "--allow-all", "--json")).json["targetAllowList"] == []
 
 
@@ -53,10 +53,10 @@ async def test_what_settings_refuse_is_told(ctl: Run, manifest: Path, tmp_path: 
     """`apply` shows variant, file, line and rule."""
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     assert (await ctl("settings", "update", "--file", str(tmp_path / "settings.yaml"))).code == 0
-    (tmp_path / "concise.md").write_text("be concise\nTODO\n")
+    (tmp_path / "concise.md").write_text("be concise\nLOREM\n")
     said = await ctl("apply", "-f", str(manifest))
     assert said.code == 1
-    assert "Concise, config/soul.md, line 2: has what is forbidden: TODO" in said.err
+    assert "Concise, config/soul.md, line 2: has what is forbidden: LOREM" in said.err
 
 
 async def test_settings_in_an_editor(ctl: Run, edit_by: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.privileged import run_or_skip
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -104,7 +105,7 @@ def test_every_command_of_the_page(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=140,
+        timeout=2 * PATIENCE,
     )
     printed = done.stdout
     assert done.returncode == 0, printed[-3000:] + done.stderr[-3000:]

@@ -21,6 +21,7 @@ import pytest
 
 from tests.e2e.test_readme import taken
 from tests.support.privileged import run_or_skip
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SET_UP = "make demo ONCE=1"
@@ -63,7 +64,7 @@ class Newcomer:
         spaces = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *(["--net"] if apart else [])]
         return ["unshare", *spaces, "bash", "-ec", before + 'exec "$@"', "bash", *run]
 
-    def does(self, script: str, *, within: int, apart: bool = False) -> str:
+    def does(self, script: str, *, apart: bool = False) -> str:
         """Everything that was printed while `script` ran to its end in the clone, without a fault."""
         script = f"cd {self.place}/clone\n{script}"
         with (self.place / "printed").open("w+b") as printed:
@@ -77,9 +78,9 @@ class Newcomer:
                 start_new_session=True,
             )
             try:
-                code: int | str = child.wait(timeout=within)
+                code: int | str = child.wait(timeout=2 * PATIENCE)
             except subprocess.TimeoutExpired:
-                code = f"not done within {within} s"
+                code = f"not done within {2 * PATIENCE:.0f} s"
             finally:
                 with suppress(ProcessLookupError):  # the group this test started, with the script's jobs
                     os.killpg(child.pid, signal.SIGKILL)
@@ -127,7 +128,7 @@ def newcomer(request: pytest.FixtureRequest) -> Iterator[Newcomer]:
         shutil.rmtree(place)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_from_a_clone_to_the_tutorials_end(newcomer: Newcomer) -> None:
     """The demo runs, the tutorial's commands work in their order, and the bots' files end as they began."""
     tutorial = (newcomer.place / "clone" / "docs" / "tutorial.md").read_text()
@@ -137,11 +138,11 @@ def test_from_a_clone_to_the_tutorials_end(newcomer: Newcomer) -> None:
     assert SET_UP in readme
     assert "docs/tutorial.md" in readme
     if newcomer.ordinary:
-        newcomer.does(ELSEWHERE, within=20)
-    newcomer.does(SET_UP, within=150)
+        newcomer.does(ELSEWHERE)
+    newcomer.does(SET_UP)
     # The rest of the page needs no network, and has the ports to itself.
     script = "\n".join([*set_up.splitlines()[1:], *steps])
-    printed = newcomer.does(script, within=100, apart=True)
+    printed = newcomer.does(script, apart=True)
     assert printed.count("8 of 8 participants hold what they should") == 3
     assert "drifted" in printed
     assert "HOST_HELD" in printed

@@ -1,18 +1,15 @@
 """A control plane over PostgreSQL does the main job, and survives its database."""
 
 import asyncio
-import os
-import re
-import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.support import postgres
-from tests.support.fleet import BIN, ENVIRONMENT, Fleet, Ledger, run, running_fleet
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.fleet import Fleet, Ledger, run, running_fleet
+from tests.support.pages import ROOT, commands, followed
+from tests.support.waiting import eventually
 
 CONTENT = {"a": b"As agreed.\n", "b": b"The other one.\n"}
 BOTS = ("bot-1", "bot-2", "bot-3", "bot-4")
@@ -151,32 +148,8 @@ async def test_what_is_no_database_is_told(tmp_path: Path) -> None:
 
 async def test_every_command_of_the_howto(tmp_path: Path, url: str) -> None:
     """The commands of postgres.md, in their order, over a real server."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "postgres.md").read_text()
-    script = "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL))
+    script = commands((ROOT / "docs" / "howto" / "postgres.md").read_text())
     assert "postgresql://variantd@db.example.org/variantd" in script
     script = script.replace("postgresql://variantd@db.example.org/variantd", url)
-    work = tmp_path / "work"
-    work.mkdir()
-    places = {f"VARIANTD_{name}": "127.0.0.1:0" for name in ("HTTP", "OPERATOR", "AGENTS")}
-    shell = await asyncio.create_subprocess_exec(
-        *("bash", "-euo", "pipefail", "-c", script + "\nkill %1; wait"),
-        cwd=work,
-        env={
-            **ENVIRONMENT,
-            **places,
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "XDG_CONFIG_HOME": str(tmp_path / "c"),
-        },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            printed, _ = await shell.communicate()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(shell.pid, signal.SIGKILL)  # the group this test started
-    assert shell.returncode == 0, printed.decode()[-3000:]
-    assert "Traceback" not in printed.decode()
-    assert (work / "rest.tar").stat().st_size > 0
+    await followed(f"{script}\nkill %1; wait", tmp_path)
+    assert (tmp_path / "work" / "rest.tar").stat().st_size > 0

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
 PORTS = (7400, 7401, 7402, 7410)
@@ -59,7 +61,7 @@ def test_every_line_of_by_hand(tmp_path: Path) -> None:
             out.append(line)
             if "wrote backup.tar" in line:
                 break
-        code = shell.wait(timeout=120)
+        code = shell.wait(timeout=2 * PATIENCE)
     finally:
         # the group this test started: the shell's own background jobs
         os.killpg(shell.pid, signal.SIGTERM)

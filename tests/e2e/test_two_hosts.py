@@ -21,7 +21,7 @@ from cryptography import x509
 from shared.ticket import ticket_from_token
 from tests.support.fleet import BIN, ControlPlane, Fleet, Host, Process, run
 from tests.support.privileged import run_or_skip
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 EVERYWHERE = ("--http", "127.0.0.1:0", "--operator", "0.0.0.0:0", "--agents", "0.0.0.0:0")
 
@@ -212,7 +212,7 @@ def test_across_two_network_namespaces(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=2 * PATIENCE,
     )
     logs = "".join(
         (tmp_path / f"{name}.log").read_text()
