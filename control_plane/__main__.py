@@ -110,20 +110,31 @@ def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "admin", help="projects and keys, on the data directory itself", description=_ADMIN
     )
     nouns = admin.add_subparsers(required=True, metavar="NOUN")
-    projects = nouns.add_parser("project", help="what everything belongs to", description=_ADMIN)
-    keys = nouns.add_parser("key", help="API keys of a project", description=_ADMIN)
-    project_verbs = projects.add_subparsers(required=True, metavar="VERB")
-    key_verbs = keys.add_subparsers(required=True, metavar="VERB")
+    _add_projects(nouns)
+    _add_keys(nouns)
+    _add_authorities(nouns)
+    _admin_verb(
+        nouns,
+        "new-incarnation",
+        "Says that the database was put back to an older state by other means than `restore`; stop the server first."
+        " Hosts that know more than it does get offers again, and what it wants becomes newer than what they have.",
+    ).set_defaults(run=_new_incarnation)
 
-    create = _admin_verb(project_verbs, "create", "Makes a project, empty and without a key.")
+
+def _add_projects(nouns: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    projects = nouns.add_parser("project", help="what everything belongs to", description=_ADMIN)
+    verbs = projects.add_subparsers(required=True, metavar="VERB")
+    create = _admin_verb(verbs, "create", "Makes a project, empty and without a key.")
     create.add_argument("name", metavar="NAME", help="lower-case letters, digits and -")
     create.set_defaults(run=_create_project)
-    _admin_verb(project_verbs, "list", "Shows every project: id, name, since when.").set_defaults(
-        run=_list_projects
-    )
+    _admin_verb(verbs, "list", "Shows every project: id, name, since when.").set_defaults(run=_list_projects)
 
+
+def _add_keys(nouns: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    keys = nouns.add_parser("key", help="API keys of a project", description=_ADMIN)
+    verbs = keys.add_subparsers(required=True, metavar="VERB")
     create = _admin_verb(
-        key_verbs,
+        verbs,
         "create",
         "Makes an API key and prints its secret, this once; the way back in when no key is left.",
     )
@@ -146,42 +157,39 @@ def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     create.set_defaults(run=_create_key)
     found = _admin_verb(
-        key_verbs,
+        verbs,
         "list",
         "Shows a project's keys: id, name, first characters, scopes, whether valid, labels.",
     )
     found.add_argument("--project", metavar="NAME", default="default", help="default: default")
     found.set_defaults(run=_list_keys)
-    revoke = _admin_verb(key_verbs, "revoke", "Takes an API key away; it lets nobody in from now on.")
+    revoke = _admin_verb(verbs, "revoke", "Takes an API key away; it lets nobody in from now on.")
     revoke.add_argument("--project", metavar="NAME", default="default", help="default: default")
     revoke.add_argument("key", metavar="KEY", help="its id, as `list` shows it")
     revoke.set_defaults(run=_revoke_key)
+
+
+def _add_authorities(nouns: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     authority = nouns.add_parser(
         "ca", help="the certificate authority, and the one to follow", description=_CA
     )
-    ca_verbs = authority.add_subparsers(required=True, metavar="VERB")
+    verbs = authority.add_subparsers(required=True, metavar="VERB")
     _admin_verb(
-        ca_verbs,
+        verbs,
         "next",
         "Makes the next authority; from the server's next start on, agents renew under it and trust both.",
     ).set_defaults(run=_next_authority)
     _admin_verb(
-        ca_verbs, "status", "Shows the agents whose certificate is not of the newest authority yet."
+        verbs, "status", "Shows the agents whose certificate is not of the newest authority yet."
     ).set_defaults(run=_show_authority)
     retire = _admin_verb(
-        ca_verbs,
+        verbs,
         "retire",
         "Leaves the next authority as the only one, from the server's next start on; refuses while agents would be"
         " locked out.",
     )
     retire.add_argument("--force", action="store_true", help="also where agents have to be enrolled again")
     retire.set_defaults(run=_retire_authority)
-    _admin_verb(
-        nouns,
-        "new-incarnation",
-        "Says that the database was put back to an older state by other means than `restore`; stop the server first."
-        " Hosts that know more than it does get offers again, and what it wants becomes newer than what they have.",
-    ).set_defaults(run=_new_incarnation)
 
 
 def _label(text: str) -> tuple[str, str]:

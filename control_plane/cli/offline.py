@@ -5,9 +5,10 @@ The functions are the control plane's own, so they need what it needs; nothing o
 
 import json
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -18,6 +19,9 @@ from control_plane.cli.session import Session
 from control_plane.domain.fields import parse
 from shared.errors import Invalid
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
+
+if TYPE_CHECKING:
+    from control_plane.domain.sizing import Sized
 
 
 def analyze(
@@ -93,20 +97,24 @@ def sample_size(
             },
         )
         return
-    show.say(
-        session.out,
-        f"each variant needs {found.participants} participants with {impressions:g}"
-        f" {'impression' if impressions == 1 else 'impressions'} each"
+    for line in _sized(found):
+        show.say(session.out, line)
+
+
+def _sized(found: "Sized") -> Iterator[str]:
+    """What it takes, in sentences."""
+    asked = found.asked
+    each, before = asked.impressions_each, 100 * asked.baseline
+    yield (
+        f"each variant needs {found.participants} participants with {each:g}"
+        f" {'impression' if each == 1 else 'impressions'} each"
         f" ({found.impressions} in all, design effect {found.design_effect:.2f}) to find a change from"
-        f" {100 * baseline:g} to {100 * baseline * (1 + effect):g} % in {100 * power:g} % of experiments",
+        f" {before:g} to {before * (1 + asked.minimum_detectable_effect):g} % in {100 * asked.power:g} % of experiments"
     )
-    if participants is not None:
+    if asked.participants is not None:
         said = "nothing" if found.detectable is None else f"{100 * found.detectable:.2f} points"
         most = "nothing" if found.detectable_at_most is None else f"{100 * found.detectable_at_most:.2f}"
-        show.say(
-            session.out,
-            f"{participants} in each variant find {said} and more; with any number of impressions {most}",
-        )
+        yield f"{asked.participants} in each variant find {said} and more; with any number of impressions {most}"
 
 
 def aa(

@@ -119,14 +119,20 @@ def results(
     if session.json:
         show.print_json(session.out, show.to_json(found))
         return
-    other = pb.GetResultsRequest()
-    other.CopyFrom(asked)
-    other.population = next(item for item in Population if item is not population).value
-    print_results(session, found, beside=session.call(session.results.GetResults, other))
+    _print_beside_the_other_population(session, found, asked)
     for line in why(found) if explain else ():
         show.say(session.out, line)
     if group_by:
         print_groups(session, found)
+
+
+def _print_beside_the_other_population(
+    session: Session, found: pb.Results, asked: pb.GetResultsRequest
+) -> None:
+    other = pb.GetResultsRequest()
+    other.CopyFrom(asked)
+    other.population = next(item.value for item in Population if item.value != asked.population)
+    print_results(session, found, beside=session.call(session.results.GetResults, other))
 
 
 def _frame(session: Session, asked: pb.GetResultsRequest) -> Frame:
