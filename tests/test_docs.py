@@ -153,6 +153,12 @@ def test_every_command_and_option_says_what_it_does(found: list[tuple[str, str]]
     assert [name for name, text in found if not text] == []
 
 
+def test_help_breaks_its_lines_where_the_terminal_does() -> None:
+    """No paragraph of `variantctl --help` has a line's end of its own."""
+    found = [*options(get_command(cli_app), "variantctl")]
+    assert [name for name, text in found if re.search(r"\S\n\S", text)] == []
+
+
 def test_every_message_and_field_of_the_protocols_is_on_its_page() -> None:
     """A word of a .proto file that the page's maker does not understand would be missing."""
     for page, source in (("grpc.md", "operator"), ("protocol.md", "agent")):

@@ -237,6 +237,10 @@ def with_globals(function: Callable[Concatenate[Session, P], None]) -> Callable[
             tell(session.err, failure)
             raise typer.Exit(failure.exit_code) from None
 
+    # A help text is as wide as the terminal, not as the lines it was written in.
+    run.__doc__ = "\n\n".join(
+        " ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n")
+    )
     own = list(inspect.signature(function).parameters.values())[1:]
     extra = [_parameter("ctx", typer.Context, inspect.Parameter.empty)]
     extra += [_parameter(name, kind, False if name == "json" else None) for name, kind in _GLOBAL.items()]
