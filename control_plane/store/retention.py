@@ -1,8 +1,9 @@
 """Raw events that are kept long enough, deleted some at a time; sums, units and what stands beside them stay."""
 
-from control_plane.store.database import Tx
+from collections import defaultdict
+from collections.abc import Sequence
 
-_KEY = "phase_id, participant_id, block, subject, occurred_at, event_id"
+from control_plane.store.database import Tx
 
 
 class RetentionStore:
@@ -29,15 +30,17 @@ class RetentionStore:
         if phase is None:
             return 0
         rows = self._tx.all(
-            f"select {_KEY} from attributed_event where phase_id = ? order by {_KEY} limit ?",  # noqa: S608
+            "select event_id from attributed_event where phase_id = ?"
+            " order by phase_id, participant_id, block, subject, occurred_at, event_id limit ?",
             (phase["id"], limit),
         )
-        self._tx.many(
-            "delete from attributed_event where phase_id = ? and participant_id = ? and block = ?"
-            " and subject = ? and occurred_at = ? and event_id = ?",
-            [tuple(row[name] for name in _KEY.split(", ")) for row in rows],
-        )
-        self._drop([row["event_id"] for row in rows], unless_counted=True)
+        event_ids = [row["event_id"] for row in rows]
+        if event_ids:
+            self._tx.run(
+                f"delete from attributed_event where phase_id = ? and event_id in ({_marks(event_ids)})",  # noqa: S608
+                (phase["id"], *event_ids),
+            )
+        self._drop(event_ids, unless_counted=True)
         if len(rows) < limit:
             self._tx.run("update phase set events_cleared = 1 where id = ?", (phase["id"],))
         return max(1, len(rows))
@@ -57,20 +60,31 @@ class RetentionStore:
             "select project_id, key from event_key where seen_at < ? order by seen_at limit ?",
             (before, limit),
         )
-        self._tx.many(
-            "delete from event_key where project_id = ? and key = ?",
-            [(row["project_id"], row["key"]) for row in rows],
-        )
+        keys: defaultdict[bytes, list[str]] = defaultdict(list)
+        for row in rows:
+            keys[row["project_id"]].append(row["key"])
+        for project_id, own in keys.items():
+            self._tx.run(
+                f"delete from event_key where project_id = ? and key in ({_marks(own)})",  # noqa: S608
+                (project_id, *own),
+            )
         return len(rows)
 
-    def _drop(self, event_ids: list[bytes], *, unless_counted: bool) -> None:
+    def _drop(self, event_ids: Sequence[bytes], *, unless_counted: bool) -> None:
+        if not event_ids:
+            return
+        mine = f"id in ({_marks(event_ids)})"
+        for row in self._tx.all(
+            f"select project_id, max(arrival) as last from event where {mine} group by project_id",  # noqa: S608
+            event_ids,
+        ):
+            self._tx.run(
+                "update project set last_arrival = ? where id = ? and last_arrival < ?",
+                (row["last"], row["project_id"], row["last"]),
+            )
         kept = " and not exists (select 1 from attributed_event t where t.event_id = event.id)"
-        where = f"id = ?{kept if unless_counted else ''}"
-        for event_id in event_ids:
-            row = self._tx.one("select project_id, arrival from event where id = ?", (event_id,))
-            if row is not None:
-                self._tx.run(
-                    "update project set last_arrival = ? where id = ? and last_arrival < ?",
-                    (row["arrival"], row["project_id"], row["arrival"]),
-                )
-            self._tx.run(f"delete from event where {where}", (event_id,))  # noqa: S608
+        self._tx.run(f"delete from event where {mine}{kept if unless_counted else ''}", event_ids)  # noqa: S608
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
