@@ -17,8 +17,8 @@ BUSY_SECONDS = 5.0
 LOG_BYTES = 64 * 1_048_576
 """Readers that follow each other without a gap keep the log from being begun anew; beyond this they are waited for."""
 CACHE_BYTES = 64 * 1_048_576
-"""Of the writer, once the database is as large: units and events are spread over all of their tables, and with the 2 MiB
-that are SQLite's own choice a report among a hundred thousand others took a quarter more processor time."""
+"""Of the writer, once the database is as large: units and events are spread over all of their tables, and with SQLite's
+own 2 MiB a report among a hundred thousand others took a quarter more processor time."""
 LOG_SECONDS = 0.1
 """So long the writer waits for them, and for a busy lock's time once the log has four times the size."""
 
