@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.builders import ENGINES
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("control_plane", "agent", "shared")
 SOURCES = [
@@ -81,3 +83,13 @@ def test_nothing_here_names_one_machine() -> None:
         *(ROOT / "tests").rglob("*.py"),
     ]:
         assert here + "/" not in path.read_text(), path
+
+
+def test_nothing_that_needs_postgresql_does_without() -> None:
+    """The suite has its own server, so that no test of either database may be left out for want of one."""
+    folders = [ROOT / "tests" / name for name in ("contract", "services", "support")]
+    named = [path for folder in folders for path in folder.rglob("*.py") if "postgres" in path.read_text()]
+    assert ROOT / "tests" / "contract" / "conftest.py" in named
+    left_out = re.compile(r"importorskip|pytest\.skip|mark\.skip")
+    assert [str(path) for path in named if left_out.search(path.read_text())] == []
+    assert ENGINES == ("sqlite", "postgres")
