@@ -187,10 +187,12 @@ class Applier:
         return await self._swap(plan, attempt)
 
     async def _tell_progress(self, attempt: Attempt) -> None:
-        """Whoever waits is told which step it is at, where that takes longer than a moment."""
+        """Whoever waits is told which step it is at, where that takes longer than a moment; ever more seldom."""
         told: Step | None = None
+        pause = MOMENT_SECONDS
         while True:
-            await self._clock.sleep(MOMENT_SECONDS)
+            await self._clock.sleep(pause)
+            pause *= 2
             if attempt.step is not told:
                 told = attempt.step
                 self._tell(outcome_of(attempt, Result.IN_PROGRESS, now=self._clock.now()))

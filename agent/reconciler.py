@@ -58,7 +58,10 @@ _log = get(__name__)
 
 
 class Reconciler:
-    """Applies offers to the participants of `config`; keeps its journal in `state_dir`/journal."""
+    """Applies offers to the participants of `config`; keeps its journal in `state_dir`/journal.
+
+    `limit`: to so many participants at once, others' who have the same limit among them.
+    """
 
     def __init__(
         self,
@@ -71,8 +74,10 @@ class Reconciler:
         fetch: Fetch,
         on_outcome: Callable[[Outcome], None],
         on_change: Callable[[], None],
+        limit: asyncio.Semaphore | None = None,
     ) -> None:
         self._clock, self._on_outcome, self._on_change = clock, on_outcome, on_change
+        self._limit = limit or asyncio.Semaphore(PARALLEL)
         self._journal = Journal(state_dir / "journal")
         self._hold = Hold(state_dir, now=clock.now())
         self._put_off: dict[tuple[str, bytes], Offer] = {}
@@ -174,7 +179,6 @@ class Reconciler:
 
     async def run(self) -> None:
         """Applies what is offered until cancelled; what is half done then is finished by the next `start`."""
-        limit = asyncio.Semaphore(PARALLEL)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._retries.run())
@@ -183,16 +187,16 @@ class Reconciler:
                     self._wake.clear()
                     for participant in self._pending - self._busy:
                         self._busy.add(participant)
-                        group.create_task(self._serve(participant, limit))
+                        group.create_task(self._serve(participant))
                     self._pending &= self._busy
                     await self._wake.wait()
         finally:
             await blocking(self._save_acknowledged)
 
-    async def _serve(self, participant: str, limit: asyncio.Semaphore) -> None:
+    async def _serve(self, participant: str) -> None:
         queued = self._queued[participant]
         try:
-            async with limit:
+            async with self._limit:
                 self._pending.discard(participant)
                 await self._take_receipts(participant)
                 while queued:

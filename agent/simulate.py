@@ -47,6 +47,9 @@ MAX_AGENTS, MAX_PARTICIPANTS, MAX_PROCESSES = 10_000, 10_000, 64
 AGENTS_PER_PROCESS = 1_000  # beyond which another process is worth its memory, if there is a core for it
 FILES_PER_AGENT = 8  # descriptors: lock, spool, connection, and what an apply has open for a moment
 ENROLLING = 16  # at once in a worker
+APPLYING = (
+    8  # at once in a worker: hosts have cores of their own, and would not all be half done all the time
+)
 PROGRESS_SECONDS = 0.5
 STOP_SECONDS = 30.0
 BASELINE = b"What this host held before any experiment.\n"
@@ -142,7 +145,7 @@ class _Host:
             waiting=self._spool.state().depth if self._spool else 0,
         )
 
-    async def run(self, enrolling: asyncio.Semaphore) -> None:
+    async def run(self, enrolling: asyncio.Semaphore, applying: asyncio.Semaphore) -> None:
         """Serves until cancelled, then says Goodbye."""
         with ExitStack() as stack:
             stack.enter_context(identities.hold(self._state_dir))
@@ -152,7 +155,7 @@ class _Host:
                     await self._enroll()
             spool = Spool(self._state_dir / "spool", clock=self._clock, new_id=new_id)
             stack.callback(spool.close)
-            await self._serve(spool)
+            await self._serve(spool, applying)
 
     def _make_workspaces(self) -> None:
         for participant in self._config.participants:
@@ -171,7 +174,7 @@ class _Host:
                 await self._clock.sleep(BACKOFF.delay(attempt, self._random))
                 attempt += 1
 
-    async def _serve(self, spool: Spool) -> None:
+    async def _serve(self, spool: Spool, applying: asyncio.Semaphore) -> None:
         async def record(view: Any) -> None:
             await spool.append(view)
 
@@ -188,6 +191,7 @@ class _Host:
             fetch=lambda digest, size: link.calls.fetch(digest, size),
             on_outcome=ended,
             on_change=lambda: None,
+            limit=applying,
         )
         link = Link(
             config=self._config,
@@ -238,7 +242,7 @@ async def work(plan: Plan, tell: Callable[[Progress], None], stop: asyncio.Event
         _Host(plan, number, clock=clock, random=random)
         for number in range(plan.first, plan.first + plan.agents)
     ]
-    enrolling = asyncio.Semaphore(ENROLLING)
+    enrolling, applying = asyncio.Semaphore(ENROLLING), asyncio.Semaphore(APPLYING)
 
     def told() -> None:
         tell(sum((host.progress() for host in hosts), Progress()))
@@ -249,7 +253,7 @@ async def work(plan: Plan, tell: Callable[[Progress], None], stop: asyncio.Event
             await clock.sleep(PROGRESS_SECONDS)
 
     try:
-        await run_until(stop, telling, *(lambda host=host: host.run(enrolling) for host in hosts))
+        await run_until(stop, telling, *(lambda host=host: host.run(enrolling, applying) for host in hosts))
     except ExceptionGroup as failures:
         raise _first(failures) from None
     told()

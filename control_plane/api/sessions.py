@@ -9,24 +9,24 @@ everything again.
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from control_plane.api.admission import Bucket, lasts
 from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
+from control_plane.api.together import Looks, Owed, Recorded, Recorder
 from control_plane.domain.fleet import Telemetry
 from control_plane.services import events
-from control_plane.services.sessions import LEASE, Opened, Terms, refusal
+from control_plane.services.sessions import LEASE, Opened, Terms
 from control_plane.services.work import Services
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Tx
-from control_plane.store.deployments import Desired
+from control_plane.store.offers import Wanted
 from control_plane.store.store import Store
 from shared import logs, tls, wire
 from shared.clock import Clock
-from shared.errors import PermissionDenied, Unavailable
 from shared.ids import NewId
 from shared.model import (
     MAX_INLINE_BYTES,
@@ -58,9 +58,6 @@ DRAIN_SECONDS = 2.0
 TURN_WINDOW_MS = 60_000
 MAX_BATCH_BYTES = 2 * 1_048_576
 BUSY_WINDOW_MS = 5_000
-GATHER_SECONDS = 0.01
-"""Outcomes of a session are gathered for so long into one transaction."""
-STORE_AGAIN_SECONDS = 1.0
 MOST_SKEW = 100 * 365 * 86_400 * SECOND
 
 
@@ -96,6 +93,8 @@ class Sessions:
         self._polling: dict[bytes, float] = {}
         self.reads = Reads(new_id=new_id, reach=self._reach)
         self.preflights = Preflights(new_id=new_id, clock=clock, reach=self._reach)
+        self.looks = Looks()
+        self.recorder = Recorder(new_id=new_id, clock=clock)
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = self.closed = False
@@ -251,14 +250,13 @@ class Session:
             if slot.result is not Result.IN_PROGRESS
         }
         self._mailbox: dict[tuple[str, bytes], Offer] = {}
-        self._offered: list[bytes] = []
+        self._told: list[bytes] = []
         self._replies: list[pb.SyncResponse] = []
         self._beat: int | None = None  # the newest; one answer is as good as one each
         self._outcomes: list[Outcome] = []
         self._observation: Telemetry | None = None
         self._pace = Bucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_AT_ONCE)
         self._signal = asyncio.Event()
-        self._outcome_signal = asyncio.Event()
         self._look = True
         self._over = False
         self.said_goodbye = False
@@ -352,7 +350,7 @@ class Session:
             await self._refresh()
 
     def sayings(self) -> Iterator[pb.SyncResponse]:
-        """What there is to say, each taken when it is asked for; `said` once all of it is on its way."""
+        """What there is to say, each taken when it is asked for; which offers were, it owes to the record."""
         replies, self._replies = self._replies, []
         yield from replies
         if self._beat is not None:
@@ -362,23 +360,10 @@ class Session:
         yield from self._sessions.reads.unsaid(self.agent_uid)
         while self._mailbox:
             offer = self._mailbox.pop(next(iter(self._mailbox)))
-            self._offered.append(offer.deployment_id)
+            self._told.append(offer.deployment_id)
             yield pb.SyncResponse(offer=wire.offer_to_pb(offer))
         if self._judges:
             yield from self._sessions.preflights.unsaid(self.agent_uid)
-
-    async def said(self) -> None:
-        """It is on record which deployments the agent was told of."""
-        offered, self._offered = self._offered, []
-        if offered:
-            now = self._services.clock.now()
-            try:
-                await self._services.database.write(
-                    lambda tx: Store(tx).deployments.offered(offered, now=now)
-                )
-            except Unavailable as failure:  # noted with the next one: the agent has its offer all the same
-                _log.warning("offers.not_noted", agent=self.agent_uid.hex(), error=failure.message)
-                self._offered = offered + self._offered
 
     def heard(self, message: pb.SyncRequest) -> None:
         """The message is taken up. Raises Invalid naming the field of one that is malformed."""
@@ -391,7 +376,6 @@ class Session:
             self._signal.set()
         elif kind == "outcome":
             self._outcomes.append(wire.outcome_from_pb(message.outcome))
-            self._outcome_signal.set()
         elif kind == "observation":
             self._observation = telemetry_of(message.observation)
         elif kind == "file_content":
@@ -409,57 +393,39 @@ class Session:
         while len(self._outcomes) >= MAX_OUTCOMES or not self._pace.take(clock.monotonic()):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def record(self) -> None:
-        """Outcomes are stored, then acknowledged, for ever; one that never can be stored ends the session.
+    # -- what it has to record
 
-        While the database takes nothing (a full disk, a lock) they wait, and nothing else of the session does.
-        """
-        while True:
-            await self._outcome_signal.wait()
-            await asyncio.sleep(GATHER_SECONDS)
-            self._outcome_signal.clear()
-            try:
-                await self.store()
-            except Unavailable as failure:
-                _log.warning("outcomes.not_stored", agent=self.agent_uid.hex(), error=failure.message)
-                await asyncio.sleep(STORE_AGAIN_SECONDS)
-                self._outcome_signal.set()
-            except Exception as failure:
-                _log.warning("outcomes.not_stored", agent=self.agent_uid.hex(), error=str(failure))
-                self.end()
-                return
+    @property
+    def owing(self) -> bool:
+        """Something is to be recorded."""
+        return bool(self._outcomes or self._told)
+
+    def owes(self) -> None:
+        """What it owes is recorded soon, together with what others do; its acknowledgements are said then."""
+        self._sessions.recorder.owes(self._services.database, self)
 
     async def store(self) -> None:
         """The outcomes heard are durable, and their acknowledgements are to be said."""
-        batch, self._outcomes = self._outcomes, []
-        if not batch:
-            return
-        try:
-            states, beyond = await self._services.database.write(lambda tx: self._store(tx, batch))
-        except Unavailable:
-            self._outcomes = batch + self._outcomes
-            raise
-        for outcome, state in zip(batch, states, strict=True):
+        await self._sessions.recorder.record(self._services.database, [self])
+
+    def take_owed(self) -> Owed:
+        owed = Owed(outcomes=self._outcomes, told=self._told)
+        self._outcomes, self._told = [], []
+        return owed
+
+    def give_back(self, owed: Owed) -> None:
+        self._outcomes, self._told = owed.outcomes + self._outcomes, owed.told + self._told
+
+    def recorded(self, owed: Owed, found: Recorded) -> None:
+        for outcome, state in zip(owed.outcomes, found.states, strict=True):
             self._tell(outcome, state)
             if outcome.result is not Result.IN_PROGRESS:  # an end at the same step has the same key
                 self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
                 slot = (outcome.participant, outcome.slot_id)
                 if state is not None:  # what Hello had as begun has ended since
                     self._known[slot] = max(outcome.revision, self._known.get(slot, 0))
-        if beyond:
+        if found.beyond:
             self._ask_full()  # of a revision that was never made here: its Hello says how that can be
-
-    def _store(self, tx: Tx, batch: list[Outcome]) -> tuple[list[str | None], bool]:
-        """(how each deployment stands now, whether one of them is of a revision that is not known here)."""
-        store = Store(tx).deployments
-        now = self._services.clock.now()
-        new_id = self._services.new_id
-        states = [store.record(self.agent_uid, o, outcome_id=new_id(), now=now) for o in batch]
-        if all(state is not None for state in states):
-            return states, False
-        known = store.revisions(self.agent_uid)
-        slots = [(known.get((o.participant, o.slot_id)), o.revision) for o in batch]
-        return states, any(slot is not None and revision > slot.wanted for slot, revision in slots)
 
     def _ask_full(self) -> None:
         if not self._asked_full:
@@ -470,6 +436,8 @@ class Session:
         if state is None:
             return
         self._sessions.outcomes.labels(result=outcome.result.value).inc()
+        if outcome.result is Result.IN_PROGRESS:
+            return
         _log.info(
             "deployment.reported",
             agent=self.agent_uid.hex(),
@@ -481,44 +449,26 @@ class Session:
 
     async def _refresh(self) -> None:
         """The mailbox holds every slot whose desired revision the agent does not know."""
-        found = await self._services.database.read(self._wanted)
+        found = await self._sessions.looks.look(self._services.database, self)
         if found is None:
             self._supersede()
             return
-        wanted, bound = found
-        if self._declared - bound != self._taken:
+        self._generation = found.generation
+        if self._declared - found.bound != self._taken:
             self._ask_full()  # a participant moved to or from this agent: a new Hello binds what is its own now
-        for offer in wanted:
+        for offer in found.offers:
             key = (offer.participant, offer.slot_id)
             self._known[key] = offer.revision
             self._mailbox[key] = offer
 
-    def _wanted(self, tx: Tx) -> tuple[list[Offer], frozenset[str]] | None:
-        """(offers that are news, public ids bound to the agent); None where its session is another by now.
-
-        Raises PermissionDenied where it may not speak.
-        """
-        store = Store(tx)
-        speaker = store.fleet.speaker(self.agent_uid)
-        if speaker is None:
-            raise refusal(store.fleet.agent(self.agent_uid)) or PermissionDenied()
-        project_id, self._generation, session_id = speaker
-        if session_id != self.id:
-            return None
-        bound = frozenset(store.events.participants_of(self.agent_uid))
-        if self._ahead or store.fleet.frozen_at(project_id) is not None:
-            return [], bound
-        desired = store.deployments.desired(self.agent_uid)
-        return [_with_content(store, item) for item in desired if self._is_news(item)], bound
-
-    def _is_news(self, item: Desired) -> bool:
-        offer = item.offer
-        if offer.participant in self._taken:
+    def is_news(self, item: Wanted) -> bool:
+        """The agent is to be told of that: its host does not know it yet, and may."""
+        if self._ahead or item.participant in self._taken:
             return False
-        known = self._known.get((offer.participant, offer.slot_id))
-        if known is None and offer.action is not OfferAction.WRITE and item.ended:
+        known = self._known.get((item.participant, item.slot_id))
+        if known is None and item.action is not OfferAction.WRITE and item.ended:
             return False  # closed long ago, and the host holds nothing of it
-        return known is None or offer.revision > known
+        return known is None or item.revision > known
 
 
 def telemetry_of(observation: pb.Observation) -> Telemetry:
@@ -529,16 +479,6 @@ def telemetry_of(observation: pb.Observation) -> Telemetry:
         certificate_days_left=observation.certificate_days_left,
         state_free_bytes=observation.state_free_bytes,
     )
-
-
-def _with_content(store: Store, item: Desired) -> Offer:
-    files = [
-        replace(file, content=store.experiments.content(item.project_id, file.digest))
-        if file.digest is not None and file.size <= MAX_INLINE_BYTES
-        else file
-        for file in item.offer.files
-    ]
-    return replace(item.offer, files=tuple(files))
 
 
 def welcome(own: Origin, session_id: bytes, *, renew: bool = False) -> pb.Welcome:

@@ -48,20 +48,19 @@ class _Stream:
         """Returns when the agent has left, was silent for three heartbeats, or has to go."""
         session = self._session
         reader = asyncio.create_task(self._read(messages))
-        recorder = asyncio.create_task(session.record())
         try:
             while not session.over:
                 await session.look()
                 session.grow_old()
                 for message in session.sayings():
                     await self._write(message)
-                await session.said()
+                if session.owing:
+                    session.owes()
                 if session.quiet and not session.over:
                     await self._wait()
         finally:
             reader.cancel()
-            recorder.cancel()
-            await asyncio.gather(reader, recorder, return_exceptions=True)
+            await asyncio.gather(reader, return_exceptions=True)
         if not reader.cancelled() and (failure := reader.exception()):
             raise failure
 
@@ -75,6 +74,8 @@ class _Stream:
         try:
             async for message in messages:
                 self._session.heard(message)
+                if self._session.owing:
+                    self._session.owes()
                 await self._session.turn()
         finally:
             self._session.end()
@@ -122,16 +123,17 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             if not self._sessions.admits(uid, now=self._services.clock.monotonic()):
                 await context.write(pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS)))
                 return
-            await self._session(uid, hello, request_iterator, context)
+            session = await self._opened(uid, hello)
+            del hello  # as large as the host has slots, and not needed for as long as the session lasts
+            await self._converse(session, request_iterator, context)
         except TimeoutError:
             _log.info("session.cut", peer=context.peer(), reason="deadline")
             await errors.abort(context, ResourceExhausted("the stream was too slow", reason="DEADLINE"))
         except Exception as failure:
             await errors.abort(context, errors.explain(failure, "AgentService.Sync", peer=context.peer()))
 
-    async def _session(
-        self, uid: bytes, hello: Hello, messages: AsyncIterator[pb.SyncRequest], context: Context
-    ) -> None:
+    async def _opened(self, uid: bytes, hello: Hello) -> Session:
+        """The agent's session, which others know of. Raises PermissionDenied for an agent that may not speak."""
         now, new_id, own = self._services.clock.now(), self._services.new_id, self._own
 
         def opening(tx: Tx) -> Opened:
@@ -149,8 +151,14 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         _log.info(
             "session.opened", agent=uid.hex(), participants=len(hello.participants), taken=list(opened.taken)
         )
+        return session
+
+    async def _converse(
+        self, session: Session, messages: AsyncIterator[pb.SyncRequest], context: Context
+    ) -> None:
+        uid = session.agent_uid
         try:
-            greeting = welcome(own, opened.id, renew=self._is_former(context))
+            greeting = welcome(self._own, session.id, renew=self._is_former(context))
             await context.write(pb.SyncResponse(welcome=greeting))
             await _Stream(session, context).run(messages)
         finally:
@@ -159,7 +167,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             _log.info("session.ended", agent=uid.hex(), goodbye=session.said_goodbye)
             with suppress(Exception):
                 await self._services.database.write(
-                    lambda tx: Store(tx).fleet.end_session(uid, opened.id, now=end)
+                    lambda tx: Store(tx).fleet.end_session(uid, session.id, now=end)
                 )
 
     def _is_former(self, context: Context) -> bool:
@@ -242,7 +250,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
 
 def _content(store: Store, uid: bytes, digest: bytes, *, asked: bytes | None) -> bytes:
     require_speaker(store, uid)
-    project_id = store.deployments.may_fetch(uid, digest) or asked
+    project_id = store.offers.may_fetch(uid, digest) or asked
     body = store.experiments.content(project_id, digest) if project_id else None
     if body is None:
         raise NotFound("no slot or open preflight of this agent has that content", reason="CONTENT_NOT_FOUND")

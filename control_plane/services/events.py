@@ -244,7 +244,9 @@ class _Ingest:
 
     def _count(self) -> list[StoredEvent]:
         unattributed: dict[bytes, Kept] = {}
-        concerned = sorted(set(self.happened) | set(self.seen))
+        # A view of a file that nobody has worked with since, as every change of content makes one, tells no event more.
+        touched = {participant_id: self._touched(participant_id) for participant_id in self.seen}
+        concerned = sorted(set(self.happened) | {key for key, items in touched.items() if items})
         enrolled = self.store.enrolled(concerned)
         timelines = self._timelines(
             {
@@ -254,7 +256,10 @@ class _Ingest:
         )
         for participant_id in concerned:
             unattributed |= self._attribute(
-                participant_id, enrolled[participant_id], timelines[participant_id]
+                participant_id,
+                enrolled[participant_id],
+                timelines[participant_id],
+                touched.get(participant_id, ()),
             )
         self._count_units()
         kept = [
@@ -278,7 +283,11 @@ class _Ingest:
         return kept
 
     def _attribute(
-        self, participant_id: bytes, enrolled: Sequence[Enrolled], timelines: Mapping[str, Timeline]
+        self,
+        participant_id: bytes,
+        enrolled: Sequence[Enrolled],
+        timelines: Mapping[str, Timeline],
+        touched: Sequence[Attributed],
     ) -> dict[bytes, Kept]:
         """The participant's new events, and those that stand otherwise now, wait for their units to be counted.
 
@@ -300,7 +309,7 @@ class _Ingest:
         else:
             nowhere = {event.id: Kept.NO_EXPERIMENT for event in events}
         self._tell_late(participant_id, nowhere)
-        for item in self._judge_again(participant_id, enrolled):
+        for item in self._judge_again(participant_id, enrolled, touched):
             key = UnitKey(item.phase_id, participant_id, item.event.subject, item.block)
             self.again[key][item.event.id] = item
         for phase in enrolled:
@@ -377,16 +386,18 @@ class _Ingest:
         stored = set(before)
         return state, [item for item in after if item not in stored]
 
-    def _judge_again(self, participant_id: bytes, enrolled: Sequence[Enrolled]) -> list[Attributed]:
-        """Stored events of which a view or receipt of this batch tells otherwise, as they stand by themselves."""
+    def _touched(self, participant_id: bytes) -> Sequence[Attributed]:
+        """Stored events of which a view or receipt of this batch may tell otherwise."""
+        return self.store.attributed_between(participant_id, min(self.seen[participant_id]), None)
+
+    def _judge_again(
+        self, participant_id: bytes, enrolled: Sequence[Enrolled], touched: Sequence[Attributed]
+    ) -> list[Attributed]:
+        """Those of which this batch does tell otherwise, as they stand by themselves."""
         phases = {(phase.phase_id, phase.block): phase for phase in enrolled}
-        since = self.seen.get(participant_id, [])
-        if not since or not phases:
+        if not touched or not phases:
             return []
-        low = min(since)
-        touched = self.store.attributed_between(participant_id, low, None)
-        if not touched:
-            return []
+        low = min(self.seen[participant_id])
         moments = [item.event.occurred_at for item in touched]
         timelines = self._timelines({participant_id: (enrolled, [low, *moments])})[participant_id]
         pairs = [

@@ -35,8 +35,8 @@ from control_plane.services.seating import (
     applicants,
     assignments_of,
     eligible,
+    latecomers,
     seat_all,
-    selected,
     unclustered,
 )
 from control_plane.services.work import Work
@@ -246,8 +246,9 @@ def newcomers(work: Work, request: requests.ById) -> list[Participant]:
     calendar = experiment.calendar
     if calendar is not None and calendar.next_cycle(work.now, len(experiment.arms)) is None:
         return []  # nobody could be measured in every variant any more
-    known = work.store.experiments.participant_ids(phase.id)
-    found = [item for item in selected(work, experiment.selector) if item.public_id not in known]
+    found = latecomers(work, experiment, phase)
+    if not found:
+        return []
     conflicts = work.store.experiments.conflicts(
         experiment.id, [item.id for item in found], experiment.target_files
     )

@@ -9,7 +9,7 @@ from control_plane.domain.fleet import Participant, Presence
 from control_plane.domain.lifecycle import Status
 from control_plane.domain.preflight import Content, Refusal, contents, due, judge
 from control_plane.services.experiments import find
-from control_plane.services.seating import Eligible, applicants, judged, selected
+from control_plane.services.seating import Eligible, applicants, judged, latecomers, selected
 from control_plane.services.work import Work
 
 NAMED = 10
@@ -39,20 +39,20 @@ def wanting(work: Work, request: requests.ById, *, since: int | None = None) -> 
     """
     experiment = find(work, request.id)
     if experiment.status is Status.DRAFT:
-        known: set[str] = set()
+        meant = selected(work, experiment.selector)
     elif experiment.status is Status.RUNNING and experiment.phase is not None:
-        known = set(work.store.experiments.participant_ids(experiment.phase.id))
+        meant = latecomers(work, experiment, experiment.phase)
     else:
         return []
     needed = contents(experiment)
-    if not needed:
+    if not needed or not meant:
         return []
-    chosen = {item.public_id: item for item in selected(work, experiment.selector)}
+    chosen = {item.public_id: item for item in meant}
     said = work.store.preflights.said(digest for _, digest in needed)
     found = []
     for applicant in applicants(experiment, chosen.values()):
         item = chosen[applicant.participant]
-        if item.public_id in known or item.agent_uid is None or not can_say(item, now=work.now):
+        if item.agent_uid is None or not can_say(item, now=work.now):
             continue
         wanted = due(needed, said.get(item.id, {}), now=work.now, since=since)
         if wanted:
@@ -113,9 +113,8 @@ def kept_out(work: Work, experiment: Experiment) -> dict[str, tuple[Refusal, ...
     found = work.store.preflights.kept_out(experiment.id, experiment.run)
     seated = work.store.experiments.participant_ids(phase.id)
     if experiment.status is Status.RUNNING and experiment.selector.get("labels"):
-        late = [item for item in selected(work, experiment.selector) if item.public_id not in seated]
         said = work.store.preflights.said(digest for _, digest in contents(experiment))
-        for item in late:
+        for item in latecomers(work, experiment, phase):
             refusals = judge(experiment, said.get(item.id, {})).refusals
             if refusals:
                 found[item.public_id] = refusals

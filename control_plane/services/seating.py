@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain.deployment import Origin
-from control_plane.domain.experiment import Assignment, Experiment, plan
+from control_plane.domain.experiment import Assignment, Experiment, Phase, plan
 from control_plane.domain.fleet import Participant, matches
 from control_plane.domain.intake import Applicant, Seat
 from control_plane.domain.preflight import Judgement, contents, judge
@@ -84,6 +84,21 @@ def assignments_of(
 def selected(work: Work, selector: dict[str, Any]) -> list[Participant]:
     """The live participants a selector names, or whose labels it matches, now; none whose host is retired."""
     return [item for item in meant(work, selector) if item.retired_at is None]
+
+
+def latecomers(work: Work, experiment: Experiment, phase: Phase) -> list[Participant]:
+    """The live participants that the experiment's labels mean by now and the phase does not have on record."""
+    labels = experiment.selector.get("labels")
+    if not labels:
+        return []
+    found = [
+        item
+        for item in work.store.fleet.off_record(work.project_id, phase.id)
+        if item.retired_at is None and matches(item.labels, labels)
+    ]
+    # One that was deleted and is there again by the same name is on record by it.
+    known = work.store.experiments.participant_ids(phase.id) if found else {}
+    return [item for item in found if item.public_id not in known]
 
 
 def meant(work: Work, selector: dict[str, Any]) -> list[Participant]:

@@ -13,6 +13,7 @@ from control_plane.domain.fleet import (
     LEASE_SECONDS,
     MAX_RETURNS,
     Agent,
+    Participant,
     Telemetry,
     Turn,
     is_mass,
@@ -21,10 +22,11 @@ from control_plane.domain.fleet import (
 )
 from control_plane.store.access import Incarnation
 from control_plane.store.deployments import Revisions
+from control_plane.store.fleet import host_labels
 from control_plane.store.store import Store
 from shared.errors import FailedPrecondition, PermissionDenied
 from shared.ids import NewId, show_id
-from shared.model import Hello, OfferAction
+from shared.model import Hello, OfferAction, ParticipantState
 from shared.moment import SECOND
 
 LEASE = LEASE_SECONDS * SECOND
@@ -230,8 +232,22 @@ def _bind(
             store.fleet.add_participant(
                 participant_id, project_id=agent.project_id, public_id=state.participant, labels={}, now=now
             )
-        store.fleet.bind(participant_id, agent.uid, state, now=now)
+        if participant is None or not _is_as_declared(participant, agent.uid, state):
+            store.fleet.bind(participant_id, agent.uid, state, now=now)
     return tuple(taken), tuple(refused)
+
+
+def _is_as_declared(participant: Participant, uid: bytes, state: ParticipantState) -> bool:
+    """Binding it would change nothing: a fleet that comes back must not look like one that changed."""
+    return (
+        participant.agent_uid == uid
+        and participant.retired_at is None
+        and participant.host_labels == host_labels(state)
+        and participant.targets == tuple(state.targets)
+        and participant.drift_policy == state.drift.value
+        and participant.exposure == state.exposure.value
+        and participant.policy == state.policy
+    )
 
 
 def _taken_findings(taken: Sequence[str], *, now: int) -> list[Finding]:

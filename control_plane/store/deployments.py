@@ -1,13 +1,13 @@
-"""Slots with their desired rows, deployments, and the outcomes hosts report."""
+"""Slots with their desired rows, deployments, and the outcomes hosts reported."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from control_plane.domain.deployment import Deployment, DeploymentFile, Origin, State, state_after
+from control_plane.domain.deployment import Deployment, DeploymentFile, Origin, State
 from control_plane.store.database import Row, Tx, carries
-from shared.model import Digest, Offer, OfferAction, OfferedFile, Outcome, Reason, Result, show_digest
+from shared.model import OfferAction
 
 _DEPLOYMENT = (
     "select d.*, p.public_id, p.agent_uid, coalesce(a.lease_until, 0) as lease_until from deployment d"
@@ -32,15 +32,6 @@ class NewDeployment:
     requested_by: str
     overwrite_drift: bool = False
     retry: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Desired:
-    """What a slot should hold, as an offer without content; `ended`: the host is done with it."""
-
-    offer: Offer
-    project_id: bytes
-    ended: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,61 +224,6 @@ class DeploymentStore:
             for row in rows
         ]
 
-    def desired(self, agent_uid: bytes) -> list[Desired]:
-        """What every slot of the agent's participants should hold."""
-        rows = self._tx.all(
-            "select d.*, s.applied_before, p.public_id from slot s join deployment d on d.id = s.deployment_id"
-            " join participant p on p.id = s.participant_id where p.agent_uid = ? and p.deleted_at is null"
-            " and s.withdrawn_at is null and s.halted_at is null order by d.id",
-            (agent_uid,),
-        )
-        digests: dict[bytes, tuple[Digest, ...]] = {}
-        found = []
-        for row in rows:
-            experiment_id = row["experiment_id"]
-            if experiment_id not in digests:
-                digests[experiment_id] = self._experiment_digests(experiment_id)
-            found.append(
-                Desired(
-                    offer=Offer(
-                        deployment_id=row["id"],
-                        participant=row["public_id"],
-                        slot_id=row["slot_id"],
-                        revision=row["revision"],
-                        action=OfferAction(row["action"]),
-                        files=tuple(
-                            OfferedFile(path=file.path, digest=file.desired, size=file.size)
-                            for file in self._files(row["id"])
-                        ),
-                        retry=bool(row["retry"]),
-                        overwrite_drift=bool(row["overwrite_drift"]),
-                        applied_before=bool(row["applied_before"]),
-                        experiment_digests=digests[experiment_id],
-                    ),
-                    project_id=row["project_id"],
-                    ended=State(row["state"]).ended,
-                )
-            )
-        return found
-
-    def may_fetch(self, agent_uid: bytes, value: Digest) -> bytes | None:
-        """The project whose content the agent may read under this digest; None where no slot of it needs it."""
-        row = self._tx.one(
-            "select d.project_id from slot s join deployment d on d.id = s.deployment_id"
-            " join deployment_file f on f.deployment_id = d.id join participant p on p.id = s.participant_id"
-            " where p.agent_uid = ? and f.desired_digest = ? limit 1",
-            (agent_uid, value),
-        )
-        return row["project_id"] if row else None
-
-    def offered(self, deployment_ids: Iterable[bytes], *, now: int) -> None:
-        """The agent was told of these deployments."""
-        self._tx.many(
-            "update deployment set state = case state when 'pending' then 'offered' else state end,"
-            " offered_at = coalesce(offered_at, ?), updated_at = ? where id = ?",
-            [(now, now, deployment_id) for deployment_id in deployment_ids],
-        )
-
     def revisions(self, agent_uid: bytes) -> dict[tuple[str, bytes], Revisions]:
         """How far every slot of the agent's participants is, by public id and slot."""
         rows = self._tx.all(
@@ -352,101 +288,6 @@ class DeploymentStore:
             (incarnation, project_id),
         )
         return (row["withdrawn"], row["n"]) if row else (0, 0)
-
-    def record(self, agent_uid: bytes, outcome: Outcome, *, outcome_id: bytes, now: int) -> str | None:
-        """The outcome is stored once and its deployment stands accordingly; returns the new state.
-
-        None where the agent has no such slot or revision, or the outcome was stored before.
-        """
-        row = self._tx.one(
-            "select d.id, d.participant_id, d.state, d.attempts, exists (select 1 from deployment n where"
-            " n.participant_id = d.participant_id and n.slot_id = d.slot_id and n.revision > d.revision) as overtaken"
-            " from deployment d join participant p on p.id = d.participant_id where p.agent_uid = ?"
-            " and p.public_id = ? and p.deleted_at is null and d.slot_id = ? and d.revision = ?",
-            (agent_uid, outcome.participant, outcome.slot_id, outcome.revision),
-        )
-        if row is None or not self._add_outcome(row, agent_uid, outcome, outcome_id=outcome_id, now=now):
-            return None
-        before = State(row["state"])
-        state = state_after(before, outcome, latest_attempt=row["attempts"])
-        late = outcome.attempt < row["attempts"] or (outcome.result is Result.IN_PROGRESS and before.ended)
-        if late:
-            return state.value  # part of the history, and no news of how it stands
-        reason = json.dumps(_reason(outcome.reason)) if outcome.reason else None
-        self._tx.run(
-            "update deployment set state = ?, attempts = max(attempts, ?), reason = ?, updated_at = ?, confirming = ?,"
-            " applied_at = coalesce(applied_at, ?), confirmed_at = coalesce(confirmed_at, ?) where id = ?",
-            (
-                state.value,
-                outcome.attempt,
-                reason,
-                now,
-                outcome.confirming and not row["overtaken"],
-                outcome.occurred_at if outcome.result.holds else None,
-                outcome.occurred_at if state is State.CONFIRMED else None,
-                row["id"],
-            ),
-        )
-        self._tx.many(
-            "update deployment_file set running_digest = ?, attempted_digest = ? where deployment_id = ?"
-            " and path = ?",
-            [(file.running, file.desired, row["id"], file.path) for file in outcome.files],
-        )
-        self._tx.run(
-            "update slot set reported_revision = max(reported_revision, ?),"
-            " applied_before = max(applied_before, ?) where participant_id = ? and id = ?",
-            (outcome.revision, int(outcome.result.holds), row["participant_id"], outcome.slot_id),
-        )
-        return state.value
-
-    def _add_outcome(
-        self, deployment: Row, agent_uid: bytes, outcome: Outcome, *, outcome_id: bytes, now: int
-    ) -> bool:
-        files = [
-            {
-                "path": file.path,
-                "desiredDigest": show_digest(file.desired),
-                "runningDigest": show_digest(file.running),
-                "previousDigest": show_digest(file.previous),
-            }
-            for file in outcome.files
-        ]
-        d = outcome.durations
-        durations = {
-            "fetch": d.fetch,
-            "check": d.check,
-            "write": d.write,
-            "reload": d.reload,
-            "probe": d.probe,
-        }
-        changed = self._tx.run(
-            "insert into outcome (id, deployment_id, participant_id, slot_id, agent_uid, revision, attempt, step,"
-            " result, files, reason, quarantined, durations, occurred_at, received_at)"
-            " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            # Progress gives way to whatever ended the attempt at that step.
-            " on conflict (participant_id, slot_id, revision, attempt, step) do update set result = excluded.result,"
-            " files = excluded.files, reason = excluded.reason, quarantined = excluded.quarantined,"
-            " durations = excluded.durations, occurred_at = excluded.occurred_at, received_at = excluded.received_at"
-            " where outcome.result = 'in_progress'",
-            (
-                outcome_id,
-                deployment["id"],
-                deployment["participant_id"],
-                outcome.slot_id,
-                agent_uid,
-                outcome.revision,
-                outcome.attempt,
-                outcome.step.value,
-                outcome.result.value,
-                json.dumps(files),
-                json.dumps(_reason(outcome.reason)) if outcome.reason else None,
-                int(outcome.quarantined),
-                json.dumps(durations),
-                outcome.occurred_at,
-                now,
-            ),
-        )
-        return changed > 0
 
     def get(self, project_id: bytes, deployment_id: bytes, *, now: int) -> Deployment | None:
         """The deployment of the project with this id."""
@@ -518,14 +359,6 @@ class DeploymentStore:
             for row in rows
         )
 
-    def _experiment_digests(self, experiment_id: bytes) -> tuple[Digest, ...]:
-        rows = self._tx.all(
-            "select distinct f.digest from variant_file f join variant v on v.id = f.variant_id"
-            " where v.experiment_id = ? order by f.digest",
-            (experiment_id,),
-        )
-        return tuple(row["digest"] for row in rows)
-
     def _deployment(self, row: Row, now: int) -> Deployment:
         return Deployment(
             id=row["id"],
@@ -551,7 +384,3 @@ class DeploymentStore:
             files=self._files(row["id"]),
             confirming=bool(row["confirming"]),
         )
-
-
-def _reason(reason: Reason) -> dict[str, str]:
-    return {"code": reason.code.value, "message": reason.message, "remedy": reason.remedy}

@@ -127,15 +127,6 @@ class FleetStore:
         )
         return row["project_id"] if row else None
 
-    def speaker(self, uid: bytes) -> tuple[bytes, int, bytes | None] | None:
-        """(project, generation, present session) of an agent that may speak; None for any other."""
-        row = self._tx.one(
-            "select project_id, generation, session_id from agent where uid = ? and banned_at is null"
-            " and retired_at is null and quarantined_at is null",
-            (uid,),
-        )
-        return (row["project_id"], row["generation"], row["session_id"]) if row else None
-
     def open_session(
         self,
         uid: bytes,
@@ -368,6 +359,18 @@ class FleetStore:
         )
         return [_participant(row) for row in rows]
 
+    def off_record(self, project_id: bytes, phase_id: bytes) -> list[Participant]:
+        """Live participants of the project that the phase does not have on record, by public id.
+
+        Most of a fleet is on record: nothing is read of those.
+        """
+        rows = self._tx.all(
+            f"{_PARTICIPANT} where p.project_id = ? and p.deleted_at is null and not exists (select 1 from assignment s"  # noqa: S608
+            " where s.phase_id = ? and s.participant_id = p.id) order by p.public_id",
+            (project_id, phase_id),
+        )
+        return [_participant(row) for row in rows]
+
     def outside(self, participant_ids: Sequence[bytes], labels: Mapping[str, str]) -> list[str]:
         """Public ids of those of the live participants that do not carry all of these labels; hosts' own count not."""
         outside = []
@@ -390,13 +393,12 @@ class FleetStore:
 
     def bind(self, participant_id: bytes, uid: bytes, state: ParticipantState, *, now: int) -> None:
         """The agent serves the participant, as its configuration says."""
-        labels = {f"host.{name}": value for name, value in state.labels.items()}
         self._tx.run(
             "update participant set agent_uid = ?, host_labels = ?, targets = ?, drift_policy = ?, exposure = ?,"
             " policy = ?, retired_at = null, updated_at = ? where id = ?",
             (
                 uid,
-                json.dumps(labels),
+                json.dumps(host_labels(state)),
                 json.dumps(state.targets),
                 state.drift.value,
                 state.exposure.value,
@@ -469,6 +471,11 @@ class FleetStore:
                 )
             )
         return files
+
+
+def host_labels(state: ParticipantState) -> dict[str, str]:
+    """The labels a host gives the participant, as they are stored."""
+    return {f"host.{name}": value for name, value in state.labels.items()}
 
 
 def _spool(telemetry: Telemetry) -> str:

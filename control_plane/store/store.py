@@ -14,6 +14,7 @@ from control_plane.store.holdouts import HoldoutStore
 from control_plane.store.kept import KeptStore
 from control_plane.store.looks import LookStore
 from control_plane.store.metrics import MetricStore
+from control_plane.store.offers import OfferStore
 from control_plane.store.preflight import PreflightStore
 from control_plane.store.questions import QuestionStore
 from control_plane.store.recalculations import RecalculationStore
@@ -34,6 +35,7 @@ class Store:
         self.experiments = ExperimentStore(tx)
         self.fleet = FleetStore(tx)
         self.deployments = DeploymentStore(tx)
+        self.offers = OfferStore(tx)
         self.events = EventStore(tx)
         self.arrivals = ArrivalStore(tx)
         self.timers = TimerStore(tx)

@@ -64,6 +64,8 @@ async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
         "cpuMicros": median((ours[1] / agents * 1e6 for *_, ours in found), 0),
         "bareCpuMicros": median((quick[1] / agents * 1e6 for quick, *_ in found), 0),
         "cpuOfBare": ratio((ours[1], quick[1]) for quick, _, ours in found),
+        "durableCpuMicros": median((durable[1] / agents * 1e6 for _, durable, _ in found), 0),
+        "cpuOfDurable": ratio((ours[1], durable[1]) for _, durable, ours in found),
         "startSeconds": median(ours[2] for *_, ours in found),
         "startCpuMicros": median((ours[3] / agents * 1e6 for *_, ours in found), 0),
     }
@@ -93,6 +95,8 @@ def main() -> None:
         "cpuMicros": "CPU µs each",
         "bareCpuMicros": "bare CPU µs",
         "cpuOfBare": "CPU × bare",
+        "durableCpuMicros": "with writes, CPU µs",
+        "cpuOfDurable": "CPU × with writes",
         "cpuOfFirst": "CPU × first row",
         "startSeconds": "start, s",
         "startCpuMicros": "start, CPU µs each",

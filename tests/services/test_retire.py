@@ -105,11 +105,11 @@ async def test_a_replacement_takes_the_participant(world: World) -> None:
     await retire(world, gone)
     fresh = await world.agent("p")
     assert await presence(world, "p") is Presence.CONNECTED
-    assert await world.ask(lambda store: store.deployments.desired(fresh)) == []
+    assert await world.ask(lambda store: store.offers.wanted([fresh])) == []
     values = {"id": "test", "participantId": "p", "variantId": variant}
     await world.do(deployments.create, requests.parse(requests.CreateDeployment, values))
-    [desired] = await world.ask(lambda store: store.deployments.desired(fresh))
-    assert (desired.offer.participant, desired.offer.revision) == ("p", 2)
+    [desired] = await world.ask(lambda store: store.offers.wanted([fresh]))
+    assert (desired.participant, desired.revision) == ("p", 2)
     view = await world.do(experiments.get, requests.ById(id="test"))
     assert not any(item.retired or item.forced_by for item in view.assignments)
 

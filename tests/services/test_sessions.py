@@ -51,8 +51,8 @@ async def codes(world: World, uid: bytes) -> list[str]:
 
 async def offers(world: World, uid: bytes) -> dict[str, tuple[OfferAction, int]]:
     """What the agent may be offered, by participant."""
-    found = await world.ask(lambda store: store.deployments.desired(uid))
-    return {item.offer.participant: (item.offer.action, item.offer.revision) for item in found}
+    found = await world.ask(lambda store: store.offers.wanted([uid]))
+    return {item.participant: (item.action, item.revision) for item in found}
 
 
 def holds(participant: str, slot_id: bytes, revision: int, **fields: Any) -> SlotState:

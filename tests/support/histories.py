@@ -224,7 +224,7 @@ class History:
             return
         await line.session.look()
         line.down += list(line.session.sayings())
-        await line.session.said()
+        await line.session.store()
 
     async def deliver_down(self, line: Line, index: int, *, again: bool) -> None:
         """One message reaches the host, whichever; `again`: and stays on its way as well."""

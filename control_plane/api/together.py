@@ -1,0 +1,260 @@
+"""What many sessions need of the database at the same moment: one reading, and one transaction, for all of them.
+
+A change to a fleet wakes every session at once, and within moments every host has an outcome to report; what sessions
+would do one by one then costs several times as much. Hides gathering, what becomes of it while the database
+takes nothing, and that trouble with what one session says is no trouble of the others.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from control_plane.services.sessions import refusal
+from control_plane.store.database import Database, Tx
+from control_plane.store.offers import Wanted
+from control_plane.store.store import Store
+from shared import logs
+from shared.clock import Clock
+from shared.errors import PermissionDenied, Unavailable
+from shared.ids import NewId
+from shared.model import MAX_INLINE_BYTES, Offer, Outcome
+
+_log = logs.get(__name__)
+
+MOST_LOOKS = 256
+"""Sessions that look in one reading."""
+
+GATHER_SECONDS = 0.02
+"""What sessions have to record is gathered for so long into one transaction."""
+
+MOST_OUTCOMES = 512
+"""In one transaction, unless one session alone has more."""
+
+STORE_AGAIN_SECONDS = 1.0
+
+
+# -- looking
+
+
+class Looking(Protocol):
+    """A session that wants to know what its slots should hold."""
+
+    id: bytes
+    agent_uid: bytes
+
+    def is_news(self, item: Wanted) -> bool:
+        """Its agent is to be told of that; asked in a thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a session found: its agent's generation, what is news, and the public ids that are bound to the agent."""
+
+    generation: int
+    offers: list[Offer]
+    bound: frozenset[str]
+
+
+class Looks:
+    """Sessions that look within the same turn of the loop, or while a reading is under way, look together."""
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[Looking, asyncio.Future[Look | None]]] = []
+        self._answering: asyncio.Task[None] | None = None
+
+    async def look(self, database: Database, session: Looking) -> Look | None:
+        """What there is for the session; None where its agent's session is another by now.
+
+        Raises PermissionDenied where the agent may not speak.
+        """
+        asked: asyncio.Future[Look | None] = asyncio.get_running_loop().create_future()
+        self._asked.append((session, asked))
+        if self._answering is None:
+            self._answering = asyncio.create_task(self._answer(database), name="looks")
+        return await asked
+
+    async def _answer(self, database: Database) -> None:
+        try:
+            while self._asked:
+                await asyncio.sleep(0)  # whoever was woken together with the first
+                asked, self._asked = self._asked[:MOST_LOOKS], self._asked[MOST_LOOKS:]
+                found = await _found(database, [session for session, _ in asked])
+                for (_, future), answer in zip(asked, found, strict=True):
+                    if future.done():
+                        continue  # its session is gone
+                    if isinstance(answer, Exception):
+                        future.set_exception(answer)
+                    else:
+                        future.set_result(answer)
+        finally:
+            self._answering = None
+
+
+async def _found(database: Database, sessions: Sequence[Looking]) -> list[Look | Exception | None]:
+    try:
+        return await database.read(partial(_looked, sessions))
+    except Exception as failure:
+        if len(sessions) == 1 or isinstance(failure, Unavailable):
+            return [failure] * len(sessions)
+    return [one for session in sessions for one in await _found(database, [session])]
+
+
+def _looked(sessions: Sequence[Looking], tx: Tx) -> list[Look | Exception | None]:
+    store = Store(tx)
+    speakers = store.offers.speakers([one.agent_uid for one in sessions])
+    present = {
+        one.agent_uid: one
+        for one in sessions
+        if one.agent_uid in speakers and speakers[one.agent_uid].session_id == one.id
+    }
+    bound = store.offers.bound(present)
+    wanted = [
+        item
+        for item in store.offers.wanted([uid for uid in present if not speakers[uid].frozen])
+        if present[item.agent_uid].is_news(item)
+    ]
+    offers: dict[bytes, list[Offer]] = {uid: [] for uid in present}
+    for item, offer in zip(wanted, store.offers.offers(wanted, inline=MAX_INLINE_BYTES), strict=True):
+        offers[item.agent_uid].append(offer)
+
+    def of(session: Looking) -> Look | Exception | None:
+        uid = session.agent_uid
+        if uid not in speakers:
+            return refusal(store.fleet.agent(uid)) or PermissionDenied()
+        if present.get(uid) is not session:
+            return None
+        return Look(
+            generation=speakers[uid].generation, offers=offers[uid], bound=frozenset(bound.get(uid, ()))
+        )
+
+    return [of(session) for session in sessions]
+
+
+# -- recording
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owed:
+    """What a session has to record: outcomes it heard, and the deployments its agent was told of."""
+
+    outcomes: list[Outcome]
+    told: list[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """How each outcome's deployment stands now; `beyond`: one is of a revision that was never made here."""
+
+    states: list[str | None]
+    beyond: bool
+
+
+class Owing(Protocol):
+    """A session that has something to record."""
+
+    agent_uid: bytes
+
+    @property
+    def over(self) -> bool: ...
+
+    def take_owed(self) -> Owed:
+        """What it owes, which is the caller's now."""
+
+    def give_back(self, owed: Owed) -> None:
+        """It could not be recorded."""
+
+    def recorded(self, owed: Owed, found: Recorded) -> None:
+        """It is durable."""
+
+    def end(self) -> None:
+        """The session has to go."""
+
+
+class Recorder:
+    """Records what sessions owe, together. What can never be recorded ends the session that said it."""
+
+    def __init__(self, *, new_id: NewId, clock: Clock) -> None:
+        self._new_id, self._clock = new_id, clock
+        self._waiting: dict[Owing, None] = {}
+        self._recording: asyncio.Task[None] | None = None
+
+    def owes(self, database: Database, session: Owing) -> None:
+        """What the session owes is recorded soon; while the database takes nothing it waits, and nothing else does."""
+        self._waiting[session] = None
+        if self._recording is None:
+            self._recording = asyncio.create_task(self._run(database), name="recording")
+
+    async def _run(self, database: Database) -> None:
+        try:
+            while self._waiting:
+                await asyncio.sleep(GATHER_SECONDS)
+                sessions, self._waiting = list(self._waiting), {}
+                try:
+                    await self._some(database, sessions)
+                except Unavailable as failure:
+                    _log.warning("outcomes.not_stored", sessions=len(sessions), error=failure.message)
+                    await asyncio.sleep(STORE_AGAIN_SECONDS)
+                    # What an agent whose stream has ended is owed, it tells again.
+                    self._waiting = {one: None for one in (*sessions, *self._waiting) if not one.over}
+        finally:
+            self._recording = None
+
+    async def _some(self, database: Database, sessions: Sequence[Owing]) -> None:
+        try:
+            await self.record(database, sessions)
+        except Unavailable:
+            raise
+        except Exception as failure:
+            if len(sessions) > 1:
+                for session in sessions:
+                    await self._some(database, [session])
+                return
+            _log.warning("outcomes.not_stored", agent=sessions[0].agent_uid.hex(), error=str(failure))
+            sessions[0].end()
+
+    async def record(self, database: Database, sessions: Sequence[Owing]) -> None:
+        """What these sessions owe is durable, and they know it.
+
+        Raises what the database does; then they owe it still.
+        """
+        left = list(sessions)
+        while left:
+            taken: list[tuple[Owing, Owed]] = []
+            size = 0
+            while left and size < MOST_OUTCOMES:
+                session = left.pop(0)
+                owed = session.take_owed()
+                if owed.outcomes or owed.told:
+                    taken.append((session, owed))
+                    size += len(owed.outcomes)
+            if not taken:
+                return
+            try:
+                found = await database.write(partial(self._store, taken))
+            except BaseException:
+                for session, owed in taken:
+                    session.give_back(owed)
+                raise
+            for (session, owed), recorded in zip(taken, found, strict=True):
+                session.recorded(owed, recorded)
+
+    def _store(self, taken: Sequence[tuple[Owing, Owed]], tx: Tx) -> list[Recorded]:
+        store = Store(tx)
+        now = self._clock.now()
+        store.offers.told((one for _, owed in taken for one in owed.told), now=now)
+        reports = [(session.agent_uid, outcome) for session, owed in taken for outcome in owed.outcomes]
+        states = iter(store.offers.record(reports, new_id=self._new_id, now=now))
+        found = []
+        for session, owed in taken:
+            of_session = [next(states) for _ in owed.outcomes]
+            beyond = None in of_session and _beyond(store, session.agent_uid, owed.outcomes)
+            found.append(Recorded(states=of_session, beyond=beyond))
+        return found
+
+
+def _beyond(store: Store, agent_uid: bytes, outcomes: Sequence[Outcome]) -> bool:
+    known = store.deployments.revisions(agent_uid)
+    slots = [(known.get((one.participant, one.slot_id)), one.revision) for one in outcomes]
+    return any(slot is not None and revision > slot.wanted for slot, revision in slots)

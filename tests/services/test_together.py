@@ -1,0 +1,208 @@
+"""Sessions look and record together: what each is told and what it stores is what it would have been alone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from control_plane.api.sessions import Session, Sessions
+from control_plane.api.together import Owed
+from control_plane.api.witness import witness
+from control_plane.services.sessions import open_session
+from control_plane.services.work import Joining, Services
+from control_plane.store.database import Tx
+from control_plane.store.store import Store
+from shared import wire
+from shared.errors import PermissionDenied, Unavailable
+from shared.model import Offer, Outcome, Result
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+from tests.support.builders import TERMS, World, make_hello, make_world
+from tests.support.stream import make_outcome
+from tests.support.waiting import eventually
+
+BOTS = ("bot-1", "bot-2", "bot-3")
+
+
+class _Counting:
+    """A database that counts the readings and transactions it is asked for, and that may be away."""
+
+    def __init__(self, world: World) -> None:
+        self._database, self.hints = world.database, world.database.hints
+        self.readings = self.transactions = self.refused = 0
+        self.away = False
+
+    async def read(self, work: Callable[[Tx], Any]) -> Any:
+        self.readings += 1
+        return await self._database.read(work)
+
+    async def write(self, work: Callable[[Tx], Any]) -> Any:
+        if self.away:
+            self.refused += 1
+            raise Unavailable("the disk is full")
+        self.transactions += 1
+        return await self._database.write(work)
+
+    async def close(self) -> None:
+        raise AssertionError("it is the world's")
+
+
+class _Plane:
+    """A world with sessions of three hosts, all in an experiment that runs."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.database = _Counting(world)
+        self._sessions = Sessions(CollectorRegistry(), new_id=world.new_id, clock=world.clock)
+        self._services = Services(
+            database=self.database,
+            clock=world.clock,
+            new_id=world.new_id,
+            wake=self._sessions.wake,
+            hosts=self._sessions.reads,
+            witness=witness,
+            joining=Joining(addresses=("127.0.0.1:1",), ca_certificate=b""),
+        )
+        self.sessions: dict[str, Session] = {}
+        self._acknowledged: set[str] = set()
+
+    async def begin(self) -> None:
+        uids = {bot: await self.world.agent(bot) for bot in BOTS}
+        await self.world.start(await self.world.experiment(*BOTS))
+        for bot, uid in uids.items():
+            await self.open(bot, uid)
+
+    async def open(self, bot: str, uid: bytes) -> None:
+        """The host's newest session."""
+        hello, now = make_hello(bot, session_epoch=7), self.world.clock.now()
+        opened = await self.world.database.write(
+            lambda tx: open_session(Store(tx), uid, hello, terms=TERMS, new_id=self.world.new_id, now=now)
+        )
+        self.sessions[bot] = Session(self._services, self._sessions, opened, hello)
+
+    async def offers(self) -> dict[str, Offer]:
+        """What each host is told, when all look at once."""
+        await asyncio.gather(*(session.look() for session in self.sessions.values()))
+        return {
+            bot: wire.offer_from_pb(said.offer)
+            for bot, session in self.sessions.items()
+            for said in session.sayings()
+            if said.WhichOneof("message") == "offer"
+        }
+
+    def hear(self, bot: str, outcome: Outcome) -> None:
+        """The host reported it; it is recorded soon."""
+        self.sessions[bot].heard(pb.SyncRequest(outcome=wire.outcome_to_pb(outcome)))
+        self.sessions[bot].owes()
+
+    def acknowledged(self) -> set[str]:
+        """The hosts that were told so far that an outcome is durable."""
+        for bot, session in self.sessions.items():
+            if "outcome_ack" in [said.WhichOneof("message") for said in session.sayings()]:
+                self._acknowledged.add(bot)
+        return self._acknowledged
+
+    async def states(self) -> dict[str, str]:
+        """How the deployment of each host stands."""
+        rows = await self.world.rows(
+            "select p.public_id, d.state from deployment d join participant p on p.id = d.participant_id"
+        )
+        return {row["public_id"]: row["state"] for row in rows}
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[_Plane]:
+    async with make_world(tmp_path) as world:
+        plane = _Plane(world)
+        await plane.begin()
+        yield plane
+
+
+async def test_sessions_that_are_woken_together_look_in_one_reading(plane: _Plane) -> None:
+    """Each is told of its own slot only, with the content; what they were told is recorded in one transaction."""
+    offers = await plane.offers()
+    assert {bot: offer.participant for bot, offer in offers.items()} == {bot: bot for bot in BOTS}
+    assert all(file.content is not None for offer in offers.values() for file in offer.files)
+    assert plane.database.readings == 1
+    for session in plane.sessions.values():
+        session.owes()
+    await eventually(lambda: not any(session.owing for session in plane.sessions.values()))
+
+    async def offered() -> bool:
+        return await plane.states() == dict.fromkeys(BOTS, "offered")
+
+    await eventually(offered)
+    assert plane.database.transactions == 1
+
+
+async def test_a_look_answers_each_session_for_itself(plane: _Plane) -> None:
+    """One whose agent was banned is refused, one that another session took the place of ends; the third is told."""
+    banned, superseded, sound = (plane.sessions[bot] for bot in BOTS)
+    now = plane.world.clock.now()
+    await plane.world.database.write(lambda tx: Store(tx).fleet.ban(banned.agent_uid, now=now))
+    await plane.open(BOTS[1], superseded.agent_uid)
+    found = await asyncio.gather(banned.look(), superseded.look(), sound.look(), return_exceptions=True)
+    assert isinstance(found[0], PermissionDenied)
+    assert found[1:] == [None, None]
+    assert (superseded.over, sound.over) == (True, False)
+    assert [said.WhichOneof("message") for said in sound.sayings()] == ["offer"]
+
+
+async def test_outcomes_of_many_sessions_are_stored_in_one_transaction(plane: _Plane) -> None:
+    """Each is acknowledged, progress is not; what comes again in the same transaction is stored once."""
+    offers = await plane.offers()
+    for bot, offer in offers.items():
+        done = make_outcome(offer, Result.APPLIED)
+        for outcome in (replace(done, result=Result.IN_PROGRESS), done, done):
+            plane.hear(bot, outcome)
+    await eventually(lambda: plane.acknowledged() == set(BOTS))
+    assert plane.database.transactions == 1
+    assert await plane.states() == dict.fromkeys(BOTS, "applied")
+    stored = await plane.world.rows("select result from outcome")
+    assert [row["result"] for row in stored] == ["applied"] * len(BOTS)
+    files = await plane.world.rows("select desired_digest, running_digest from deployment_file")
+    assert all(row["running_digest"] == row["desired_digest"] for row in files)
+
+
+async def test_what_cannot_be_stored_ends_the_session_that_said_it(plane: _Plane) -> None:
+    """The others' outcomes of the same moment are stored all the same."""
+    offers = await plane.offers()
+    for bot, offer in offers.items():
+        plane.hear(bot, make_outcome(offer, Result.APPLIED))
+    nonsense = replace(make_outcome(offers[BOTS[0]], Result.APPLIED), attempt=2**63)
+    plane.sessions[BOTS[0]].give_back(Owed(outcomes=[nonsense], told=[]))  # the wire takes no such number
+    await eventually(lambda: plane.acknowledged() == set(BOTS[1:]))
+    await eventually(lambda: plane.sessions[BOTS[0]].over)
+    states = await plane.states()
+    assert states.pop(BOTS[0]) == "pending"
+    assert set(states.values()) == {"applied"}
+
+
+async def test_outcomes_wait_for_a_database_that_takes_nothing(plane: _Plane) -> None:
+    """Nothing is acknowledged before it is durable, and nothing is lost; the sessions stay."""
+    offers = await plane.offers()
+    plane.database.away = True
+    for bot, offer in offers.items():
+        plane.hear(bot, make_outcome(offer, Result.APPLIED))
+    await eventually(lambda: plane.database.refused)
+    assert not plane.acknowledged()
+    plane.database.away = False
+    await eventually(lambda: plane.acknowledged() == set(BOTS))
+    assert not any(session.over for session in plane.sessions.values())
+    assert await plane.states() == dict.fromkeys(BOTS, "applied")
+
+
+async def test_a_session_that_ended_meanwhile_is_not_waited_for(plane: _Plane) -> None:
+    """Its agent tells its outcome again in the next one; the others' are stored."""
+    offers = await plane.offers()
+    plane.database.away = True
+    for bot, offer in offers.items():
+        plane.hear(bot, make_outcome(offer, Result.APPLIED))
+    await eventually(lambda: plane.database.refused)
+    plane.sessions[BOTS[0]].end()
+    plane.database.away = False
+    await eventually(lambda: plane.acknowledged() == set(BOTS[1:]))
+    assert (await plane.states())[BOTS[0]] == "pending"
