@@ -4,8 +4,9 @@ Agents of `variant-agent simulate`, each with its certificate, session, files an
 control plane: from the answer to `start` on, until the last outcome is in the database. Beside it, in turn within each
 round: bare grpc.aio over mutual TLS that sends as many bytes to as many streams, and is acknowledged at once, or after
 each host has written them durably. What `start` itself takes (hosts are asked, everybody is assigned, deployments are
-committed) stands beside it. Processor time is the server's process alone. VARIANTD_BENCH_AGENTS=100,1000 or --agents
-say how many there are. Nothing is asserted.
+committed) stands beside it. Processor time is the server's process alone; what it takes in a second while nothing
+changes is told too, because hosts that share a machine take long. VARIANTD_BENCH_AGENTS=100,1000 or --agents say how
+many there are. Nothing is asserted.
 """
 
 import argparse
@@ -22,11 +23,18 @@ from tests.bench.simulated import APPLIED, FANOUT_BYTES, draft, fleet, token, un
 from tests.bench.stage import Served, median, ratio, served, tell
 from tests.support.plane import Plane
 
+IDLE_SECONDS = 2.0
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000,5000")
 
 
 async def changed(server: Served, operator: Plane, key: str, agents: int) -> tuple[float, ...]:
-    """(seconds, processor seconds) from the answer to `start` to the last outcome, then those of `start`."""
+    """(seconds, processor seconds) from the answer to `start` to the last outcome, then those of `start`, then idle.
+
+    Idle: processor seconds in a second before.
+    """
+    idle = server.cpu
+    await asyncio.sleep(IDLE_SECONDS)
+    idle = (server.cpu - idle) / IDLE_SECONDS
     await operator.made("/v1/experiments", draft(key))
     began, cpu = time.perf_counter(), server.cpu
     await operator.made(f"/v1/experiments/{key}/start", {})
@@ -34,7 +42,7 @@ async def changed(server: Served, operator: Plane, key: str, agents: int) -> tup
     await until(server, agents, APPLIED, key)
     ended = (time.perf_counter() - answered, server.cpu - answered_cpu)
     await operator.made(f"/v1/experiments/{key}/complete", {"then": "keep"})
-    return (*ended, answered - began, answered_cpu - cpu)
+    return (*ended, answered - began, answered_cpu - cpu, idle)
 
 
 async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
@@ -62,6 +70,10 @@ async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
         "bareSeconds": median(quick[0] for quick, *_ in found),
         "durableSeconds": median(durable[0] for _, durable, _ in found),
         "cpuMicros": median((ours[1] / agents * 1e6 for *_, ours in found), 0),
+        "idleMicrosEachSecond": median(ours[4] / agents * 1e6 for *_, ours in found),
+        "cpuMicrosBeyondIdle": median(
+            ((ours[1] - ours[4] * ours[0]) / agents * 1e6 for *_, ours in found), 0
+        ),
         "bareCpuMicros": median((quick[1] / agents * 1e6 for quick, *_ in found), 0),
         "cpuOfBare": ratio((ours[1], quick[1]) for quick, _, ours in found),
         "durableCpuMicros": median((durable[1] / agents * 1e6 for _, durable, _ in found), 0),
@@ -93,6 +105,8 @@ def main() -> None:
         "durableSeconds": "bare with writes, s",
         "bareSeconds": "bare, s",
         "cpuMicros": "CPU µs each",
+        "idleMicrosEachSecond": "idle, CPU µs each a second",
+        "cpuMicrosBeyondIdle": "CPU µs each beyond idle",
         "bareCpuMicros": "bare CPU µs",
         "cpuOfBare": "CPU × bare",
         "durableCpuMicros": "with writes, CPU µs",
