@@ -76,7 +76,7 @@ async def test_ingest_is_measured_beside_bare_inserts() -> None:
 @pytest.mark.timeout(600)
 async def test_fanout_is_measured_beside_bare_streams() -> None:
     """A small fleet gets its change; the row has time and processor time of both sides."""
-    command = ("-m", "tests.bench.fanout", "--rounds", "1", "--agents", "4")
+    command = ("-m", "tests.bench.fanout", "--rounds", "1", "--agents", "4", "--quiet", "1")
     child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
     out, _ = await child.communicate()
     assert child.returncode == 0

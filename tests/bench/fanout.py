@@ -19,22 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.bare import bare_fleet
-from tests.bench.simulated import APPLIED, FANOUT_BYTES, draft, fleet, token, until
+from tests.bench.simulated import APPLIED, CLOSED, FANOUT_BYTES, draft, fleet, token, until
 from tests.bench.stage import Served, median, ratio, served, tell
 from tests.support.plane import Plane
 
-IDLE_SECONDS = 2.0
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000,5000")
 
 
 async def changed(server: Served, operator: Plane, key: str, agents: int) -> tuple[float, ...]:
-    """(seconds, processor seconds) from the answer to `start` to the last outcome, then those of `start`, then idle.
-
-    Idle: processor seconds in a second before.
-    """
-    idle = server.cpu
-    await asyncio.sleep(IDLE_SECONDS)
-    idle = (server.cpu - idle) / IDLE_SECONDS
+    """(seconds, processor seconds) from the answer to `start` to the last outcome, then those of `start`."""
     await operator.made("/v1/experiments", draft(key))
     began, cpu = time.perf_counter(), server.cpu
     await operator.made(f"/v1/experiments/{key}/start", {})
@@ -42,10 +35,11 @@ async def changed(server: Served, operator: Plane, key: str, agents: int) -> tup
     await until(server, agents, APPLIED, key)
     ended = (time.perf_counter() - answered, server.cpu - answered_cpu)
     await operator.made(f"/v1/experiments/{key}/complete", {"then": "keep"})
-    return (*ended, answered - began, answered_cpu - cpu, idle)
+    await until(server, agents, CLOSED, key)
+    return (*ended, answered - began, answered_cpu - cpu)
 
 
-async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
+async def measure(folder: Path, agents: int, rounds: int, quiet: float) -> dict[str, Any]:
     """The row of a fleet."""
     found: list[tuple[tuple[float, ...], ...]] = []
     async with (
@@ -56,6 +50,9 @@ async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
         ticket = await token(operator, agents)
         async with fleet(server, folder / "hosts", ticket, agents):
             await bare.connect(stack, agents)
+            idle = server.cpu
+            await asyncio.sleep(quiet)
+            idle = (server.cpu - idle) / quiet
             for number in range(rounds + 1):
                 quick = await bare.fan_out(FANOUT_BYTES, durable=False)
                 durable = await bare.fan_out(FANOUT_BYTES, durable=True)
@@ -88,12 +85,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--agents", default=SIZES, help="sizes with commas between them")
+    parser.add_argument("--quiet", type=float, default=10.0, metavar="SECONDS", help="before the first round")
     given = parser.parse_args()
     found = []
     for agents in map(int, given.agents.split(",")):
         folder = Path(tempfile.mkdtemp())
         try:
-            found.append(asyncio.run(measure(folder, agents, given.rounds)))
+            found.append(asyncio.run(measure(folder, agents, given.rounds, given.quiet)))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     for row in found:

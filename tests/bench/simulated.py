@@ -86,3 +86,7 @@ APPLIED = (
     "select count(*) from deployment d join experiment e on e.id = d.experiment_id"
     " where e.key = ? and d.state in ('applied', 'confirmed')"
 )
+CLOSED = (
+    "select count(*) from deployment d join experiment e on e.id = d.experiment_id"
+    " where e.key = ? and d.action = 'close' and d.state in ('applied', 'confirmed')"
+)
