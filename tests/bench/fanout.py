@@ -67,10 +67,8 @@ async def measure(folder: Path, agents: int, rounds: int, quiet: float) -> dict[
         "bareSeconds": median(quick[0] for quick, *_ in found),
         "durableSeconds": median(durable[0] for _, durable, _ in found),
         "cpuMicros": median((ours[1] / agents * 1e6 for *_, ours in found), 0),
-        "idleMicrosEachSecond": median(ours[4] / agents * 1e6 for *_, ours in found),
-        "cpuMicrosBeyondIdle": median(
-            ((ours[1] - ours[4] * ours[0]) / agents * 1e6 for *_, ours in found), 0
-        ),
+        "idleMicrosEachSecond": round(idle / agents * 1e6),
+        "cpuMicrosBeyondIdle": median(((ours[1] - idle * ours[0]) / agents * 1e6 for *_, ours in found), 0),
         "bareCpuMicros": median((quick[1] / agents * 1e6 for quick, *_ in found), 0),
         "cpuOfBare": ratio((ours[1], quick[1]) for quick, _, ours in found),
         "durableCpuMicros": median((durable[1] / agents * 1e6 for _, durable, _ in found), 0),
