@@ -1,17 +1,17 @@
 """What the doors need of the store: searches in every order, what is kept of what they were sent, numbers."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from control_plane.domain import requests
 from control_plane.domain.metrics import CreateMetric
-from control_plane.services import experiments, foreign, holdouts, metrics
+from control_plane.services import experiments, foreign, holdouts, lifecycle, metrics
 from control_plane.services.work import Work
 from control_plane.store import database, searches
 from control_plane.store.database import Tx
 from control_plane.store.searches import Wanted
-from shared.errors import Invalid
+from shared.errors import Invalid, NotFound
 from shared.ids import show_id
 from tests.support.builders import World, make_variant
 
@@ -64,6 +64,79 @@ async def test_searches(world: World) -> None:
     for order in searches.ORDERS:
         assert (await found(world, order=order))[1] == 3
     assert (await found(world, order="name"))[0] == ["third", "Second", "First"]
+
+
+async def test_two_kinds_of_pause(world: World) -> None:
+    """Files that stay and files that are what was there before are told apart, in lists and of one experiment."""
+    for name, kind in (("Held", "hold"), ("Reverted", "revert")):
+        fields = {"name": name, "targetFile": f"{name}.md"}
+        experiment = await world.start(await world.experiment("p", "q", **fields))
+        await world.do(lifecycle.pause, requests.Pause(id=experiment.key, onPause=kind))
+
+        def reverted(work: Work, request: requests.ById) -> bool:
+            return work.store.searches.reverted(experiments.find(work, request.id).id)
+
+        assert await world.do(reverted, requests.ById(id=experiment.key)) is (kind == "revert")
+    for statuses, names in (
+        (("held",), ["Held"]),
+        (("reverted",), ["Reverted"]),
+        (("paused",), ["Reverted", "Held"]),
+        (("running", "held"), ["Held"]),
+        (("draft", "reverted", "held"), ["Reverted", "Held"]),
+    ):
+        assert await found(world, statuses=statuses) == (names, len(names)), statuses
+    await world.do(lifecycle.resume, requests.ById(id="reverted"))
+    assert await found(world, statuses=("reverted",)) == ([], 0)
+
+
+async def test_what_counts_as_a_type(world: World) -> None:
+    """Besides those of the type, those of which a door keeps that they are."""
+    await named(world, "Plain")
+    other = await named(world, "Other")
+
+    def keep(work: Work, request: requests.Nothing) -> Any:
+        return foreign.keep(work, other.id, "A", {"as": "odd"})
+
+    await world.do(keep, requests.Nothing())
+    assert await found(world, kind="switchback", counted='"as": "odd"') == (["Other"], 1)
+    assert await found(world, kind="ab", hidden='"as": "odd"') == (["Plain"], 1)
+
+
+async def test_deleting_for_whoever_knows_no_completing(world: World) -> None:
+    """A draft is gone; what is under way has ended and is archived, and its files stay."""
+    draft = await world.experiment("p", "q")
+    await world.do(foreign.delete, requests.ById(id=draft.key))
+    with pytest.raises(NotFound):
+        await world.do(experiments.get, requests.ById(id=draft.key))
+    started = await world.start(await world.experiment("p", "q"))
+    await world.do(foreign.delete, requests.ById(id=started.key))
+    ended = (await world.do(experiments.get, requests.ById(id=started.key))).experiment
+    assert (ended.status.value, ended.archived) == ("completed", True)
+    actions = await world.rows("select distinct action from deployment")
+    assert {row["action"] for row in actions} == {"write", "close"}
+
+
+@pytest.mark.parametrize("kind", ["revert", "hold"])
+async def test_another_allocation_with_the_resume(world: World, kind: Literal["hold", "revert"]) -> None:
+    """While it is paused nobody comes in; its resume opens the phase, and everybody holds the variant drawn."""
+    experiment = await world.start(await world.experiment(*"pqrs", trafficAllocation=50))
+    await world.do(lifecycle.pause, requests.Pause(id=experiment.key, onPause=kind))
+
+    def reallocate(work: Work, request: requests.OpenPhase) -> None:
+        foreign.reallocate(work, experiments.find(work, request.id), request)
+
+    await world.do(reallocate, requests.OpenPhase(id=experiment.key, trafficAllocation=100))
+    present = (await world.do(experiments.get, requests.ById(id=experiment.key))).experiment
+    assert (present.phase.number, present.phase.traffic_allocation) == (1, 50)
+    resumed = (await world.do(lifecycle.resume, requests.ById(id=experiment.key))).experiment
+    assert (resumed.phase.number, resumed.phase.traffic_allocation) == (2, 100)
+    held = await world.rows(
+        "select p.public_id, v.key from slot s join deployment d on d.id = s.deployment_id"
+        " join participant p on p.id = s.participant_id join variant v on v.id = d.variant_id"
+        " where d.action = 'write'"
+    )
+    assert {row["public_id"]: row["key"] for row in held} == await world.assigned(resumed)
+    assert len(held) == 4
 
 
 async def test_the_last_changed_first(world: World) -> None:
