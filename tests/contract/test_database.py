@@ -15,12 +15,13 @@ import pytest
 
 from control_plane.store import database as contract
 from control_plane.store.database import Database, IntegrityViolation, Tx, carries
+from control_plane.store.postgres import prepare
 from control_plane.store.sqlite import SqliteDatabase, backup_database
 from shared.errors import FailedPrecondition, Invalid, Unavailable
 from tests.contract.conftest import Engine
 from tests.support import postgres
 from tests.support.network import proxied
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, eventually
 
 KILLED_AFTER_ANSWER = """
 import asyncio, os, signal
@@ -332,6 +333,27 @@ async def test_a_connection_that_is_lost_is_unavailable_once(tmp_path: Path) -> 
     await database.write(put("after"))
     assert await keys(database) == ["after", "before"]
     await database.close()
+    postgres.drop(tmp_path)
+
+
+async def test_several_processes_migrate_once(tmp_path: Path) -> None:
+    """Whoever comes first makes the tables, the others wait for it and find them."""
+    url = postgres.url_of(tmp_path)
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("drop schema public cascade; create schema public")
+
+        def all_wait() -> bool:
+            row = other.execute(
+                "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+                " and database = (select oid from pg_database where datname = current_database())"
+            ).fetchone()
+            return row == (3,)
+
+        with postgres.writers_turn(url):
+            each = [asyncio.ensure_future(asyncio.to_thread(prepare, url)) for _ in range(3)]
+            await eventually(all_wait, what="all three wait for their turn")
+        applied = sorted(await asyncio.gather(*each), key=len)
+    assert applied == [[], [], [name for name, _ in contract._migrations()]]
     postgres.drop(tmp_path)
 
 
