@@ -29,11 +29,12 @@ from agent.failures import (
 )
 from agent.files import Workspace
 from agent.hooks import Hooks
-from agent.journal import Journal, Slot, SlotFile
+from agent.journal import Journal
 from agent.judge import Judge
 from agent.plan import Planned, Planner, held
 from agent.policy import Refused, allow
 from agent.repair import Repairer
+from agent.slots import Slot, SlotFile
 from agent.swap import Swapper, is_unchanged
 from agent.threads import blocking
 from agent.trials import Trials
@@ -290,7 +291,12 @@ class Applier:
         done: list[Planned] = []
         try:
             started = self._clock.monotonic()
-            await blocking(lambda: self._swapper.stage(plan, done))
+            # At the same time: both wait for a disk, twice and once.
+            keeping = asyncio.ensure_future(blocking(lambda: self._swapper.keep(plan)))
+            try:
+                await blocking(lambda: self._swapper.stage(plan, done))
+            finally:
+                await keeping
             attempt.took["write"] = self._clock.monotonic() - started
             attempt.step = Step.STAGED
             if self.config.check and offer.action is OfferAction.WRITE:

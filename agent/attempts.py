@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agent.journal import FileImage, Probation, Slot, SlotFile, Undo
 from agent.plan import Planned
+from agent.slots import FileImage, Probation, Slot, SlotFile, Undo
 from shared.model import (
     Digest,
     Durations,

@@ -13,9 +13,10 @@ from agent.config import ParticipantConfig
 from agent.failures import ATTEMPTS, condemned, ended_by_reload, given_up, in_passing, is_judgement
 from agent.files import Workspace
 from agent.hooks import Hooks, Inconclusive
-from agent.journal import Journal, Probation, Slot, Undo
+from agent.journal import Journal
 from agent.plan import held, successor
 from agent.policy import Refused, allow
+from agent.slots import Probation, Slot, Undo
 from agent.swap import Swapper, is_unchanged
 from agent.threads import blocking
 from agent.views import Views

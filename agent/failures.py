@@ -8,8 +8,8 @@ at the same place is refused until somebody says otherwise. Everything else is r
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agent.journal import Condemned, Slot
 from agent.policy import Refused, show
+from agent.slots import Condemned, Slot
 from shared.model import Digest, Reason, ReasonCode
 
 ATTEMPTS = 3

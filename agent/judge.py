@@ -10,8 +10,8 @@ from agent.config import ParticipantConfig
 from agent.contents import Fetch, Unfetched, allow_offered, content_of
 from agent.files import Workspace
 from agent.hooks import Hooks
-from agent.journal import Slot
 from agent.plan import Planner
+from agent.slots import Slot
 from agent.threads import blocking
 from agent.trials import Trials
 from shared.ids import NewId

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from agent.config import ParticipantConfig
 from agent.files import Snapshot, Staged, Workspace
-from agent.journal import Change, FileImage, Journal, Slot, SlotFile
+from agent.journal import Journal
 from agent.policy import Refused, show
+from agent.slots import Change, FileImage, Slot, SlotFile
 from shared.model import Digest, DriftPolicy, Offer, OfferAction, OfferedFile, ReasonCode, show_digest
 
 Slots = Mapping[bytes, Slot]

@@ -17,10 +17,11 @@ from agent.attempts import refused_unseen
 from agent.config import AgentConfig
 from agent.contents import Fetch
 from agent.hold import Hold
-from agent.journal import Journal, Slot
+from agent.journal import Journal
 from agent.judge import Unjudged
 from agent.policy import Refused, unknown_participant
 from agent.retries import Retries
+from agent.slots import Slot
 from agent.standing import WARNINGS, Holding, holding_of, slot_states, wrong_with
 from agent.threads import blocking
 from agent.windows import Windows

@@ -13,9 +13,10 @@ from agent.config import ParticipantConfig
 from agent.failures import ATTEMPTS, ended_by_reload
 from agent.files import Snapshot, Staged, Workspace
 from agent.hooks import Hooks
-from agent.journal import FileImage, Journal, Slot, SlotFile
+from agent.journal import Journal
 from agent.plan import Slots, holder, kept
 from agent.policy import Refused, show
+from agent.slots import FileImage, Slot, SlotFile
 from agent.threads import blocking
 from agent.views import Views
 from shared.clock import Clock

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent.apply import Applier
-from agent.journal import Slot
+from agent.slots import Slot
 from shared.model import Digest, FileState, Loaded, ReasonCode, Result, SlotState, ViewState
 
 WARNINGS = (

@@ -5,12 +5,14 @@ restart after one that was interrupted. Blocks.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from agent.files import Staged, Workspace, refusal
-from agent.journal import FileImage, Journal, Slot, SlotFile
+from agent.journal import Journal
 from agent.plan import Planned, image, kept, same
 from agent.policy import Refused, show
+from agent.slots import FileImage, Slot, SlotFile
 from shared.clock import Clock
 from shared.ids import NewId
 from shared.model import Reason, ReasonCode
@@ -56,6 +58,23 @@ class Swapper:
         file = replace(file, before=before, original=original, change=change)
         return replace(planned, file=file, staged=staged)
 
+    def keep(self, plan: Iterable[Planned]) -> None:
+        """What is there now is kept for the way back, as far as that can be: `intend` makes sure, and says why not.
+
+        For whoever has something else to wait for meanwhile; never raises.
+        """
+        with suppress(OSError, Refused):
+            for planned in plan:
+                self._keep_present(planned)
+
+    def _keep_present(self, planned: Planned) -> None:
+        change = planned.file.change
+        if change is None or change.old.digest is None:
+            return
+        present = self._workspace.read(planned.file.real, limit=self._max_bytes)
+        if present is None or self._journal.keep(present.content) != change.old.digest:
+            raise _changed_meanwhile(planned.file.path)
+
     def discard(self, plan: Iterable[Planned]) -> None:
         """What was staged for `plan` is gone again."""
         for planned in plan:
@@ -66,13 +85,9 @@ class Swapper:
         """The intent and everything needed to undo it are durable."""
         try:
             for planned in plan:
-                change = planned.file.change
                 if self._keep_new and planned.new is not None:
                     self._journal.keep(planned.new.content)
-                if change is not None and change.old.digest is not None:
-                    present = self._workspace.read(planned.file.real, limit=self._max_bytes)
-                    if present is None or self._journal.keep(present.content) != change.old.digest:
-                        raise _changed_meanwhile(planned.file.path)
+                self._keep_present(planned)
             # Read before the first rename, so that the old view ends no later than the old content does.
             intent = replace(intent, swapped_at=self._clock.now())
             self._journal.save(intent)

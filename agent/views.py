@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 
 from agent.config import ParticipantConfig
 from agent.files import Workspace
-from agent.journal import Slot, SlotFile
 from agent.plan import Slots, holder
 from agent.policy import Refused
+from agent.slots import Slot, SlotFile
 from agent.threads import blocking
 from shared.errors import Error
 from shared.logs import get

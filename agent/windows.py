@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from agent import probe
 from agent.apply import Applier
-from agent.journal import Probation
+from agent.slots import Probation
 from shared.clock import Clock
 from shared.model import Outcome, Reason, ReasonCode
 from shared.moment import SECOND

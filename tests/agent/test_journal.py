@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.journal import (
-    MAX_UNACKNOWLEDGED,
-    Change,
-    Condemned,
-    FileImage,
-    Journal,
-    Probation,
-    Slot,
-    SlotFile,
-    Undo,
-)
+from agent.journal import MAX_BYTES, Journal
+from agent.slots import MAX_UNACKNOWLEDGED, Change, Condemned, FileImage, Probation, Slot, SlotFile, Undo
 from shared.model import (
     Durations,
     FileOutcome,
@@ -32,6 +23,7 @@ from shared.model import (
     Step,
     digest,
 )
+from tests.support.synced import Synced
 
 SLOT = bytes(15) + b"\x01"
 
@@ -183,23 +175,90 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_reported(tmp_path: Path, ki
     assert aside.exists()
 
 
+def story() -> list[Slot]:
+    """An end, the next intent, what that came to."""
+    end = make_slot(revision=6, result=Result.APPLIED)
+    return [end, make_slot(), make_slot(result=Result.ROLLED_BACK)]
+
+
+def test_an_intent_and_its_end_wait_for_the_disk_once_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are added to the slot's file; what is saved then takes its place, so that it stays small."""
+    synced = Synced(monkeypatch)
+    journal, _ = loaded(tmp_path)
+    assert synced.taken() == ["slots", "contents"]  # what was named right before a kill
+    name = f"bot-1.{SLOT.hex()}.json"
+    end, intent, done = story()
+    waited = []
+    for slot in (end, intent, done, intent, done, end):
+        journal.save(slot)
+        waited.append(synced.taken())
+        assert loaded(tmp_path)[1] == {slot.key: slot}
+        synced.taken()
+    whole, added = [f"{name}.tmp", "slots"], [name]
+    assert waited == [whole, added, added, added, added, whole]
+    for _ in range(200):
+        journal.save(intent)
+        assert (tmp_path / "slots" / name).stat().st_size <= MAX_BYTES
+    assert synced.taken().count("slots") < 20
+    assert loaded(tmp_path)[1] == {intent.key: intent}
+
+
+@pytest.mark.fault(2, 47)
+@pytest.mark.parametrize("filled", [b"", b"\0"])
+def test_what_was_being_added_when_the_power_went_holds_nothing(tmp_path: Path, filled: bytes) -> None:
+    """Nobody was told of it; the record before it does, wherever the new one breaks off, and is gone on from."""
+    journal, _ = loaded(tmp_path)
+    path = tmp_path / "slots" / f"bot-1.{SLOT.hex()}.json"
+    ends = []
+    for slot in story():
+        journal.save(slot)
+        ends.append((path.stat().st_size, slot))
+    data = path.read_bytes()
+    for cut in (*range(ends[0][0], len(data), 397), *(size - 1 for size, _ in ends[1:])):
+        path.write_bytes(data[:cut] + filled * (len(data) - cut))
+        # The end of the last line is not needed: what follows tells that it is whole.
+        before = [slot for size, slot in ends if size <= cut + 1]
+        journal, slots = loaded(tmp_path)
+        assert slots == {before[-1].key: before[-1]}, cut
+        journal.save(make_slot(revision=8))
+        assert loaded(tmp_path)[1] == {before[-1].key: make_slot(revision=8)}, cut
+
+
+@pytest.mark.fault(47)
+def test_a_damaged_record_among_several_is_never_passed_over(tmp_path: Path) -> None:
+    """What was durable and cannot be read is no torn end: the record before it is not what holds."""
+    journal, _ = loaded(tmp_path)
+    for slot in story():
+        journal.save(slot)
+    path = tmp_path / "slots" / f"bot-1.{SLOT.hex()}.json"
+    data = path.read_bytes()
+    for position in (len(data) // 2, len(data) - 9):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        assert loaded(tmp_path)[1] == {}
+        [aside] = (tmp_path / "slots").glob("*.quarantined")
+        aside.unlink()
+
+
 @pytest.mark.fault(47)
 @settings(max_examples=60)
-@given(data=st.binary(max_size=200), position=st.integers(0, 2000), cut=st.booleans())
+@given(data=st.binary(max_size=200), position=st.integers(0, 6000), cut=st.booleans())
 def test_no_damage_is_taken_for_a_slot(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, position: int, cut: bool
 ) -> None:
-    """Whatever bytes are written into a journal file, it is the slot that was saved or it is set aside."""
+    """Whatever bytes are written into a journal file, it is a slot that was saved or it is set aside."""
     directory = tmp_path_factory.mktemp("journal")
     journal, _ = loaded(directory)
-    slot = make_slot()
-    journal.save(slot)
+    saved = story()
+    for slot in saved:
+        journal.save(slot)
     path = directory / "slots" / f"bot-1.{SLOT.hex()}.json"
     whole = path.read_bytes()
     position = min(position, len(whole))
     path.write_bytes(whole[:position] + data + (b"" if cut else whole[position + len(data) :]))
     _, slots = loaded(directory)
-    assert slots in ({slot.key: slot}, {})
+    assert not slots or slots[slot.key] in saved
 
 
 def test_contents_are_kept_once_and_go_when_nothing_refers_to_them(tmp_path: Path) -> None:
@@ -243,15 +302,21 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     journal, _ = loaded(tmp_path)
     slot = make_slot()
     journal.save(slot)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            journal.save(make_slot(revision=8))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert len(list((tmp_path / "slots").iterdir())) == 1
-    assert loaded(tmp_path)[1] == {slot.key: slot}
+    [path] = (tmp_path / "slots").iterdir()
+    for limit in (100, path.stat().st_size + 100):  # replaced, and added to
+        journal, _ = loaded(tmp_path)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                journal.save(make_slot(revision=8))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list((tmp_path / "slots").iterdir()) == [path]
+        assert loaded(tmp_path)[1] == {slot.key: slot}
+        journal.save(make_slot(revision=9))
+        assert loaded(tmp_path)[1] == {slot.key: make_slot(revision=9)}
+        journal.save(slot)
 
 
 def test_outcomes_are_owed_until_acknowledged_up_to_a_limit() -> None:

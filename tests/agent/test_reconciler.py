@@ -1,7 +1,6 @@
 """Offers become files, exactly and for good, or a reason why not; baselines come back exactly."""
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from shared.model import (
 )
 from tests.support.clock import FakeClock
 from tests.support.host import OTHER_SLOT, SLOT, Host, make_end, make_offer, running_host
+from tests.support.synced import Synced
 from tests.support.waiting import eventually
 
 RESTORE, CLOSE = OfferAction.RESTORE, OfferAction.CLOSE
@@ -621,18 +621,20 @@ async def test_slots_of_a_participant_that_left_agent_toml_are_kept_and_said(tmp
         assert host.text("soul.md") == "mine"
 
 
-_renamed: list[str] = []
-sys.addaudithook(lambda event, args: _renamed.append(str(args[1])) if event == "os.rename" else None)
-
-
-async def test_an_apply_costs_exactly_two_journal_writes(tmp_path: Path) -> None:
-    """Intent and final, whatever the number of files."""
+async def test_an_apply_waits_for_the_journal_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For intent and final, whatever the number of files; in all seven times for a single one, with its view."""
+    synced = Synced(monkeypatch)
     async with running_host(tmp_path) as host:
         (host.root / "soul.md").write_text("mine")
-        for revision, files in enumerate(({"soul.md": "A"}, {"soul.md": "B", "b.md": "B"}), start=1):
-            _renamed.clear()
-            await host.apply(make_offer(files, revision=revision))
-            assert len([path for path in _renamed if path.endswith(".json")]) == 2
+        await host.apply(make_offer({"soul.md": "A"}))
+        slots, [journal] = tmp_path / "state" / "journal" / "slots", host.reconciler.slots()
+        name = f"bot-1.{journal.slot_id.hex()}.json"
+        synced.taken()
+        await host.apply(make_offer({"soul.md": "B", "b.md": "B"}, revision=2))
+        assert synced.taken(below=slots) == [name, name]
+        await host.apply(make_offer({"soul.md": "C"}, revision=3))
+        # The content, and at the same time the way back and its name; the intent, the content's name, the final.
+        assert len(synced.taken(below=tmp_path)) == 6  # the view's is the spool's, which is not of this test
 
 
 async def test_status_says_per_slot_and_file_what_an_operator_asks(tmp_path: Path) -> None:
