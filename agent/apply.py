@@ -325,12 +325,17 @@ class Applier:
             resumed=0,
         )
         attempt.suspects = suspects(planned.file for planned in plan)
-        try:
-            intent = await blocking(lambda: self._swapper.intend(intent, plan))
+
+        def swap() -> Reason | None:
+            nonlocal intent
+            intent = self._swapper.intend(intent, plan)
             self.slots[intent.slot_id] = intent
+            return self._swapper.forward(intent)
+
+        try:
+            failure = await blocking(swap)
         except Refused as refused:
             return await self.endings.refuse(attempt, refused)
-        failure = await blocking(lambda: self._swapper.forward(intent))
         attempt.took["write"] = attempt.took.get("write", 0.0) + self._clock.monotonic() - started
         swapped_at = {planned.file.path: intent.swapped_at for planned in plan}
         return await self.endings.conclude(intent, attempt, failure, swapped_at=swapped_at)

@@ -207,20 +207,8 @@ class Endings:
         result: Result | None = None,
     ) -> Outcome:
         """The attempt's outcome is journalled with the slot; that another attempt is due is no end, and is not owed."""
-        files = await blocking(lambda: self.file_outcomes(attempt, intent))
-        outcome = replace(
-            outcome_of(attempt, result or slot.result, now=self._clock.now()),
-            files=files,
-            reason=reason,
-            quarantined=_is_condemned(slot, files),
-            confirming=slot.probation is not None and slot.probation.revision == attempt.told_for[0],
-        )
-        slot = replace(slot, step=attempt.step)
-        if slot.retrying:
-            outcome = replace(outcome, result=Result.IN_PROGRESS)
-        else:
-            slot = slot.ended(outcome)
-        await blocking(lambda: self._save_all(slot, intent))
+        outcome = outcome_of(attempt, result or slot.result, now=self._clock.now())
+        outcome = await blocking(lambda: self._record(slot, attempt, intent, replace(outcome, reason=reason)))
         (_log.error if outcome.result is Result.STUCK else _log.info)(
             "apply.ended",
             participant=slot.participant,
@@ -231,6 +219,23 @@ class Endings:
             step=outcome.step,
             reason=reason and reason.code,
         )
+        return outcome
+
+    def _record(self, slot: Slot, attempt: Attempt, intent: Slot | None, outcome: Outcome) -> Outcome:
+        """The outcome with what its files hold now; it is on record with the slot. Blocks."""
+        files = self.file_outcomes(attempt, intent)
+        outcome = replace(
+            outcome,
+            files=files,
+            quarantined=_is_condemned(slot, files),
+            confirming=slot.probation is not None and slot.probation.revision == attempt.told_for[0],
+        )
+        slot = replace(slot, step=attempt.step)
+        if slot.retrying:
+            outcome = replace(outcome, result=Result.IN_PROGRESS)
+        else:
+            slot = slot.ended(outcome)
+        self._save_all(slot, intent)
         return outcome
 
     def _save_all(self, slot: Slot, intent: Slot | None) -> None:
