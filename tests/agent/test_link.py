@@ -311,9 +311,8 @@ async def test_whoever_asks_for_session_after_session_is_not_followed_at_that_pa
         seen = control_plane.streams
         for _ in range(120):
             await clock.advance(5)
-            await asyncio.sleep(
-                0.005
-            )  # for the sockets; where it is short there are fewer sessions, not more
+            # For the sockets, which no clock of ours moves: where it is too short there are fewer sessions, not more.
+            await asyncio.sleep(0.005)
         assert control_plane.streams < seen + 30
         await ticked(clock, 5, lambda: control_plane.streams > seen)
 
@@ -337,9 +336,8 @@ async def test_a_proxy_that_resets_every_stream_is_not_hammered(
 
         for _ in range(300):
             await clock.advance(2)
-            await asyncio.sleep(
-                0.005
-            )  # for the sockets; where it is short there are fewer attempts, not more
+            # For the sockets, which no clock of ours moves: where it is too short there are fewer attempts, not more.
+            await asyncio.sleep(0.005)
             hit(times=0)
         assert control_plane.streams <= 30
         await ticked(clock, 2, lambda: hit(times=3))

@@ -197,7 +197,7 @@ async def test_a_file_that_the_host_holds_is_refused_to_any_content(tmp_path: Pa
 async def test_the_newest_question_of_a_participant_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     """The older one is given up, its staged content gone and its check killed; only the newer is answered."""
     running = tmp_path / "running"
-    slow = (
+    slow = (  # it would sleep far longer than the test lasts, and is killed
         sys.executable,
         "-c",
         "import sys, time, pathlib\nif 'slow' in open(sys.argv[1]).read():\n"

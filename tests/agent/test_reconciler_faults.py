@@ -6,13 +6,18 @@ from pathlib import Path
 import pytest
 
 from agent.config import AgentConfig
-from shared.model import OfferAction, ReasonCode, Result, Step, ViewState, digest
+from shared.model import OfferAction, Outcome, ReasonCode, Result, Step, ViewState, digest
 from tests.support.clock import FakeClock
 from tests.support.host import make_end, make_offer, make_participant, running_host
 from tests.support.privileged import immutable, mounted, run_or_skip
 from tests.support.waiting import eventually, ticked
 
 RESTORE = OfferAction.RESTORE
+
+
+def code(outcome: Outcome) -> ReasonCode | None:
+    """Why it did not end well."""
+    return outcome.reason.code if outcome.reason else None
 
 
 @pytest.mark.fault(11)
@@ -68,6 +73,40 @@ async def test_a_full_state_directory_refuses_before_anything_changes(tmp_path: 
             assert host.reconciler.unacknowledged() == (outcome,)
             assert (await host.apply(make_offer({"soul.md": "A"}))).attempt == 4
             assert host.reconciler.conditions() == ()
+
+
+@pytest.mark.fault(16)
+async def test_a_file_system_that_becomes_read_only_costs_that_order_only(tmp_path: Path) -> None:
+    """The targets', while an order is under way, then the agent's own: refused, told, and over once it is writable."""
+    root, state, goes_on = tmp_path / "root", tmp_path / "state", tmp_path / "goes on"
+    check = ("/bin/sh", "-c", f"test -e '{goes_on}' || mount -o remount,ro {root}")
+    for folder in (root, state):
+        folder.mkdir()
+    with (
+        mounted("-t", "tmpfs", "none", at=root),
+        mounted("-t", "tmpfs", "-o", "mode=700", "none", at=state),
+    ):
+        async with running_host(tmp_path, check=check) as host:
+            (root / "soul.md").write_text("mine")
+            outcome = await host.apply(make_offer({"soul.md": "A"}))
+            assert (outcome.result, code(outcome)) == (Result.REFUSED, ReasonCode.READ_ONLY)
+            assert host.text("soul.md") == "mine"
+            run_or_skip("mount", "-o", "remount,rw", root)
+            goes_on.touch()
+            assert (await host.apply(make_offer({"soul.md": "A"}, revision=2))).result is Result.APPLIED
+
+            run_or_skip("mount", "-o", "remount,ro", state)
+            outcome = await host.apply(make_offer({"soul.md": "B"}, revision=3))
+            assert (outcome.result, code(outcome)) == (Result.REFUSED, ReasonCode.READ_ONLY)
+            assert host.text("soul.md") == "A"
+            assert [one.code for one in host.reconciler.conditions()] == ["JOURNAL_UNWRITABLE"]
+            run_or_skip("mount", "-o", "remount,rw", state)
+            await host.reconciler.catch_up()
+            assert host.reconciler.conditions() == ()
+            assert (await host.apply(make_offer({"soul.md": "B"}, revision=4))).result is Result.APPLIED
+        async with running_host(tmp_path) as host:
+            assert (host.text("soul.md"), host.leftovers()) == ("B", [])
+            assert [(slot.revision, slot.result) for slot in host.reconciler.slots()] == [(4, Result.APPLIED)]
 
 
 @pytest.mark.fault(12)

@@ -43,7 +43,7 @@ async def test_an_old_session_is_followed_by_the_next_before_it_ends(
         nonlocal away
         while True:
             away += not (host.link.connected and host.link.trusted)
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # a moment's absence is told by nobody: it has to be looked for
 
     def turns() -> int:
         return int(str(host.link.status()["sessionEpoch"]))

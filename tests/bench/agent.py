@@ -465,7 +465,7 @@ async def _round(
             ready[name] = (time.perf_counter() - began) * 1e3
         await asyncio.sleep(settle)  # what a start leaves to be done is done
         before = {name: cpu_seconds(process.pid) for name, process in started.items()}
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)  # the rest that is measured
         return {
             name: Rest(
                 rss=resident_bytes(process.pid) / 2**20,

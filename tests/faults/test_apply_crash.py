@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from asyncio.subprocess import Process
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -147,34 +148,53 @@ async def traced(crasher: Process, directory: Path, offer: str, *options: str) -
     return int(status)
 
 
+@dataclass(kw_only=True)
+class Whole:
+    """An offer that nothing happened to: what it starts from, and the system calls it made, `made`, in order."""
+
+    applied: Path | None
+    options: list[str]
+    log: Path
+    made: list[str]
+
+    def again(self) -> list[str]:
+        """The system calls of the offer that was traced last."""
+        return [text.split("(")[0] for text in self.log.read_text().splitlines()]
+
+
+async def whole(crasher: Process, tmp_path: Path, offer: str, calls: tuple[str, ...]) -> Whole:
+    """The offer under strace, which counts these calls."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    log = tmp_path / "log"
+    options = ["-e", f"trace={','.join(calls)}", "-o", str(log)]
+    found = Whole(applied=await applied_host(tmp_path, offer), options=options, log=log, made=[])
+    directory = prepared(tmp_path / "whole", applied=found.applied)
+    assert await traced(crasher, directory, offer, *options) == 0
+    found.made = found.again()
+    return found
+
+
 @pytest.mark.fault(1)
 @pytest.mark.parametrize("offer", OFFERS)
 async def test_killed_at_every_system_call_a_restart_finishes_or_undoes(
     tmp_path: Path, crasher: Process, offer: str
 ) -> None:
     """Of those that open, write, sync, rename and remove, as the kernel counts them."""
-    if shutil.which("strace") is None:
-        pytest.skip("needs strace")
-    applied = await applied_host(tmp_path, offer)
-    log = tmp_path / "log"
-    options = ["-e", f"trace={','.join(CALLS)}", "-o", str(log)]
-    whole = prepared(tmp_path / "whole", applied=applied)
-    assert await traced(crasher, whole, offer, *options) == 0
-    made = [text.split("(")[0] for text in log.read_text().splitlines()]
-    points = [(call, number) for call in CALLS for number in range(1, made.count(call) + 1)]
-    assert {"openat2", "fsync", "unlinkat"} <= set(made) or offer != "restore"
+    found = await whole(crasher, tmp_path, offer, CALLS)
+    points = [(call, number) for call in CALLS for number in range(1, found.made.count(call) + 1)]
+    assert {"openat2", "fsync", "unlinkat"} <= set(found.made) or offer != "restore"
     sample = random.Random(offer).sample(points, min(SAMPLE, len(points)))
     killed = 0
     for call, number in sample:
-        directory = prepared(tmp_path / f"{call}-{number}", applied=applied)
+        directory = prepared(tmp_path / f"{call}-{number}", applied=found.applied)
         inject = f"inject={call}:signal=KILL:when={number}"
-        status = await traced(crasher, directory, offer, *options, "-e", inject)
-        if (
-            status == 0
-        ):  # a call that depends on the moment, such as what waits for a command: there were fewer
-            assert sum(text.startswith(f"{call}(") for text in log.read_text().splitlines()) < number
+        status = await traced(crasher, directory, offer, *found.options, "-e", inject)
+        if status == 0:
+            # A call that depends on the moment, such as what waits for a command: there were fewer.
+            assert found.again().count(call) < number
         else:
-            assert status == KILLED, f"{call} {number} of {made.count(call)}"
+            assert status == KILLED, f"{call} {number} of {found.made.count(call)}"
             killed += 1
         await recovered(directory, offer)
         shutil.rmtree(directory)
@@ -195,27 +215,20 @@ async def test_an_error_of_the_kernel_at_any_system_call_leaves_files_whole(
     tmp_path: Path, crasher: Process, offer: str
 ) -> None:
     """EIO or ENOSPC once: every file is old or new, nothing is left over, and the next offers are applied."""
-    if shutil.which("strace") is None:
-        pytest.skip("needs strace")
-    applied = await applied_host(tmp_path, offer)
-    log = tmp_path / "log"
-    options = ["-e", f"trace={','.join(FAIL)}", "-o", str(log)]
-    whole = prepared(tmp_path / "whole", applied=applied)
-    assert await traced(crasher, whole, offer, *options) == 0
-    made = [text.split("(")[0] for text in log.read_text().splitlines()]
+    found = await whole(crasher, tmp_path, offer, FAIL)
     points = [
         (call, number, error)
         for call in FAIL
-        for number in range(1, made.count(call) + 1)
+        for number in range(1, found.made.count(call) + 1)
         for error in ("EIO", "ENOSPC")
     ]
     assert {"openat2", "fsync"} <= {call for call, _, _ in points}
     count = size("ERRORS", small=ERRORS, large=len(points))
     for call, number, error in random.Random(offer).sample(points, min(count, len(points))):
-        directory = prepared(tmp_path / f"{call}-{number}-{error}", applied=applied)
+        directory = prepared(tmp_path / f"{call}-{number}-{error}", applied=found.applied)
         inject = f"inject={call}:error={error}:when={number}"
-        where = f"{error} of {call} {number} of {made.count(call)}"
-        assert await traced(crasher, directory, offer, *options, "-e", inject) == 0, where
+        where = f"{error} of {call} {number} of {found.made.count(call)}"
+        assert await traced(crasher, directory, offer, *found.options, "-e", inject) == 0, where
         on_disk(directory, UNDONE if offer == "undone" else NEW)
         async with running_host(directory, reload=reload_command(directory)) as host:
             assert host.leftovers() == [], where

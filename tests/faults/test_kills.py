@@ -1,6 +1,6 @@
 """Killed at random under load, again and again: no report is lost, no file torn, and each start goes on by itself.
 
-150 kills; `VARIANTD_KILLS=10000` is the size for a night. The seed is printed when it fails.
+200 kills; `VARIANTD_KILLS=10000` is the size for a night. The seed is printed when it fails.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from tests.support.killed import TARGETS, is_version, parse_batch
 from tests.support.ledger import Ledger
 from tests.support.waiting import PATIENCE
 
-KILLS = int(os.environ.get("VARIANTD_KILLS", "150"))
+KILLS = int(os.environ.get("VARIANTD_KILLS", "200"))
 LONGEST = 0.06
 """Seconds that a child lives after it was connected, or after it applied something."""
 OLD = "what was there before\n"
