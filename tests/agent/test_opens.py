@@ -52,13 +52,15 @@ class Counted:
 
     async def counts(self, number: int) -> None:
         """So many opens were counted, and when all is quiet no more."""
-        marker = self.host.root / "marker.md"
         await eventually(lambda: len(self.events) >= number, what=f"{number} opens")
-        # Behind everything that the kernel had to say until now: a change of another target, and its view.
-        views = len(self.host.views)
-        marker.write_text(f"{views}")
-        await eventually(lambda: len(self.host.views) > views)
+        await self.quiet()
         assert len(self.events) == number
+
+    async def quiet(self) -> None:
+        """Behind everything that the kernel had to say until now: a change of another target, and its view."""
+        views = len(self.host.views)
+        (self.host.root / "marker.md").write_text(f"{views}")
+        await eventually(lambda: len(self.host.views) > views)
 
 
 @asynccontextmanager
@@ -133,6 +135,7 @@ async def test_writing_and_replacing_read_nothing(tmp_path: Path) -> None:
 async def test_what_changed_meanwhile_has_no_digest(tmp_path: Path) -> None:
     """Rather than the wrong one: the control plane goes by what lay there at that moment, or not."""
     async with counted(tmp_path) as count:
+        await count.quiet()  # the first look of our own is over: it is not told from others, only counted
         target = count.host.root / "soul.md"
         target.read_text()
         (count.host.root / "new").write_text("B")

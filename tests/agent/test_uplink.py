@@ -113,12 +113,12 @@ async def test_refusal_is_told_and_tried_again(tmp_path: Path) -> None:
 
 async def test_diverged_epoch_goes_up_under_another(tmp_path: Path) -> None:
     """Each record counts once although the control plane has another history of the epoch."""
-    ledger = Ledger()
-    async with uplinked(tmp_path, ledger, limits=(2, 1 << 20)) as (spool, _):
+    ledger, clock = Ledger(), FakeClock()
+    async with uplinked(tmp_path, ledger, clock=clock, limits=(2, 1 << 20)) as (spool, _):
         ledger.marks[spool.state().epoch] = (0, bytes([1]) * 32)
         for number in range(5):
             await spool.append(impression(str(number)))
-        await eventually(lambda: not spool.state().depth)
+        await ticked(clock, 0.02, lambda: not spool.state().depth)
         assert list(ledger.records.values()) == ["0", "1", "2", "3", "4"]
         assert len({batch.epoch for batch in ledger.batches}) == 2
 
