@@ -7,7 +7,6 @@ more processor time of all servers together, and that none is lost. Nothing is a
 
 import argparse
 import asyncio
-import shutil
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -79,11 +78,8 @@ def main() -> None:
     parser.add_argument("--participants", type=int, default=100)
     parser.add_argument("--replicas", default="1,2,4", help="sizes with commas between them")
     given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
-    try:
-        rows = asyncio.run(measure(folder, given))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        rows = asyncio.run(measure(Path(folder), given))
     columns = {
         "replicas": "replicas",
         "perSecond": "per second",
