@@ -59,10 +59,7 @@ _log = get(__name__)
 
 
 class Reconciler:
-    """Applies offers to the participants of `config`; keeps its journal in `state_dir`/journal.
-
-    `limit`: to so many participants at once, others' who have the same limit among them.
-    """
+    """Applies offers to the participants of `config`; keeps its journal in `state_dir`/journal."""
 
     def __init__(
         self,
@@ -75,10 +72,9 @@ class Reconciler:
         fetch: Fetch,
         on_outcome: Callable[[Outcome], None],
         on_change: Callable[[], None],
-        limit: asyncio.Semaphore | None = None,
     ) -> None:
         self._clock, self._on_outcome, self._on_change = clock, on_outcome, on_change
-        self._limit = limit or asyncio.Semaphore(PARALLEL)
+        self._limit = asyncio.Semaphore(PARALLEL)
         self._journal = Journal(state_dir / "journal")
         self._hold = Hold(state_dir, now=clock.now())
         self._put_off: dict[tuple[str, bytes], Offer] = {}

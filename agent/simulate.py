@@ -145,7 +145,7 @@ class _Host:
             waiting=self._spool.state().depth if self._spool else 0,
         )
 
-    async def run(self, enrolling: asyncio.Semaphore, applying: asyncio.Semaphore) -> None:
+    async def run(self, enrolling: asyncio.Semaphore) -> None:
         """Serves until cancelled, then says Goodbye."""
         with ExitStack() as stack:
             stack.enter_context(identities.hold(self._state_dir))
@@ -155,7 +155,7 @@ class _Host:
                     await self._enroll()
             spool = Spool(self._state_dir / "spool", clock=self._clock, new_id=new_id)
             stack.callback(spool.close)
-            await self._serve(spool, applying)
+            await self._serve(spool)
 
     def _make_workspaces(self) -> None:
         for participant in self._config.participants:
@@ -174,7 +174,7 @@ class _Host:
                 await self._clock.sleep(BACKOFF.delay(attempt, self._random))
                 attempt += 1
 
-    async def _serve(self, spool: Spool, applying: asyncio.Semaphore) -> None:
+    async def _serve(self, spool: Spool) -> None:
         async def record(view: Any) -> None:
             await spool.append(view)
 
@@ -191,7 +191,6 @@ class _Host:
             fetch=lambda digest, size: link.calls.fetch(digest, size),
             on_outcome=ended,
             on_change=lambda: None,
-            limit=applying,
         )
         link = Link(
             config=self._config,
@@ -242,7 +241,7 @@ async def work(plan: Plan, tell: Callable[[Progress], None], stop: asyncio.Event
         _Host(plan, number, clock=clock, random=random)
         for number in range(plan.first, plan.first + plan.agents)
     ]
-    enrolling, applying = asyncio.Semaphore(ENROLLING), asyncio.Semaphore(APPLYING)
+    enrolling = asyncio.Semaphore(ENROLLING)
 
     def told() -> None:
         tell(sum((host.progress() for host in hosts), Progress()))
@@ -253,7 +252,7 @@ async def work(plan: Plan, tell: Callable[[Progress], None], stop: asyncio.Event
             await clock.sleep(PROGRESS_SECONDS)
 
     try:
-        await run_until(stop, telling, *(lambda host=host: host.run(enrolling, applying) for host in hosts))
+        await run_until(stop, telling, *(lambda host=host: host.run(enrolling) for host in hosts))
     except ExceptionGroup as failures:
         raise _first(failures) from None
     told()
