@@ -47,9 +47,6 @@ MAX_AGENTS, MAX_PARTICIPANTS, MAX_PROCESSES = 10_000, 10_000, 64
 AGENTS_PER_PROCESS = 1_000  # beyond which another process is worth its memory, if there is a core for it
 FILES_PER_AGENT = 8  # descriptors: lock, spool, connection, and what an apply has open for a moment
 ENROLLING = 16  # at once in a worker
-APPLYING = (
-    8  # at once in a worker: hosts have cores of their own, and would not all be half done all the time
-)
 PROGRESS_SECONDS = 0.5
 STOP_SECONDS = 30.0
 BASELINE = b"What this host held before any experiment.\n"
