@@ -64,14 +64,13 @@ class OwnReads:
         finally:
             reading.is_over = True
 
-    def consume(self, key: Key) -> bool:
-        """Whether a reading of that name was ours; then it is taken as told."""
+    def consume(self, key: Key) -> Reading | None:
+        """A reading of that name that was ours, which is taken as told; None where there is none."""
         with self._lock:
             for index, reading in enumerate(self._readings):
                 if reading.key == key:
-                    del self._readings[index]
-                    return True
-        return False
+                    return self._readings.pop(index)
+        return None
 
     def over(self) -> list[Reading]:
         """Readings that have ended, so that the kernel has said of them whatever it will say."""

@@ -3,7 +3,8 @@
 Hides what makes that a lower bound that says so: the kernel tells of two readings at once as of one, our own
 looks are taken out, and what was not seen at all (notices dropped, no watch, no agent) is a record of its own.
 An open counts once it is closed without having been written through; its moment is that of the open, its digest
-what lay there, or none where that changed meanwhile. Whoever writes in place or replaces the file reads nothing.
+what lay there, or none where that changed meanwhile, or between it and a look of ours that it may be taken for.
+Whoever writes in place or replaces the file reads nothing.
 """
 
 from collections import Counter, deque
@@ -40,6 +41,12 @@ class _File:
         self.target, self.key = target, key
         self.changes = 0
         self.open: deque[tuple[int, int]] = deque(maxlen=1024)  # (moment, changes before)
+        self.ours: list[tuple[Reading, int]] = []
+        """Of late, what was taken for ours, and the changes before: it may have been another's, and theirs ours."""
+
+    def holds_since(self, changes: int) -> bool:
+        """What lay there after so many changes lies there now, and at all that may be taken for one another."""
+        return {changes} == {self.changes, *(before for _, before in self.ours)}
 
 
 class Opens:
@@ -135,7 +142,9 @@ class Opens:
             file.open.pop()
         elif notice.what is What.READ:
             moment, changes = file.open.popleft() if file.open else (self._heard_at, file.changes)
-            if not OWN.consume(file.key):
+            if reading := OWN.consume(file.key):
+                file.ours.append((reading, changes))
+            else:
                 self._read.append((file, moment, changes))
 
     def unseen(self, reason: str, *, directory: Path | None = None, seconds: float = 0.0) -> None:
@@ -157,7 +166,8 @@ class Opens:
 
     def settled(self) -> list[Reading]:
         """Our own readings that are over: once every notice up to now was taken, none of them is one of these."""
-        return OWN.over()
+        told = [reading for file in self._files.values() for reading, _ in file.ours if reading.is_over]
+        return [*told, *OWN.over()]
 
     async def settle(self, over: Sequence[Reading] = ()) -> None:
         """What was read is durable, each with what lay there as last seen, or waits until the spool takes it.
@@ -174,7 +184,9 @@ class Opens:
             if not bucket.take(1, now) or len(self._owed) >= MAX_OWED:
                 self._miss(participant, "too_many", moment, self._clock.now())
                 continue
-            self._owed.append(self._impression(file, moment, is_known=changes == file.changes))
+            self._owed.append(self._impression(file, moment, is_known=file.holds_since(changes)))
+        for file in self._files.values():
+            file.ours = [one for one in file.ours if one[0] not in over]
         self._owed.extend(self._unseen.values())
         self._unseen.clear()
         await self._record()

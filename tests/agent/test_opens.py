@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from asyncinotify import Inotify
 
+from agent.beneath import OWN
+from agent.notices import Notice, What
 from agent.opens import Opens
 from agent.watch import REHASH_SECONDS, Watch
 from shared.errors import ResourceExhausted
@@ -251,3 +253,29 @@ async def test_opens_wait_for_a_full_spool(tmp_path: Path) -> None:
         count.is_full = False
         (count.host.root / "soul.md").read_text()
         await count.counts(2)
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+async def test_a_look_of_our_own_beside_another_s_gives_it_no_wrong_digest(
+    tmp_path: Path, *, is_changed: bool
+) -> None:
+    """Which of two readings was ours is not known: with a change between them neither has a digest."""
+    async with running_host(tmp_path) as host:
+        await host.apply(make_offer({"soul.md": "A"}))
+        count = Counted(host, FakeClock())
+        real, status = host.root / "soul.md", host.root.stat()
+        count.opens.follow({real: ("bot-1", "soul.md")}, {host.root: (status.st_dev, status.st_ino)})
+        directory = os.open(host.root, os.O_PATH)
+        between = [What.CHANGED] if is_changed else []
+        with OWN.reading(directory, "soul.md"):
+            for what in (What.OPENED, What.READ, *between, What.OPENED, What.READ):
+                count.opens.take(Notice(what, real))
+            await count.opens.settle(count.opens.settled())
+        over = count.opens.settled()
+        await count.opens.settle(over)
+        for what in (What.OPENED, What.READ):
+            count.opens.take(Notice(what, real))
+        await count.opens.settle()
+        os.close(directory)
+        first = None if is_changed else digest(b"A")
+        assert [event.digest for event in count.events] == [first, digest(b"A")]
