@@ -91,8 +91,8 @@ class Opens:
 
     @property
     def waiting(self) -> bool:
-        """There is something that `settle` would record."""
-        return bool(self._read or self._owed or self._unseen)
+        """There is something that `settle` would record, or be sure of."""
+        return bool(self._read or self._owed or self._unseen or any(f.ours for f in self._files.values()))
 
     @property
     def following(self) -> int:
