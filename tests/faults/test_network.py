@@ -195,9 +195,10 @@ async def test_a_peer_that_does_not_read_is_cut(tmp_path: Path) -> None:
             await system.oracle.converged()
 
             async def beat() -> None:
-                while True:
-                    await stream.send(heartbeat=pb.Heartbeat(sequence=1, sent_at_us=1))
-                    await asyncio.sleep(HEARTBEAT / 2)
+                with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it was cut meanwhile
+                    while True:
+                        await stream.send(heartbeat=pb.Heartbeat(sequence=1, sent_at_us=1))
+                        await asyncio.sleep(HEARTBEAT / 2)
 
             async with in_background(beat()) as beating:
                 async with asyncio.timeout(PATIENCE):

@@ -49,6 +49,7 @@ class Oracle:
     asked: int = 0
     failed: int = 0
     _excused: int = 0
+    _watching: bool = False
     _wrong: list[str] = field(default_factory=list)
 
     # -- what a test tells
@@ -80,10 +81,12 @@ class Oracle:
         stop = threading.Event()
         reader = threading.Thread(target=self._read, args=(stop,), daemon=True)
         reader.start()
+        self._watching = True
         asking = asyncio.create_task(self._ask(operator)) if operator else None
         try:
             yield
         finally:
+            self._watching = False
             stop.set()
             await asyncio.to_thread(reader.join)
             if asking:
@@ -133,10 +136,15 @@ class Oracle:
             assert seen == sorted(seen), f"{path} went back: versions {seen}"
 
     async def converged(self, *, within: float = PATIENCE) -> None:
-        """P4: every target holds what was ordered last."""
+        """P4: every target holds what was ordered last; who watches has seen that."""
 
         def held() -> bool:
-            wrong = [path for path, versions in self.versions.items() if path.read_bytes() != versions[-1]]
+            wrong = [
+                path
+                for path, versions in self.versions.items()
+                if path.read_bytes() != versions[-1]
+                or (self._watching and self.seen[path][-1] != len(versions) - 1)
+            ]
             assert wrong == [], f"not what was ordered last: {wrong}"
             return True
 
