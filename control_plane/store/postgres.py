@@ -65,7 +65,8 @@ _ONE_ROW = re.compile(
     r"(?P<tail> on conflict do nothing| on conflict \((?P<key>[\w, ]+)\) do update set .*)?"
 )
 
-# SQLite's own: for text that holds a JSON object or array, the larger and the smaller of two numbers, bytes of zero.
+# SQLite's own: for text that holds a JSON object or array, the larger and the smaller of two numbers, bytes of zero,
+# bytes as text.
 _FUNCTIONS = """
 create or replace function json_each(document text) returns table (key text, value text)
 language sql immutable parallel safe as $$
@@ -82,6 +83,8 @@ create or replace function min(a bigint, b bigint) returns bigint
 language sql immutable parallel safe as $$ select least(a, b) $$;
 create or replace function zeroblob(bytes integer) returns bytea
 language sql immutable parallel safe as $$ select decode(repeat('00', bytes), 'hex') $$;
+create or replace function hex(bytes bytea) returns text
+language sql immutable parallel safe as $$ select upper(encode(bytes, 'hex')) $$;
 """
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane.store.database import Row, Tx, carries
-from shared.ids import parse_id
 
 ORDERS: Mapping[str, str] = {
     "number": "number",
@@ -142,9 +141,10 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
         like = _like(wanted.search.lower())
         where.append(
             "(lower(name) like ? escape '\\' or key like ? escape '\\' or lower(description) like ? escape '\\'"
-            " or id = ?)"
+            " or lower(hex(id)) like ?)"
         )
-        values += [like, like, like, parse_id(wanted.search)]
+        digits = wanted.search.lower().replace("-", "")  # ids are shown with and without
+        values += [like, like, like, _like(digits) if digits else None]
     return " and ".join(where), values
 
 

@@ -51,6 +51,8 @@ async def test_searches(world: World) -> None:
         ({"archived": True}, []),
         ({"kind": "ab", "search": "NEEDLE"}, ["Second"]),
         ({"search": show_id(second.id)}, ["Second"]),
+        ({"search": show_id(second.id)[20:].upper()}, ["Second"]),
+        ({"search": "-"}, []),
         ({"search": "%"}, []),
         ({"event": "done_100%"}, ["First"]),
         ({"event": "doneX100%"}, []),

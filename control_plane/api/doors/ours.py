@@ -31,6 +31,7 @@ from control_plane.api.doors.ours_fields import (
     VARIANT,
     named,
     own,
+    searched,
 )
 from control_plane.api.doors.ours_publishing import Asked, complete, publish
 from control_plane.api.doors.ours_settings import (
@@ -111,7 +112,7 @@ def _list(work: Work, call: Call) -> Answered:
         kind=kind,
         counted=f'"{AS_TYPE}": "multivariate"' if kind == "multivariate" else "",
         hidden=f'"{AS_TYPE}": "multivariate"' if kind == "ab" else "",
-        search=named(query.get("search", "").lower()),
+        search=searched(query.get("search", "")),
     )
     found = foreign.last_changed(work, wanted, cursor=query.get("cursor", ""), limit=limit)
     entities = [_experiment(work, view, variants=False) for view in found.views]

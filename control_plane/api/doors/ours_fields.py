@@ -30,6 +30,11 @@ def named(text: str) -> str:
     return re.sub(r"^(exp|var|settings)_(?=[0-9a-f]{32}$)", "", text)
 
 
+def searched(text: str) -> str:
+    """What to search for: of the beginning of an id as this door has them without the prefix."""
+    return re.sub(r"^exp_(?=[0-9a-f]*$)", "", text.lower())
+
+
 def own(prefix: str, value: str | None) -> str | None:
     """An id of ours with a prefix of this door's."""
     return None if value is None else f"{prefix}_{value.replace('-', '')}"
