@@ -34,6 +34,7 @@ from shared import logs, wire
 from shared.clock import Clock
 from shared.errors import Error, Invalid, ResourceExhausted, Unavailable
 from shared.ids import NewId
+from shared.lifecycle import answered
 from shared.model import (
     CHAIN_START,
     Batch,
@@ -156,8 +157,7 @@ class Spool:
         if encoded:
             work = _Append(records=encoded)
             self._put(work)
-            # Shielded: a caller that goes away must not take its future from the writer.
-            await asyncio.shield(asyncio.wrap_future(work.future))
+            await answered(work.future)
         return records
 
     async def next_batch(self, limit_records: int, limit_bytes: int) -> Batch | None:
@@ -242,7 +242,7 @@ class Spool:
                 future.set_result(result)
 
         self._put(run)
-        return await asyncio.shield(asyncio.wrap_future(future))
+        return await answered(future)
 
     def _loop(self) -> None:
         while True:

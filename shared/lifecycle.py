@@ -8,7 +8,11 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def sd_notify(state: str) -> None:
@@ -31,6 +35,16 @@ def on_signals(stop: asyncio.Event) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, request_stop, number)
+
+
+async def answered(future: Future[T]) -> T:
+    """What another thread answers. A caller that goes away before does not take that thread's work along.
+
+    A failure concerns nobody then; asyncio would tell of it as forgotten, with a traceback.
+    """
+    here = asyncio.wrap_future(future)
+    here.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(here)
 
 
 async def run_until(stop: asyncio.Event, *services: Callable[[], Awaitable[None]]) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from control_plane.store.database import Tx
+from shared.lifecycle import answered
 
 T = TypeVar("T")
 
@@ -70,8 +71,7 @@ class Writer:
         """What `work` returns, once it is durable."""
         unit = Unit(work)
         self._queue.put(unit)
-        # Shielded: a caller that goes away must not leave its unit of work half in a group.
-        return await asyncio.shield(asyncio.wrap_future(unit.future))
+        return await answered(unit.future)
 
     async def close(self) -> None:
         """Everything that was queued is answered, the thread has ended."""
