@@ -7,7 +7,6 @@ without ever having enrolled. Tests run the very same on port 0.
 import asyncio
 import json
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
@@ -21,6 +20,7 @@ from agent.health import Health
 from agent.link import RECONNECT_JITTER, Link
 from agent.local_api import LocalApi
 from agent.opens import Opens
+from agent.owed import Owed
 from agent.reconciler import Reconciler
 from agent.reload import Reload
 from agent.renewal import Renewal
@@ -31,17 +31,15 @@ from agent.uplink import Uplink
 from agent.watch import Watch
 from shared import VERSION, logs
 from shared.clock import Clock, SystemClock
-from shared.errors import Invalid, ResourceExhausted, Unavailable
+from shared.errors import Invalid, Unavailable
 from shared.ids import NewId, new_id, parse_id, system_random
 from shared.lifecycle import run_until, sd_notify
-from shared.model import Condition, View
+from shared.model import Condition
 from shared.moment import to_rfc3339
 
 _log = logs.get(__name__)
 
 ADDRESSES = "addresses.json"
-MAX_OWED = 10_000  # views that the spool could not take; beyond that the oldest are forgotten
-OWED_SECONDS = 1.0
 JITTER_VARIABLE = "VARIANT_AGENT_RECONNECT_JITTER"
 
 
@@ -113,9 +111,8 @@ class _Agent:
         self._clock = clock
         self._started = False
         self._left = asyncio.Event()
-        self._owed: deque[View] = deque(maxlen=MAX_OWED)
-        self._owes = asyncio.Event()
         self._spool = Spool(state_dir / "spool", clock=clock, new_id=new_id, when_full=config.spool_full)
+        self._owed = Owed(self._spool, clock=clock)
         self._share(config)
         try:
             self._reconciler = Reconciler(
@@ -123,7 +120,7 @@ class _Agent:
                 state_dir=state_dir,
                 clock=clock,
                 new_id=new_id,
-                record_view=self._record,
+                record_view=self._owed.record,
                 fetch=lambda digest, size: self._link.calls.fetch(digest, size),
                 on_outcome=lambda outcome: self._link.outcome(outcome),
                 on_change=lambda: self._watch.changed(),
@@ -218,28 +215,6 @@ class _Agent:
         self._opens.reconfigure(config)
         self._watch.changed()
 
-    async def _record(self, view: View) -> None:
-        """The view is durable, or owed until the spool takes it: what fills a disk must not stop the host."""
-        if not self._owed:
-            try:
-                await self._spool.append(view)
-                return
-            except (ResourceExhausted, Unavailable) as error:
-                _log.error("agent.view_owed", participant=view.participant, reason=error.reason)
-        self._owed.append(view)
-        self._owes.set()
-
-    async def _record_owed(self) -> None:
-        while True:
-            await self._owes.wait()
-            while self._owed:
-                try:
-                    await self._spool.append(self._owed[0])
-                    self._owed.popleft()
-                except (ResourceExhausted, Unavailable):
-                    await self._clock.sleep(OWED_SECONDS)
-            self._owes.clear()
-
     async def _hold(self) -> Answer:
         await _durably(self._reconciler.hold())
         since = self._reconciler.held_since
@@ -291,7 +266,7 @@ class _Agent:
             self._link.run,
             self._renewal.run,
             self._uplink.run,
-            self._record_owed,
+            self._owed.run,
             self._feed_watchdog,
             lambda: self._reload.on(hangup),
         )

@@ -7,7 +7,7 @@ Whoever calls makes sure that one thing at a time happens to a participant.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from agent.attempts import (
     begun,
     is_done,
     merged,
-    outcome_of,
     refused_unseen,
     suspects,
 )
@@ -33,6 +32,7 @@ from agent.journal import Journal
 from agent.judge import Judge
 from agent.plan import Planned, Planner, held
 from agent.policy import Refused, allow
+from agent.progress import Progress
 from agent.repair import Repairer
 from agent.slots import Slot, SlotFile
 from agent.swap import Swapper, is_unchanged
@@ -53,12 +53,10 @@ from shared.model import (
     Result,
     Step,
     View,
+    ViewState,
 )
 
 _log = get(__name__)
-
-MOMENT_SECONDS = 1.0
-"""What takes longer is told while it is under way."""
 
 
 class Applier:
@@ -73,8 +71,8 @@ class Applier:
         clock: Clock,
         new_id: NewId,
         fetch: Fetch,
-        record_view: Callable[[View], Awaitable[None]],
-        tell: Callable[[Outcome], None],
+        record_view: Callable[[View], object],
+        progress: Progress,
         output: Path,
         checks: Path,
     ) -> None:
@@ -86,7 +84,6 @@ class Applier:
         self._hooks = Hooks(config=config, clock=clock, output=output, trials=self._trials)
         self._swapper = Swapper(
             workspace=self.workspace,
-            max_bytes=config.max_bytes,
             keep_new=config.drift is DriftPolicy.REPAIR,
             journal=journal,
             clock=clock,
@@ -130,7 +127,7 @@ class Applier:
             new_id=new_id,
         )
         self._clock = clock
-        self._fetch, self._tell = fetch, tell
+        self._fetch, self._progress = fetch, progress
 
     # -- what is known -------------------------------------------------------------------------------
 
@@ -138,9 +135,19 @@ class Applier:
         """Every target that an open slot holds."""
         return held(self.slots)
 
-    def sweep(self) -> int:
-        """Temporary files of an interrupted apply are gone; how many there were. Blocks."""
-        return self.workspace.sweep(self.config.targets)
+    def swept(self) -> int:
+        """Temporary files of an interrupted apply are gone, and how many there were; every target was looked at.
+
+        Blocks.
+        """
+        leftovers = self.workspace.sweep(self.config.targets)
+        for _, file in self.held():
+            self.views.look(file, from_at=self._clock.now())
+        return leftovers
+
+    async def look(self, file: SlotFile) -> ViewState:
+        """How the file stands now; recorded as a view, where that is news."""
+        return await blocking(lambda: self.views.look(file, from_at=self._clock.now()))
 
     def go_on_from(self, other: "Applier") -> None:
         """What was seen and is still owed under other rules of the same participant is so under these."""
@@ -168,12 +175,8 @@ class Applier:
             await self.forgive([(file.path, file.digest) for file in offer.files])
             slot = self.slots.get(offer.slot_id)
         attempt = Attempt(offer=offer, slot=begun(offer, slot))
-        progress = asyncio.ensure_future(self._tell_progress(attempt))
-        try:
+        with self._progress.of(attempt):
             return await self._attempt(offer, attempt)
-        finally:
-            progress.cancel()
-            await asyncio.gather(progress, return_exceptions=True)
 
     async def _attempt(self, offer: Offer, attempt: Attempt) -> Outcome:
         try:
@@ -187,22 +190,11 @@ class Applier:
             return await self.endings.refuse(attempt, refused)
         return await self._swap(plan, attempt)
 
-    async def _tell_progress(self, attempt: Attempt) -> None:
-        """Whoever waits is told which step it is at, where that takes longer than a moment; ever more seldom."""
-        told: Step | None = None
-        pause = MOMENT_SECONDS
-        while True:
-            await self._clock.sleep(pause)
-            pause *= 2
-            if attempt.step is not told:
-                told = attempt.step
-                self._tell(outcome_of(attempt, Result.IN_PROGRESS, now=self._clock.now()))
-
     async def forgive(self, pairs: list[tuple[str, Digest | None]] | None = None) -> None:
         """These (path, digest) are quarantined no longer; None: nothing is. Durable."""
         contents = None if pairs is None else {content for _, content in pairs if content is not None}
         await blocking(lambda: self._trials.forgive(contents))
-        for slot in tuple(self.slots.values()):
+        for slot in list(self.slots.values()):
             after = forgiven(slot, pairs)
             if after != slot:
                 await blocking(lambda after=after: self.endings.save(after))  # type: ignore[misc]
@@ -251,10 +243,14 @@ class Applier:
     async def _close(self, attempt: Attempt) -> Outcome:
         attempt.step = Step.SWAPPED
         closed = replace(attempt.slot, closed=True, result=Result.APPLIED, probation=None)
-        self.slots[closed.slot_id] = closed
-        for file in closed.files:
-            await self.views.look(file, from_at=self._clock.now())
-        return await self.endings.end(closed, attempt)
+
+        def close() -> Outcome:
+            self.slots[closed.slot_id] = closed
+            for file in closed.files:
+                self.views.look(file, from_at=self._clock.now())
+            return self.endings.ended(closed, attempt)
+
+        return await blocking(close)
 
     def _regression(self, offer: Offer, slot: Slot) -> Outcome:
         reason = Reason(
@@ -315,7 +311,6 @@ class Applier:
     # -- from the intent on: every end is reachable from the journal -------------------------------------
 
     async def _swap(self, plan: list[Planned], attempt: Attempt) -> Outcome:
-        started = self._clock.monotonic()
         intent = replace(
             attempt.slot,
             files=merged(attempt.slot, plan),
@@ -326,25 +321,20 @@ class Applier:
         )
         attempt.suspects = suspects(planned.file for planned in plan)
 
-        def swap() -> Reason | None:
-            nonlocal intent
-            intent = self._swapper.intend(intent, plan)
-            self.slots[intent.slot_id] = intent
-            return self._swapper.forward(intent)
+        def intend() -> tuple[Slot, dict[str, int]]:
+            on_record = self._swapper.intend(intent, plan)
+            return on_record, {planned.file.path: on_record.swapped_at for planned in plan}
 
         try:
-            failure = await blocking(swap)
+            return await self.endings.bring_about(attempt, intend)
         except Refused as refused:
             return await self.endings.refuse(attempt, refused)
-        attempt.took["write"] = attempt.took.get("write", 0.0) + self._clock.monotonic() - started
-        swapped_at = {planned.file.path: intent.swapped_at for planned in plan}
-        return await self.endings.conclude(intent, attempt, failure, swapped_at=swapped_at)
 
     async def recover(self) -> list[Outcome]:
         """What was begun before the last stop is finished, or undone where it cannot be."""
         if not await blocking(self.config.root.is_dir):
             return []  # not mounted yet, perhaps: what was begun there can wait
-        for slot in tuple(self.slots.values()):
+        for slot in list(self.slots.values()):
             if slot.reload_owed and not slot.intends:
                 await self.repairer.reload(slot.slot_id)
-        return [await self.endings.recover(slot) for slot in tuple(self.slots.values()) if slot.intends]
+        return [await self.endings.recover(slot) for slot in list(self.slots.values()) if slot.intends]

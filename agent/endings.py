@@ -4,8 +4,9 @@ From the intent on, everything can be gone on from after a restart: what is to b
 back, the reload that is owed, and the health window that has yet to pass. Each end is journalled with its outcome.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from agent import attempts
 from agent.attempts import Attempt, in_place, outcome_of, put_back, suspects, with_baseline
@@ -47,23 +48,47 @@ class Endings:
         self._views, self._hooks, self._swapper, self._clock = views, hooks, swapper, clock
         self.unsaved: set[bytes] = set()
 
-    async def conclude(
-        self, intent: Slot, attempt: Attempt, failure: Reason | None, *, swapped_at: dict[str, int]
+    async def bring_about(
+        self, attempt: Attempt, begin: Callable[[], tuple[Slot, Mapping[str, int]]]
     ) -> Outcome:
-        """The reload hook ran where it is owed, or all is undone; the end is journalled."""
+        """What is intended is in place, the reload hook ran where it is owed, or all is undone; the end is journalled.
+
+        `begin` gives the intent that is on record, and as of when files of it are what it says; it is called in the
+        thread in which all the rest is done too, where no hook has to run. What it raises is raised.
+        """
+        intent, failure, outcome = await blocking(lambda: self._forward(attempt, begin))
         if failure is not None:
             return await self.undo(intent, attempt, _undoing(intent, failure), swapped=False)
-        attempt.step = Step.SWAPPED
-        # The journal follows with the final; in memory already, so that views say who holds the file.
-        self._slots[intent.slot_id] = in_place(intent)
-        await self._look_at(intent, swapped_at)
+        if outcome is not None:
+            return outcome
         try:
             await self._reload(intent, attempt)
         except Refused as refused:
             undo = _undoing(intent, refused.reason, inconclusive=isinstance(refused, Inconclusive))
             return await self.undo(intent, attempt, undo, swapped=True)
+        return await blocking(lambda: self._done(intent, attempt))
+
+    def _forward(
+        self, attempt: Attempt, begin: Callable[[], tuple[Slot, Mapping[str, int]]]
+    ) -> tuple[Slot, Reason | None, Outcome | None]:
+        """(the intent, why it is not in place, its end where nothing is owed before that)."""
+        started = self._clock.monotonic()
+        intent, swapped_at = begin()
+        self._slots[intent.slot_id] = intent
+        failure = self._swapper.forward(intent)
+        attempt.took["write"] = attempt.took.get("write", 0.0) + self._clock.monotonic() - started
+        if failure is not None:
+            return intent, failure, None
+        attempt.step = Step.SWAPPED
+        # The journal follows with the final; in memory already, so that views say who holds the file.
+        self._slots[intent.slot_id] = in_place(intent)
+        self._look_at(intent, swapped_at)
+        is_owed = intent.reload_owed and self._config.reload
+        return intent, None, None if is_owed else self._done(intent, attempt)
+
+    def _done(self, intent: Slot, attempt: Attempt) -> Outcome:
         done = replace(in_place(intent), result=Result.APPLIED, probation=self._probation(intent))
-        return await self.end(done, attempt, intent=intent)
+        return self.ended(done, attempt, intent=intent)
 
     def _probation(self, intent: Slot) -> Probation | None:
         """The health window that begins now, where the host has one; one that runs goes on where nothing changed."""
@@ -100,7 +125,7 @@ class Endings:
         # A newer offer may have been refused meanwhile; how that ended stays with the slot.
         result = Result.CONFIRMED if slot.revision == probation.revision else slot.result
         confirmed = replace(slot, probation=None, result=result)
-        return await self.end(confirmed, attempt, result=Result.CONFIRMED)
+        return await blocking(lambda: self.ended(confirmed, attempt, result=Result.CONFIRMED))
 
     async def drop_window(self, slot_id: bytes, probation: Probation) -> None:
         """It is not on probation any more: the host has no probe now."""
@@ -118,11 +143,7 @@ class Endings:
             intent = replace(intent, undo=undo)
             await blocking(lambda: self.save(intent))
         attempt.suspects = attempt.suspects or suspects(intent.files)
-        touched, stuck = await blocking(lambda: self._swapper.back(intent))
-        there = await blocking(lambda: self._swapper.already_new(intent)) if stuck else []
-        undone = put_back(intent, but=there, touched=touched)
-        self._slots[intent.slot_id] = undone
-        await self._look_at(intent, {})
+        undone, touched, stuck = await blocking(lambda: self._put_back(intent))
         if swapped and intent.reload_owed:
             try:
                 await self._hooks.reload()  # the application may hold what is gone
@@ -132,9 +153,8 @@ class Endings:
         if is_judgement(undo.reason, inconclusive=undo.inconclusive):
             undone = condemned(undone, attempt.suspects, undo.reason.code)
         if stuck is not None:
-            return await self.end(
-                replace(undone, result=Result.STUCK), attempt, intent=intent, reason=_both(undo, stuck)
-            )
+            both, undone = _both(undo, stuck), replace(undone, result=Result.STUCK)
+            return await blocking(lambda: self.ended(undone, attempt, intent=intent, reason=both))
         result = Result.ROLLED_BACK if touched or swapped else Result.REFUSED
         return await self._failed(
             replace(undone, result=result),
@@ -144,10 +164,18 @@ class Endings:
             intent=intent,
         )
 
-    async def _look_at(self, slot: Slot, swapped_at: dict[str, int]) -> None:
+    def _put_back(self, intent: Slot) -> tuple[Slot, bool, Reason | None]:
+        touched, stuck = self._swapper.back(intent)
+        there = self._swapper.already_new(intent) if stuck else []
+        undone = put_back(intent, but=there, touched=touched)
+        self._slots[intent.slot_id] = undone
+        self._look_at(intent, {})
+        return undone, touched, stuck
+
+    def _look_at(self, slot: Slot, swapped_at: Mapping[str, int]) -> None:
         for file in slot.files:
             if file.change is not None:
-                await self._views.look(file, from_at=swapped_at.get(file.path, self._clock.now()))
+                self._views.look(file, from_at=swapped_at.get(file.path, self._clock.now()))
 
     async def _reload(self, intent: Slot, attempt: Attempt) -> None:
         if not intent.reload_owed or not self._config.reload:
@@ -173,11 +201,12 @@ class Endings:
         if intent.reload_owed and intent.resumed > ATTEMPTS:
             attempt.step = Step.RELOAD_OWED
             return await self.undo(intent, attempt, _undoing(intent, ended_by_reload()), swapped=True)
-        there = await blocking(lambda: self._swapper.already_new(intent))
-        failure = await blocking(lambda: self._swapper.forward(intent))
-        # A rename of this moment is as of now; one that the stop came after is as of the intent.
-        swapped_at = {file.path: intent.swapped_at for file in there}
-        return await self.conclude(intent, attempt, failure, swapped_at=swapped_at)
+
+        def again() -> tuple[Slot, dict[str, int]]:
+            # A rename of this moment is as of now; one that the stop came after is as of the intent.
+            return intent, {file.path: intent.swapped_at for file in self._swapper.already_new(intent)}
+
+        return await self.bring_about(attempt, again)
 
     async def refuse(self, attempt: Attempt, refused: Refused) -> Outcome:
         slot = replace(attempt.slot, result=Result.REFUSED)
@@ -195,9 +224,9 @@ class Endings:
                 slot = replace(slot, retrying=True)
             else:
                 slot, reason = replace(slot, result=Result.STUCK), given_up(reason)
-        return await self.end(slot, attempt, intent=intent, reason=reason)
+        return await blocking(lambda: self.ended(slot, attempt, intent=intent, reason=reason))
 
-    async def end(
+    def ended(
         self,
         slot: Slot,
         attempt: Attempt,
@@ -206,9 +235,12 @@ class Endings:
         reason: Reason | None = None,
         result: Result | None = None,
     ) -> Outcome:
-        """The attempt's outcome is journalled with the slot; that another attempt is due is no end, and is not owed."""
+        """The attempt's outcome is journalled with the slot; that another attempt is due is no end, and is not owed.
+
+        Blocks.
+        """
         outcome = outcome_of(attempt, result or slot.result, now=self._clock.now())
-        outcome = await blocking(lambda: self._record(slot, attempt, intent, replace(outcome, reason=reason)))
+        outcome = self._record(slot, attempt, intent, replace(outcome, reason=reason))
         (_log.error if outcome.result is Result.STUCK else _log.info)(
             "apply.ended",
             participant=slot.participant,
@@ -222,7 +254,7 @@ class Endings:
         return outcome
 
     def _record(self, slot: Slot, attempt: Attempt, intent: Slot | None, outcome: Outcome) -> Outcome:
-        """The outcome with what its files hold now; it is on record with the slot. Blocks."""
+        """The outcome with what its files hold now; it is on record with the slot."""
         files = self.file_outcomes(attempt, intent)
         outcome = replace(
             outcome,
@@ -252,9 +284,16 @@ class Endings:
 
     def save(self, slot: Slot) -> None:
         """The slot is as given, durably, or else `unsaved`: then a restart begins from its intent."""
+        self._saved(slot, self._journal.save)
+
+    def note(self, slot: Slot) -> None:
+        """As `save`, but a power cut may take it back: the control plane is told once more then, and nothing else."""
+        self._saved(slot, self._journal.note)
+
+    def _saved(self, slot: Slot, save: Callable[[Slot], None]) -> None:
         self._slots[slot.slot_id] = slot
         try:
-            self._journal.save(slot)
+            save(slot)
         except OSError as error:
             self.unsaved.add(slot.slot_id)
             _log.error("journal.unwritable", participant=slot.participant, error=error.strerror)
@@ -306,7 +345,7 @@ class Endings:
                 continue
             if attempts.is_loaded(after) and not attempts.is_loaded(slot) and after.result.holds:
                 attempt = Attempt(slot=after, step=Step.LOADED)
-                outcomes.append(await self.end(after, attempt))
+                outcomes.append(await blocking(partial(self.ended, after, attempt)))
             elif attempts.loaded_digests(after) == attempts.loaded_digests(slot):
                 self._slots[slot.slot_id] = after  # said again: not worth a write
             else:

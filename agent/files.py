@@ -177,8 +177,11 @@ class Workspace:
             if fd is None:
                 return None
             found = os.fstat(fd)
-            with os.fdopen(os.dup(fd), "rb") as file:
-                content = file.read(limit + 1)
+            content = b""
+            for chunk in _chunks(fd, found.st_size):
+                content += chunk
+                if len(content) > limit:
+                    break
         if len(content) > limit:
             raise Refused(
                 ReasonCode.TOO_LARGE,
@@ -189,8 +192,16 @@ class Workspace:
 
     def digest(self, real: str) -> Digest | None:
         """Of the regular file at `real`, whatever its size; None where there is none."""
+        found = self.look(real)
+        return None if found is None else found[0]
+
+    def look(self, real: str) -> tuple[Digest, os.stat_result] | None:
+        """Digest and status of the regular file at `real`, whatever its size; None where there is none."""
         with _reasons(real), self._root() as root, open_regular(root, _parts(real)) as fd:
-            return None if fd is None else _digest_of(fd)
+            if fd is None:
+                return None
+            found = os.fstat(fd)
+            return _digest_of(fd, size=found.st_size), found
 
     def examine(self, path: str) -> str:
         """The real file behind `path`, which this process could read, replace and give to its owner, or make.
@@ -380,9 +391,20 @@ def _parts(real: str) -> tuple[str, ...]:
     return parts
 
 
-def _digest_of(fd: int) -> Digest:
+def _chunks(fd: int, size: int) -> Iterator[bytes]:
+    """What the file holds to its end; in one piece and one call, where it is small and has this size."""
+    left = size + 1  # more than there should be: what comes short of it is the end
+    while chunk := os.read(fd, asked := min(left, _CHUNK)):
+        yield chunk
+        left -= len(chunk)
+        if left == 1 and len(chunk) < asked:
+            return
+        left = left or _CHUNK  # it has grown meanwhile
+
+
+def _digest_of(fd: int, *, size: int) -> Digest:
     running = hashlib.sha256()
-    while chunk := os.read(fd, _CHUNK):
+    for chunk in _chunks(fd, size):
         running.update(chunk)
     return running.digest()
 

@@ -7,7 +7,16 @@ from socket import gethostname
 from agent.config import AgentConfig
 from agent.policy import fingerprint
 from shared import VERSION
-from shared.model import KEEP_OLD, PREFLIGHT, Hello, ParticipantState, Platform, SlotState, SpoolState
+from shared.model import (
+    ACKS_RIDE,
+    KEEP_OLD,
+    PREFLIGHT,
+    Hello,
+    ParticipantState,
+    Platform,
+    SlotState,
+    SpoolState,
+)
 
 
 def greeting(
@@ -23,7 +32,7 @@ def greeting(
     system = platform.uname()
     return Hello(
         agent_version=VERSION,
-        capabilities=(PREFLIGHT, KEEP_OLD),
+        capabilities=(PREFLIGHT, KEEP_OLD, *(() if config.transport == "poll" else (ACKS_RIDE,))),
         boot_id=_boot_id(),
         session_epoch=session_epoch,
         resumes=resumes,

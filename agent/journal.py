@@ -5,9 +5,8 @@ cannot be read is set aside and reported, never guessed at. Everything here bloc
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -17,18 +16,10 @@ from agent.slots import FileImage, Slot, SlotKey
 from shared.logs import get
 from shared.model import Condition, Digest, digest
 
-MAX_BYTES = 65_536
-"""A slot's file is not added to beyond this, but replaced."""
+MAX_BYTES = 32_768
+"""A slot's file is not added to beyond this, but replaced; a start reads all of it."""
 
 _log = get(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Where a slot's file ends, and whether its last record is an intent."""
-
-    at: int
-    intends: bool
 
 
 class Journal:
@@ -38,7 +29,7 @@ class Journal:
         self._slots = directory / "slots"
         self._contents = directory / "contents"
         self._conditions: list[Condition] = []
-        self._ends: dict[str, _End] = {}  # of files that can be added to
+        self._ends: dict[str, int] = {}  # of files that can be added to
         self._lock = Lock()
 
     def load(self, *, now: int) -> dict[SlotKey, Slot]:
@@ -61,7 +52,7 @@ class Journal:
             else:
                 slots[slot.key] = slot
                 if end == len(data):
-                    self._ends[path.name] = _End(end, slot.intends)
+                    self._ends[path.name] = end
         self._conditions = [
             Condition(
                 code="JOURNAL_QUARANTINED",
@@ -83,17 +74,23 @@ class Journal:
     def save(self, slot: Slot) -> None:
         """The slot's file holds `slot`, durably. Raises OSError; then it holds what it held.
 
-        An intent and what that comes to are added to the file, which waits for the disk once; anything else replaces
-        it, which waits twice.
+        It is added to the file, which waits for the disk once, or replaces a file that has become long, which waits
+        twice.
         """
+        self._put(slot, sync=os.fsync)
+
+    def note(self, slot: Slot) -> None:
+        """As `save`, but a power cut may take it back: for what is only said again then, as an outcome that is owed."""
+        self._put(slot, sync=lambda _: None)
+
+    def _put(self, slot: Slot, *, sync: Callable[[int], None]) -> None:
         name, record = _file_name(slot.key), encode(slot)
         end = self._ends.pop(name, None)  # until it is known again: a file that was not written is replaced
-        if end and (slot.intends or end.intends) and end.at + len(record) < MAX_BYTES:
-            at = _add(self._slots / name, record, at=end.at)
+        if end and end + len(record) < MAX_BYTES:
+            self._ends[name] = _add(self._slots / name, record, at=end, sync=sync)
         else:
             _write(self._slots / name, record)
-            at = len(record)
-        self._ends[name] = _End(at, slot.intends)
+            self._ends[name] = len(record)
 
     def keep(self, content: bytes) -> Digest:
         """`content` is durable until no slot refers to it and the agent starts again. Idempotent."""
@@ -133,8 +130,8 @@ def _file_name(key: SlotKey) -> str:
     return f"{participant}.{slot_id.hex()}.json"
 
 
-def _add(path: Path, record: bytes, *, at: int) -> int:
-    """`record` follows what the file holds up to `at`, durably; where it ends."""
+def _add(path: Path, record: bytes, *, at: int, sync: Callable[[int], None]) -> int:
+    """`record` follows what the file holds up to `at`, as durably as `sync` makes it; where it ends."""
     left = memoryview(b"\n" + record + b"\n")
     end = at + len(left)
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -142,7 +139,7 @@ def _add(path: Path, record: bytes, *, at: int) -> int:
         os.lseek(fd, at, os.SEEK_SET)
         while left:
             left = left[os.write(fd, left) :]
-        os.fsync(fd)
+        sync(fd)
     except BaseException:
         with suppress(OSError):
             os.ftruncate(fd, at)

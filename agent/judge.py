@@ -8,7 +8,7 @@ import asyncio
 
 from agent.config import ParticipantConfig
 from agent.contents import Fetch, Unfetched, allow_offered, content_of
-from agent.files import Workspace
+from agent.files import Staged, Workspace
 from agent.hooks import Hooks
 from agent.plan import Planner
 from agent.slots import Slot
@@ -72,10 +72,9 @@ class Judge:
             step=Step.RECEIVED,
             result=Result.REFUSED,
         )
-        [planned] = await blocking(lambda: self._planner.plan(offer, slot, {file.path: content}))
-        new, real = planned.new, planned.file.real
-        assert new is not None
-        staged = await blocking(lambda: self._workspace.stage(real, new, token=self._new_id().hex()))
+        if not self._config.check:
+            return await blocking(lambda: self._try(offer, slot, content))
+        real, staged = await blocking(lambda: self._staged(offer, slot, content))
         try:
             await self._hooks.check(staged)
         except asyncio.CancelledError:
@@ -84,4 +83,15 @@ class Judge:
             raise
         finally:
             await blocking(lambda: self._workspace.discard(staged))
+        return real
+
+    def _staged(self, offer: Offer, slot: Slot, content: bytes) -> tuple[str, Staged]:
+        [planned] = self._planner.plan(offer, slot, {offer.files[0].path: content})
+        new, real = planned.new, planned.file.real
+        assert new is not None
+        return real, self._workspace.stage(real, new, token=self._new_id().hex())
+
+    def _try(self, offer: Offer, slot: Slot, content: bytes) -> str:
+        real, staged = self._staged(offer, slot, content)
+        self._workspace.discard(staged)
         return real

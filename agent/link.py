@@ -89,6 +89,7 @@ class Link:
         self._session: Session | Polls | None = None
         self._cuts = 0
         self._turns = 0
+        self._waited = 0.0  # seconds, since a session that lasted
         self._proposal: Proposal | None = None
         self._drained = asyncio.Event()  # another session is to take the place of the open one
         self._trusted = asyncio.Event()  # a session is open with a control plane that may be believed
@@ -196,6 +197,7 @@ class Link:
             _log.warning("link.not_enrolled", remedy="variant-agent enroll --token-file FILE")
             await asyncio.Event().wait()
         wait = BACKOFF.delay(self._state.attempt - 1, self._random) if self._state.attempt else 0.0
+        self._waited = wait
         try:
             while True:
                 await self._pause(wait)
@@ -307,9 +309,10 @@ class Link:
     async def _after(self, ended: Ended) -> float:
         """Seconds until the next session may be opened."""
         opened = bool(self._opened_at)
-        if opened and self._clock.monotonic() - self._opened_at >= LASTED_SECONDS:
-            self._turns = 0
-            await self._save(replace(self._state, attempt=0))
+        lasted = opened and self._clock.monotonic() - self._opened_at >= LASTED_SECONDS
+        attempt = 0 if lasted else self._state.attempt
+        if lasted:
+            self._turns, self._waited = 0, 0.0
         self._now("waiting")
         _log.info(
             "link.session_ended",
@@ -317,16 +320,20 @@ class Link:
             opened=opened,
             code=ended.code.name,
             detail=ended.detail,
-            attempt=self._state.attempt,
+            attempt=attempt,
         )
         if ended.planned:
+            await self._save(replace(self._state, attempt=attempt))
             self._turns += 1
             wait = ended.wait or self._random.uniform(0.0, min(1.0, self.jitter))
             # Whoever asks again and again for another session is not followed at that pace.
             more = self._turns - FREE_TURNS
             return wait + (BACKOFF.delay(more, self._random) if more > 0 else 0.0)
-        attempt = self._state.attempt
-        await self._save(replace(self._state, attempt=attempt + 1))
+        if opened and not attempt:
+            # On disk with the next Hello: where a fleet loses its control plane, nobody waits for the disk first.
+            self._state = replace(self._state, attempt=1)
+        else:
+            await self._save(replace(self._state, attempt=attempt + 1))
         self._last_error = f"{ended.code.name}: {first_line(ended.detail)}"
         if ended.code in NOT_RETRIED_SOON:
             message = f"the control plane refuses this host: {first_line(ended.detail) or ended.code.name}"
@@ -336,9 +343,13 @@ class Link:
         if opened:
             self._count_cut()
         if opened and not attempt:
-            return self._random.uniform(0.0, self.jitter)
-        await self._next_address()
-        return BACKOFF.delay(attempt, self._random)
+            wait = self._random.uniform(0.0, self.jitter)
+        else:
+            await self._next_address()
+            # Failures that happened to follow each other quickly are no reason to be away for longer than it was.
+            wait = BACKOFF.delay(attempt, self._random, most=self._waited)
+        self._waited += wait
+        return wait
 
     def _count_cut(self) -> None:
         """Where streams open and end too early again and again, a condition says so, until one lasts."""

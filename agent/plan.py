@@ -15,14 +15,19 @@ from agent.slots import Change, FileImage, Slot, SlotFile
 from shared.model import Digest, DriftPolicy, Offer, OfferAction, OfferedFile, ReasonCode, show_digest
 
 Slots = Mapping[bytes, Slot]
-"""The slots of one participant by id."""
+"""The slots of one participant by id.
+
+The thread of an apply may put one among them meanwhile: go through a `list` of them, which is made in one step. A
+`tuple` is not: up to Python 3.11 garbage may be collected, and another thread run, between its making and its filling.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """What one file shall become: `file.change` says it, `new` is it (None: absence)."""
+    """What one file shall become: `file.change` says it, `present` is there and `new` shall be (None: absence)."""
 
     file: SlotFile
+    present: Snapshot | None
     new: Snapshot | None
     staged: Staged | None = None
 
@@ -31,7 +36,7 @@ def holders(slots: Slots, real: str) -> list[tuple[Slot, SlotFile]]:
     """The open slots that have content in a real file, in the order in which they took it."""
     found = [
         (slot, file)
-        for slot in slots.values()
+        for slot in list(slots.values())
         if not slot.closed
         for file in slot.files
         if file.real == real and file.applied is not None
@@ -48,7 +53,7 @@ def holder(slots: Slots, real: str) -> tuple[Slot, SlotFile] | None:
 def held(slots: Slots) -> list[tuple[Slot, SlotFile]]:
     """Every target that an open slot holds."""
     found: dict[str, tuple[Slot, SlotFile]] = {}
-    for slot in slots.values():
+    for slot in list(slots.values()):
         for file in slot.files if not slot.closed else ():
             other = found.get(file.real)
             if file.applied is not None and (other is None or other[1].order < file.order):
@@ -159,7 +164,7 @@ class Planner:
             order=order,
             change=Change(old=image(present), new=image(new)),
         )
-        return Planned(file=planned, new=new)
+        return Planned(file=planned, present=present, new=new)
 
     def nothing_to_restore(self, offer: Offer, slot: Slot) -> bool:
         """Whether a RESTORE finds nothing of the slot in place, as where every write was refused."""
@@ -188,7 +193,11 @@ class Planner:
             if new is None and entry.before.digest is not None:
                 raise _baseline_lost(entry.path)
             plan.append(
-                Planned(file=replace(entry, change=Change(old=image(present), new=entry.before)), new=new)
+                Planned(
+                    file=replace(entry, change=Change(old=image(present), new=entry.before)),
+                    present=present,
+                    new=new,
+                )
             )
         return plan
 

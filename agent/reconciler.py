@@ -7,7 +7,7 @@ slot and per target; participants do not wait for one another.
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from agent.hold import Hold
 from agent.journal import Journal
 from agent.judge import Unjudged
 from agent.policy import Refused, unknown_participant
+from agent.progress import Progress
 from agent.retries import Retries
 from agent.slots import Slot
 from agent.standing import WARNINGS, Holding, holding_of, slot_states, wrong_with
@@ -68,7 +69,7 @@ class Reconciler:
         state_dir: Path,
         clock: Clock,
         new_id: NewId,
-        record_view: Callable[[View], Awaitable[None]],
+        record_view: Callable[[View], object],
         fetch: Fetch,
         on_outcome: Callable[[Outcome], None],
         on_change: Callable[[], None],
@@ -79,6 +80,7 @@ class Reconciler:
         self._hold = Hold(state_dir, now=clock.now())
         self._put_off: dict[tuple[str, bytes], Offer] = {}
         self._known: defaultdict[str, dict[bytes, Slot]] = defaultdict(dict)
+        self._progress = Progress(clock=clock, tell=on_outcome)
         self._make = partial(
             Applier,
             journal=self._journal,
@@ -86,7 +88,7 @@ class Reconciler:
             new_id=new_id,
             fetch=fetch,
             record_view=record_view,
-            tell=on_outcome,
+            progress=self._progress,
             output=state_dir / "output",
             checks=state_dir / "checks",
         )
@@ -133,11 +135,9 @@ class Reconciler:
     async def _take_up(self, applier: Applier) -> None:
         for outcome in await applier.recover():
             self._on_outcome(outcome)
-        swept = await blocking(applier.sweep)
+        swept = await blocking(applier.swept)
         if swept:
             _log.info("apply.swept", participant=applier.config.id, files=swept)
-        for _, file in applier.held():
-            await applier.views.look(file, from_at=self._clock.now())
 
     async def reconfigure(self, config: AgentConfig) -> None:
         """The participants are those of `config`, each by its present rules; what is being applied ends first.
@@ -180,6 +180,7 @@ class Reconciler:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._retries.run())
                 group.create_task(self._windows.run())
+                group.create_task(self._progress.run())
                 while True:
                     self._wake.clear()
                     for participant in self._pending - self._busy:
@@ -203,7 +204,9 @@ class Reconciler:
                             offer = queued.pop(next(iter(queued)))
                             await self._apply(self._appliers[participant], offer)
                 async with self._locks[participant]:
-                    await blocking(lambda: self._save_acknowledged_of(self._appliers.get(participant)))
+                    applier = self._appliers.get(participant)
+                    if self._acknowledged[participant] or (applier and applier.endings.unsaved):
+                        await blocking(lambda: self._save_acknowledged_of(applier))
         finally:
             self._busy.discard(participant)
             self._wake.set()
@@ -294,16 +297,17 @@ class Reconciler:
         journalled = (
             outcome
             for applier in self._appliers.values()
-            for slot in applier.slots.values()
+            for slot in list(applier.slots.values())
             for outcome in slot.unacknowledged
             if outcome.key not in acknowledged
         )
         return (*self._unjournalled.values(), *journalled)
 
     def acknowledged(self, key: OutcomeKey) -> None:
-        """The outcome is not owed any more; `run` makes that durable soon. Idempotent.
+        """The outcome is not owed any more; `run` puts that on record soon. Idempotent.
 
-        A stop before that sends the outcome once more, which changes nothing at the other end.
+        A stop before that, or a power cut soon after, sends the outcome once more, which changes nothing at the other
+        end.
         """
         if self._unjournalled.pop(key, None) is None and key.participant in self._appliers:
             self._acknowledged[key.participant].append(key)
@@ -314,8 +318,12 @@ class Reconciler:
         for applier in self._appliers.values():
             self._save_acknowledged_of(applier)
 
+    def _save_owed_of(self, applier: Applier) -> None:
+        applier.views.record_owed()
+        self._save_acknowledged_of(applier)
+
     def _save_acknowledged_of(self, applier: Applier | None) -> None:
-        """Acknowledgements, and what could not be written before, are durable."""
+        """Acknowledgements are on record, and what could not be written before is durable."""
         if applier is None:
             return
         keys = self._acknowledged[applier.config.id]
@@ -330,7 +338,7 @@ class Reconciler:
                 continue  # the intent on disk is what a restart goes on from
             for key in keys:
                 slot = slot.acknowledged(key) if key.slot_id == slot_id else slot
-            applier.endings.save(slot)
+            (applier.endings.save if slot_id in applier.endings.unsaved else applier.endings.note)(slot)
         del keys[:]
 
     async def judge(self, participant: str, file: OfferedFile) -> str:
@@ -390,7 +398,7 @@ class Reconciler:
         faults = []
         for name, applier in tuple(self._appliers.items()):
             async with self._locks[name]:
-                for slot in tuple(applier.slots.values()):
+                for slot in list(applier.slots.values()):
                     if not slot.closed and any(file.applied is not None for file in slot.files):
                         reason = await applier.give_back(slot)
                         faults += [f"{name}: {reason.message}"] if reason else []
@@ -409,7 +417,7 @@ class Reconciler:
             for slot, file in applier.held() if applier else ():
                 if file.path == path:
                     assert applier is not None
-                    state = await applier.views.look(file, from_at=self._clock.now())
+                    state = await applier.look(file)
                     if self._hold.since is None:
                         await applier.repairer.attend(slot, file, state)
 
@@ -429,8 +437,7 @@ class Reconciler:
         for participant, applier in tuple(self._appliers.items()):
             if applier.views.owed or applier.endings.unsaved:
                 async with self._locks[participant]:
-                    await applier.views.record_owed()
-                    await blocking(lambda behind=applier: self._save_acknowledged_of(behind))  # type: ignore[misc]
+                    await blocking(partial(self._save_owed_of, applier))
 
     def watched(self) -> Mapping[tuple[str, str], Path]:
         """(participant, path) of every target an open slot holds → the absolute path of its real file."""
@@ -475,7 +482,7 @@ class Reconciler:
         found = {
             (slot.participant, one.path, one.digest)
             for applier in self._appliers.values()
-            for slot in applier.slots.values()
+            for slot in list(applier.slots.values())
             for one in slot.quarantined
         }
         return len(found)
@@ -505,7 +512,7 @@ class Reconciler:
         return [
             applier.views.show(slot)
             for applier in self._appliers.values()
-            for slot in tuple(applier.slots.values())
+            for slot in list(applier.slots.values())
         ]
 
 

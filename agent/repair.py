@@ -104,7 +104,7 @@ class Repairer:
                     )
 
     def _open(self) -> Iterator[tuple[Slot, SlotFile]]:
-        for slot in self._slots.values():
+        for slot in list(self._slots.values()):
             for file in slot.files if not slot.closed else ():
                 owner = holder(self._slots, file.real)
                 if owner is not None and owner[0] is slot:
@@ -171,7 +171,7 @@ class Repairer:
         try:
             await blocking(lambda: self._workspace.swap(staged))
         finally:
-            await self._views.look(file, from_at=from_at)
+            await blocking(lambda: self._views.look(file, from_at=from_at))
         await self.reload(slot.slot_id)
 
     async def reload(self, slot_id: bytes) -> None:

@@ -204,6 +204,9 @@ class Session:
                 _log.warning("session.message_refused", reason=error.reason, error=error.message)
 
     async def _heard(self, message: pb.SyncResponse) -> None:
+        if self._trusted:
+            for ack in message.outcome_acks:
+                self._party.acknowledged(wire.outcome_ack_from_pb(ack))
         kind = message.WhichOneof("message")
         if kind == "welcome":
             await self._open(message.welcome)

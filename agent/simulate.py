@@ -11,6 +11,7 @@ far it is.
 """
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -23,7 +24,6 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from agent import identity as identities
 from agent.app import reconnect_jitter
@@ -44,11 +44,12 @@ from shared.model import Event, EventKind, Outcome
 _log = logs.get(__name__)
 
 MAX_AGENTS, MAX_PARTICIPANTS, MAX_PROCESSES = 10_000, 10_000, 64
-AGENTS_PER_PROCESS = 1_000  # beyond which another process is worth its memory, if there is a core for it
+AGENTS_PER_PROCESS = 200  # beyond which another process is worth its memory, if there is a core for it
 FILES_PER_AGENT = 8  # descriptors: lock, spool, connection, and what an apply has open for a moment
 ENROLLING = 16  # at once in a worker
 PROGRESS_SECONDS = 0.5
 STOP_SECONDS = 30.0
+LEAVING_SECONDS = 0.05  # for each agent of a worker, where cores are shared with everything else
 BASELINE = b"What this host held before any experiment.\n"
 BACKOFF = Backoff(base=0.2, factor=2.0, cap=5.0)
 
@@ -172,9 +173,6 @@ class _Host:
                 attempt += 1
 
     async def _serve(self, spool: Spool) -> None:
-        async def record(view: Any) -> None:
-            await spool.append(view)
-
         def ended(outcome: Outcome) -> None:
             self._outcomes[outcome.result.value in ("applied", "confirmed")] += 1
             link.outcome(outcome)
@@ -184,7 +182,7 @@ class _Host:
             state_dir=self._state_dir,
             clock=self._clock,
             new_id=new_id,
-            record_view=record,
+            record_view=spool.record,
             fetch=lambda digest, size: link.calls.fetch(digest, size),
             on_outcome=ended,
             on_change=lambda: None,
@@ -244,8 +242,14 @@ async def work(plan: Plan, tell: Callable[[Progress], None], stop: asyncio.Event
         tell(sum((host.progress() for host in hosts), Progress()))
 
     async def telling() -> None:
+        frozen = False
         while True:
             told()
+            if not frozen and all(host.progress().connected for host in hosts):
+                # No host has the objects of a thousand others, which every full collection would look through.
+                gc.collect()
+                gc.freeze()
+                frozen = True
             await clock.sleep(PROGRESS_SECONDS)
 
     try:
@@ -360,18 +364,18 @@ class Fleet:
             self._ended.set()
 
     async def stop(self) -> None:
-        """Every worker was asked to stop and has, or was killed after a while."""
+        """Every worker was asked to stop and has, or was killed after as long as its agents may take to leave."""
         for worker in self._workers:
             with suppress(ProcessLookupError):
                 worker.terminate()
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await asyncio.gather(*self._readers)
-        except TimeoutError:
-            for worker in self._workers:
+        agents = max((part.agents for part in self._parts), default=0)
+        if self._readers:
+            await asyncio.wait(self._readers, timeout=STOP_SECONDS + agents * LEAVING_SECONDS)
+        for worker, reader in zip(self._workers, self._readers, strict=False):
+            if not reader.done():
                 with suppress(ProcessLookupError):
                     worker.kill()
-            await asyncio.gather(*self._readers)
+        await asyncio.gather(*self._readers)
 
 
 async def simulate(
@@ -398,8 +402,12 @@ async def simulate(
 
 
 def processes_for(agents: int) -> int:
-    """How many processes suit so many agents on this machine."""
-    return max(1, min(os.cpu_count() or 1, -(-agents // AGENTS_PER_PROCESS)))
+    """How many processes suit so many agents here: as many as there are cores, more where files would not do."""
+    suited = max(1, min(os.cpu_count() or 1, -(-agents // AGENTS_PER_PROCESS)))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return suited
+    return min(MAX_PROCESSES, max(suited, -(-agents // max(1, most // FILES_PER_AGENT))))
 
 
 @asynccontextmanager

@@ -97,23 +97,23 @@ def read(data: bytes) -> tuple[Slot, int]:
     A torn end is what was being added when the power went, so that nobody was told of it. Raises ValueError, KeyError,
     TypeError or AttributeError for any other damage: an earlier record is not what holds.
     """
-    slot, end = None, 0
+    last, end = None, 0
     while end < len(data):
         record = _RECORD.match(data, end)
         try:
             if record is None:
                 raise ValueError("it breaks off")
-            slot = _decode(record[0])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            if slot is None or not _is_torn(data[end:]):
+            last = _body(record[0])
+        except (ValueError, AttributeError):
+            if last is None or not _is_torn(data[end:]):
                 raise
             break
         end = record.end()
         while data[end : end + 1] == b"\n":
             end += 1
-    if slot is None:
+    if last is None:
         raise ValueError("it is empty")
-    return slot, end
+    return _decode(last), end
 
 
 def _is_torn(rest: bytes) -> bool:
@@ -121,13 +121,18 @@ def _is_torn(rest: bytes) -> bool:
     return not rest.endswith(b"\n") or b"\0" in rest
 
 
-def _decode(data: bytes) -> Slot:
+def _body(data: bytes) -> bytes:
+    """What a record says, by its checksum just as it was written."""
     head, _, body = data.partition(b"\n")
     magic, version, checksum = head.decode().split(" ")
     if (magic, version) != (MAGIC, str(VERSION)):
         raise ValueError(f"{magic!r} of version {version!r}, this agent writes {MAGIC!r} of {VERSION}")
     if digest(body).hex() != checksum:
         raise ValueError("its checksum is wrong")
+    return body
+
+
+def _decode(body: bytes) -> Slot:
     table = json.loads(body)
     participant, slot_id = str(table["participant"]), bytes.fromhex(table["slot"])
 

@@ -18,8 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +28,7 @@ from agent.durable import sync_directory
 from agent.epochs import MAX_KEPT, SPOOL_FULL, Epoch, Item, contents, remove_mark
 from agent.room import Room
 from agent.segments import FRAME_OVERHEAD, MAX_PAYLOAD
-from agent.tail import FULL, Tail
+from agent.tail import FULL, Append, Tail, whose
 from shared import logs, wire
 from shared.clock import Clock
 from shared.errors import Error, Invalid, ResourceExhausted, Unavailable
@@ -41,7 +40,6 @@ from shared.model import (
     Condition,
     Event,
     Loaded,
-    Loss,
     Record,
     SpoolState,
     Unseen,
@@ -69,41 +67,10 @@ class Receipt:
     diverged: bool = False
 
 
-@dataclass(kw_only=True)
-class _Append:
-    records: list[tuple[Record, bytes]]
-    future: "Future[None]" = field(default_factory=Future)
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Bytes on disk by participant."""
-        sizes: dict[str, int] = {}
-        for record, raw in self.records:
-            whose = _whose(record)
-            sizes[whose] = sizes.get(whose, 0) + len(raw) + FRAME_OVERHEAD
-        return sizes
-
-    @property
-    def size(self) -> int:
-        return sum(self.sizes.values())
-
-    @cached_property
-    def reserved(self) -> bool:
-        """What was on disk has room of its own and is never dropped."""
-        return all(isinstance(record.body, View | Unseen) for record, _ in self.records)
-
-    def refuse(self, error: BaseException) -> None:
-        self.future.set_exception(error)
-
-
-def _whose(record: Record) -> str:
-    return "" if isinstance(record.body, Loss) else record.body.participant
-
-
 class Spool:
     """The spool in one directory; opening it begins a new epoch and starts its thread.
 
-    Everything but the constructor and `close` may be called from one event loop only. Errors of the disk
+    Everything but the constructor, `record` and `close` may be called from one event loop only. Errors of the disk
     leave as `ResourceExhausted` (no space, `max_bytes` reached, or one participant's share of them: reason
     SPOOL_FULL) or `Unavailable` (reason SPOOL_UNWRITABLE); a call that raises has stored nothing that counts.
     With `when_full` DROP_NEWEST, events that find no space are counted, durably, in place of being refused.
@@ -137,7 +104,8 @@ class Spool:
         self._forget_finished()
         self._find_oldest()
         self._state = self._count()
-        self._queue: queue.SimpleQueue[_Append | Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Append | Callable[[], None] | None] = queue.SimpleQueue()
+        self._closing, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._loop, name="spool", daemon=True)
         self._thread.start()
 
@@ -149,16 +117,25 @@ class Spool:
 
     async def append_all(self, bodies: Sequence[View | Loaded | Event | Unseen]) -> list[Record]:
         """The records of all `bodies` are durable, in order, or dropped; of none of them where it raises."""
+        work = self._asked(bodies)
+        if bodies:
+            self._put(work)
+            await answered(work.future)
+        return [record for record, _ in work.records]
+
+    def record(self, body: View) -> None:
+        """As `append`, for a thread that may wait."""
+        work = self._asked([body])
+        self._put(work)
+        work.future.result()
+
+    def _asked(self, bodies: Sequence[View | Loaded | Event | Unseen]) -> Append:
         now = self._clock.now()
         records = [Record(id=self._new_id(), recorded_at=now, body=body) for body in bodies]
         encoded = [(record, wire.record_to_bytes(record)) for record in records]
         if any(len(raw) > MAX_PAYLOAD for _, raw in encoded):
             raise Invalid(f"a record has at most {MAX_PAYLOAD} bytes", reason="RECORD_TOO_LARGE")
-        if encoded:
-            work = _Append(records=encoded)
-            self._put(work)
-            await answered(work.future)
-        return records
+        return Append(records=encoded)
 
     async def next_batch(self, limit_records: int, limit_bytes: int) -> Batch | None:
         """The first unacknowledged records, of one epoch, the oldest first; None where there are none.
@@ -216,16 +193,19 @@ class Spool:
 
     def close(self) -> None:
         """What was appended is on disk, the thread has ended. Repeating it changes nothing."""
-        self._queue.put(None)
+        with self._closing:
+            self._closed = True
+            self._queue.put(None)
         self._thread.join()
         self._tail.close()
 
     # -- the thread ------------------------------------------------------------------------------
 
-    def _put(self, work: "_Append | Callable[[], None]") -> None:
-        if not self._thread.is_alive():
-            raise Unavailable("the spool is closed", reason="SPOOL_CLOSED")
-        self._queue.put(work)
+    def _put(self, work: "Append | Callable[[], None]") -> None:
+        with self._closing:  # what is behind the end of the queue would never be answered
+            if self._closed:
+                raise Unavailable("the spool is closed", reason="SPOOL_CLOSED")
+            self._queue.put(work)
 
     async def _do(self, work: Callable[[], T]) -> T:
         future: Future[T] = Future()
@@ -251,11 +231,11 @@ class Spool:
             with suppress(queue.Empty):
                 while len(waiting) < GROUP and size < GROUP_BYTES:
                     work = self._queue.get_nowait()
-                    size += work.size if isinstance(work, _Append) else 0
+                    size += work.size if isinstance(work, Append) else 0
                     waiting.append(work)
-            appends: list[_Append] = []
+            appends: list[Append] = []
             for work in waiting:
-                if isinstance(work, _Append):
+                if isinstance(work, Append):
                     appends.append(work)
                     continue
                 self._commit(appends)
@@ -265,7 +245,7 @@ class Spool:
                 work()
             self._commit(appends)
 
-    def _commit(self, group: list[_Append]) -> None:
+    def _commit(self, group: list[Append]) -> None:
         """Every one of `group` is answered: durable, dropped, or refused."""
         accepted, over = self._admitted(group)
         if accepted:
@@ -297,10 +277,10 @@ class Spool:
         for work in (*accepted, *dropped):
             work.future.set_result(None)
 
-    def _admitted(self, group: list[_Append]) -> tuple[list[_Append], list[tuple[_Append, Error]]]:
+    def _admitted(self, group: list[Append]) -> tuple[list[Append], list[tuple[Append, Error]]]:
         """Those of `group` that fit, and the others with what to tell them."""
-        accepted: list[_Append] = []
-        over: list[tuple[_Append, Error]] = []
+        accepted: list[Append] = []
+        over: list[tuple[Append, Error]] = []
         used = self._used()
         self.room.begin(used - self._epochs[-1].size)
         for work in group:
@@ -316,9 +296,9 @@ class Spool:
             used += work.size
         return accepted, over
 
-    def _turned_away(self, over: list[tuple[_Append, Error]]) -> list[_Append]:
+    def _turned_away(self, over: list[tuple[Append, Error]]) -> list[Append]:
         """Those of `over` that are counted as dropped, durably; the others are refused."""
-        dropped: list[_Append] = []
+        dropped: list[Append] = []
         for work, refusal in over:
             if self._when_full is WhenFull.DROP_NEWEST and not work.reserved:
                 dropped.append(work)
@@ -428,7 +408,7 @@ class Spool:
         epoch.drops = {seq: count for seq, count in epoch.drops.items() if seq > acked}
         for raw in given if self.room.share < 1 else ():
             with suppress(Invalid):
-                self.room.give_back(_whose(wire.record_from_bytes(raw)), len(raw) + FRAME_OVERHEAD)
+                self.room.give_back(whose(wire.record_from_bytes(raw)), len(raw) + FRAME_OVERHEAD)
         self._forget_finished()
         self._conditions.pop("SPOOL_UNWRITABLE", None)
         if self._used() < self.room.max_bytes:

@@ -72,7 +72,7 @@ def slot_states(appliers: Appliers) -> tuple[SlotState, ...]:
             closed=slot.closed,
         )
         for participant, applier in tuple(appliers.items())
-        for slot in tuple(applier.slots.values())
+        for slot in list(applier.slots.values())
     )
 
 
@@ -88,7 +88,7 @@ def wrong_with(
         if applier.views.owed:
             yield "VIEWS_OWED", f"views of {participant} wait until the spool takes them"
         yield from applier.repairer.conditions()
-        for slot in applier.slots.values():
+        for slot in list(applier.slots.values()):
             lost = [file.path for file in slot.files if file.applied is not None and file.before is None]
             if lost and not slot.closed:
                 yield "BASELINE_LOST", f"no baseline is on record for {', '.join(lost)} of {participant}"

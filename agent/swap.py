@@ -4,13 +4,14 @@ Everything here is told by an intent alone and may be repeated, so the same code
 restart after one that was interrupted. Blocks.
 """
 
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
 from agent.files import Staged, Workspace, refusal
 from agent.journal import Journal
-from agent.plan import Planned, image, kept, same
+from agent.plan import Planned, kept, same
 from agent.policy import Refused, show
 from agent.slots import FileImage, Slot, SlotFile
 from shared.clock import Clock
@@ -19,7 +20,7 @@ from shared.model import Reason, ReasonCode
 
 
 class Swapper:
-    """Puts what was planned or intended into one participant's files, of at most `max_bytes` each.
+    """Puts what was planned or intended into one participant's files.
 
     With `keep_new` the journal keeps what was written too, so that it can be written again.
     """
@@ -28,13 +29,12 @@ class Swapper:
         self,
         *,
         workspace: Workspace,
-        max_bytes: int,
         keep_new: bool,
         journal: Journal,
         clock: Clock,
         new_id: NewId,
     ) -> None:
-        self._workspace, self._max_bytes, self._keep_new = workspace, max_bytes, keep_new
+        self._workspace, self._keep_new = workspace, keep_new
         self._journal, self._clock, self._new_id = journal, clock, new_id
 
     def stage(self, plan: Iterable[Planned], done: list[Planned]) -> None:
@@ -63,7 +63,7 @@ class Swapper:
 
         For whoever has something else to wait for meanwhile; never raises.
         """
-        with suppress(OSError, Refused):
+        with suppress(OSError):
             for planned in plan:
                 self._keep_present(planned)
 
@@ -71,9 +71,8 @@ class Swapper:
         change = planned.file.change
         if change is None or change.old.digest is None:
             return
-        present = self._workspace.read(planned.file.real, limit=self._max_bytes)
-        if present is None or self._journal.keep(present.content) != change.old.digest:
-            raise _changed_meanwhile(planned.file.path)
+        assert planned.present is not None
+        self._journal.keep(planned.present.content)
 
     def discard(self, plan: Iterable[Planned]) -> None:
         """What was staged for `plan` is gone again."""
@@ -88,6 +87,9 @@ class Swapper:
                 if self._keep_new and planned.new is not None:
                     self._journal.keep(planned.new.content)
                 self._keep_present(planned)
+                change = planned.file.change
+                if change is not None and self._workspace.digest(planned.file.real) != change.old.digest:
+                    raise _changed_meanwhile(planned.file.path)
             # Read before the first rename, so that the old view ends no later than the old content does.
             intent = replace(intent, swapped_at=self._clock.now())
             self._journal.save(intent)
@@ -102,10 +104,14 @@ class Swapper:
     def forward(self, intent: Slot) -> Reason | None:
         """Every file is what the intent says, or the reason why one is not. Idempotent."""
         try:
-            pending = [file for file in intent.files if file.change and not self._is(file, file.change.new)]
-            for file in pending:
-                if file.change and not self._is(file, file.change.old):
+            pending = []
+            for file in intent.files:
+                present = self._image(file) if file.change else None
+                if file.change is None or present is None or same(present, file.change.new):
+                    continue
+                if not same(present, file.change.old):
                     raise _changed_meanwhile(file.path)
+                pending.append(file)
             for file in pending:
                 self._put_new(file)
             for file in intent.files:
@@ -141,10 +147,16 @@ class Swapper:
         self._workspace.swap(self._workspace.stage(file.real, content, token=self._new_id().hex()))
 
     def _is(self, file: SlotFile, wanted: FileImage) -> bool:
-        # The digest first: it works whatever the size of what somebody else may have put there.
-        if self._workspace.digest(file.real) != wanted.digest:
-            return False
-        return same(image(self._workspace.read(file.real, limit=self._max_bytes)), wanted)
+        return same(self._image(file), wanted)
+
+    def _image(self, file: SlotFile) -> FileImage:
+        """What the file is now, whatever the size of what somebody else may have put there."""
+        found = self._workspace.look(file.real)
+        if found is None:
+            return FileImage(digest=None)
+        value, status = found
+        mode = stat.S_IMODE(status.st_mode)
+        return FileImage(digest=value, mode=mode, uid=status.st_uid, gid=status.st_gid)
 
     def back(self, intent: Slot) -> tuple[bool, Reason | None]:
         """Every file is what it was: whether one had to be put back, and why one could not be.

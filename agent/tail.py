@@ -6,16 +6,56 @@ Hides segment after segment, the mark behind each sync, and that a sync which fa
 import errno
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from agent.cursor import Mark, write_all
 from agent.durable import sync_directory
 from agent.epochs import Epoch, Segment
-from agent.segments import segment_name, to_frame
+from agent.segments import FRAME_OVERHEAD, segment_name, to_frame
+from shared.model import Loss, Record, Unseen, View
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """No space, by any bound."""
+
+
+@dataclass(kw_only=True)
+class Append:
+    """Records that are to be durable together, and who waits for that."""
+
+    records: list[tuple[Record, bytes]]
+    future: "Future[None]" = field(default_factory=Future)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes on disk by participant."""
+        sizes: dict[str, int] = {}
+        for record, raw in self.records:
+            name = whose(record)
+            sizes[name] = sizes.get(name, 0) + len(raw) + FRAME_OVERHEAD
+        return sizes
+
+    @property
+    def size(self) -> int:
+        """All of them."""
+        return sum(self.sizes.values())
+
+    @cached_property
+    def reserved(self) -> bool:
+        """What was on disk has room of its own and is never dropped."""
+        return all(isinstance(record.body, View | Unseen) for record, _ in self.records)
+
+    def refuse(self, error: BaseException) -> None:
+        """None of them is."""
+        self.future.set_exception(error)
+
+
+def whose(record: Record) -> str:
+    """The participant that a record is of; empty where it stands for several."""
+    return "" if isinstance(record.body, Loss) else record.body.participant
 
 
 class Tail:

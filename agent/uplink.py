@@ -53,7 +53,7 @@ class Uplink:
             await self._spool.wait()
             await self._clock.sleep(GATHER_SECONDS)
             try:
-                while await self._send():
+                while self._spool.state().depth and await self._send():
                     self._failures = 0
                     self._conditions.end("REPORTS_REFUSED")
             except Error as error:

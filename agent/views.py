@@ -1,17 +1,17 @@
 """What one participant's targets hold, as last seen, and the views that say so durably.
 
-Hides what counts as a change, and that views wait, in order, while the spool cannot take them.
+Hides what counts as a change, and that views wait, in order, while the spool cannot take them. What looks at files
+or records a view blocks: call it from a thread.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from agent.config import ParticipantConfig
 from agent.files import Workspace
 from agent.plan import Slots, holder
 from agent.policy import Refused
 from agent.slots import Slot, SlotFile
-from agent.threads import blocking
 from shared.errors import Error
 from shared.logs import get
 from shared.model import Digest, View, ViewState, show_digest
@@ -32,7 +32,7 @@ class Views:
         config: ParticipantConfig,
         slots: Slots,
         workspace: Workspace,
-        record_view: Callable[[View], Awaitable[None]],
+        record_view: Callable[[View], object],
     ) -> None:
         self._config, self._slots, self._workspace = config, slots, workspace
         self._record_view = record_view
@@ -67,15 +67,15 @@ class Views:
         view = self.seen.get(file.path)
         return view is not None and view.state is ViewState.APPLIED and found == view.digest == file.applied
 
-    async def look(self, file: SlotFile, *, from_at: int) -> ViewState:
-        """How the file stands; recorded as a view, where it differs from the last one."""
-        found, state = await blocking(lambda: self.on_disk(file.real))
+    def look(self, file: SlotFile, *, from_at: int) -> ViewState:
+        """How the file stands; recorded as a view, where it differs from the last one. Blocks."""
+        found, state = self.on_disk(file.real)
         view = View(participant=self._config.id, path=file.path, digest=found, state=state, from_at=from_at)
         last = self.seen.get(file.path)
         if last is None or (last.digest, last.state) != (found, state):
             self.seen[file.path] = view
             self.owed.append(view)
-            await self.record_owed()
+            self.record_owed()
         return state
 
     def show(self, slot: Slot) -> dict[str, object]:
@@ -112,11 +112,11 @@ class Views:
             return ViewState.UNMANAGED
         return view.state
 
-    async def record_owed(self) -> None:
-        """Views that could not be recorded are tried again, in order; a full spool is no reason to stop."""
+    def record_owed(self) -> None:
+        """Views that could not be recorded are tried again, in order; a full spool is no reason to stop. Blocks."""
         while self.owed:
             try:
-                await self._record_view(self.owed[0])
+                self._record_view(self.owed[0])
             except (Error, OSError) as error:
                 _log.warning("view.owed", participant=self._config.id, views=len(self.owed), error=str(error))
                 return

@@ -42,7 +42,7 @@ class Windows:
             while True:
                 self._changed.clear()
                 for participant, applier in self._appliers().items():
-                    for slot in tuple(applier.slots.values()):
+                    for slot in list(applier.slots.values()):
                         key = (participant, slot.slot_id)
                         if slot.probation is not None and self._followed.get(key) != slot.probation:
                             self._followed[key] = slot.probation

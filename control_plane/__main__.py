@@ -51,7 +51,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"variantd {VERSION}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_migrate(commands)
+    _add_backup(commands)
+    _add_restore(commands)
+    _add_admin(commands)
+    return parser
 
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     serve = commands.add_parser(
         "serve",
         help="serve operators and agents",
@@ -67,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--database", metavar="URL", help=_DATABASE)
     serve.set_defaults(run=_serve)
 
+
+def _add_migrate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     migrate = commands.add_parser(
         "migrate",
         help="bring the database to this version",
@@ -78,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--database", metavar="URL", help=_DATABASE)
     migrate.set_defaults(run=_migrate)
 
+
+def _add_backup(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     backup = commands.add_parser(
         "backup",
         help="copy everything into one file",
@@ -90,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("file", type=Path, metavar="FILE", help="the tar file to write (0600; it holds keys)")
     backup.set_defaults(run=_backup)
 
+
+def _add_restore(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     restore = commands.add_parser(
         "restore",
         help="make a data directory from a backup",
@@ -101,8 +115,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     restore.add_argument("file", type=Path, metavar="FILE", help="what `backup` wrote")
     restore.set_defaults(run=_restore)
-    _add_admin(commands)
-    return parser
 
 
 def _add_admin(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -314,7 +314,11 @@ def _subcommands(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[s
     if below:
         return
     arguments = [a for a in parser._actions if not a.option_strings]
-    options = [a for a in parser._actions if a.option_strings and not isinstance(a, argparse._HelpAction)]
+    options = [
+        a
+        for a in parser._actions
+        if a.option_strings and a.help != argparse.SUPPRESS and not isinstance(a, argparse._HelpAction)
+    ]
     typed = " ".join([name, *(_metavar(a) for a in arguments)])
     told = " ".join((parser.description or "").split("\n\n")[0].split())
     details = "<br>".join(f"`{a.option_strings[-1]}` {_told(a)}".rstrip() for a in options)

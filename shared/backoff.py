@@ -1,6 +1,7 @@
 """Full-jitter delays, as "Exponential Backoff and Jitter" (Brooker, 2015) describes them."""
 
 from dataclasses import dataclass
+from math import inf
 from random import Random
 
 
@@ -12,7 +13,7 @@ class Backoff:
     factor: float = 2.0
     cap: float = 300.0
 
-    def delay(self, attempt: int, random: Random) -> float:
-        """Seconds to wait before retry number `attempt`, from 0."""
+    def delay(self, attempt: int, random: Random, *, most: float = inf) -> float:
+        """Seconds to wait before retry number `attempt`, from 0; not above `most`, or the base where that is less."""
         ceiling = self.cap if attempt > 64 else min(self.cap, self.base * self.factor**attempt)
-        return random.uniform(0.0, ceiling)
+        return random.uniform(0.0, min(ceiling, max(self.base, most)))

@@ -494,5 +494,8 @@ PREFLIGHT = "preflight"
 KEEP_OLD = "keep_old"
 """The capability of an agent that opens its next session before it leaves the one that drains."""
 
+ACKS_RIDE = "acks_ride"
+"""The capability of an agent that takes acknowledgements with whatever it is told next."""
+
 PARTICIPANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """What a participant's public id looks like: a UUID or a name."""

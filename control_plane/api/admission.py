@@ -1,9 +1,10 @@
-"""How much is let in: token buckets, one for each API key, and so many calls of each agent at once."""
+"""How much is let in: token buckets, one for each API key, so many calls of each agent, so many sessions at once."""
 
+import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from shared.errors import ResourceExhausted
 
@@ -83,6 +84,31 @@ class Turnstile:
             self._inside[caller] -= 1
             if not self._inside[caller]:
                 del self._inside[caller]
+
+
+class Entrance:
+    """At most `at_once` callers are inside; others wait in the order in which they came, for `patience` seconds.
+
+    A fleet that returns is let in as fast as this machine can do it, whatever that is, and what it waits for costs
+    nothing meanwhile: a host that is sent away comes back with all that it has to say.
+    """
+
+    def __init__(self, *, at_once: int, patience: float) -> None:
+        self._places, self._patience = asyncio.Semaphore(at_once), patience
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[bool]:
+        """Whether there was a place in time; it is the caller's until the end."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._places.acquire()
+        except TimeoutError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._places.release()
 
 
 SESSION_SECONDS = 3600.0

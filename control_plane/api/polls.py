@@ -54,11 +54,12 @@ class Polls:
         agent's present one.
         """
         hello, messages = _parts(request.messages)
-        if not self._sessions.admits(uid, now=self._services.clock.monotonic()):
-            busy = pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS))
-            return pb.ExchangeResponse(messages=[busy], next_poll_ms=BUSY_WINDOW_MS)
-        known = self._sessions.polls(uid)
-        opened = await self._open(uid, hello, messages)
+        async with self._sessions.opening(uid, now=self._services.clock.monotonic()) as admitted:
+            if not admitted:
+                busy = pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS))
+                return pb.ExchangeResponse(messages=[busy], next_poll_ms=BUSY_WINDOW_MS)
+            known = self._sessions.polls(uid)
+            opened = await self._open(uid, hello, messages)
         if opened.took_over:
             self._services.wake(uid)  # the session before may be another replica's
         session = Session(self._services, self._sessions, opened, hello)

@@ -7,7 +7,7 @@ was answered is durable; everything else here is forgotten with the process, or 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from control_plane.store.store import Store
 from shared import logs
 from shared import preflight as messages
 from shared.clock import Clock
-from shared.errors import Error, Invalid
+from shared.errors import Error, Invalid, Unavailable
 from shared.ids import NewId, show_id
 from shared.model import (
     MAX_INLINE_BYTES,
@@ -49,6 +49,9 @@ REST_SECONDS = 60.0
 
 SETTLE_SECONDS = 10.0
 """Whoever is about to start waits no longer for connected hosts; for others not at all."""
+
+GATHER_SECONDS = 0.02
+"""What hosts answer is gathered for so long into one transaction."""
 
 ELSEWHERE_SECONDS = 0.2
 """How often it is looked whether hosts at other replicas have answered."""
@@ -85,7 +88,8 @@ class Preflights:
         self._new_id, self._clock, self._reach = new_id, clock, reach
         self._open: defaultdict[bytes, dict[str, _Asked]] = defaultdict(dict)
         self._resting: dict[tuple[bytes, str], float] = {}
-        self._storing: set[asyncio.Task[None]] = set()
+        self._answers: list[tuple[_Asked, pb.PreflightResult]] = []
+        self._storing: asyncio.Task[None] | None = None
         self._stirred = asyncio.Event()
         self._services: Services | None = None
 
@@ -165,9 +169,8 @@ class Preflights:
                     return
                 await self._clock.sleep(min(left, ELSEWHERE_SECONDS))
                 continue
-            waits = [asyncio.ensure_future(one.closed.wait()) for one in asked]
             sleeping = asyncio.ensure_future(self._clock.sleep(left))
-            everybody = asyncio.ensure_future(asyncio.gather(*waits))
+            everybody = asyncio.ensure_future(_closed(asked))
             try:
                 await asyncio.wait((everybody, sleeping), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -263,39 +266,77 @@ class Preflights:
         if asked is None or self._services is None:
             _log.info("preflight.unasked_answer", agent=uid.hex(), request=message.request_id[:16].hex())
             return
-        task = asyncio.create_task(self._store(self._services, asked, message), name="preflight-answer")
-        self._storing.add(task)
-        task.add_done_callback(self._storing.discard)
+        self._answers.append((asked, message))
+        if self._storing is None:
+            self._storing = asyncio.create_task(self._store_answers(self._services), name="preflight-answers")
 
-    async def _store(self, services: Services, asked: _Asked, message: pb.PreflightResult) -> None:
-        """The verdicts are durable; a question that was not answered whole rests for a while."""
-        wanted, judged = asked.wanted, 0
+    async def _store_answers(self, services: Services) -> None:
+        """Everything that was answered is durable: a whole fleet is asked at once, and answers within moments."""
         try:
-            result = _of_the_asked(asked, messages.result_from_pb(message))
-            now = self._clock.now()
-            uid, whose = wanted.agent_uid, wanted.participant_id
-
-            def store(tx: Tx) -> bool:
-                return Store(tx).preflights.record(whose, uid, result, now=now)
-
-            if await services.database.write(store):
-                judged = len(result.verdicts)
-        except Invalid as error:  # of a later version, or of nobody's
-            _log.warning("preflight.bad_answer", agent=wanted.agent_uid.hex(), error=error.message)
-        except Exception as failure:
-            _log.warning("preflight.not_stored", agent=wanted.agent_uid.hex(), error=str(failure))
+            while self._answers:
+                await asyncio.sleep(GATHER_SECONDS)
+                answers, self._answers = self._answers, []
+                await self._store(services, answers)
         finally:
-            if judged < len(asked.preflight.files):
-                until = self._clock.monotonic() + REST_SECONDS
-                self._resting[wanted.agent_uid, wanted.participant] = until
-            mine = self._open.get(wanted.agent_uid, {})
-            if mine.get(wanted.participant) is asked:
-                del mine[wanted.participant]
-            asked.closed.set()
+            self._storing = None
+
+    async def _store(self, services: Services, answers: Sequence[tuple[_Asked, pb.PreflightResult]]) -> None:
+        """The verdicts are durable; a question that was not answered whole rests for a while."""
+        results: list[tuple[_Asked, PreflightResult]] = []
+        judged: dict[_Asked, int] = {}
+        try:
+            for asked, message in answers:
+                try:
+                    results.append((asked, _of_the_asked(asked, messages.result_from_pb(message))))
+                except Invalid as error:  # of a later version, or of nobody's
+                    agent = asked.wanted.agent_uid.hex()
+                    _log.warning("preflight.bad_answer", agent=agent, error=error.message)
+            for asked, files in await self._stored(services, results):
+                judged[asked] = files
+        finally:
+            for asked, _ in answers:
+                self._close(asked, judged.get(asked, 0))
             self.stir()
-        _log.info(
-            "preflight.stored", agent=wanted.agent_uid.hex(), participant=wanted.participant, files=judged
-        )
+        _log.info("preflight.stored", participants=len(judged), files=sum(judged.values()))
+
+    async def _stored(
+        self, services: Services, results: Sequence[tuple[_Asked, PreflightResult]]
+    ) -> list[tuple[_Asked, int]]:
+        """How many verdicts of each are durable, in one transaction; what cannot be stored costs the others nothing."""
+        now = self._clock.now()
+
+        def store(tx: Tx) -> list[tuple[_Asked, int]]:
+            preflights = Store(tx).preflights
+            found = []
+            for asked, result in results:
+                whose, uid = asked.wanted.participant_id, asked.wanted.agent_uid
+                known = preflights.record(whose, uid, result, now=now)
+                found.append((asked, len(result.verdicts) if known else 0))
+            return found
+
+        try:
+            return await services.database.write(store) if results else []
+        except Exception as failure:
+            if len(results) > 1 and not isinstance(failure, Unavailable):
+                return [one for result in results for one in await self._stored(services, [result])]
+            _log.warning("preflight.not_stored", participants=len(results), error=str(failure))
+            return []
+
+    def _close(self, asked: _Asked, judged: int) -> None:
+        """The question is over; it rests where fewer files were judged than were asked about."""
+        wanted = asked.wanted
+        if judged < len(asked.preflight.files):
+            until = self._clock.monotonic() + REST_SECONDS
+            self._resting[wanted.agent_uid, wanted.participant] = until
+        mine = self._open.get(wanted.agent_uid, {})
+        if mine.get(wanted.participant) is asked:
+            del mine[wanted.participant]
+        asked.closed.set()
+
+
+async def _closed(asked: Iterable[_Asked]) -> None:
+    for one in asked:
+        await one.closed.wait()
 
 
 def _of_the_asked(asked: _Asked, result: PreflightResult) -> PreflightResult:

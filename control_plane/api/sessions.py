@@ -7,18 +7,18 @@ everything again.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from control_plane.api.admission import Bucket, lasts
+from control_plane.api.admission import Bucket, Entrance, lasts
 from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
-from control_plane.api.together import Looks, Owed, Recorded, Recorder
+from control_plane.api.together import Looks, Owed, Recorded, Recorder, Reports
 from control_plane.domain.fleet import Telemetry
-from control_plane.services import events
+from control_plane.services import spools
 from control_plane.services.sessions import LEASE, Opened, Terms
 from control_plane.services.work import Services
 from control_plane.store.access import Incarnation
@@ -29,6 +29,7 @@ from shared import logs, tls, wire
 from shared.clock import Clock
 from shared.ids import NewId
 from shared.model import (
+    ACKS_RIDE,
     MAX_INLINE_BYTES,
     PREFLIGHT,
     Hello,
@@ -44,16 +45,20 @@ _log = logs.get(__name__)
 
 HEARTBEAT_SECONDS = 10.0
 LEASE_WRITES_SECONDS = 5.0
-ADMISSIONS_PER_SECOND = 200.0
+OPENING_AT_ONCE, PATIENCE_SECONDS = 64, 10.0
+"""Sessions that are being opened, which bounds what an operator waits for meanwhile; the others wait for so long, which
+has to be less than agents wait for their Welcome."""
 SESSIONS_PER_SECOND, SESSIONS_AT_ONCE = 2.0, 50.0
 """Of one agent; above that it is told to come back later."""
 MESSAGES_PER_SECOND, MESSAGES_AT_ONCE = 500.0, 20_000.0
 """Of one session; what comes faster waits in the transport."""
 PAUSE_SECONDS = 0.05
+MOST_RIDING = 256
+"""Acknowledgements that wait for something to be said; the next is said by itself, with them."""
 MAX_OUTCOMES = 20_000
 """Not stored yet, of one session; nothing more is read until some are."""
 DRAIN_WINDOW_SECONDS, DRAINED_PER_SECOND = 0.5, 200.0
-"""At least so long, and at most so many agents a second, as others admit them, are asked to leave."""
+"""At least so long, and at most so many agents a second are asked to leave."""
 DRAIN_SECONDS = 2.0
 TURN_WINDOW_MS = 60_000
 MAX_BATCH_BYTES = 2 * 1_048_576
@@ -95,10 +100,11 @@ class Sessions:
         self.preflights = Preflights(new_id=new_id, clock=clock, reach=self._reach)
         self.looks = Looks()
         self.recorder = Recorder(new_id=new_id, clock=clock)
+        self.reports = Reports(clock=clock)
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = self.closed = False
-        self.admission = Bucket(rate=ADMISSIONS_PER_SECOND, burst=ADMISSIONS_PER_SECOND)
+        self._entrance = Entrance(at_once=OPENING_AT_ONCE, patience=PATIENCE_SECONDS)
         self._own_admission: dict[bytes, Bucket] = {}  # one agent never takes what is for the others
         self.connected = Gauge("variantd_sessions", "agents connected to this process", registry=registry)
         self.outcomes = Counter(
@@ -132,16 +138,27 @@ class Sessions:
             session.stir()
         return self.reaches(agent_uid)
 
-    def admits(self, agent_uid: bytes, *, now: float) -> bool:
-        """The agent may open a session now; monotonic seconds. One that polls is asked about its first poll only."""
-        if self.draining or self.closed:
-            return False
+    @asynccontextmanager
+    async def opening(self, agent_uid: bytes, *, now: float) -> AsyncIterator[bool]:
+        """Whether the agent may open its session, which it does within; monotonic seconds.
+
+        Returns once it is its turn. One that polls waits for its first poll only.
+        """
         if self._polling.get(agent_uid, now) > now:
-            return True
+            yield not self._ends
+            return
         own = self._own_admission.setdefault(
             agent_uid, Bucket(rate=SESSIONS_PER_SECOND, burst=SESSIONS_AT_ONCE)
         )
-        return own.take(now) and self.admission.take(now)
+        if self._ends or not own.take(now):
+            yield False
+            return
+        async with self._entrance.enter() as entered:
+            yield entered and not self._ends
+
+    @property
+    def _ends(self) -> bool:
+        return self.draining or self.closed
 
     def enter(self, session: "Session") -> None:
         """The session is the agent's; an older one of the same agent ends."""
@@ -252,6 +269,7 @@ class Session:
         self._mailbox: dict[tuple[str, bytes], Offer] = {}
         self._told: list[bytes] = []
         self._replies: list[pb.SyncResponse] = []
+        self._acks: list[pb.OutcomeAck] | None = [] if ACKS_RIDE in hello.capabilities else None
         self._beat: int | None = None  # the newest; one answer is as good as one each
         self._outcomes: list[Outcome] = []
         self._observation: Telemetry | None = None
@@ -323,6 +341,16 @@ class Session:
             or (self._judges and self._sessions.preflights.waits(self.agent_uid))
         )
 
+    @property
+    def answers(self) -> bool:
+        """What was heard last has an answer."""
+        return self._beat is not None
+
+    async def told(self) -> None:
+        """Returns once somebody told the session something."""
+        await self._signal.wait()
+        self._signal.clear()
+
     async def wait(self, seconds: float) -> None:
         """Returns once somebody told the session something, or after `seconds`."""
         with suppress(TimeoutError):
@@ -350,7 +378,17 @@ class Session:
             await self._refresh()
 
     def sayings(self) -> Iterator[pb.SyncResponse]:
-        """What there is to say, each taken when it is asked for; which offers were, it owes to the record."""
+        """What there is to say, each taken when it is asked for; which offers were, it owes to the record.
+
+        What is durable meanwhile is acknowledged along with it, where the agent takes that.
+        """
+        for saying in self._sayings():
+            if self._acks:
+                saying.outcome_acks.extend(self._acks)
+                self._acks.clear()
+            yield saying
+
+    def _sayings(self) -> Iterator[pb.SyncResponse]:
         replies, self._replies = self._replies, []
         yield from replies
         if self._beat is not None:
@@ -372,8 +410,7 @@ class Session:
         kind = message.WhichOneof("message")
         if kind == "heartbeat":
             self._beat = message.heartbeat.sequence
-            self.clock_skew = clock_skew(message.heartbeat, now=self._services.clock.now())
-            self._signal.set()
+            self.clock_skew = clock_skew(message.heartbeat, now=self.last_seen)
         elif kind == "outcome":
             self._outcomes.append(wire.outcome_from_pb(message.outcome))
         elif kind == "observation":
@@ -420,12 +457,20 @@ class Session:
         for outcome, state in zip(owed.outcomes, found.states, strict=True):
             self._tell(outcome, state)
             if outcome.result is not Result.IN_PROGRESS:  # an end at the same step has the same key
-                self._reply(pb.SyncResponse(outcome_ack=wire.outcome_ack_to_pb(outcome.key)))
+                self._acknowledge(outcome)
                 slot = (outcome.participant, outcome.slot_id)
                 if state is not None:  # what Hello had as begun has ended since
                     self._known[slot] = max(outcome.revision, self._known.get(slot, 0))
         if found.beyond:
             self._ask_full()  # of a revision that was never made here: its Hello says how that can be
+
+    def _acknowledge(self, outcome: Outcome) -> None:
+        """The agent is told that it is durable: with whatever is said next, where that is soon enough for it."""
+        ack = wire.outcome_ack_to_pb(outcome.key)
+        if self._acks is not None and len(self._acks) < MOST_RIDING:
+            self._acks.append(ack)
+        else:
+            self._reply(pb.SyncResponse(outcome_ack=ack))
 
     def _ask_full(self) -> None:
         if not self._asked_full:
@@ -493,6 +538,6 @@ def welcome(own: Origin, session_id: bytes, *, renew: bool = False) -> pb.Welcom
         renew_certificate=renew,
         heartbeat_interval_ms=int(HEARTBEAT_SECONDS * 1000),
         limits=pb.Limits(
-            inline_bytes=MAX_INLINE_BYTES, batch_records=events.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
+            inline_bytes=MAX_INLINE_BYTES, batch_records=spools.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
         ),
     )

@@ -7,6 +7,7 @@ read costs nothing and is cut; what is said in a session is decided in `control_
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import grpc
@@ -16,7 +17,7 @@ from control_plane.api.admission import Turnstile
 from control_plane.api.polls import Polls
 from control_plane.api.reads import ANSWER_SECONDS
 from control_plane.api.sessions import BUSY_WINDOW_MS, HEARTBEAT_SECONDS, Origin, Session, Sessions, welcome
-from control_plane.services import enrollment, events
+from control_plane.services import enrollment
 from control_plane.services.sessions import DUPLICATE_SESSION, Opened, open_session, require_speaker
 from control_plane.services.work import Services
 from control_plane.store.database import Tx
@@ -39,50 +40,88 @@ MAX_REPORTS, MAX_FETCHES = 4, 16
 
 
 class _Stream:
-    """A session on one Sync call."""
+    """A session on one Sync call.
+
+    What is heard is answered by whoever hears it, what others have to say by `run`; writes may not overlap, so
+    whoever writes has the turn. One timer a heartbeat looks after everything that may take too long.
+    """
 
     def __init__(self, session: Session, context: Context) -> None:
         self._session, self._context = session, context
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Lock()
+        self._writing: tuple[asyncio.Task[Any], float] | None = None
+        self._late = False
 
     async def run(self, messages: AsyncIterator[pb.SyncRequest]) -> None:
         """Returns when the agent has left, was silent for three heartbeats, or has to go."""
         session = self._session
         reader = asyncio.create_task(self._read(messages))
+        self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._check)
         try:
             while not session.over:
                 await session.look()
-                session.grow_old()
-                for message in session.sayings():
-                    await self._write(message)
-                if session.owing:
-                    session.owes()
+                await self._say()
                 if session.quiet and not session.over:
-                    await self._wait()
+                    await session.told()
         finally:
+            self._timer.cancel()
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
         if not reader.cancelled() and (failure := reader.exception()):
             raise failure
 
-    async def _wait(self) -> None:
-        await self._session.wait(HEARTBEAT_SECONDS)
-        if self._session.silent():
-            _log.info("session.silent", agent=self._session.agent_uid.hex())
-            self._session.end()
-
     async def _read(self, messages: AsyncIterator[pb.SyncRequest]) -> None:
+        session = self._session
         try:
             async for message in messages:
-                self._session.heard(message)
-                if self._session.owing:
-                    self._session.owes()
-                await self._session.turn()
+                session.heard(message)
+                if session.owing:
+                    session.owes()
+                if session.answers:
+                    if self._turn.locked():
+                        session.stir()
+                    else:
+                        await self._say()
+                await session.turn()
         finally:
-            self._session.end()
+            session.end()
+
+    async def _say(self) -> None:
+        async with self._turn:
+            for message in self._session.sayings():
+                await self._write(message)
+        if self._session.owing:
+            self._session.owes()
 
     async def _write(self, message: pb.SyncResponse) -> None:
-        async with asyncio.timeout(WRITE_DEADLINE_SECONDS):
+        """The transport has it. Raises TimeoutError where it does not take it within WRITE_DEADLINE_SECONDS."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._writing = task, self._loop.time()
+        try:
             await self._context.write(message)
+        except asyncio.CancelledError:
+            if not self._late:
+                raise
+            task.uncancel()
+            raise TimeoutError from None
+        finally:
+            self._writing = None
+
+    def _check(self) -> None:
+        """Whoever is silent or does not read is cut, whoever has lasted is asked to take turns; once a heartbeat."""
+        self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._check)
+        session = self._session
+        session.grow_old()
+        if session.silent() and not session.over:
+            _log.info("session.silent", agent=session.agent_uid.hex())
+            session.end()
+        if self._writing is not None:
+            task, since = self._writing
+            if not self._late and self._loop.time() - since > WRITE_DEADLINE_SECONDS:
+                self._late = True
+                task.cancel()
 
 
 class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
@@ -120,11 +159,12 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         try:
             uid = _agent_uid(context)
             hello = await _first_hello(request_iterator)
-            if not self._sessions.admits(uid, now=self._services.clock.monotonic()):
+            async with self._sessions.opening(uid, now=self._services.clock.monotonic()) as admitted:
+                session = await self._opened(uid, wire.hello_from_pb(hello)) if admitted else None
+            del hello  # as large as the host has slots, and not needed for as long as the session lasts
+            if session is None:
                 await context.write(pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS)))
                 return
-            session = await self._opened(uid, hello)
-            del hello  # as large as the host has slots, and not needed for as long as the session lasts
             await self._converse(session, request_iterator, context)
         except TimeoutError:
             _log.info("session.cut", peer=context.peer(), reason="deadline")
@@ -191,15 +231,8 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         try:
             uid = _agent_uid(context)
             batch = wire.batch_from_pb(request)
-            now = self._services.clock.now()
-
-            def store(tx: Tx) -> events.Report:
-                nouns = Store(tx)
-                source = events.Source(project_id=require_speaker(nouns, uid), agent_uid=uid, now=now)
-                return events.report(nouns.events, source, batch)
-
             with self._reports.enter(uid):
-                report = await self._services.database.write(store)
+                report = await self._sessions.reports.report(self._services.database, uid, batch)
         except Exception as failure:
             await errors.abort(
                 context, errors.explain(failure, "AgentService.ReportSpool", peer=context.peer())
@@ -260,17 +293,24 @@ def _content(store: Store, uid: bytes, digest: bytes, *, asked: bytes | None) ->
 def _agent_uid(context: Context) -> bytes:
     """Who the peer is, from its certificate only. Raises PermissionDenied where that is no agent's."""
     certificates = list(context.auth_context().get("x509_pem_cert", ()))
-    identity = tls.identity(certificates[0]) if certificates else None
-    if identity is None:
+    uid = _agent_of(certificates[0]) if certificates else None
+    if uid is None:
         _refuse()
-    return identity.agent_uid
+    return uid
+
+
+@lru_cache(maxsize=16_384)
+def _agent_of(certificate: bytes) -> bytes | None:
+    """What is in a certificate never changes, and each of its agent's calls brings it along."""
+    identity = tls.identity(certificate)
+    return identity.agent_uid if identity else None
 
 
 def _refuse() -> NoReturn:
     raise PermissionDenied("the client certificate is not an agent's", reason="NOT_AN_AGENT")
 
 
-async def _first_hello(messages: AsyncIterator[pb.SyncRequest]) -> Hello:
+async def _first_hello(messages: AsyncIterator[pb.SyncRequest]) -> pb.Hello:
     async with asyncio.timeout(HELLO_DEADLINE_SECONDS):
         try:
             message = await anext(messages)
@@ -278,4 +318,4 @@ async def _first_hello(messages: AsyncIterator[pb.SyncRequest]) -> Hello:
             raise Invalid("a session begins with Hello", reason="NO_HELLO") from None
     if message.WhichOneof("message") != "hello":
         raise Invalid("a session begins with Hello", reason="NO_HELLO")
-    return wire.hello_from_pb(message.hello)
+    return message.hello

@@ -1,16 +1,18 @@
-"""What many sessions need of the database at the same moment: one reading, and one transaction, for all of them.
+"""What many hosts need of the database at the same moment: one reading, and one transaction, for all of them.
 
-A change to a fleet wakes every session at once, and within moments every host has an outcome to report; what sessions
-would do one by one then costs several times as much. Hides gathering, what becomes of it while the database
-takes nothing, and that trouble with what one session says is no trouble of the others.
+A change to a fleet wakes every session at once, and within moments every host has an outcome to report, and a view of
+what its files hold; what they would do one by one then costs several times as much. Hides gathering, what becomes of it
+while the database takes nothing, and that trouble with what one host says is no trouble of the others.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from itertools import accumulate, takewhile
+from typing import Any, Generic, Protocol, TypeVar
 
+from control_plane.services import spools
 from control_plane.services.sessions import refusal
 from control_plane.store.database import Database, Tx
 from control_plane.store.offers import Wanted
@@ -19,7 +21,7 @@ from shared import logs
 from shared.clock import Clock
 from shared.errors import PermissionDenied, Unavailable
 from shared.ids import NewId
-from shared.model import MAX_INLINE_BYTES, Offer, Outcome
+from shared.model import MAX_INLINE_BYTES, Batch, Offer, Outcome
 
 _log = logs.get(__name__)
 
@@ -27,12 +29,94 @@ MOST_LOOKS = 256
 """Sessions that look in one reading."""
 
 GATHER_SECONDS = 0.02
-"""What sessions have to record is gathered for so long into one transaction."""
+"""What hosts have to record is gathered for so long into one transaction."""
+
+LONGEST_GATHER_SECONDS = 0.16
+"""While outcomes keep coming, twice as long each time up to this: slow hosts of a large fleet report one by one."""
+
+MOST_RECORDS, ENOUGH_RECORDS = 1_000, 100
+"""Of spools: those that fill a unit of work, and those that are worth one at once."""
+REPORTS_UNDER_WAY = 4
+"""Units of work, in the order in which they came; the database commits together what waits for it anyway."""
 
 MOST_OUTCOMES = 512
 """In one transaction, unless one session alone has more."""
 
 STORE_AGAIN_SECONDS = 1.0
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class _Together(Generic[Q, A]):
+    """What is asked within the same turn of the loop, or while as many answers as may be are under way, goes together.
+
+    `answer` is a unit of work; where it fails, everybody is answered alone. By what `size` says of each question,
+    `most` fill one unit of work, and while there is less than `enough`, others are waited for, for a moment.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Database, Sequence[Q]], Coroutine[Any, Any, Sequence[A | Exception]]],
+        *,
+        most: int,
+        under_way: int = 1,
+        enough: int = 0,
+        size: Callable[[Q], int] = lambda _: 1,
+    ) -> None:
+        self._answer, self._size, self._most, self._enough = answer, size, most, enough
+        self._asked: list[tuple[Q, asyncio.Future[A]]] = []
+        self._places = asyncio.Semaphore(under_way)
+        self._answering: set[asyncio.Task[None]] = set()
+        self._gathering: asyncio.Task[None] | None = None
+
+    async def ask(self, database: Database, question: Q) -> A:
+        """The answer. Raises what it is, where that is an exception, and what the database does."""
+        asked: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._asked.append((question, asked))
+        if self._gathering is None:
+            self._gathering = asyncio.create_task(self._gather(database), name="together")
+        return await asked
+
+    async def _gather(self, database: Database) -> None:
+        try:
+            while self._asked:
+                await self._places.acquire()
+                few = sum(self._size(question) for question, _ in self._asked) < self._enough
+                await asyncio.sleep(GATHER_SECONDS if few else 0)  # whoever was woken together with the first
+                answering = asyncio.create_task(self._settle(database, self._taken()), name="answering")
+                self._answering.add(answering)
+                answering.add_done_callback(self._answering.discard)
+        finally:
+            self._gathering = None
+
+    async def _settle(self, database: Database, asked: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
+        try:
+            found = await self._answers(database, [question for question, _ in asked])
+        finally:
+            self._places.release()
+        for (_, future), answer in zip(asked, found, strict=True):
+            if future.done():
+                continue  # whoever asked is gone
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    def _taken(self) -> list[tuple[Q, asyncio.Future[A]]]:
+        """The first of those who ask, as many as go together."""
+        sizes = accumulate(self._size(question) for question, _ in self._asked)
+        number = 1 + sum(1 for _ in takewhile(lambda size: size < self._most, sizes))
+        taken, self._asked = self._asked[:number], self._asked[number:]
+        return taken
+
+    async def _answers(self, database: Database, questions: Sequence[Q]) -> Sequence[A | Exception]:
+        try:
+            return await self._answer(database, questions)
+        except Exception as failure:
+            if len(questions) == 1 or isinstance(failure, Unavailable):
+                return [failure] * len(questions)
+        return [one for question in questions for one in await self._answers(database, [question])]
 
 
 # -- looking
@@ -58,47 +142,21 @@ class Look:
 
 
 class Looks:
-    """Sessions that look within the same turn of the loop, or while a reading is under way, look together."""
+    """Sessions that look at the same moment, look together."""
 
     def __init__(self) -> None:
-        self._asked: list[tuple[Looking, asyncio.Future[Look | None]]] = []
-        self._answering: asyncio.Task[None] | None = None
+        self._together = _Together[Looking, Look | None](_look, most=MOST_LOOKS)
 
     async def look(self, database: Database, session: Looking) -> Look | None:
         """What there is for the session; None where its agent's session is another by now.
 
         Raises PermissionDenied where the agent may not speak.
         """
-        asked: asyncio.Future[Look | None] = asyncio.get_running_loop().create_future()
-        self._asked.append((session, asked))
-        if self._answering is None:
-            self._answering = asyncio.create_task(self._answer(database), name="looks")
-        return await asked
-
-    async def _answer(self, database: Database) -> None:
-        try:
-            while self._asked:
-                await asyncio.sleep(0)  # whoever was woken together with the first
-                asked, self._asked = self._asked[:MOST_LOOKS], self._asked[MOST_LOOKS:]
-                found = await _found(database, [session for session, _ in asked])
-                for (_, future), answer in zip(asked, found, strict=True):
-                    if future.done():
-                        continue  # its session is gone
-                    if isinstance(answer, Exception):
-                        future.set_exception(answer)
-                    else:
-                        future.set_result(answer)
-        finally:
-            self._answering = None
+        return await self._together.ask(database, session)
 
 
-async def _found(database: Database, sessions: Sequence[Looking]) -> list[Look | Exception | None]:
-    try:
-        return await database.read(partial(_looked, sessions))
-    except Exception as failure:
-        if len(sessions) == 1 or isinstance(failure, Unavailable):
-            return [failure] * len(sessions)
-    return [one for session in sessions for one in await _found(database, [session])]
+async def _look(database: Database, sessions: Sequence[Looking]) -> list[Look | Exception | None]:
+    return await database.read(partial(_looked, sessions))
 
 
 def _looked(sessions: Sequence[Looking], tx: Tx) -> list[Look | Exception | None]:
@@ -130,6 +188,50 @@ def _looked(sessions: Sequence[Looking], tx: Tx) -> list[Look | Exception | None
         )
 
     return [of(session) for session in sessions]
+
+
+# -- reporting
+
+
+class Reports:
+    """Batches of spools that come at the same moment are stored together."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+        self._together = _Together[tuple[bytes, Batch], spools.Report](
+            self._store,
+            most=MOST_RECORDS,
+            under_way=REPORTS_UNDER_WAY,
+            enough=ENOUGH_RECORDS,
+            size=lambda asked: len(asked[1].records),
+        )
+
+    async def report(self, database: Database, agent_uid: bytes, batch: Batch) -> spools.Report:
+        """How far the agent's epoch is stored, which is durable.
+
+        Raises PermissionDenied where the agent may not speak, ResourceExhausted for a batch that is too large.
+        """
+        spools.require_size(batch)
+        return await self._together.ask(database, (agent_uid, batch))
+
+    async def _store(
+        self, database: Database, asked: Sequence[tuple[bytes, Batch]]
+    ) -> list[spools.Report | Exception]:
+        return await database.write(partial(self._stored, asked))
+
+    def _stored(self, asked: Sequence[tuple[bytes, Batch]], tx: Tx) -> list[spools.Report | Exception]:
+        store = Store(tx)
+        speakers = store.offers.speakers({uid for uid, _ in asked})
+        sent = [
+            spools.Sent(project_id=speakers[uid].project_id, agent_uid=uid, batch=batch)
+            for uid, batch in asked
+            if uid in speakers
+        ]
+        reports = iter(spools.report(store.events, sent, now=self._clock.now()))
+        return [
+            next(reports) if uid in speakers else refusal(store.fleet.agent(uid)) or PermissionDenied()
+            for uid, _ in asked
+        ]
 
 
 # -- recording
@@ -187,9 +289,11 @@ class Recorder:
             self._recording = asyncio.create_task(self._run(database), name="recording")
 
     async def _run(self, database: Database) -> None:
+        pause = GATHER_SECONDS
         try:
             while self._waiting:
-                await asyncio.sleep(GATHER_SECONDS)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_GATHER_SECONDS)
                 sessions, self._waiting = list(self._waiting), {}
                 try:
                     await self._some(database, sessions)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from control_plane.domain.reported import ReportEvents
 from control_plane.services import events, limits
+from control_plane.services.events import Incoming
 from control_plane.services.work import Work
+from control_plane.store.events import Origin
 from shared.errors import Fault, Invalid
 from shared.model import Record
 
@@ -49,13 +51,15 @@ def report(work: Work, request: ReportEvents) -> list[Taken]:
     if faults:
         listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults[:20])
         raise Invalid(listed, reason="INVALID_FIELDS", faults=faults[:100])
-    seen = store.taken_keys(work.project_id, [item.event_id for item in made])
+    known = store.taken_keys([(work.project_id, item.event_id) for item in made])
+    seen = {key: record_id for (_, key), record_id in known.items()}
     fresh: dict[str, Record] = {}
     for item in made:
         if item.event_id not in seen and item.event_id not in fresh:
             fresh[item.event_id] = Record(id=work.new_id(), recorded_at=work.now, body=item)
-    source = events.Source(project_id=work.project_id, agent_uid=None, now=work.now)
-    reasons = events.take(store, source, named, list(fresh.values()))
+    origin = Origin(work.project_id)
+    incoming = [Incoming(origin, None, record) for record in fresh.values()]
+    reasons = events.take(store, incoming, {None: named}, now=work.now)
     return _told([item.event_id for item in made], fresh, seen, reasons)
 
 

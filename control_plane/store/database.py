@@ -7,7 +7,8 @@ second possible.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +17,9 @@ from shared.errors import FailedPrecondition
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Parameters = Sequence[Any]
+
+_ASKED = 512
+"""Rows of values in one statement: a power of two, and few enough for the places that SQLite allows."""
 
 
 class Tx(Protocol):
@@ -110,6 +114,25 @@ def _migrations() -> list[tuple[str, str]]:
 def _statements(text: str) -> list[str]:
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("--")]
     return [statement.strip() for statement in "\n".join(lines).split(";") if statement.strip()]
+
+
+def asked(tx: Tx, sql: str, rows: Sequence[Parameters]) -> Iterator[Row]:
+    """The rows that the statement finds for these rows of values, which stand in its `{}` as those of VALUES do.
+
+    Many take several statements, of few lengths, so that each is prepared once: the places that are left over hold
+    null. So the statement has to compare with `=` or `in`, which finds nothing there.
+    """
+    for start in range(0, len(rows), _ASKED):
+        some = rows[start : start + _ASKED]
+        length, width = 1 << (len(some) - 1).bit_length(), len(some[0])
+        places = _places(width, length)
+        values = [value for row in some for value in row] + [None] * (width * (length - len(some)))
+        yield from tx.all(sql.replace("{}", places), values)
+
+
+@lru_cache(maxsize=64)
+def _places(width: int, length: int) -> str:
+    return ", ".join([f"({', '.join('?' * width)})"] * length)
 
 
 def number(text: str) -> int | None:

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import count
 from typing import NamedTuple
 
 from control_plane.domain.attribution import (
@@ -21,17 +22,31 @@ from control_plane.domain.attribution import (
 )
 from control_plane.domain.design import Design, Exposure
 from control_plane.domain.fields import duration
-from control_plane.store.database import Row, Tx
+from control_plane.store.database import Row, Tx, asked
 from control_plane.store.sightings import Sightings
 from control_plane.store.tallies import TallyStore
 from shared.model import Digest, Event, EventKind
 
-_CHUNK = 500  # bound parameters of one statement
+
+class Origin(NamedTuple):
+    """Where an event came from: the project, and the agent and epoch of a spool; a server's own has neither."""
+
+    project_id: bytes
+    agent_uid: bytes | None = None
+    epoch: bytes | None = None
+
+
+class Mark(NamedTuple):
+    """How far a spool's epoch is stored: its high-water sequence, and the chain hash there."""
+
+    high_seq: int
+    chain: bytes
 
 
 class StoredEvent(NamedTuple):
     """An event as it is kept; `reason` says why it takes part in nothing, if it does not."""
 
+    origin: Origin
     record_id: bytes
     recorded_at: int
     event: Event
@@ -51,28 +66,31 @@ class EventStore(Sightings, TallyStore):
 
     # -- the position of each spool
 
-    def epoch(self, agent_uid: bytes, epoch: bytes) -> tuple[int, bytes] | None:
-        """(high-water sequence, chain hash there) of an agent's epoch; None before its first batch."""
-        row = self._tx.one(
-            "select high_seq, chain from spool_epoch where agent_uid = ? and epoch = ?", (agent_uid, epoch)
+    def marks(self, epochs: Sequence[tuple[bytes, bytes]]) -> dict[tuple[bytes, bytes], Mark]:
+        """How far each (agent, epoch) is stored; one that no batch came of is left out."""
+        rows = asked(
+            self._tx,
+            "with asked (agent_uid, epoch) as (values {}) select s.* from asked a cross join spool_epoch s"
+            " where s.agent_uid = a.agent_uid and s.epoch = a.epoch",
+            epochs,
         )
-        return (row["high_seq"], row["chain"]) if row else None
+        return {(row["agent_uid"], row["epoch"]): Mark(row["high_seq"], row["chain"]) for row in rows}
 
-    def move_epoch(self, agent_uid: bytes, epoch: bytes, *, high_seq: int, chain: bytes, now: int) -> None:
-        """Everything of the epoch up to `high_seq` is stored."""
-        self._tx.run(
+    def put_marks(self, marks: Mapping[tuple[bytes, bytes], Mark], *, now: int) -> None:
+        """Everything of each (agent, epoch) up to its mark is stored."""
+        self._tx.many(
             "insert into spool_epoch (agent_uid, epoch, high_seq, chain, updated_at) values (?, ?, ?, ?, ?)"
             " on conflict (agent_uid, epoch) do update set high_seq = excluded.high_seq,"
             " chain = excluded.chain, updated_at = excluded.updated_at",
-            (agent_uid, epoch, high_seq, chain, now),
+            [(*epoch, mark.high_seq, mark.chain, now) for epoch, mark in sorted(marks.items())],
         )
 
-    def add_loss(self, agent_uid: bytes, epoch: bytes, *, reason: str, count: int) -> None:
-        """So many records more are declared lost for this reason."""
-        self._tx.run(
+    def add_losses(self, losses: Iterable[tuple[bytes, bytes, str, int]]) -> None:
+        """(agent, epoch, reason, count): so many records more are declared lost for this reason."""
+        self._tx.many(
             "insert into spool_loss (agent_uid, epoch, reason, count) values (?, ?, ?, ?)"
             " on conflict (agent_uid, epoch, reason) do update set count = spool_loss.count + excluded.count",
-            (agent_uid, epoch, reason, count),
+            losses,
         )
 
     def note_losses(self, ids: Sequence[bytes]) -> None:
@@ -83,39 +101,22 @@ class EventStore(Sightings, TallyStore):
 
     def known(self, table: str, ids: Sequence[bytes]) -> set[bytes]:
         """Which of these record ids are stored already, as what the table holds."""
-        found: set[bytes] = set()
-        for start in range(0, len(ids), _CHUNK):
-            chunk = ids[start : start + _CHUNK]
-            marks = ", ".join("?" * len(chunk))
-            rows = self._tx.all(f"select id from {table} where id in ({marks})", chunk)  # noqa: S608
-            found.update(row["id"] for row in rows)
-        return found
+        rows = asked(self._tx, f"select id from {table} where id in ({{}})", [(one,) for one in ids])  # noqa: S608
+        return {row["id"] for row in rows}
 
-    def take_keys(self, project_id: bytes, keys: Iterable[tuple[str, bytes]], *, now: int) -> None:
-        """(application's event id, record), none of them taken before: each id is taken by its record."""
+    def take_keys(self, keys: Iterable[tuple[bytes, str, bytes]], *, now: int) -> None:
+        """(project, application's event id, record), none of them taken before: each is taken by its record."""
         self._tx.many(
             "insert into event_key (project_id, key, event_id, seen_at) values (?, ?, ?, ?)",
-            [(project_id, key, record_id, now) for key, record_id in keys],
+            [(*key, now) for key in keys],
         )
 
-    def add_events(
-        self,
-        events: Sequence[StoredEvent],
-        *,
-        project_id: bytes,
-        agent_uid: bytes | None,
-        epoch: bytes | None,
-        now: int,
-    ) -> None:
-        """The events are stored, in this order behind whatever came in before."""
-        if not events:
-            return
-        row = self._tx.one(
-            "select coalesce((select max(arrival) from event where project_id = p.id), 0) as last, p.last_arrival"
-            " from project p where p.id = ?",
-            (project_id,),
-        )
-        first = max(row["last"], row["last_arrival"]) + 1 if row else 1
+    def add_events(self, events: Sequence[StoredEvent], *, now: int) -> None:
+        """The events are stored, each project's in this order behind whatever came in before."""
+        arrivals = {
+            project_id: count(self._last_arrival(project_id) + 1)
+            for project_id in {item.origin.project_id for item in events}
+        }
         self._tx.many(
             "insert into event (id, project_id, participant_id, participant_name, agent_uid, kind, event_name,"
             " subject, path, digest, value_micros, properties, event_id, source, occurred_at, recorded_at,"
@@ -123,68 +124,76 @@ class EventStore(Sightings, TallyStore):
             " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
-                    *(record_id, project_id, participant_id, event.participant, agent_uid),
+                    *(record_id, origin.project_id, participant_id, event.participant, origin.agent_uid),
                     *(event.kind.value, event.event_name, event.subject, event.path, event.digest),
                     *(event.value_micros, event.properties_json, event.event_id, event.source.value),
-                    *(event.occurred_at, recorded_at, now, epoch, seq, reason and str(reason), arrival),
+                    *(event.occurred_at, recorded_at, now, origin.epoch, seq, reason and str(reason)),
+                    next(arrivals[origin.project_id]),
                 )
-                for arrival, (record_id, recorded_at, event, participant_id, seq, reason) in enumerate(
-                    events, first
-                )
+                for origin, record_id, recorded_at, event, participant_id, seq, reason in events
             ],
         )
 
+    def _last_arrival(self, project_id: bytes) -> int:
+        """The number that the project's last event has or, where it is deleted, had."""
+        row = self._tx.one(
+            "select coalesce((select max(arrival) from event where project_id = p.id), 0) as last, p.last_arrival"
+            " from project p where p.id = ?",
+            (project_id,),
+        )
+        return max(row["last"], row["last_arrival"]) if row else 0
+
     # -- attribution
 
-    def participants_of(self, agent_uid: bytes) -> dict[str, bytes]:
-        """Internal id by public id of the participants bound to the agent."""
-        rows = self._tx.all(
-            "select id, public_id from participant where agent_uid = ? and deleted_at is null", (agent_uid,)
+    def participants_of(
+        self, names: Sequence[tuple[bytes, bytes, str]]
+    ) -> defaultdict[bytes | None, dict[str, bytes]]:
+        """By agent, internal id by public id of those of (project, agent, public id) that are bound to the agent."""
+        rows = asked(
+            self._tx,
+            "with asked (project_id, agent_uid, public_id) as (values {}) select p.agent_uid, p.public_id, p.id"
+            " from asked a cross join participant p where p.project_id = a.project_id"
+            " and p.public_id = a.public_id and p.agent_uid = a.agent_uid and p.deleted_at is null",
+            names,
         )
-        return {row["public_id"]: row["id"] for row in rows}
+        found: defaultdict[bytes | None, dict[str, bytes]] = defaultdict(dict)
+        for row in rows:
+            found[row["agent_uid"]][row["public_id"]] = row["id"]
+        return found
 
     def participants_named(self, project_id: bytes, names: Sequence[str]) -> dict[str, bytes]:
         """Internal id by public id of these participants of the project, as far as they are there."""
-        found: dict[str, bytes] = {}
-        for start in range(0, len(names), _CHUNK):
-            chunk = names[start : start + _CHUNK]
-            marks = ", ".join("?" * len(chunk))
-            rows = self._tx.all(
-                "select id, public_id from participant where project_id = ? and deleted_at is null"  # noqa: S608
-                f" and public_id in ({marks})",
-                (project_id, *chunk),
-            )
-            found.update((row["public_id"], row["id"]) for row in rows)
-        return found
+        rows = asked(
+            self._tx,
+            "with asked (project_id, public_id) as (values {}) select p.id, p.public_id from asked a"
+            " cross join participant p where p.project_id = a.project_id and p.public_id = a.public_id"
+            " and p.deleted_at is null",
+            [(project_id, name) for name in names],
+        )
+        return {row["public_id"]: row["id"] for row in rows}
 
-    def taken_keys(self, project_id: bytes, keys: Sequence[str]) -> dict[str, bytes]:
-        """Which of the applications' event ids were seen, by the record that has each."""
-        found: dict[str, bytes] = {}
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
-            marks = ", ".join("?" * len(chunk))
-            rows = self._tx.all(
-                f"select key, event_id from event_key where project_id = ? and key in ({marks})",  # noqa: S608
-                (project_id, *chunk),
-            )
-            found.update((row["key"], row["event_id"]) for row in rows)
-        return found
+    def taken_keys(self, keys: Sequence[tuple[bytes, str]]) -> dict[tuple[bytes, str], bytes]:
+        """Which of these (project, application's event id) were seen, by the record that has each."""
+        rows = asked(
+            self._tx,
+            "with asked (project_id, key) as (values {}) select k.project_id, k.key, k.event_id from asked a"
+            " cross join event_key k where k.project_id = a.project_id and k.key = a.key",
+            keys,
+        )
+        return {(row["project_id"], row["key"]): row["event_id"] for row in rows}
 
     def enrolled(self, participant_ids: Sequence[bytes]) -> dict[bytes, list[Enrolled]]:
         """Every assignment each ever had in a phase that still counts, in order, as attribution needs it."""
         found: dict[bytes, list[Enrolled]] = {participant_id: [] for participant_id in participant_ids}
-        for start in range(0, len(participant_ids), _CHUNK):
-            chunk = participant_ids[start : start + _CHUNK]
-            marks = ", ".join("?" * len(chunk))
-            rows = self._tx.all(
-                "select a.participant_id, a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.id,"  # noqa: S608
-                " e.settle_seconds, e.design, e.metrics from assignment a join experiment e on e.id = a.experiment_id"
-                f" join phase f on f.id = a.phase_id where a.participant_id in ({marks})"
-                " and a.variant_id is not null and f.events_gone_at is null order by a.from_at",
-                chunk,
-            )
-            for row in rows:
-                found[row["participant_id"]].append(self._enrolled(row))
+        for row in asked(
+            self._tx,
+            "select a.participant_id, a.phase_id, a.variant_id, a.time_block, a.from_at, a.to_at, e.id,"
+            " e.settle_seconds, e.design, e.metrics from assignment a join experiment e on e.id = a.experiment_id"
+            " join phase f on f.id = a.phase_id where a.participant_id in ({})"
+            " and a.variant_id is not null and f.events_gone_at is null order by a.from_at",
+            [(one,) for one in participant_ids],
+        ):
+            found[row["participant_id"]].append(self._enrolled(row))
         return found
 
     def _enrolled(self, row: Row) -> Enrolled:
@@ -209,14 +218,17 @@ class EventStore(Sightings, TallyStore):
             self._of_others[variant_id] = _others(self._digests(experiment_id), variant_id)
         return self._of_others[variant_id]
 
-    def over(self, participant_id: bytes) -> list[tuple[int, int | None]]:
-        """(from, to) of the participant's assignments in phases that count nothing more."""
-        rows = self._tx.all(
-            "select a.from_at, a.to_at from assignment a join phase f on f.id = a.phase_id"
-            " where a.participant_id = ? and a.variant_id is not null and f.events_gone_at is not null",
-            (participant_id,),
-        )
-        return [(row["from_at"], row["to_at"]) for row in rows]
+    def over(self, participant_ids: Sequence[bytes]) -> dict[bytes, list[tuple[int, int | None]]]:
+        """By participant, (from, to) of its assignments in phases that count nothing more."""
+        found: dict[bytes, list[tuple[int, int | None]]] = {one: [] for one in participant_ids}
+        for row in asked(
+            self._tx,
+            "select a.participant_id, a.from_at, a.to_at from assignment a join phase f on f.id = a.phase_id"
+            " where a.participant_id in ({}) and a.variant_id is not null and f.events_gone_at is not null",
+            [(one,) for one in participant_ids],
+        ):
+            found[row["participant_id"]].append((row["from_at"], row["to_at"]))
+        return found
 
     def _digests(self, experiment_id: bytes) -> dict[bytes, dict[str, Digest]]:
         """Digest by path of every variant of the experiment, which has started: they are the same from then on."""
@@ -254,23 +266,34 @@ class EventStore(Sightings, TallyStore):
         self.put_units(units)
         self.add_tallies(tallies)
 
-    def attributed_between(self, participant_id: bytes, low: int, high: int | None) -> list[Attributed]:
-        """Attributed events of the participant from `low` on, before `high` if given."""
-        rows = self._tx.all(
-            "select t.*, e.path, e.digest from event e join attributed_event t on t.event_id = e.id"
-            " where e.participant_id = ? and e.occurred_at >= ? and (? is null or e.occurred_at < ?)",
-            (participant_id, low, high, high),
+    def attributed_since(self, since: Mapping[bytes, int]) -> dict[bytes, list[Attributed]]:
+        """By participant, its attributed events from that moment on; who has none is left out."""
+        rows = asked(
+            self._tx,
+            "with asked (participant_id, low) as (values {}) select t.*, e.path, e.digest from asked a"
+            " cross join event e cross join attributed_event t where e.participant_id = a.participant_id"
+            " and e.occurred_at >= a.low and t.event_id = e.id",
+            sorted(since.items()),
         )
-        return [attributed(row, self.windows(row["phase_id"])) for row in rows]
+        found: defaultdict[bytes, list[Attributed]] = defaultdict(list)
+        for row in rows:
+            found[row["participant_id"]].append(attributed(row, self.windows(row["phase_id"])))
+        return dict(found)
 
-    def attributed_of(self, key: UnitKey) -> list[Attributed]:
-        """Every attributed event of a unit."""
-        rows = self._tx.all(
-            "select t.*, e.path, e.digest from attributed_event t join event e on e.id = t.event_id"
-            " where t.phase_id = ? and t.participant_id = ? and t.block = ? and t.subject = ?",
-            (key.phase_id, key.participant_id, key.block, key.subject),
-        )
-        return [attributed(row, self.windows(row["phase_id"])) for row in rows]
+    def attributed_of(self, keys: Sequence[UnitKey]) -> dict[UnitKey, list[Attributed]]:
+        """Every attributed event of each of these units."""
+        found: dict[UnitKey, list[Attributed]] = {key: [] for key in keys}
+        for row in asked(
+            self._tx,
+            "with asked (phase_id, participant_id, subject, block) as (values {}) select t.*, e.path, e.digest"
+            " from asked a cross join attributed_event t cross join event e where t.phase_id = a.phase_id"
+            " and t.participant_id = a.participant_id and t.block = a.block and t.subject = a.subject"
+            " and e.id = t.event_id",
+            keys,
+        ):
+            key = UnitKey(row["phase_id"], row["participant_id"], row["subject"], row["block"])
+            found[key].append(attributed(row, self.windows(row["phase_id"])))
+        return found
 
     def put_attributed(self, items: Iterable[tuple[bytes, Attributed]]) -> None:
         """(participant, event): it stands in its phase as given, new or judged again."""
@@ -310,22 +333,15 @@ class EventStore(Sightings, TallyStore):
     def units(self, keys: Sequence[UnitKey]) -> dict[UnitKey, UnitState]:
         """The first moments of each of these units."""
         found = {key: UnitState(assigned={}, delivered={}) for key in keys}
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
-            marks = ", ".join(["(?, ?, ?, ?)"] * len(chunk))
-            rows = self._tx.all(
-                f"with asked (phase_id, participant_id, block, subject) as (values {marks})"  # noqa: S608
-                " select u.* from asked a cross join unit u where u.phase_id = a.phase_id"
-                " and u.participant_id = a.participant_id and u.block = a.block and u.subject = a.subject",
-                [
-                    part
-                    for key in chunk
-                    for part in (key.phase_id, key.participant_id, key.block, key.subject)
-                ],
-            )
-            for row in rows:
-                key = UnitKey(row["phase_id"], row["participant_id"], row["subject"], row["block"])
-                _take_up(found[key], row["event_name"], row["first_assigned"], row["first_delivered"])
+        for row in asked(
+            self._tx,
+            "with asked (phase_id, participant_id, subject, block) as (values {})"
+            " select u.* from asked a cross join unit u where u.phase_id = a.phase_id"
+            " and u.participant_id = a.participant_id and u.block = a.block and u.subject = a.subject",
+            keys,
+        ):
+            key = UnitKey(row["phase_id"], row["participant_id"], row["subject"], row["block"])
+            _take_up(found[key], row["event_name"], row["first_assigned"], row["first_delivered"])
         return found
 
     def put_units(self, units: Iterable[tuple[UnitKey, UnitState]]) -> None:

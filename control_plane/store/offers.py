@@ -21,6 +21,7 @@ _TOGETHER = 512  # asked about in one statement
 class Speaker:
     """An agent that may speak: its session is the one with this id. No offer goes to it while the fleet is `frozen`."""
 
+    project_id: bytes
     generation: int
     session_id: bytes | None
     frozen: bool
@@ -56,12 +57,13 @@ class OfferStore:
         """Those of the agents that may speak: known, not banned, retired or quarantined."""
         return {
             row["uid"]: Speaker(
+                project_id=row["project_id"],
                 generation=row["generation"],
                 session_id=row["session_id"],
                 frozen=row["frozen_at"] is not None,
             )
             for row in self._among(
-                "select a.uid, a.generation, a.session_id, p.frozen_at from agent a join project p"
+                "select a.uid, a.project_id, a.generation, a.session_id, p.frozen_at from agent a join project p"
                 " on p.id = a.project_id where a.uid in ({}) and a.banned_at is null and a.retired_at is null"
                 " and a.quarantined_at is null",
                 uids,

@@ -409,4 +409,7 @@ def _told(error: psycopg.Error) -> str:
 
 
 def _unavailable(error: psycopg.Error) -> Unavailable:
-    return Unavailable(f"the database refused the transaction: {_told(error)}", reason="DATABASE_UNAVAILABLE")
+    text = f"the database refused the transaction: {_told(error)}"
+    if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
+        text += "; nothing of it is stored: see what else the server is busy with, and try again"
+    return Unavailable(text, reason="DATABASE_UNAVAILABLE")

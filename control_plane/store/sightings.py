@@ -1,12 +1,20 @@
 """What was on disk when, as hosts saw it, and what applications said they loaded of it."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from control_plane.domain.attribution import Seen
-from control_plane.store.database import Tx
+from control_plane.store.database import Tx, asked
 from shared.model import Loaded, Unseen, View
 
-_CHUNK = 200  # of what is asked in one statement
+
+class Span(NamedTuple):
+    """What is asked of a target file: what it was from `low` to `high`."""
+
+    participant_id: bytes
+    path: str
+    low: int
+    high: int
 
 
 class Sightings:
@@ -26,25 +34,23 @@ class Sightings:
             ],
         )
 
-    def views(self, asked: Sequence[tuple[bytes, str, int, int]]) -> dict[tuple[bytes, str], list[Seen]]:
-        """(participant, path, low, high): views of each target file from low to high, and the last one before."""
-        found: dict[tuple[bytes, str], list[Seen]] = {
-            (participant_id, path): [] for participant_id, path, *_ in asked
-        }
-        for start in range(0, len(asked), _CHUNK):
-            chunk = asked[start : start + _CHUNK]
-            marks = ", ".join(["(?, ?, ?, ?)"] * len(chunk))
-            rows = self._tx.all(
-                f"with asked (participant_id, path, low, high) as (values {marks})"  # noqa: S608
-                " select v.participant_id, v.path, v.from_at, v.id, v.digest from asked a cross join view v"
-                " where v.participant_id = a.participant_id and v.path = a.path and v.from_at <= a.high"
-                " and v.from_at >= coalesce((select max(b.from_at) from view b where"
-                " b.participant_id = a.participant_id and b.path = a.path and b.from_at <= a.low), 0)",
-                [part for item in chunk for part in item],
-            )
-            for row in rows:
-                seen = Seen(from_at=row["from_at"], id=row["id"], digest=row["digest"])
-                found[row["participant_id"], row["path"]].append(seen)
+    def views(self, spans: Sequence[Span]) -> dict[tuple[bytes, str], list[Seen]]:
+        """By participant and path: views from low to high, and the last one before."""
+        return self._between(spans, "view", "from_at")
+
+    def _between(self, spans: Sequence[Span], table: str, at: str) -> dict[tuple[bytes, str], list[Seen]]:
+        found: dict[tuple[bytes, str], list[Seen]] = {(span.participant_id, span.path): [] for span in spans}
+        for row in asked(
+            self._tx,
+            "with asked (participant_id, path, low, high) as (values {})"  # noqa: S608
+            f" select v.participant_id, v.path, v.{at} as at, v.id, v.digest from asked a cross join {table} v"
+            f" where v.participant_id = a.participant_id and v.path = a.path and v.{at} <= a.high"
+            f" and v.{at} >= coalesce((select max(b.{at}) from {table} b where"
+            f" b.participant_id = a.participant_id and b.path = a.path and b.{at} <= a.low), 0)",
+            spans,
+        ):
+            seen = Seen(from_at=row["at"], id=row["id"], digest=row["digest"])
+            found[row["participant_id"], row["path"]].append(seen)
         return found
 
     def add_receipts(self, receipts: Iterable[tuple[bytes, bytes, Loaded]], *, now: int) -> None:
@@ -57,15 +63,9 @@ class Sightings:
             ],
         )
 
-    def receipts(self, participant_id: bytes, path: str, *, low: int, high: int) -> list[Seen]:
-        """Receipts of a target file from `low` to `high`, and the last one before."""
-        rows = self._tx.all(
-            "select at, id, digest from receipt where participant_id = ? and path = ? and at <= ?"
-            " and at >= coalesce((select max(at) from receipt where participant_id = ? and path = ?"
-            " and at <= ?), 0) order by at, id",
-            (participant_id, path, high, participant_id, path, low),
-        )
-        return [Seen(from_at=row["at"], id=row["id"], digest=row["digest"]) for row in rows]
+    def receipts(self, spans: Sequence[Span]) -> dict[tuple[bytes, str], list[Seen]]:
+        """By participant and path: receipts from low to high, and the last one before."""
+        return self._between(spans, "receipt", "at")
 
     def add_unseen(self, unseen: Iterable[tuple[bytes, bytes, Unseen]], *, now: int) -> None:
         """(record id, participant's internal id, when opens went uncounted), all stored."""

@@ -19,6 +19,10 @@ LOG_BYTES = 64 * 1_048_576
 CACHE_BYTES = 64 * 1_048_576
 """Of the writer, once the database is as large: units and events are spread over all of their tables, and with SQLite's
 own 2 MiB a report among a hundred thousand others took a quarter more processor time."""
+LOG_PAGES = 4_096
+"""In the log, 16 MiB of it, and the writer carries them over into the file. A batch of reports changes a page or more
+for each record, many of them again and again: with SQLite's own thousand, each was carried over several times as often.
+"""
 LOG_SECONDS = 0.1
 """So long the writer waits for them, and for a busy lock's time once the log has four times the size."""
 
@@ -60,6 +64,7 @@ class SqliteDatabase:
         self._readers = Readers("sqlite-reader", lambda: _connect(path, reads_only=True))
         self._connection = _connect(path)
         self._connection.execute(f"pragma cache_size = -{CACHE_BYTES // 1024}")
+        self._connection.execute(f"pragma wal_autocheckpoint = {LOG_PAGES}")
         self._writer: Writer
 
     @classmethod

@@ -10,12 +10,10 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from control_plane.store.database import Tx
-from shared.lifecycle import answered
 
 T = TypeVar("T")
 
@@ -25,8 +23,8 @@ GROUP = 256  # units of work in one commit: bounds how long the first of them wa
 class Unit:
     """One unit of work in the queue, and what came of it."""
 
-    def __init__(self, work: Callable[[Tx], Any]) -> None:
-        self.future: Future[Any] = Future()
+    def __init__(self, work: Callable[[Tx], Any], answer: asyncio.Future[Any]) -> None:
+        self._answer = answer
         self._work = work
         self._result: Any = None
         self._failure: BaseException | None = None
@@ -43,13 +41,25 @@ class Unit:
             self._failure = error
         tx.run("release savepoint unit")
 
+    @property
+    def asker(self) -> asyncio.AbstractEventLoop:
+        """Whose thread is told what came of it."""
+        return self._answer.get_loop()
+
     def settle(self, group_failure: Exception | None) -> None:
-        """The caller is answered."""
+        """The caller is answered, in its own thread; one that went away wants to know nothing."""
+        if self._answer.done():
+            return
         failure = group_failure or self._failure
         if failure is not None:
-            self.future.set_exception(failure)
+            self._answer.set_exception(failure)
         else:
-            self.future.set_result(self._result)
+            self._answer.set_result(self._result)
+
+
+def _settle(group: Sequence[Unit], failure: Exception | None) -> None:
+    for unit in group:
+        unit.settle(failure)
 
 
 class Writer:
@@ -68,10 +78,10 @@ class Writer:
         self._thread.start()
 
     async def write(self, work: Callable[[Tx], T]) -> T:
-        """What `work` returns, once it is durable."""
-        unit = Unit(work)
-        self._queue.put(unit)
-        return await answered(unit.future)
+        """What `work` returns, once it is durable. A caller that goes away does not take the work along."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.put(Unit(work, answer))
+        return await answer
 
     async def close(self) -> None:
         """Everything that was queued is answered, the thread has ended."""
@@ -94,8 +104,13 @@ class Writer:
                 self._commit(group)
             except Exception as error:
                 failure = error  # everybody is answered, and the thread lives on
-            for unit in group:
-                unit.settle(failure)
+            self._answer(group, failure)
             if stopping:
                 break
         self._at_end()
+
+    def _answer(self, group: Sequence[Unit], failure: Exception | None) -> None:
+        """Each caller is answered; those of one event loop are told together, because each wake-up costs a turn."""
+        for loop in {unit.asker for unit in group}:
+            with suppress(RuntimeError):  # it is closed: whoever asked is gone
+                loop.call_soon_threadsafe(_settle, [unit for unit in group if unit.asker is loop], failure)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.failures import BACK_OFF
+from agent.progress import MOMENT_SECONDS
 from shared.model import Offer, OfferedFile, Outcome, ReasonCode, Result, Step, digest
 from tests.support.clock import FakeClock
 from tests.support.host import OTHER_SLOT, bare_host, make_offer, running_host
@@ -191,7 +192,7 @@ async def test_what_takes_its_time_is_told_while_it_does(tmp_path: Path) -> None
         host.reconciler.offer(make_offer({"soul.md": "A"}))
         checking = await reader_of(go)
         await ticked(clock, 0.5, lambda: host.outcomes)
-        await clock.advance(3)
+        await clock.advance(3 * MOMENT_SECONDS)
         assert [(one.step, one.result) for one in host.outcomes] == [(Step.STAGED, Result.IN_PROGRESS)]
         assert (host.outcomes[0].files, host.reconciler.unacknowledged()) == ((), ())
         os.close(checking)
@@ -200,6 +201,28 @@ async def test_what_takes_its_time_is_told_while_it_does(tmp_path: Path) -> None
     async with running_host(tmp_path) as quick:
         await quick.apply(make_offer({"soul.md": "B"}, revision=2))
         assert len(quick.outcomes) == 1
+
+
+async def test_what_takes_long_is_told_ever_more_seldom(tmp_path: Path) -> None:
+    """After each word the pause is twice as long: a second step is not told before that has passed."""
+    clock = FakeClock()
+    gates = [tmp_path / "check", tmp_path / "hook"]
+    for gate in gates:
+        os.mkfifo(gate)
+    check, hook = (("/bin/sh", "-c", f"cat {gate}") for gate in gates)
+    async with running_host(tmp_path, clock=clock, check=check, reload=hook) as host:
+        host.reconciler.offer(make_offer({"soul.md": "A"}))
+        checking = await reader_of(gates[0])
+        await ticked(clock, 0.5, lambda: host.outcomes)
+        os.close(checking)
+        hooking = await reader_of(gates[1])
+        await clock.advance(2 * MOMENT_SECONDS - 0.5)
+        assert [one.step for one in host.outcomes] == [Step.STAGED]
+        await ticked(clock, 0.5, lambda: len(host.outcomes) > 1)
+        assert (host.outcomes[1].step, host.outcomes[1].result) == (Step.RELOAD_OWED, Result.IN_PROGRESS)
+        os.close(hooking)
+        await eventually(lambda: len(host.outcomes) == 3)
+        assert host.outcomes[2].result is Result.APPLIED
 
 
 async def reader_of(fifo: Path) -> int:

@@ -181,10 +181,10 @@ def story() -> list[Slot]:
     return [end, make_slot(), make_slot(result=Result.ROLLED_BACK)]
 
 
-def test_an_intent_and_its_end_wait_for_the_disk_once_each(
+def test_what_is_saved_of_a_slot_waits_for_the_disk_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are added to the slot's file; what is saved then takes its place, so that it stays small."""
+    """It is added to the slot's file, which is replaced where it has become long, so that it stays small."""
     synced = Synced(monkeypatch)
     journal, _ = loaded(tmp_path)
     assert synced.taken() == ["slots", "contents"]  # what was named right before a kill
@@ -197,7 +197,11 @@ def test_an_intent_and_its_end_wait_for_the_disk_once_each(
         assert loaded(tmp_path)[1] == {slot.key: slot}
         synced.taken()
     whole, added = [f"{name}.tmp", "slots"], [name]
-    assert waited == [whole, added, added, added, added, whole]
+    assert waited == [whole, added, added, added, added, added]
+    journal.note(done)
+    assert synced.taken() == []
+    assert loaded(tmp_path)[1] == {done.key: done}
+    synced.taken()
     for _ in range(200):
         journal.save(intent)
         assert (tmp_path / "slots" / name).stat().st_size <= MAX_BYTES

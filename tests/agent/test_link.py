@@ -17,6 +17,7 @@ from shared.clock import SystemClock
 from shared.errors import FailedPrecondition, Invalid, NotFound, Unauthenticated, Unavailable
 from shared.ids import new_id, show_id
 from shared.model import (
+    ACKS_RIDE,
     CHAIN_START,
     Batch,
     Offer,
@@ -160,6 +161,20 @@ async def test_offer_becomes_a_file_and_an_outcome(
         await sync.offer(offered())
         await eventually(lambda: sync.outcomes and sync.outcomes[-1].result is Result.APPLIED)
         assert (host.root / "SOUL.md").read_bytes() == CONTENT
+        await eventually(lambda: not host.reconciler.unacknowledged())
+
+
+async def test_an_acknowledgement_may_come_with_anything(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """The host says that it takes them so; here they come with the answer to a heartbeat."""
+    control_plane.acknowledges_late = True
+    control_plane.heartbeat_ms = 100
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        assert ACKS_RIDE in sync.hello.capabilities
+        await sync.offer(offered())
+        await eventually(lambda: sync.outcomes and sync.outcomes[-1].result is Result.APPLIED)
         await eventually(lambda: not host.reconciler.unacknowledged())
 
 
@@ -413,7 +428,7 @@ async def test_unanswered_heartbeats_end_the_session(
     clock = FakeClock(now=SystemClock().now())
     async with linked(tmp_path, control_plane, clock=clock) as host:
         sync = await control_plane.session()
-        await eventually(lambda: host.link.connected)
+        await eventually(lambda: host.link.trusted)  # heartbeats are watched from then on
         for _ in range(3):
             await clock.advance(10)
         await eventually(lambda: sync.kinds().count("heartbeat") == 3)
@@ -458,6 +473,42 @@ async def test_back_off_grows_is_remembered_and_reset_by_a_session_that_lasts(
         assert host.link.status()["attempt"] == 4
         await ticked(clock, 30, lambda: host.link.status()["attempt"] == 0)
         await eventually(lambda: remembered(host) == 0)
+
+
+async def test_the_loss_of_a_session_is_on_disk_with_the_next_hello(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Nobody waits for the disk before it knows when to try again; a failure after that one is on disk at once."""
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock, reconnect_jitter=10.0) as host:
+        sync = await control_plane.session()
+        await eventually(lambda: host.link.connected)
+        control_plane.instead = [(grpc.StatusCode.INTERNAL, "no")]
+        sync.end(grpc.StatusCode.UNAVAILABLE, "killed")
+        await eventually(lambda: host.link.status()["attempt"] == 1)
+        assert remembered(host) == 0
+        await ticked(clock, 0.5, lambda: control_plane.streams >= 2)
+        await eventually(lambda: remembered(host) == 2)
+
+
+async def test_nobody_waits_for_longer_than_it_has_waited_so_far(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """However quickly failures follow each other: whoever was gone for seconds has its fleet within seconds."""
+    control_plane.instead = [(grpc.StatusCode.INTERNAL, "no")] * 12
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        waited = 0.0
+        for failed in range(1, 13):
+
+            def waits(failed: int = failed) -> list[float]:
+                known = host.link.status()["attempt"] == failed
+                return [wait for wait in clock.sleeping if known and wait < 3600]
+
+            (wait,) = await eventually(waits)
+            assert wait <= max(1.0, waited)
+            waited += wait
+            await clock.advance(wait)
 
 
 async def test_remembered_failures_delay_the_first_attempt(

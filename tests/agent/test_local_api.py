@@ -72,8 +72,8 @@ class Agent:
         )
         self.http = ""
 
-    async def _record(self, view: View) -> None:
-        await self.spool.append(view)
+    def _record(self, view: View) -> None:
+        self.spool.record(view)
 
     async def _fetch(self, wanted: bytes, size: int) -> bytes:
         raise AssertionError("nothing is fetched here")

@@ -63,6 +63,8 @@ class Counted:
         views = len(self.host.views)
         (self.host.root / "marker.md").write_text(f"{views}")
         await eventually(lambda: len(self.host.views) > views)
+        # A view is on record before its look is over: until then a reading may be taken for one of ours.
+        await eventually(lambda: not self.opens.waiting and not self.opens.settled())
 
 
 @asynccontextmanager

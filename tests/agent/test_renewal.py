@@ -58,7 +58,7 @@ class Host:
         )
         self.renewal = Renewal(link=self.link, state_dir=self.state, clock=self.clock, random=Random(7))
 
-    async def _record(self, view: View) -> None:
+    def _record(self, view: View) -> None:
         raise AssertionError("nothing is on disk here")
 
     @property

@@ -4,7 +4,19 @@ from dataclasses import replace
 from typing import Any
 
 from shared import wire
-from shared.model import Outcome, Reason, ReasonCode, Result, SlotState, Step, digest, show_digest
+from shared.model import (
+    ACKS_RIDE,
+    Outcome,
+    OutcomeKey,
+    Reason,
+    ReasonCode,
+    Result,
+    SlotState,
+    Step,
+    digest,
+    show_digest,
+)
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from tests.support.builders import make_hello
 from tests.support.plane import Plane
 from tests.support.stream import Stream, make_outcome, session
@@ -156,3 +168,27 @@ async def test_what_a_host_has_not_ended_is_offered_again(plane: Plane) -> None:
     )
     async with session(identity, make_hello("p", slots=(slot,), session_epoch=2)) as stream:
         assert (await stream.offer()).revision == offer.revision
+
+
+async def test_acknowledgements_ride_on_what_is_said_next(plane: Plane) -> None:
+    """To an agent that says so: with the answer to its next heartbeat, and nothing is said for their sake alone."""
+    identity = await plane.enroll(await plane.token())
+    async with session(identity, make_hello("p", capabilities=(ACKS_RIDE,))) as stream:
+        await running(plane)
+        offer = await stream.offer()
+        end = make_outcome(offer, Result.APPLIED)
+        await tell(stream, end)
+
+        async def applied() -> bool:
+            return (await newest(plane))["state"] == "applied"
+
+        await eventually(applied)
+        rode: list[OutcomeKey] = []
+        for sequence in range(1, 100):
+            await stream.send(heartbeat=pb.Heartbeat(sequence=sequence))
+            answer = await stream.next()
+            assert answer.heartbeat_ack.sequence == sequence
+            rode += [wire.outcome_ack_from_pb(ack) for ack in answer.outcome_acks]
+            if rode:
+                break
+        assert rode == [end.key]

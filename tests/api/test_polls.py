@@ -296,11 +296,10 @@ async def test_a_stopping_server_asks_to_come_back(tmp_path: Path) -> None:
         assert (await waiting).keys() == {"welcome", "drain"}
 
 
-async def test_above_the_admission_rate_only_first_polls_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_a_first_poll_waits_for_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Busy names a window."""
-    monkeypatch.setattr("control_plane.api.sessions.ADMISSIONS_PER_SECOND", 0.0)
+    monkeypatch.setattr("control_plane.api.sessions.OPENING_AT_ONCE", 0)
+    monkeypatch.setattr("control_plane.api.sessions.PATIENCE_SECONDS", 0.0)
     async with (
         running_plane(tmp_path / "data") as plane,
         polling(await plane.enroll(await plane.token())) as polls,

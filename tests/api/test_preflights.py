@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from typing import Any
 
@@ -241,6 +241,23 @@ async def test_a_malformed_answer_costs_the_answer_and_not_the_session(plane: Pl
         )
         await stream.send(heartbeat=pb.Heartbeat(sequence=1))
         await stream.receive("heartbeat_ack")
+
+
+async def test_an_answer_that_cannot_be_stored_costs_no_other(plane: Plane) -> None:
+    """Answers that come within moments share a transaction; the one host is not known to have said anything."""
+    one, other = [await plane.enroll(await plane.token(), name=name) for name in ("one", "other")]
+    async with judging(one, hello("bot-1"), takes_small), judging(other, hello("bot-2"), takes_small):
+        with closing(sqlite3.connect(plane.data / "variantd.db")) as database:
+            database.execute(
+                "create trigger refuses before insert on preflight when new.participant_id ="
+                " (select id from participant where public_id = 'bot-1') begin select raise(abort, 'no'); end"
+            )
+        path = await drafted(plane, "bot-1", "bot-2", "bot-3")
+        started = await plane.made(f"{path}/start", None)
+        codes = [item["code"] for item in started["experiment"]["warnings"]]
+        assert codes == ["PREFLIGHT_REFUSED", "PREFLIGHT_UNKNOWN", "DESIGN_CANNOT_DECIDE"]
+        page = (await plane.rest("GET", f"{path}/assignments")).body["entities"]
+        assert {item["participantId"] for item in page} == {"bot-1", "bot-3"}
 
 
 async def test_an_agent_that_polls_is_asked_too(plane: Plane) -> None:

@@ -399,11 +399,12 @@ async def test_stopping_asks_agents_to_leave(tmp_path: Path) -> None:
     await channel.close()
 
 
-async def test_above_the_admission_rate_agents_are_told_when_to_come_back(
+async def test_agents_whose_turn_does_not_come_are_told_when_to_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Busy names a window; the operator's API answers meanwhile."""
-    monkeypatch.setattr("control_plane.api.sessions.ADMISSIONS_PER_SECOND", 0.0)
+    monkeypatch.setattr("control_plane.api.sessions.OPENING_AT_ONCE", 0)
+    monkeypatch.setattr("control_plane.api.sessions.PATIENCE_SECONDS", 0.0)
     async with running_plane(tmp_path / "data") as plane:
         identity = await plane.enroll(await plane.token())
         async with identity.channel() as channel:
@@ -413,6 +414,25 @@ async def test_above_the_admission_rate_agents_are_told_when_to_come_back(
             assert message.busy.retry_window_ms > 0
             assert await call.read() is grpc.aio.EOF
         assert (await plane.rest("GET", "/v1/experiments")).status == 200
+
+
+async def test_agents_that_come_together_wait_for_their_turn_and_are_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is sent away to come back with another Hello, where one session is opened at a time."""
+    monkeypatch.setattr("control_plane.api.sessions.OPENING_AT_ONCE", 1)
+    async with running_plane(tmp_path / "data") as plane:
+        token = await plane.token(maxUses=6)
+        identities = [await plane.enroll(token, name=f"host-{number}") for number in range(6)]
+
+        async def first(number: int, identity: Identity) -> str | None:
+            async with identity.channel() as channel:
+                call = agent_pb2_grpc.AgentServiceStub(channel).Sync()  # type: ignore[no-untyped-call]
+                await call.write(pb.SyncRequest(hello=wire.hello_to_pb(make_hello(f"p-{number}"))))
+                return (await call.read()).WhichOneof("message")
+
+        said = await asyncio.gather(*(first(number, one) for number, one in enumerate(identities)))
+        assert said == ["welcome"] * 6
 
 
 async def test_a_frozen_fleet_gets_no_offers_until_it_thaws(plane: Plane) -> None:

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +15,11 @@ import pytest
 
 from control_plane.store import database as contract
 from control_plane.store.database import Database, IntegrityViolation, Tx, carries
-from control_plane.store.postgres import prepare
 from control_plane.store.sqlite import SqliteDatabase, backup_database
 from shared.errors import FailedPrecondition, Invalid, Unavailable
 from tests.contract.conftest import Engine
 from tests.support import postgres
+from tests.support.fleet import run
 from tests.support.network import proxied
 from tests.support.waiting import PATIENCE, eventually
 
@@ -336,8 +336,8 @@ async def test_a_connection_that_is_lost_is_unavailable_once(tmp_path: Path) -> 
     postgres.drop(tmp_path)
 
 
-async def test_several_processes_migrate_once(tmp_path: Path) -> None:
-    """Whoever comes first makes the tables, the others wait for it and find them."""
+async def test_two_processes_migrate_once(tmp_path: Path) -> None:
+    """Whoever comes first makes the tables, the other waits for it and finds them."""
     url = postgres.url_of(tmp_path)
     with psycopg.connect(url, autocommit=True) as other:
         other.execute("drop schema public cascade; create schema public")
@@ -347,13 +347,17 @@ async def test_several_processes_migrate_once(tmp_path: Path) -> None:
                 "select count(*) from pg_locks where locktype = 'advisory' and not granted"
                 " and database = (select oid from pg_database where datname = current_database())"
             ).fetchone()
-            return row == (3,)
+            return row == (2,)
+
+        def migrate(name: str) -> Awaitable[tuple[int, str, str]]:
+            return run("variantd", "migrate", "--data-dir", str(tmp_path / name), "--database", url)
 
         with postgres.writers_turn(url):
-            each = [asyncio.ensure_future(asyncio.to_thread(prepare, url)) for _ in range(3)]
-            await eventually(all_wait, what="all three wait for their turn")
-        applied = sorted(await asyncio.gather(*each), key=len)
-    assert applied == [[], [], [name for name, _ in contract._migrations()]]
+            each = [asyncio.ensure_future(migrate(name)) for name in ("one", "two")]
+            await eventually(all_wait, what="both wait for their turn")
+        printed = sorted([out for _, out, _ in await asyncio.gather(*each)], key=len)
+    assert printed[0] == "the schema is the newest\n"
+    assert printed[1].splitlines() == [name for name, _ in contract._migrations()]
     postgres.drop(tmp_path)
 
 
@@ -400,6 +404,36 @@ async def test_a_statement_that_waits_too_long_is_given_up(
             await database.write(put("x"))
     await database.write(put("x"))
     assert await keys(database) == ["x"]
+    await database.close()
+    postgres.drop(tmp_path)
+
+
+@pytest.mark.fault(8)
+async def test_a_statement_that_takes_too_long_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends it and nothing of it is stored; writer and reader go on, on the connections they have."""
+    url = postgres.url_of(tmp_path)
+    database = postgres.opened(url)
+    monkeypatch.setattr("control_plane.store.postgres.STATEMENT_SECONDS", 2)
+
+    def backend(tx: Tx) -> object:
+        return (tx.one("select pg_backend_pid() as pid") or {})["pid"]
+
+    def slow(tx: Tx) -> None:
+        tx.one("select pg_sleep(3600)")
+
+    def slow_write(tx: Tx) -> None:
+        put("lost")(tx)
+        slow(tx)
+
+    before = [await database.write(backend), await database.read(backend)]
+    for ask, work in ((database.write, slow_write), (database.read, slow)):
+        with pytest.raises(Unavailable, match=r"statement timeout.*nothing of it is stored.*try again"):
+            await ask(work)
+    await database.write(put("after"))
+    assert await keys(database) == ["after"]
+    assert [await database.write(backend), await database.read(backend)] == before
     await database.close()
     postgres.drop(tmp_path)
 

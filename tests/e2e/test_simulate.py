@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import resource
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agent import simulate
 from tests.support.fleet import BIN, ENVIRONMENT, Fleet, run, running_fleet
 from tests.support.waiting import PATIENCE, eventually
 
@@ -154,3 +158,46 @@ async def test_bad_options_are_told(words: tuple[str, ...], said: str) -> None:
     code, _, err = await run("variant-agent", "simulate", *words, ok=False)
     assert code != 0
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("agents", "files", "processes"),
+    [
+        (1, 1_024, 1),
+        (200, 20_000, 1),
+        (1_000, 20_000, 2),
+        (5_000, 20_000, 2),
+        (10_000, 20_000, 4),
+        (10_000, resource.RLIM_INFINITY, 2),
+        (10_000, 4, simulate.MAX_PROCESSES),
+    ],
+)
+def test_there_are_as_many_processes_as_cores_and_open_files_want(
+    monkeypatch: pytest.MonkeyPatch, agents: int, files: int, processes: int
+) -> None:
+    """Two cores here; a machine that lets a process open few files has more of them."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert simulate.processes_for(agents) == processes
+
+
+async def test_a_process_that_does_not_stop_is_killed(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while; the fleet is over then, without an error."""
+    monkeypatch.setattr(simulate, "STOP_SECONDS", 0.1)
+    asked = {"name": "simulation", "maxUses": 1, "labels": LABELS}
+    token = (await fleet.plane.post("/v1/enrollment-tokens", asked))["token"]
+    plan = simulate.Plan(directory=str(tmp_path), token=token, name="sim", agents=1)
+    others = children()
+    async with simulate.running(plan, 1, ended=asyncio.Event()) as running:
+        await eventually(lambda: running.progress.connected, what="the agent is connected")
+        [worker] = children() - others
+        os.kill(worker, signal.SIGSTOP)
+    assert worker not in children()
+    assert running.failure == "a process of the simulation ended with -9"
+
+
+def children() -> set[int]:
+    """Processes that this one started and that have not ended."""
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -21,6 +22,12 @@ from tests.support.privileged import mounted
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("quickly")
+
+LASTING = """
+create function lasts() returns trigger language plpgsql as $$ begin perform pg_sleep(3600); return new; end $$;
+create trigger lasts before insert on participant for each row when (new.public_id = 'slow')
+execute function lasts()
+"""
 
 LOCKER = """
 import sqlite3, sys
@@ -46,6 +53,18 @@ async def locked(database: Path) -> AsyncIterator[None]:
     finally:
         process.stdin.close()
         await process.wait()
+
+
+@asynccontextmanager
+async def unmoved(system: Arena, host: ArenaHost) -> AsyncIterator[None]:
+    """What was begun has arrived before; the host, connected then, never has to connect again."""
+    async with system.oracle.watching():
+        await system.begin()
+        await system.oracle.converged()
+        await host.connected()
+        attempts = host.network.attempts
+        yield
+        assert host.network.attempts == attempts
 
 
 async def refuses_writes(system: Arena, host: ArenaHost) -> None:
@@ -82,11 +101,7 @@ async def test_a_full_disk_refuses_writes_and_nothing_else(tmp_path: Path) -> No
     with mounted("-t", "tmpfs", "-o", "size=6m,mode=700", "none", at=data):
         async with arena(tmp_path) as system, system.hosts[0].running():
             [host] = system.hosts
-            async with system.oracle.watching():
-                await system.begin()
-                await system.oracle.converged()
-                await host.connected()
-                attempts = host.network.attempts
+            async with unmoved(system, host):
                 with (data / "filler").open("wb", buffering=0) as filler:
                     try:
                         while True:
@@ -96,7 +111,6 @@ async def test_a_full_disk_refuses_writes_and_nothing_else(tmp_path: Path) -> No
                 await refuses_writes(system, host)
                 (data / "filler").unlink()
                 await recovered(system, host)
-                assert host.network.attempts == attempts
 
 
 @pytest.mark.fault(7)
@@ -104,15 +118,34 @@ async def test_a_lock_held_by_another_process_refuses_writes_and_nothing_else(tm
     """After a bounded wait; until the lock is gone."""
     async with arena(tmp_path) as system, system.hosts[0].running():
         [host] = system.hosts
-        async with system.oracle.watching():
-            await system.begin()
-            await system.oracle.converged()
-            await host.connected()
-            attempts = host.network.attempts
+        async with unmoved(system, host):
             async with locked(system.oracle.database):
                 await refuses_writes(system, host)
             await recovered(system, host)
-            assert host.network.attempts == attempts
+
+
+@pytest.mark.fault(8)
+async def test_a_statement_that_lasts_costs_its_caller_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL ends it after its time, with what to do; the session it came in the way of is the same afterwards."""
+    monkeypatch.setattr("control_plane.store.postgres.STATEMENT_SECONDS", 3)
+    url = postgres.url_of(tmp_path)
+    async with arena(tmp_path, database=SecretStr(url)) as system, system.hosts[0].running():
+        [host] = system.hosts
+        async with unmoved(system, host):
+            with psycopg.connect(url, autocommit=True) as other:
+                other.execute(LASTING)
+            answer = await system.plane.rest("POST", "/v1/participants", {"id": "slow"})
+            assert (answer.status, answer.body["reason"]) == (503, "DATABASE_UNAVAILABLE")
+            assert "statement timeout" in answer.body["detail"]
+            assert "try again" in answer.body["detail"]
+            assert (await system.plane.rest("GET", "/v1/participants/slow")).status == 404
+            assert (await system.plane.rest("POST", "/v1/participants", {"id": "quick"})).status == 201
+            await system.shown(host, "connected")
+            await system.order(host)
+            await system.oracle.converged()
+    postgres.drop(tmp_path)
 
 
 @pytest.mark.fault(9)
@@ -121,20 +154,15 @@ async def test_without_a_connection_to_be_had_everybody_is_told_so_and_nobody_is
     with postgres.guest(postgres.url_of(tmp_path)) as guest:
         async with arena(tmp_path, database=SecretStr(guest.url)) as system, system.hosts[0].running():
             [host] = system.hosts
-            async with system.oracle.watching():
-                await system.begin()
-                await system.oracle.converged()
-                await host.connected()
-                attempts = host.network.attempts
+            async with unmoved(system, host):
                 with guest.crowded():
                     await system.report(host, 10)
                     for method, path, body in (
                         ("GET", "/v1/experiments/arena", None),
                         ("POST", "/v1/participants", {"id": "more"}),
                     ):
-                        for _ in range(
-                            6
-                        ):  # the first of them find what they had ended, each of the readers one
+                        # The first of them find what they had ended, each of the readers one.
+                        for _ in range(6):
                             async with asyncio.timeout(PATIENCE):
                                 answer = await system.plane.rest(method, path, body)
                             assert (answer.status, answer.body["reason"]) == (503, "DATABASE_UNAVAILABLE")
@@ -153,5 +181,4 @@ async def test_without_a_connection_to_be_had_everybody_is_told_so_and_nobody_is
                     return sum(variant["impressions"] for variant in found) == 10
 
                 await eventually(has_all, what="every report is counted")
-                assert host.network.attempts == attempts
     postgres.drop(tmp_path)

@@ -6,17 +6,21 @@ Skips where the history is not there, as in a shallow clone.
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from tests.support import postgres
 from tests.support.arena import Trial, trial_on
-from tests.support.fleet import Fleet, Host, Process, running_fleet
+from tests.support.fleet import ControlPlane, Fleet, Host, Process, run, running_fleet
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(400)
@@ -24,14 +28,28 @@ EARLIER = "01b12fd"
 """Before a spool that heals itself, quarantine, and sessions that tell two processes from one."""
 
 
+REPLICATED = "a7e5613"
+"""Runs several servers over one database; the schema has changed twice since."""
+
+
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The code of the earlier version."""
-    command = ["git", "-C", str(ROOT), "archive", EARLIER, "agent", "control_plane", "shared"]
+    return code_of(EARLIER, tmp_path_factory.mktemp("earlier"))
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The code of the earlier version that runs over PostgreSQL."""
+    return code_of(REPLICATED, tmp_path_factory.mktemp("replicated"))
+
+
+def code_of(version: str, folder: Path) -> Path:
+    """The folder has the code of that version, which runs with the libraries that are here."""
+    command = ["git", "-C", str(ROOT), "archive", version, "agent", "control_plane", "shared"]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         pytest.skip(f"needs the history of this repository: {done.stderr.decode().strip()}")
-    folder = tmp_path_factory.mktemp("earlier")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
     probe = "import agent.app, control_plane.app"
@@ -57,8 +75,7 @@ def of_version(process: Process, tree: Path | None) -> None:
 @asynccontextmanager
 async def both_earlier(tmp_path: Path, earlier: Path) -> AsyncIterator[tuple[Fleet, Host, Trial]]:
     """A control plane and a host of the earlier version that have worked together."""
-    server = ["env", f"PYTHONPATH={earlier}", sys.executable, "-P", "-m", "control_plane"]
-    async with running_fleet(tmp_path, server=server) as fleet:
+    async with running_fleet(tmp_path, server=running(earlier)) as fleet:
         host = await fleet.add_host("one", "bot-1", starts=False)
         of_version(host.process, earlier)
         await host.start()
@@ -132,3 +149,77 @@ async def test_an_earlier_control_plane_leaves_a_later_database_alone(tmp_path: 
             fleet.plane.process.command = present
             await fleet.plane.start()
             await works(trial, host)
+
+
+@pytest.mark.fault(58)
+async def test_servers_are_upgraded_one_after_the_other_over_one_database(
+    tmp_path: Path, replicated: Path
+) -> None:
+    """The schema comes first: earlier servers go on over it, beside later ones; none that starts then touches it."""
+    url = postgres.url_of(tmp_path)
+    with psycopg.connect(url, autocommit=True) as database:
+        database.execute("drop schema public cascade; create schema public")
+    settings = tmp_path / "variantd.toml"
+    settings.write_text(f'ca_key_file = "{tmp_path / "authority.pem"}"\n')
+    over = ("--config", str(settings), "--database", url)
+    async with running_fleet(tmp_path, *over, server=running(replicated)) as fleet:
+        host = await fleet.add_host("one", "bot-1")
+        trial = trial_on(fleet)
+        async with trial.oracle.watching():
+            await trial.begin()
+            await passes(trial, host, 5)
+            _, printed, _ = await run(
+                "variantd", "migrate", "--data-dir", str(fleet.plane.data), "--database", url
+            )
+            assert "0035_retention" in printed
+            await passes(trial, host, 10)
+            late = beside(fleet, "late", running(replicated), over)
+            await late.process.start()
+            assert late.process.child is not None
+            assert await late.process.child.wait() == 1
+            assert "written by a newer variantd" in late.process.log.read_text()
+            present = beside(fleet, "present", running(None), over)
+            try:
+                await present.start()
+                shutil.copy(fleet.plane.data / "operator.api-key", present.data)
+                for asked, reports in ((present, 15), (fleet.plane, 20)):  # the host is at the earlier one
+                    trial.post, trial.get = asked.post, asked.get
+                    await passes(trial, host, reports)
+                assert await fleet.plane.process.stop() == 0
+                of_version(fleet.plane.process, None)
+                await fleet.plane.start()
+                await passes(trial, host, 25)
+            finally:
+                stopped = await present.process.stop()
+            assert stopped == 0
+    postgres.drop(tmp_path)
+
+
+async def passes(trial: Trial, host: Host, reports: int) -> None:
+    """An order reaches the host, and so many reports altogether are counted."""
+    await trial.shown(host, "connected", within=150)
+    await trial.report(host, 5)
+    await trial.order(host)
+    await trial.oracle.converged()
+
+    async def counted() -> bool:
+        found = (await trial.get("/v1/experiments/arena/results"))["variants"]
+        return sum(variant["impressions"] for variant in found) == reports
+
+    await eventually(counted, what=f"{reports} reports are counted")
+
+
+def running(tree: Path | None) -> list[str]:
+    """How the control plane of that tree is run, or the present one."""
+    path = ["env", f"PYTHONPATH={tree}"] if tree else []
+    return [*path, sys.executable, "-P", "-m", "control_plane"]
+
+
+def beside(fleet: Fleet, name: str, server: Sequence[str], over: Sequence[str]) -> ControlPlane:
+    """One more server, that has not started."""
+    data = fleet.folder / name
+    ports = (word for port in ("http", "operator", "agents") for word in (f"--{port}", "127.0.0.1:0"))
+    command = [*server, "serve", *over, "--data-dir", str(data), *ports]
+    return ControlPlane(
+        data=data, process=Process(command=command, log=data.with_suffix(".log")), http=fleet.plane.http
+    )

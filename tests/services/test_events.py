@@ -1,13 +1,15 @@
 """Ingest over a real database: exactly once, in any order, nothing lost silently."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import permutations
+from random import Random
 
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import events, lifecycle
-from control_plane.services.events import Verdict
+from control_plane.services import lifecycle
+from control_plane.services.spools import Sent, Verdict, report
 from control_plane.store.database import Parameters, Row, Tx
 from control_plane.store.store import Store
 from shared.model import Batch, Loss, Record
@@ -114,14 +116,13 @@ async def test_a_batch_asks_no_more_for_many_participants_than_for_one(world: Wo
     names = [f"p{number}" for number in range(20)]
     uid, _ = await running(world, *names)
     now, spool = world.clock.now(), Spooled(epoch=world.new_id())
-    source = events.Source(project_id=world.caller.project_id, agent_uid=uid, now=now)
 
     async def asked(*records: Record) -> int:
-        batch = spool.batch(*records)
+        sent = Sent(project_id=world.caller.project_id, agent_uid=uid, batch=spool.batch(*records))
 
         def work(tx: Tx) -> int:
             counted = Counted(tx)
-            events.report(Store(counted).events, source, batch)
+            report(Store(counted).events, [sent], now=now)
             return counted.asked
 
         return await world.database.write(work)
@@ -130,6 +131,113 @@ async def test_a_batch_asks_no_more_for_many_participants_than_for_one(world: Wo
     many = [world.impression(name, at=now, subject="s", event_id=f"of {name}") for name in names]
     assert await asked(*many) <= first
     assert (await world.rows("select count(*) as n from event"))[0]["n"] == 21
+
+
+async def test_batches_of_many_agents_ask_no_more_than_that_of_one(world: World) -> None:
+    """Views with events that they change, receipts, losses and events of many hosts make no more statements."""
+    names = [f"p{number}" for number in range(20)]
+    uids = [await world.agent(name) for name in names]
+    await world.start(await world.experiment(*names, settle=0))
+    spools = {uid: Spooled(epoch=world.new_id()) for uid in uids}
+    now = world.clock.now()
+
+    def batch(uid: bytes, name: str, at: int) -> Sent:
+        records = [
+            world.view(name, content_digest("other"), at=at),
+            world.loaded(name, content_digest("other"), at=at),
+            world.impression(name, at=at, subject="s", event_id=f"{name} {at}"),
+            Record(id=world.new_id(), recorded_at=at, body=Loss(reason="full", count=1)),
+        ]
+        return Sent(project_id=world.caller.project_id, agent_uid=uid, batch=spools[uid].batch(*records))
+
+    async def asked(*batches: Sent) -> int:
+        def work(tx: Tx) -> int:
+            counted = Counted(tx)
+            report(Store(counted).events, batches, now=now)
+            return counted.asked
+
+        return await world.database.write(work)
+
+    await asked(*(batch(uid, name, now + 1) for uid, name in zip(uids, names, strict=True)))
+    alone = await asked(batch(uids[0], names[0], now))
+    assert (
+        await asked(*(batch(uid, name, now) for uid, name in zip(uids[1:], names[1:], strict=True))) <= alone
+    )
+    assert (await world.rows("select sum(count) as n from spool_loss"))[0]["n"] == 40
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_batches_in_one_transaction_count_as_one_after_the_other(world: World, seed: int) -> None:
+    """Whatever they hold and however they are put together: records sent twice, views after what they tell of."""
+    random = Random(seed)
+    names = [f"p{number}" for number in range(4)]
+    uids = {name: await world.agent(name) for name in names}
+    await world.start(await world.experiment(*names, settle=1))
+    begun = world.clock.now()
+
+    def record(name: str) -> Record:
+        at = begun + seconds(random.randrange(20))
+        kinds: list[Callable[[], Record]] = [
+            lambda: world.view(name, content_digest(random.choice("abc")), at=at),
+            lambda: world.loaded(name, content_digest(random.choice("ab")), at=at),
+            lambda: world.impression(
+                name, at=at, subject=random.choice("xy"), event_id=random.choice(["", "k"])
+            ),
+            lambda: world.conversion(name, at=at, subject=random.choice("xy")),
+        ]
+        return random.choice(kinds)()
+
+    made = {name: [record(name) for _ in range(12)] for name in names}
+
+    def stored(batches: Sequence[Sent], tx: Tx) -> None:
+        report(Store(tx).events, batches, now=begun + seconds(60))
+
+    async def counted(groups: Iterable[int]) -> list[list[object]]:
+        """What is stored once every host has sent its records, and some again, so many batches in a transaction."""
+        spools = {name: Spooled(epoch=world.new_id()) for name in names}
+        sent = []
+        for at in range(0, 12, 3):
+            for name in names:
+                again = random.sample(made[name][: at + 1], 1)
+                records = [*made[name][at : at + 3], *again]
+                sent.append(
+                    Sent(
+                        project_id=world.caller.project_id,
+                        agent_uid=uids[name],
+                        batch=spools[name].batch(*records),
+                    )
+                )
+        for size in groups:
+            group, sent = sent[:size], sent[size:]
+            if group:
+                await world.database.write(partial(stored, group))
+        assert not sent
+        found = [
+            [tuple(row.values()) for row in await world.rows(sql)]
+            for sql in (
+                "select event_id, phase_id, assigned, delivered from attributed_event order by 1, 2",
+                "select * from unit order by 1, 2, 3, 4, 5",
+                "select * from tally where assigned_count + delivered_count <> 0 order by 1, 2, 3, 4, 5, 6",
+                "select * from standing where count <> 0 order by 1, 2, 3",
+                "select * from activity order by 1, 2, 3, 4",
+                "select id, reason from event order by 1",
+                "select id from view order by 1",
+            )
+        ]
+        await world.database.write(forget)
+        return found
+
+    def forget(tx: Tx) -> None:
+        for table in (
+            *("attributed_event", "unit", "tally", "standing", "activity", "event", "view", "receipt"),
+            *("event_key", "phase_event_name"),
+        ):
+            tx.run(f"delete from {table}")
+
+    alone = await counted([1] * 16)
+    assert alone[0]
+    assert await counted([16]) == alone
+    assert await counted([3, 5, 1, 7]) == alone
 
 
 async def test_an_overlapping_batch_adds_only_what_is_new(world: World) -> None:

@@ -1,7 +1,7 @@
-"""Sessions look and record together: what each is told and what it stores is what it would have been alone."""
+"""Hosts look, record and report together: what each is told and what is stored is what it would have been alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from control_plane.api.sessions import Session, Sessions
-from control_plane.api.together import Owed
+from control_plane.api.together import MOST_RECORDS, Owed
 from control_plane.api.witness import witness
 from control_plane.services.sessions import open_session
 from control_plane.services.work import Joining, Services
 from control_plane.store.database import Tx
 from control_plane.store.store import Store
 from shared import wire
-from shared.errors import PermissionDenied, Unavailable
-from shared.model import Offer, Outcome, Result
+from shared.errors import PermissionDenied, ResourceExhausted, Unavailable
+from shared.model import Batch, Offer, Outcome, Record, Result
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
-from tests.support.builders import TERMS, World, make_hello, make_world
+from tests.support.builders import TERMS, Spooled, World, content_digest, make_hello, make_world
 from tests.support.stream import make_outcome
 from tests.support.waiting import eventually
 
@@ -104,6 +104,27 @@ class _Plane:
             if "outcome_ack" in [said.WhichOneof("message") for said in session.sayings()]:
                 self._acknowledged.add(bot)
         return self._acknowledged
+
+    async def report(self, batches: Sequence[tuple[str, Batch]]) -> list[Any]:
+        """What the hosts are answered, when all report at once; how far each is stored, or what was raised."""
+        reports = self._sessions.reports
+        answers = await asyncio.gather(
+            *(reports.report(self.database, self.sessions[bot].agent_uid, batch) for bot, batch in batches),
+            return_exceptions=True,
+        )
+        return [answer if isinstance(answer, BaseException) else answer.through_seq for answer in answers]
+
+    def view(self, bot: str, content: str = "x") -> Record:
+        """What a host saw of its file."""
+        return self.world.view(bot, content_digest(content), at=self.world.clock.now())
+
+    async def seen(self) -> dict[str, int]:
+        """How many views of each host's are stored."""
+        rows = await self.world.rows(
+            "select p.public_id, count(*) as n from view v join participant p on p.id = v.participant_id"
+            " group by p.public_id"
+        )
+        return {row["public_id"]: row["n"] for row in rows}
 
     async def states(self) -> dict[str, str]:
         """How the deployment of each host stands."""
@@ -206,3 +227,52 @@ async def test_a_session_that_ended_meanwhile_is_not_waited_for(plane: _Plane) -
     plane.database.away = False
     await eventually(lambda: plane.acknowledged() == set(BOTS[1:]))
     assert (await plane.states())[BOTS[0]] == "pending"
+
+
+async def test_reports_that_come_together_are_stored_in_one_transaction(plane: _Plane) -> None:
+    """Two of one spool among them go on from each other, and the one that is sent again adds nothing."""
+    spools = {bot: Spooled(epoch=plane.world.new_id()) for bot in BOTS}
+    batches = [(bot, spool.batch(plane.view(bot))) for bot, spool in spools.items()]
+    following = (BOTS[0], spools[BOTS[0]].batch(plane.view(BOTS[0], "y"), plane.view(BOTS[0], "z")))
+    assert await plane.report([*batches, batches[0], following]) == [1, 1, 1, 1, 3]
+    assert plane.database.transactions == 1
+    assert await plane.seen() == {BOTS[0]: 3, BOTS[1]: 1, BOTS[2]: 1}
+
+
+async def test_reports_of_many_records_take_several_transactions(plane: _Plane) -> None:
+    """So that nobody else waits for long; a batch is never divided, and one that is too large is none."""
+    spool, half = Spooled(epoch=plane.world.new_id()), MOST_RECORDS // 2
+    batches = [spool.batch(*(plane.view(BOTS[0], str(at)) for at in range(half))) for _ in range(3)]
+    large = Spooled(epoch=plane.world.new_id()).batch(*(plane.view(BOTS[1]) for _ in range(MOST_RECORDS + 1)))
+    *through, refused = await plane.report([*((BOTS[0], batch) for batch in batches), (BOTS[1], large)])
+    assert through == [half, 2 * half, 3 * half]
+    assert isinstance(refused, ResourceExhausted)
+    assert plane.database.transactions == 2
+    assert await plane.seen() == {BOTS[0]: 3 * half}
+
+
+async def test_a_report_that_cannot_be_stored_fails_alone(plane: _Plane) -> None:
+    """One of an agent that was banned, and one that the database refuses; the other of the same moment is stored."""
+    banned, unlucky, sound = BOTS
+    now, uid = plane.world.clock.now(), plane.sessions[banned].agent_uid
+    await plane.world.database.write(lambda tx: Store(tx).fleet.ban(uid, now=now))
+    batches = {bot: Spooled(epoch=plane.world.new_id()).batch(plane.view(bot)) for bot in BOTS}
+    batches[unlucky] = replace(batches[unlucky], first_seq=2**63)  # the wire takes no such number
+    refused, failed, through = await plane.report(list(batches.items()))
+    assert isinstance(refused, PermissionDenied)
+    assert isinstance(failed, Exception)
+    assert not isinstance(failed, Unavailable)
+    assert through == 1
+    assert await plane.seen() == {sound: 1}
+    marks = await plane.world.rows("select high_seq from spool_epoch")
+    assert [row["high_seq"] for row in marks] == [1]
+
+
+async def test_reports_to_a_database_that_takes_nothing_are_refused(plane: _Plane) -> None:
+    """Each host is told so at once, and sends again; the database is asked once for all of them."""
+    batches = [(bot, Spooled(epoch=plane.world.new_id()).batch(plane.view(bot))) for bot in BOTS]
+    plane.database.away = True
+    assert all(isinstance(answer, Unavailable) for answer in await plane.report(batches))
+    assert plane.database.refused == 1
+    plane.database.away = False
+    assert await plane.report(batches) == [1, 1, 1]

@@ -11,7 +11,8 @@ from typing import Any
 
 from control_plane.domain import inference, requests
 from control_plane.domain.fleet import Agent
-from control_plane.services import access, events, experiments, lifecycle, results, sessions
+from control_plane.services import access, experiments, lifecycle, results, sessions
+from control_plane.services.spools import Report, Sent, report
 from control_plane.services.work import Caller, Joining, Scope, Work
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Database, Tx
@@ -152,15 +153,16 @@ class World:
         found = await self.ask(lambda store: store.experiments.assignments(experiment.phase.id))
         return {item.participant: keys[item.variant_id] for item in found}
 
-    async def report(self, uid: bytes, *records: Record) -> events.Report:
+    async def report(self, uid: bytes, *records: Record) -> Report:
         """The agent's next batch, stored."""
         spool = self.spools.setdefault(uid, Spooled(epoch=self.new_id()))
         return await self.send(uid, spool.batch(*records))
 
-    async def send(self, uid: bytes, batch: Batch) -> events.Report:
+    async def send(self, uid: bytes, batch: Batch) -> Report:
         """The batch, stored."""
-        source = events.Source(project_id=self.caller.project_id, agent_uid=uid, now=self.clock.now())
-        return await self.database.write(lambda tx: events.report(Store(tx).events, source, batch))
+        now = self.clock.now()
+        sent = Sent(project_id=self.caller.project_id, agent_uid=uid, batch=batch)
+        return (await self.database.write(lambda tx: report(Store(tx).events, [sent], now=now)))[0]
 
     def view(self, participant: str, value: Digest | None, *, at: int, path: str = "soul.md") -> Record:
         """A view record."""

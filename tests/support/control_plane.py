@@ -13,7 +13,7 @@ import grpc
 from shared import tls, wire
 from shared.clock import SystemClock
 from shared.ids import new_id, new_secret
-from shared.model import Batch, Hello, Offer, Outcome, Record
+from shared.model import ACKS_RIDE, Batch, Hello, Offer, Outcome, Record
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from shared.ticket import Ticket, ticket_to_token
@@ -87,6 +87,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.answers_polls.set()
         self.heartbeat_ms = 60_000
         self.answers_heartbeats = True
+        self.acknowledges_late = False
         self.welcomes = True
         self.batches: list[Batch] = []
         self.batches_asked = 0
@@ -250,16 +251,22 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         )
 
     async def _listen(self, sync: Sync, messages: AsyncIterator[pb.SyncRequest]) -> None:
+        riding: list[pb.OutcomeAck] = []
         async for message in messages:
             sync.heard.append(message)
             kind = message.WhichOneof("message")
             if kind == "heartbeat" and self.answers_heartbeats:
                 ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence, server_time_us=self.clock.now())
-                await sync.send(heartbeat_ack=ack)
+                await sync.send(heartbeat_ack=ack, outcome_acks=riding)
+                riding = []
             elif kind == "outcome":
                 outcome = wire.outcome_from_pb(message.outcome)
                 sync.outcomes.append(outcome)
-                await sync.send(outcome_ack=wire.outcome_ack_to_pb(outcome.key))
+                ack_of = wire.outcome_ack_to_pb(outcome.key)
+                if self.acknowledges_late and ACKS_RIDE in sync.hello.capabilities:
+                    riding.append(ack_of)
+                else:
+                    await sync.send(outcome_ack=ack_of)
             elif kind == "goodbye":
                 sync.goodbye = message.goodbye.reason
                 return

@@ -74,7 +74,7 @@ async def play(directory: Path, offer: str, ready: Callable[[], None]) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
     done = asyncio.Event()
 
-    async def record_view(view: View) -> None:
+    def record_view(view: View) -> None:
         pass
 
     async def fetch(wanted: bytes, size: int) -> bytes:

@@ -111,7 +111,7 @@ FAULTS: Mapping[int, tuple[str, str]] = {
     ),
     32: (
         "The whole fleet returns at once",
-        "Sessions are admitted at a bounded rate; the operator API answers throughout",
+        "Sessions are opened so many at a time, in the order in which hosts came; the operator API answers throughout",
     ),
     33: ("Every stream is refused at once", "Attempts are spaced; nobody loops"),
     34: (

@@ -146,9 +146,9 @@ class History:
         await self.reconciler.start()
         self.running = asyncio.ensure_future(self.reconciler.run())
 
-    async def _view(self, view: View) -> None:
+    def _view(self, view: View) -> None:
         if not self.disk.dead and self.spool is not None:
-            await self.spool.append(view)
+            self.spool.record(view)
 
     async def _fetch(self, digest: bytes, size: int) -> bytes:
         raise OSError("contents are inline")

@@ -133,7 +133,7 @@ def bare_host(
     config = configure(make_config(directory, make_participant(root, **participant)))
     made: list[Host] = []
 
-    async def record_view(view: View) -> None:
+    def record_view(view: View) -> None:
         if made[0].spool_full:
             raise ResourceExhausted
         made[0].views.append(view)

@@ -65,8 +65,8 @@ class Play:
             for name in REPORTERS:
                 group.create_task(self._report(name))
 
-    async def _record(self, view: View) -> None:
-        await self._spool.append(view)
+    def _record(self, view: View) -> None:
+        self._spool.record(view)
 
     async def _fetch(self, wanted: bytes, size: int) -> bytes:
         raise OSError("everything is inline")

@@ -77,7 +77,7 @@ class Host:
             **{"reconnect_jitter": 0.05, **options},
         )
 
-    async def _record(self, view: View) -> None:
+    def _record(self, view: View) -> None:
         self.views.append(view)
 
     def codes(self) -> set[str]:

@@ -111,8 +111,9 @@ async def balanced() -> AsyncIterator[Balancer]:
 
 @dataclass
 class Cluster:
-    """Replicas as real processes, behind balancers; `network` is the last one's way to the database."""
+    """Replicas as real processes, behind balancers; `network` is the last one's way to the database, which is `url`."""
 
+    url: str
     replicas: list[ControlPlane]
     fleet: Fleet
     network: Network
@@ -145,6 +146,7 @@ async def cluster(folder: Path, count: int = 3) -> AsyncIterator[Cluster]:
             f'advertise_agents = ["{doors["agents"].address}"]\n'
         )
         made = Cluster(
+            url=url,
             replicas=[],
             fleet=Fleet(
                 folder=folder,

@@ -30,11 +30,16 @@ class Stream:
 
     async def receive(self, kind: str) -> Any:
         """The next message, which has to be of this kind."""
+        message = await self.next()
+        assert message.WhichOneof("message") == kind, message
+        return getattr(message, kind)
+
+    async def next(self) -> pb.SyncResponse:
+        """The next message."""
         async with asyncio.timeout(PATIENCE):
             message = await self.call.read()
         assert message is not grpc.aio.EOF, "the stream ended"
-        assert message.WhichOneof("message") == kind, message
-        return getattr(message, kind)
+        return message
 
     async def offer(self) -> Offer:
         """The next message, which has to be an offer."""

@@ -610,6 +610,7 @@ class SyncResponse(_message.Message):
     ASK_FULL_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     BUSY_FIELD_NUMBER: _builtins.int
+    OUTCOME_ACKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First on every accepted stream."""
@@ -646,6 +647,12 @@ class SyncResponse(_message.Message):
     def busy(self) -> Global___Busy:
         """Not admitted now."""
 
+    @_builtins.property
+    def outcome_acks(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutcomeAck]:
+        """Outcomes that are durable; they ride on whatever is said next, at the latest on the answer to a heartbeat. Only to
+        agents that say `acks_ride` among their capabilities; others get an OutcomeAck for each, at once.
+        """
+
     def __init__(
         self,
         *,
@@ -658,10 +665,11 @@ class SyncResponse(_message.Message):
         ask_full: Global___AskFull | None = ...,
         drain: Global___Drain | None = ...,
         busy: Global___Busy | None = ...,
+        outcome_acks: _abc.Iterable[Global___OutcomeAck] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "outcome_acks", b"outcome_acks", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "offer", "heartbeat_ack", "outcome_ack", "read_file", "preflight", "ask_full", "drain", "busy"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
