@@ -86,7 +86,7 @@ async def applies(folder: Path, rounds: int, calls: int) -> dict[str, Any]:
         state_dir=folder / "state",
         clock=SystemClock(),
         new_id=new_id,
-        record_view=spool.append,
+        record_view=spool.record,
         fetch=_nothing_to_fetch,
         on_outcome=lambda outcome: ended.set(),
         on_change=lambda: None,
@@ -135,7 +135,8 @@ async def _acknowledged(reconciler: "Reconciler", state: Path) -> None:
         reconciler.acknowledged(outcome.key)
     await eventually(
         lambda: all(
-            slot.read_bytes().endswith(b'"unacknowledged":[]}') for slot in state.glob("journal/slots/*.json")
+            slot.read_bytes().rstrip().endswith(b'"unacknowledged":[]}')
+            for slot in state.glob("journal/slots/*.json")
         )
     )
 

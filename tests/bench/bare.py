@@ -186,6 +186,7 @@ class Bare:
         self._certificates, self._folder, self._jitter = certificates, folder, jitter
         self.server: Child
         self._hosts: list[Child] = []
+        self._streams = 0
         self._address = "127.0.0.1:0"
 
     async def serve(self, stack: AsyncExitStack) -> None:
@@ -195,14 +196,15 @@ class Bare:
         self._address = said["address"]
 
     async def connect(self, stack: AsyncExitStack, streams: int) -> None:
-        """So many streams are open."""
+        """So many streams more are open."""
         for start in range(0, streams, STREAMS_OF_A_PROCESS):
             hosts = await stack.enter_async_context(child("tests.bench.bare", "hosts"))
             part = min(STREAMS_OF_A_PROCESS, streams - start)
             where = {"address": self._address, "folder": str(self._folder), "jitter": self._jitter}
             await hosts.ask(**self._certificates["hosts"], **where, streams=part)
             self._hosts.append(hosts)
-        await self.all_open(streams)
+        self._streams += streams
+        await self.all_open(self._streams)
 
     async def all_open(self, streams: int) -> None:
         """So many streams are open, as the server sees it."""

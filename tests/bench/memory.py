@@ -1,8 +1,9 @@
 """What a connected agent costs the server in memory: `make bench BENCH=memory`.
 
-The resident memory of a control plane that was just started, before and after a fleet with three slots each has
-connected and is in sync; beside a bare grpc.aio server with as many streams over mutual TLS. Both are started anew for
-each round, in turn. Nothing is asserted.
+The resident memory of a control plane that was just started, with the first agents connected and with all of a fleet,
+of three slots each; beside a bare grpc.aio server with as many streams over mutual TLS. What the first agents make a
+server load and set aside, whoever they are, is told by itself and not shared out among the others. Both are started
+anew for each round, in turn. Nothing is asserted.
 """
 
 import argparse
@@ -20,23 +21,28 @@ from tests.bench.stage import Served, median, ratio, resident_bytes, served, tel
 
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000")
 SLOTS = 3
+FIRST = 100
 
 
-async def of_ours(server: Served, folder: Path, ticket: str, agents: int) -> float:
-    """Bytes for each agent that is connected, of a server that was just started."""
+async def of_ours(server: Served, folder: Path, ticket: str, agents: int) -> tuple[float, int]:
+    """(bytes for each further agent, bytes with the first ones) of a server that was just started."""
     await server.end()
     await server.start()
-    before = resident_bytes(server.pid)
-    async with fleet(server, folder, ticket, agents, participants=SLOTS):
-        return (resident_bytes(server.pid) - before) / agents
+    few = min(FIRST, agents // 2)
+    async with fleet(server, folder, ticket, few, participants=SLOTS):
+        before = resident_bytes(server.pid)
+        async with fleet(server, folder, ticket, agents - few, first=few + 1, participants=SLOTS):
+            return (resident_bytes(server.pid) - before) / (agents - few), before
 
 
-async def of_bare(folder: Path, streams: int) -> float:
-    """Bytes for each stream."""
+async def of_bare(folder: Path, streams: int) -> tuple[float, int]:
+    """The same of a bare server's streams."""
+    few = min(FIRST, streams // 2)
     async with bare_fleet(folder) as (bare, stack):
+        await bare.connect(stack, few)
         before = bare.resident
-        await bare.connect(stack, streams)
-        return (bare.resident - before) / streams
+        await bare.connect(stack, streams - few)
+        return (bare.resident - before) / (streams - few), before
 
 
 async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
@@ -57,9 +63,11 @@ async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
         "agents": agents,
         "slots": SLOTS,
         "rounds": rounds,
-        "kib": median((ours / 1024 for ours, _ in found), 1),
-        "bareKib": median((bare / 1024 for _, bare in found), 1),
-        "ofBare": ratio(found),
+        "kib": median((ours[0] / 1024 for ours, _ in found), 1),
+        "bareKib": median((bare[0] / 1024 for _, bare in found), 1),
+        "ofBare": ratio((ours[0], bare[0]) for ours, bare in found),
+        "firstMib": median((ours[1] / 1_048_576 for ours, _ in found), 1),
+        "bareFirstMib": median((bare[1] / 1_048_576 for _, bare in found), 1),
     }
 
 
@@ -82,6 +90,8 @@ def main() -> None:
         "kib": "KiB each",
         "bareKib": "bare, KiB each",
         "ofBare": "× bare",
+        "firstMib": "MiB with the first",
+        "bareFirstMib": "bare, MiB",
     }
     tell("memory", columns, rows, rounds=given.rounds)
 

@@ -4,9 +4,9 @@ A control plane is killed (SIGKILL) with all its agents connected and started ag
 has a session again, and what an operator waits for meanwhile for a page of experiments, beside the same while nothing
 happens. Beside it, in turn within each round: a bare grpc.aio server that is killed and started likewise, with as many
 streams over mutual TLS. Both kinds of hosts wait at random up to the same time before they try again (--jitter), which
-is taken off both; the time is counted from the kill, processor time from the moment the server listens again. Agents
-whose sessions were short wait longer, so theirs have lasted for a minute (--lasted) before each kill. Nothing is
-asserted.
+is taken off both; the time is counted from the kill, processor time from the moment the server listens again, less what
+the operator's questions cost before there was a fleet. Agents whose sessions were short wait longer, so theirs have
+lasted for a minute (--lasted) before each kill. Nothing is asserted.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,36 @@ def _p99(waits: list[float]) -> float:
     return statistics.quantiles(waits, n=100)[98] if len(waits) > 1 else max(waits, default=0.0)
 
 
-async def ours_back(server: Served, agents: int) -> tuple[float, float, float]:
-    """(seconds until all are back, processor seconds of the server, slowest percent of an operator's waits)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Back:
+    """One return of our fleet: seconds since the kill until the server listened, and until all were back.
+
+    `cpu`: processor seconds of the server, without the operator's questions; `p99`: the slowest percent of those.
+    """
+
+    listening: float
+    seconds: float
+    cpu: float
+    p99: float
+
+
+async def question_cpu(server: Served) -> float:
+    """Processor seconds of the server for one question of the operator's, while nobody else is there."""
+    async with server.operator() as operator:
+        asker = Asker(operator)
+        await asker.ask()
+        started = server.cpu
+        for _ in range(IDLE_QUESTIONS):
+            await asker.ask()
+        return (server.cpu - started) / IDLE_QUESTIONS
+
+
+async def ours_back(server: Served, agents: int, *, each: float) -> Back:
+    """The server was killed, and every agent is back; a question takes `each` processor seconds."""
     moment, began = time.time_ns() // 1_000, time.perf_counter()
     await server.end(signal.SIGKILL)
     await server.start()
-    started = server.cpu
+    started, listening = server.cpu, time.perf_counter() - began
     async with server.operator() as operator:
         asker = Asker(operator)
         asking = asyncio.create_task(asker.run())
@@ -71,7 +96,7 @@ async def ours_back(server: Served, agents: int) -> tuple[float, float, float]:
         asking.cancel()
         with suppress(asyncio.CancelledError):
             await asking
-    return took, cpu, _p99(asker.waits)
+    return Back(listening=listening, seconds=took, cpu=cpu - each * len(asker.waits), p99=_p99(asker.waits))
 
 
 async def bare_back(bare: Bare, stack: Any, streams: int) -> tuple[float, float]:
@@ -93,6 +118,7 @@ async def measure(folder: Path, agents: int, rounds: int, jitter: float, lasted:
     ):
         async with server.operator() as operator:
             ticket = await token(operator, agents)
+        each = await question_cpu(server)
         async with fleet(server, folder / "hosts", ticket, agents, jitter=jitter):
             await bare.connect(stack, agents)
             async with server.operator() as operator:
@@ -102,20 +128,22 @@ async def measure(folder: Path, agents: int, rounds: int, jitter: float, lasted:
             for _ in range(rounds):
                 least = await bare_back(bare, stack, agents)
                 await asyncio.sleep(lasted)
-                found.append((least, await ours_back(server, agents)))
+                found.append((least, await ours_back(server, agents, each=each)))
     idle = _p99(asker.waits)
-    beyond = [(max(0.0, ours[0] - jitter), max(0.0, least[0] - jitter)) for least, ours in found]
+    beyond = [(max(0.0, ours.seconds - jitter), max(0.0, least[0] - jitter)) for least, ours in found]
     return {
         "agents": agents,
         "rounds": rounds,
-        "seconds": median(ours[0] for _, ours in found),
+        "listening": median(ours.listening for _, ours in found),
+        "seconds": median(ours.seconds for _, ours in found),
         "bareSeconds": median(least[0] for least, _ in found),
+        "ofBare": ratio((ours.seconds, least[0]) for least, ours in found),
         "beyondJitter": ratio(beyond) if all(least for _, least in beyond) else None,
-        "cpuMicros": median((ours[1] / agents * 1e6 for _, ours in found), 0),
+        "cpuMicros": median((ours.cpu / agents * 1e6 for _, ours in found), 0),
         "bareCpuMicros": median((least[1] / agents * 1e6 for least, _ in found), 0),
-        "operatorP99Ms": median(ours[2] * 1e3 for _, ours in found),
+        "operatorP99Ms": median(ours.p99 * 1e3 for _, ours in found),
         "idleP99Ms": round(idle * 1e3, 2),
-        "p99OfIdle": median(ours[2] / idle for _, ours in found),
+        "p99OfIdle": median(ours.p99 / idle for _, ours in found),
     }
 
 
@@ -136,9 +164,11 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
     columns = {
         "agents": "agents",
+        "listening": "s until it listens",
         "seconds": "s until all are back",
         "bareSeconds": "bare, s",
-        "beyondJitter": "× bare beyond jitter",
+        "ofBare": "× bare",
+        "beyondJitter": "beyond jitter, × bare",
         "cpuMicros": "CPU µs each",
         "bareCpuMicros": "bare CPU µs",
         "operatorP99Ms": "operator p99, ms",

@@ -1,73 +1,163 @@
-"""Reports taken in by several servers over one PostgreSQL: `make bench BENCH=replicas`.
+"""Several servers over one PostgreSQL: `make bench BENCH=replicas`.
 
-The hosts of `ingest`, shared out among 1, 2 and 4 servers over one database each, in turn within each round. Writers
-take turns, so no more records a second are to be expected of more servers; what is looked at is that a record costs no
-more processor time of all servers together, and that none is lost. Nothing is asserted.
+What `ingest` and `fanout` measure, with 1, 2 and 4 servers over one database each, in turn within each round: reports
+of the same hosts, shared out among the servers, and a change of 2 KiB to a fleet that enrolled in equal parts at each,
+until the last outcome is in the database. Writers take turns, so no more a second is to be expected of more servers;
+what is looked at is that a record and a delivery cost no more processor time of all servers together, and that none is
+lost. What PostgreSQL's own processes took stands beside it. Nothing is asserted.
 """
 
 import argparse
 import asyncio
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
-from tests.bench.ingest import CLIENTS, Side, side
+from tests.bench.beside import durable
+from tests.bench.reporting import Cost, Side, costing, side
+from tests.bench.simulated import APPLIED, CLOSED, draft, fleet, token
 from tests.bench.stage import median, ratio, tell
 from tests.support import postgres
+from tests.support.waiting import eventually
 
 BATCH = 500
+PARTS = 4  # of a fleet: as many processes simulate it however many servers there are
+GIVE_UP_SECONDS = 600.0  # what is not in the database by then is lost
+
+
+@dataclass
+class Contender:
+    """So many servers over one database, the hosts that report to them and, once it has joined, their fleet."""
+
+    size: int
+    side: Side
+    agents: int = 0
+    idle: float = 0.0
+    """Processor seconds of all servers a second, while nothing changes."""
+    stored: int = 0
+    """Outcomes of changes that are in the database."""
+
+    async def join(self, stack: AsyncExitStack, folder: Path, agents: int) -> None:
+        """A fleet of so many agents is connected, each to the server at which it enrolled."""
+        share = agents // PARTS
+        for part in range(PARTS):
+            server = self.side.servers[part % self.size]
+            async with server.operator() as operator:
+                ticket = await token(operator, share)
+            own = folder / f"fleet-{part}"
+            await stack.enter_async_context(fleet(server, own, ticket, share, first=1 + part * share))
+        self.agents = share * PARTS
+
+    async def rest(self, seconds: float) -> None:
+        """It is known what nothing costs."""
+        with costing(self.side.servers, self.side.there, 1) as cost:
+            await asyncio.sleep(seconds)
+        self.idle = cost().cpu / seconds
+
+    async def changed(self, key: str) -> Cost:
+        """What a delivery cost, from the answer to `start` to the last outcome; then everything is over again."""
+        operator = self.side.operator
+        await operator.made("/v1/experiments", draft(key))
+        await operator.made(f"/v1/experiments/{key}/start", {})
+        with costing(self.side.servers, self.side.there, self.agents) as cost:
+            self.stored += await self._until(APPLIED, key)
+        await operator.made(f"/v1/experiments/{key}/complete", {"then": "keep"})
+        await self._until(CLOSED, key)
+        return cost()
+
+    async def _until(self, sql: str, key: str) -> int:
+        """How many there are, when everybody is there or it has been too long."""
+        with suppress(AssertionError):
+            await eventually(lambda: self.side.there.counted(sql, key) >= self.agents, within=GIVE_UP_SECONDS)
+        return self.side.there.counted(sql, key)
 
 
 async def measure(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of the table."""
-    sizes = [int(size) for size in given.replicas.split(",")]
-    sides: dict[int, tuple[Side, str]] = {}
-    costs: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
     async with AsyncExitStack() as stack:
-        stack.callback(postgres.end)
-        postgres.be_durable()
-        for size in sizes:
+        stack.enter_context(durable())
+        contenders = []
+        for size in map(int, given.replicas.split(",")):
             own = folder / str(size)
-            own.mkdir()
-            url = postgres.url_of(own)
-            config = own / "variantd.toml"
-            config.write_text(f'ca_key_file = "{own / "authority.pem"}"\n')
-            words = ("--config", str(config), "--database", url)
-            sides[size] = (
-                await stack.enter_async_context(side(own, given.participants, *words, replicas=size)),
-                url,
-            )
-        for number in range(given.rounds + 1):
-            for size in sizes:
-                cost = await sides[size][0].take(given.records, BATCH, 0)
-                if number:  # the first round warms up
-                    costs[size].append(cost)
-        sent = (given.rounds + 1) * max(BATCH, given.records // CLIENTS // BATCH * BATCH) * CLIENTS
-        kept = {size: _kept(url) for size, (_, url) in sides.items()}
-    first = costs[sizes[0]]
+            contenders.append(Contender(size, await stack.enter_async_context(_served(own, size, given))))
+        return [
+            *await _reports(contenders, given),
+            *await _deliveries(folder, contenders, given),
+        ]
+
+
+@asynccontextmanager
+async def _served(folder: Path, size: int, given: argparse.Namespace) -> AsyncIterator[Side]:
+    """So many servers over a database of their own, and the hosts that report."""
+    folder.mkdir()
+    config = folder / "variantd.toml"
+    config.write_text(f'ca_key_file = "{folder / "authority.pem"}"\n')
+    words = ("--config", str(config), "--database", postgres.url_of(folder))
+    async with side(folder, given.participants, *words, replicas=size) as made:
+        yield made
+
+
+async def _reports(contenders: list[Contender], given: argparse.Namespace) -> list[dict[str, Any]]:
+    found: dict[int, list[Cost]] = {one.size: [] for one in contenders}
+    for number in range(given.rounds + 1):
+        for one in contenders:
+            cost = await one.side.take(given.records, BATCH, 0)
+            if number:  # the first round warms up
+                found[one.size].append(cost)
+    kept = "select (select count(*) from event) + (select count(*) from view)"
     return [
         {
-            "replicas": size,
-            "rounds": given.rounds,
-            "perSecond": median((1 / seconds for seconds, _ in costs[size]), 0),
-            "cpuMicros": median((cpu * 1e6 for _, cpu in costs[size]), 1),
-            "cpuOfOne": ratio((own[1], one[1]) for own, one in zip(costs[size], first, strict=True)),
-            "rateOfOne": ratio((one[0], own[0]) for own, one in zip(costs[size], first, strict=True)),
-            "lost": sent - kept[size],
+            **_row("reports", one, found),
+            "lost": one.side.sent - one.side.there.counted(kept),
         }
-        for size in sizes
+        for one in contenders
     ]
 
 
-def _kept(url: str) -> int:
-    with psycopg.connect(url) as database:
-        found = database.execute(
-            "select (select count(*) from event) + (select count(*) from view)"
-        ).fetchone()
-        return int(found[0]) if found else 0
+async def _deliveries(
+    folder: Path, contenders: list[Contender], given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    found: dict[int, list[Cost]] = {one.size: [] for one in contenders}
+    async with AsyncExitStack() as stack:
+        for one in contenders:
+            await one.join(stack, folder / str(one.size), given.agents)
+        for one in contenders:
+            await one.rest(given.quiet)
+        for number in range(given.rounds + 1):
+            for one in contenders:
+                cost = await one.changed(f"round-{number}")
+                if number:
+                    found[one.size].append(cost)
+    return [
+        {
+            **_row("deliveries", one, found),
+            "agents": one.agents,
+            "idleMillisEachSecond": round(one.idle * 1e3, 1),
+            "beyondIdleMicros": median(((it.cpu - one.idle * it.seconds) * 1e6 for it in found[one.size]), 1),
+            "lost": one.agents * (given.rounds + 1) - one.stored,
+        }
+        for one in contenders
+    ]
+
+
+def _row(of: str, one: Contender, found: dict[int, list[Cost]]) -> dict[str, Any]:
+    costs, first = found[one.size], next(iter(found.values()))
+    pairs = list(zip(costs, first, strict=True))
+    own = [cost.postgres * 1e6 for cost in costs]
+    return {
+        "of": of,
+        "replicas": one.size,
+        "rounds": len(costs),
+        "perSecond": median((1 / cost.seconds for cost in costs), 0),
+        "rateOfOne": ratio((b.seconds, a.seconds) for a, b in pairs),
+        "cpuMicros": median((cost.cpu * 1e6 for cost in costs), 1),
+        "cpuOfOne": ratio((a.cpu, b.cpu) for a, b in pairs),
+        "postgresMicros": median(own, 1) if any(own) else None,
+        "postgresOfOne": ratio((a.postgres, b.postgres) for a, b in pairs) if any(own) else None,
+    }
 
 
 def main() -> None:
@@ -75,20 +165,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", type=int, default=20_000, help="of each contender in a round")
-    parser.add_argument("--participants", type=int, default=100)
+    parser.add_argument("--participants", type=int, default=100, help="of the hosts that report")
+    parser.add_argument("--agents", type=int, default=200, help="of the fleet that is changed")
     parser.add_argument("--replicas", default="1,2,4", help="sizes with commas between them")
+    parser.add_argument(
+        "--quiet", type=float, default=10.0, metavar="SECONDS", help="before the first change"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         rows = asyncio.run(measure(Path(folder), given))
     columns = {
+        "of": "of",
         "replicas": "replicas",
         "perSecond": "per second",
         "rateOfOne": "rate × one",
-        "cpuMicros": "CPU µs",
+        "cpuMicros": "CPU µs each",
         "cpuOfOne": "CPU × one",
+        "beyondIdleMicros": "beyond idle",
+        "postgresMicros": "PostgreSQL's CPU µs",
+        "postgresOfOne": "PostgreSQL's × one",
         "lost": "lost",
     }
-    tell("replicas", columns, rows, rounds=given.rounds, records=given.records)
+    tell("replicas", columns, rows, rounds=given.rounds, records=given.records, agents=given.agents)
 
 
 if __name__ == "__main__":

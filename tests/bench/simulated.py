@@ -29,13 +29,25 @@ async def token(operator: Plane, agents: int) -> str:
 
 @asynccontextmanager
 async def fleet(
-    server: Served, folder: Path, ticket: str, agents: int, *, participants: int = 1, jitter: float = 1.0
+    server: Served,
+    folder: Path,
+    ticket: str,
+    agents: int,
+    *,
+    first: int = 1,
+    participants: int = 1,
+    jitter: float = 1.0,
 ) -> AsyncIterator[simulate.Fleet]:
-    """So many agents, all connected; the same ones again from the same folder."""
+    """So many agents, numbered from `first`, all connected; the same ones again from the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[JITTER_VARIABLE] = str(jitter)
     plan = simulate.Plan(
-        directory=str(folder), token=ticket, name="sim", agents=agents, participants=participants
+        directory=str(folder),
+        token=ticket,
+        name="sim",
+        agents=agents,
+        first=first,
+        participants=participants,
     )
     ended = asyncio.Event()
     async with simulate.running(plan, simulate.processes_for(agents), ended=ended) as running:
