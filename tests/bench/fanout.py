@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.bench.bare import bare_fleet
 from tests.bench.simulated import APPLIED, CLOSED, FANOUT_BYTES, draft, fleet, token, until
-from tests.bench.stage import Served, median, ratio, served, tell
+from tests.bench.stage import Served, median, pass_on, ratio, served, tell
 from tests.support.plane import Plane
 
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000,5000")
@@ -50,6 +50,7 @@ async def measure(folder: Path, agents: int, rounds: int, quiet: float) -> dict[
         ticket = await token(operator, agents)
         async with fleet(server, folder / "hosts", ticket, agents):
             await bare.connect(stack, agents)
+            pass_on(f"{agents} agents", connected=agents)
             idle = server.cpu
             await asyncio.sleep(quiet)
             idle = (server.cpu - idle) / quiet
@@ -57,6 +58,14 @@ async def measure(folder: Path, agents: int, rounds: int, quiet: float) -> dict[
                 quick = await bare.fan_out(FANOUT_BYTES, durable=False)
                 durable = await bare.fan_out(FANOUT_BYTES, durable=True)
                 ours = await changed(server, operator, f"round-{number}", agents)
+                pass_on(
+                    f"{agents} agents, {f'round {number} of {rounds}' if number else 'to warm up'}",
+                    seconds=ours[0],
+                    cpuMicros=ours[1] / agents * 1e6,
+                    bareSeconds=quick[0],
+                    durableSeconds=durable[0],
+                    bareCpuMicros=quick[1] / agents * 1e6,
+                )
                 if number:  # the first round warms up
                     found.append((quick, durable, ours))
     return {

@@ -17,7 +17,6 @@ of as few as may have so many.
 import argparse
 import asyncio
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -29,7 +28,7 @@ from typing import Any
 from shared.moment import SECOND
 from tests.bench.beside import Beside, durable
 from tests.bench.reporting import Cost, side
-from tests.bench.stage import Child, child, median, ratio, tell
+from tests.bench.stage import Child, child, median, pass_on, ratio, tell
 
 BATCHES = (100, 500)
 REPEATED = 10  # percent, where there are repeats
@@ -92,6 +91,11 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[dict[str, Any
         for number in range(given.rounds + 1):
             for item, take in turns:
                 cost = await take()
+                pass_on(
+                    f"{item.label}, batches of {item.batch}, {f'round {number}' if number else 'to warm up'}",
+                    perSecond=1 / cost.seconds,
+                    cpuMicros=cost.cpu * 1e6,
+                )
                 if number:  # the first round warms up
                     item.costs.append(cost)
     return [_row(item, found) for item in found]
@@ -173,7 +177,7 @@ async def grown(folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]
                         **_figures(costs),
                         "bytes": round(one.there.bytes / (one.sent + copies * seeds)),
                     }
-                    print(row, file=sys.stderr, flush=True)
+                    pass_on(**row)
                     found.append(row)
     return found
 
@@ -220,7 +224,7 @@ async def peopled(folder: Path, given: argparse.Namespace) -> list[dict[str, Any
                     "resultsSeconds": median((look.seconds for look in looks), 3),
                     "resultsMillis": median((look.cpu * 1e3 for look in looks), 1),
                 }
-                print(row, file=sys.stderr, flush=True)
+                pass_on(**row)
                 found.append(row)
     return found
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.bench.bare import bare_fleet
 from tests.bench.simulated import APPLIED, draft, fleet, token, until
-from tests.bench.stage import Served, median, ratio, resident_bytes, served, tell
+from tests.bench.stage import Served, median, pass_on, ratio, resident_bytes, served, tell
 
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000")
 SLOTS = 3
@@ -57,7 +57,13 @@ async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
                 await until(server, agents * SLOTS, APPLIED, "slots")
         for number in range(rounds):
             ours = await of_ours(server, folder / "hosts", ticket, agents)
-            found.append((ours, await of_bare(folder / f"bare-{number}", agents)))
+            bare = await of_bare(folder / f"bare-{number}", agents)
+            pass_on(
+                f"{agents} agents, round {number + 1} of {rounds}",
+                kib=ours[0] / 1024,
+                bareKib=bare[0] / 1024,
+            )
+            found.append((ours, bare))
         await server.end(signal.SIGKILL)
     return {
         "agents": agents,

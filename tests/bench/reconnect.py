@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.bench.bare import Bare, bare_fleet
 from tests.bench.simulated import fleet, token, until
-from tests.bench.stage import Served, cpu_seconds, median, ratio, served, tell
+from tests.bench.stage import Served, cpu_seconds, median, pass_on, ratio, served, tell
 from tests.support.plane import Plane
 
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "2000,5000")
@@ -121,14 +121,23 @@ async def measure(folder: Path, agents: int, rounds: int, jitter: float, lasted:
         each = await question_cpu(server)
         async with fleet(server, folder / "hosts", ticket, agents, jitter=jitter):
             await bare.connect(stack, agents)
+            pass_on(f"{agents} agents", connected=agents)
             async with server.operator() as operator:
                 asker = Asker(operator)
                 for _ in range(IDLE_QUESTIONS):
                     await asker.ask()
-            for _ in range(rounds):
+            for number in range(1, rounds + 1):
                 least = await bare_back(bare, stack, agents)
                 await asyncio.sleep(lasted)
-                found.append((least, await ours_back(server, agents, each=each)))
+                ours = await ours_back(server, agents, each=each)
+                pass_on(
+                    f"{agents} agents, round {number} of {rounds}",
+                    seconds=ours.seconds,
+                    bareSeconds=least[0],
+                    cpuMicros=ours.cpu / agents * 1e6,
+                    p99Ms=ours.p99 * 1e3,
+                )
+                found.append((least, ours))
     idle = _p99(asker.waits)
     beyond = [(max(0.0, ours.seconds - jitter), max(0.0, least[0] - jitter)) for least, ours in found]
     return {

@@ -19,7 +19,7 @@ from typing import Any
 from tests.bench.beside import durable
 from tests.bench.reporting import Cost, Side, costing, side
 from tests.bench.simulated import APPLIED, CLOSED, draft, fleet, token
-from tests.bench.stage import median, ratio, tell
+from tests.bench.stage import median, pass_on, ratio, tell
 from tests.support import postgres
 from tests.support.waiting import eventually
 
@@ -105,6 +105,7 @@ async def _reports(contenders: list[Contender], given: argparse.Namespace) -> li
     for number in range(given.rounds + 1):
         for one in contenders:
             cost = await one.side.take(given.records, BATCH, 0)
+            _pass_on("reports", one, number, cost)
             if number:  # the first round warms up
                 found[one.size].append(cost)
     kept = "select (select count(*) from event) + (select count(*) from view)"
@@ -129,6 +130,7 @@ async def _deliveries(
         for number in range(given.rounds + 1):
             for one in contenders:
                 cost = await one.changed(f"round-{number}")
+                _pass_on("deliveries", one, number, cost)
                 if number:
                     found[one.size].append(cost)
     return [
@@ -141,6 +143,15 @@ async def _deliveries(
         }
         for one in contenders
     ]
+
+
+def _pass_on(of: str, one: Contender, number: int, cost: Cost) -> None:
+    pass_on(
+        f"{of}, {one.size} servers, {f'round {number}' if number else 'to warm up'}",
+        perSecond=1 / cost.seconds,
+        cpuMicros=cost.cpu * 1e6,
+        postgresMicros=cost.postgres * 1e6,
+    )
 
 
 def _row(of: str, one: Contender, found: dict[int, list[Cost]]) -> dict[str, Any]:

@@ -237,6 +237,12 @@ def ratio(pairs: Iterable[tuple[float, float]]) -> float:
     return median(ran / max(least, 1e-12) for ran, least in pairs)
 
 
+def pass_on(of: str, **figures: Any) -> None:
+    """A part of a long run is over: a line on standard error for who waits, and for one that never comes to its end."""
+    shown = ", ".join(f"{name} {_shown(value) or 'unknown'}" for name, value in figures.items())
+    print(f"{time.strftime('%H:%M:%S')} {of}: {shown}", file=sys.stderr, flush=True)
+
+
 def tell(name: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
     """The table on standard output, then the same with `more` as a line of JSON, and in a file.
 
