@@ -1,8 +1,8 @@
 """Operator gRPC: the same operations as methods of the generated services, and enrollment beside them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -12,7 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 from control_plane.api import conditions, errors, request_ids
 from control_plane.api import export as exporting
 from control_plane.api import watch as watching
-from control_plane.api.admission import Bucket
+from control_plane.api.admission import Entrance
 from control_plane.api.codec import request_values, to_message
 from control_plane.api.door import Door
 from control_plane.api.operations import EXPORT, WATCHES, Operation, Watch
@@ -149,11 +149,13 @@ def answer_message(answer: Any, kind: Any) -> Any:
     return to_message(answer, kind)
 
 
-ENROLLMENTS_PER_SECOND = 20.0
+ENROLLING_AT_ONCE, PATIENCE_SECONDS = 16, 20.0
+"""Hosts that get a certificate, which bounds what everybody else waits for meanwhile; the others wait for so long,
+which has to be less than a host waits for its answer."""
 
 
 class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
-    """How a host gets its identity; needs no API key, so it has a rate limit of its own."""
+    """How a host gets its identity; needs no API key, so it waits for turns of its own."""
 
     def __init__(
         self,
@@ -167,13 +169,12 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
         self._authority = authority
         self._addresses = addresses
         self._incarnation = incarnation
-        self._bucket = Bucket(rate=ENROLLMENTS_PER_SECOND, burst=ENROLLMENTS_PER_SECOND)
+        self._entrance = Entrance(at_once=ENROLLING_AT_ONCE, patience=PATIENCE_SECONDS)
 
     async def Enroll(self, request: agent_pb2.EnrollRequest, context: Context) -> agent_pb2.EnrollResponse:
         """An identity for a token."""
         services = self._door.services
         try:
-            self._admit()
             wanted = enrollment.EnrollRequest(
                 secret=request.secret,
                 signing_request=request.signing_request,
@@ -182,12 +183,13 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
                 previous_certificate=request.previous_certificate,
                 previous_signature=request.previous_signature,
             )
-            now = services.clock.now()
-            done = await services.database.write(
-                lambda tx: enrollment.enroll(
-                    Store(tx), self._authority, wanted, new_id=services.new_id, now=now
+            async with self._turn():
+                now = services.clock.now()
+                done = await services.database.write(
+                    lambda tx: enrollment.enroll(
+                        Store(tx), self._authority, wanted, new_id=services.new_id, now=now
+                    )
                 )
-            )
         except Exception as failure:
             await errors.abort(
                 context, errors.explain(failure, "EnrollmentService.Enroll", peer=context.peer())
@@ -204,12 +206,12 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
         """A certificate in place of an expired one."""
         services = self._door.services
         try:
-            self._admit()
-            now = services.clock.now()
             given, wanted = request.certificate, request.signing_request
-            done = await services.database.write(
-                lambda tx: enrollment.recover(Store(tx), self._authority, given, wanted, now=now)
-            )
+            async with self._turn():
+                now = services.clock.now()
+                done = await services.database.write(
+                    lambda tx: enrollment.recover(Store(tx), self._authority, given, wanted, now=now)
+                )
         except Exception as failure:
             await errors.abort(
                 context, errors.explain(failure, "EnrollmentService.Recover", peer=context.peer())
@@ -219,6 +221,9 @@ class EnrollmentServicer(agent_pb2_grpc.EnrollmentServiceServicer):
             certificate=tls.pem_to_der(done.certificate), ca_certificates=self._authority.ders
         )
 
-    def _admit(self) -> None:
-        if not self._bucket.take(self._door.services.clock.monotonic()):
-            raise ResourceExhausted("too many hosts enroll at once; try again in a second")
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self._entrance.enter() as entered:
+            if not entered:
+                raise ResourceExhausted("too many hosts enroll at once; try again in a minute")
+            yield

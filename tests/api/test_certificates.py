@@ -1,5 +1,6 @@
 """Certificates that live on: renewed over mutual TLS, recovered once they have ended, refused uniformly."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ from shared.ids import new_id
 from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.pb.variantd.agent.v1 import agent_pb2_grpc
+from shared.ticket import ticket_from_token
 from tests.support.builders import make_hello
 from tests.support.plane import Identity, Plane, running_plane
 from tests.support.stream import session
@@ -84,6 +86,30 @@ async def banned(plane: Plane) -> None:
     """The only agent there is may not come back."""
     agent = (await plane.rest("GET", "/v1/agents")).body["entities"][0]["id"]
     await plane.made(f"/v1/agents/{agent}:ban", None)
+
+
+# -- enrollment --------------------------------------------------------------------------------------
+
+
+async def test_a_rack_that_enrolls_at_once_waits_for_its_turns(plane: Plane) -> None:
+    """As many as the token is for have identities of their own, and nobody is sent away for coming at once."""
+    hosts, wanted = 120, 100
+    ticket = ticket_from_token(await plane.token(maxUses=wanted))
+    stub = agent_pb2_grpc.EnrollmentServiceStub(plane.operator)  # type: ignore[no-untyped-call]
+    request = tls.new_signing_request(tls.new_key(), "host")
+    answers = await asyncio.gather(
+        *(
+            stub.Enroll(
+                pb.EnrollRequest(secret=ticket.secret, signing_request=request, name=f"host-{number}"),
+                timeout=PATIENCE,
+            )
+            for number in range(hosts)
+        ),
+        return_exceptions=True,
+    )
+    refusals = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert {answer.code() for answer in refusals} == {grpc.StatusCode.UNAUTHENTICATED}
+    assert len({answer.agent_uid for answer in answers if answer not in refusals}) == wanted
 
 
 # -- renewal -----------------------------------------------------------------------------------------
@@ -193,15 +219,19 @@ async def test_everything_that_does_not_fit_is_refused_alike(plane: Plane) -> No
     assert len(set(refusals)) == 1
 
 
-async def test_recovery_shares_the_rate_limit_of_enrollment(
+async def test_recovery_waits_for_the_turns_of_enrollment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bucket for both: the enrollment that empties it leaves nothing for a recovery."""
-    monkeypatch.setattr("control_plane.api.rpc.ENROLLMENTS_PER_SECOND", 1.0)
+    """Who would wait for too long is told to come back, whichever of the two it asks for, and has used nothing up."""
+    monkeypatch.setattr("control_plane.api.rpc.ENROLLING_AT_ONCE", 0)
+    monkeypatch.setattr("control_plane.api.rpc.PATIENCE_SECONDS", 0.0)
     async with running_plane(tmp_path / "data") as plane:
-        identity = await plane.enroll(await plane.token())
-        code, _, _ = await not_recovered(plane, tls.pem_to_der(identity.certificate), b"")
+        code, _, _ = await not_recovered(plane, b"", b"")
         assert code == "RESOURCE_EXHAUSTED"
+        with pytest.raises(grpc.aio.AioRpcError, match="try again in a minute"):
+            await plane.enroll(await plane.token())
+        (token,) = (await plane.rest("GET", "/v1/enrollment-tokens")).body["entities"]
+        assert token["uses"] == 0
 
 
 # -- one authority after the other
