@@ -97,7 +97,7 @@ class Polls:
         def opening(tx: Tx) -> Opened:
             store = Store(tx)
             opened = open_session(store, uid, hello, terms=terms, new_id=new_id, now=now, polled=telemetry)
-            store.fleet.renew_leases([(uid, opened.id, now, skew)], lease=LEASE)
+            store.fleet.renew_leases([(uid, opened.id, now, skew)], until=now + LEASE)
             return opened
 
         opened = await self._services.database.write(opening)
@@ -117,7 +117,7 @@ class Polls:
     async def _say(
         self, session: Session, messages: Sequence[pb.SyncRequest], *, renew: bool
     ) -> pb.ExchangeResponse:
-        said = [pb.SyncResponse(welcome=welcome(self._own, session.id, renew=renew))]
+        said = [pb.SyncResponse(welcome=welcome(self._own, session, renew=renew))]
         for message in messages:
             if message.WhichOneof("message") == "heartbeat":
                 now = self._services.clock.now()

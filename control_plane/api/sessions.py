@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from control_plane.api.admission import Bucket, Entrance, lasts
+from control_plane.api.leases import Leases
 from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
 from control_plane.api.together import Looks, Owed, Recorded, Recorder, Reports
 from control_plane.domain.fleet import Telemetry
 from control_plane.services import spools
-from control_plane.services.sessions import LEASE, Opened, Terms
+from control_plane.services.sessions import Opened, Terms
 from control_plane.services.work import Services
 from control_plane.store.access import Incarnation
-from control_plane.store.database import Tx
 from control_plane.store.offers import Wanted
-from control_plane.store.store import Store
 from shared import logs, tls, wire
 from shared.clock import Clock
 from shared.ids import NewId
@@ -43,8 +42,11 @@ from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 _log = logs.get(__name__)
 
-HEARTBEAT_SECONDS = 10.0
-LEASE_WRITES_SECONDS = 5.0
+HEARTBEAT_SECONDS, LONGEST_HEARTBEAT_SECONDS = 10.0, 30.0
+HEARTBEATS_PER_SECOND = 100.0
+"""Above that, sessions that are opened beat less often. A host whose network is gone is noticed by the transport within
+40 s all the same; it is one that hangs behind a live connection which is missed later."""
+LEASE_WRITES_SECONDS, SILENT_LOOKS = 5.0, 3
 OPENING_AT_ONCE, PATIENCE_SECONDS = 64, 10.0
 """Sessions that are being opened, which bounds what an operator waits for meanwhile; the others wait for so long, which
 has to be less than agents wait for their Welcome."""
@@ -101,6 +103,7 @@ class Sessions:
         self.looks = Looks()
         self.recorder = Recorder(new_id=new_id, clock=clock)
         self.reports = Reports(clock=clock)
+        self._leases = Leases(clock=clock)
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = self.closed = False
@@ -122,6 +125,12 @@ class Sessions:
         session = self._live.get(agent_uid)
         if session:
             session.wake()
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between two heartbeats of a session that is opened now."""
+        fair = len(self._live) / HEARTBEATS_PER_SECOND
+        return max(HEARTBEAT_SECONDS, min(fair, LONGEST_HEARTBEAT_SECONDS))
 
     @property
     def present(self) -> "list[Session]":
@@ -198,9 +207,7 @@ class Sessions:
         while True:
             await services.clock.sleep(LEASE_WRITES_SECONDS)
             self._forget_polls(services.clock.monotonic())
-            sessions = list(self._live.values())
-            if sessions:
-                await self._write_leases(services, sessions)
+            await self._leases.write(services.database, self.present)
 
     def _forget_polls(self, now: float) -> None:
         for uid in [uid for uid, until in self._polling.items() if until <= now]:
@@ -208,21 +215,6 @@ class Sessions:
             self.preflights.forget(uid)
             _log.info("session.ended", agent=uid.hex(), goodbye=False)
         self._count()
-
-    async def _write_leases(self, services: Services, sessions: "list[Session]") -> None:
-        leases = [(s.agent_uid, s.id, s.last_seen, s.clock_skew) for s in sessions]
-        observed = [(s.agent_uid, taken) for s in sessions if (taken := s.take_observation())]
-
-        def write(tx: Tx) -> None:
-            store = Store(tx).fleet
-            store.renew_leases(leases, lease=LEASE)
-            for uid, telemetry in observed:
-                store.observe(uid, telemetry)
-
-        try:
-            await services.database.write(write)
-        except Exception as failure:
-            _log.warning("presence.not_written", error=str(failure))
 
     async def drain(self, *, hand_over: bool = False) -> None:
         """Every agent was asked to leave, and had a moment to; with `hand_over` each opens its next session first.
@@ -282,9 +274,10 @@ class Session:
         self.id = opened.id
         self.agent_uid = opened.agent_uid
         self.goes_on = opened.goes_on
+        self.heartbeat = sessions.heartbeat
         self.last_seen = services.clock.now()
-        self._heard_at = services.clock.monotonic()
-        self._grown_at: float | None = self._heard_at + lasts(opened.id)
+        self._unheard = 0  # looks, since something was heard
+        self._grown_at: float | None = services.clock.monotonic() + lasts(opened.id)
 
     # -- what others tell the session
 
@@ -359,8 +352,13 @@ class Session:
         self._signal.clear()
 
     def silent(self) -> bool:
-        """Nothing was heard of the agent for three heartbeats."""
-        return self._services.clock.monotonic() - self._heard_at > 3 * HEARTBEAT_SECONDS
+        """Nothing was heard of the agent for three heartbeats; asked once in each.
+
+        Looks are counted and not seconds: a process that was kept from reading for a minute takes nobody for silent,
+        but reads first what was said meanwhile.
+        """
+        self._unheard += 1
+        return self._unheard > SILENT_LOOKS
 
     def grow_old(self) -> None:
         """Once it has lasted, its agent is asked, once, to open the next session before it leaves this one.
@@ -406,7 +404,7 @@ class Session:
     def heard(self, message: pb.SyncRequest) -> None:
         """The message is taken up. Raises Invalid naming the field of one that is malformed."""
         self.last_seen = self._services.clock.now()
-        self._heard_at = self._services.clock.monotonic()
+        self._unheard = 0
         kind = message.WhichOneof("message")
         if kind == "heartbeat":
             self._beat = message.heartbeat.sequence
@@ -526,17 +524,17 @@ def telemetry_of(observation: pb.Observation) -> Telemetry:
     )
 
 
-def welcome(own: Origin, session_id: bytes, *, renew: bool = False) -> pb.Welcome:
+def welcome(own: Origin, session: Session, *, renew: bool = False) -> pb.Welcome:
     """The session is admitted, by which life of the database, under which limits."""
     newest, *earlier = own.lineage
     return pb.Welcome(
-        session_id=session_id,
+        session_id=session.id,
         incarnation=newest.incarnation,
         predecessor=newest.predecessor,
         incarnation_signature=newest.signature,
         lineage=earlier,
         renew_certificate=renew,
-        heartbeat_interval_ms=int(HEARTBEAT_SECONDS * 1000),
+        heartbeat_interval_ms=round(session.heartbeat * 1000),
         limits=pb.Limits(
             inline_bytes=MAX_INLINE_BYTES, batch_records=spools.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
         ),

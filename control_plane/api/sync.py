@@ -16,7 +16,7 @@ from control_plane.api import errors
 from control_plane.api.admission import Turnstile
 from control_plane.api.polls import Polls
 from control_plane.api.reads import ANSWER_SECONDS
-from control_plane.api.sessions import BUSY_WINDOW_MS, HEARTBEAT_SECONDS, Origin, Session, Sessions, welcome
+from control_plane.api.sessions import BUSY_WINDOW_MS, Origin, Session, Sessions, welcome
 from control_plane.services import enrollment
 from control_plane.services.sessions import DUPLICATE_SESSION, Opened, open_session, require_speaker
 from control_plane.services.work import Services
@@ -57,7 +57,7 @@ class _Stream:
         """Returns when the agent has left, was silent for three heartbeats, or has to go."""
         session = self._session
         reader = asyncio.create_task(self._read(messages))
-        self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._check)
+        self._timer = self._loop.call_later(session.heartbeat, self._check)
         try:
             while not session.over:
                 await session.look()
@@ -96,6 +96,8 @@ class _Stream:
 
     async def _write(self, message: pb.SyncResponse) -> None:
         """The transport has it. Raises TimeoutError where it does not take it within WRITE_DEADLINE_SECONDS."""
+        if self._late:  # the transport may still be at the write that was given up, and takes one at a time
+            raise TimeoutError
         task = asyncio.current_task()
         assert task is not None
         self._writing = task, self._loop.time()
@@ -111,8 +113,8 @@ class _Stream:
 
     def _check(self) -> None:
         """Whoever is silent or does not read is cut, whoever has lasted is asked to take turns; once a heartbeat."""
-        self._timer = self._loop.call_later(HEARTBEAT_SECONDS, self._check)
         session = self._session
+        self._timer = self._loop.call_later(session.heartbeat, self._check)
         session.grow_old()
         if session.silent() and not session.over:
             _log.info("session.silent", agent=session.agent_uid.hex())
@@ -198,7 +200,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     ) -> None:
         uid = session.agent_uid
         try:
-            greeting = welcome(self._own, session.id, renew=self._is_former(context))
+            greeting = welcome(self._own, session, renew=self._is_former(context))
             await context.write(pb.SyncResponse(welcome=greeting))
             await _Stream(session, context).run(messages)
         finally:

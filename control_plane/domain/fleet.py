@@ -20,7 +20,7 @@ class Presence(StrEnum):
 
 
 LEASE_SECONDS = 30
-"""A session that was not heard of for so long is lost."""
+"""A session of which its server says nothing for so long is lost."""
 
 
 def presence(

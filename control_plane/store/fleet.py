@@ -162,15 +162,15 @@ class FleetStore:
             ),
         )
 
-    def renew_leases(self, sessions: Sequence[tuple[bytes, bytes, int, int | None]], *, lease: int) -> None:
-        """(agent, session, last seen, clock skew): each lease reaches to last seen + `lease`.
+    def renew_leases(self, sessions: Sequence[tuple[bytes, bytes, int, int | None]], *, until: int) -> None:
+        """(agent, session, last seen, clock skew): each lease reaches to `until`.
 
         Unless a newer session took it. A skew of None is not known yet and leaves the one before.
         """
         self._tx.many(
             "update agent set last_seen_at = ?, lease_until = ?, clock_skew = coalesce(?, clock_skew)"
             " where uid = ? and session_id = ?",
-            [(seen, seen + lease, skew, uid, session) for uid, session, seen, skew in sessions],
+            [(seen, until, skew, uid, session) for uid, session, seen, skew in sessions],
         )
 
     def end_session(self, uid: bytes, session_id: bytes, *, now: int) -> None:

@@ -1,6 +1,9 @@
 """The agents' listener over real mutual TLS: who gets in, what is offered, what is stored."""
 
 import asyncio
+import itertools
+import time
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -55,6 +58,57 @@ async def enroll_refused(plane: Plane, token: str, *, name: str = "host") -> grp
         await plane.enroll(token, name=name)
     code: grpc.StatusCode = failure.value.code()
     return code
+
+
+# -- how often it is heard
+
+
+async def test_a_large_fleet_is_asked_to_beat_less_often(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many heartbeats a second as one process takes up easily: ten seconds for the first, and thirty at the most."""
+    monkeypatch.setattr("control_plane.api.sessions.HEARTBEATS_PER_SECOND", 0.08)
+    token = await plane.token(maxUses=5)
+    seconds = []
+    async with AsyncExitStack() as stack:
+        for number in range(5):
+            identity = await plane.enroll(token, name=f"host-{number}")
+            stream = await stack.enter_async_context(session(identity, make_hello(f"p-{number}")))
+            assert stream.welcome is not None
+            seconds.append(stream.welcome.heartbeat_interval_ms / 1000)
+    assert seconds == [10, 12.5, 25, 30, 30]
+
+
+async def test_a_process_that_could_not_read_takes_nobody_for_silent(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop stood still for longer than a host may be silent: what the host said meanwhile is read first."""
+    monkeypatch.setattr("control_plane.api.sessions.HEARTBEAT_SECONDS", 0.2)
+    async with session(await plane.enroll(await plane.token()), make_hello("p")) as stream:
+        for sequence in range(1, 4):
+            time.sleep(1.0)  # noqa: ASYNC251  # nothing of this process runs
+            await stream.send(heartbeat=pb.Heartbeat(sequence=sequence))
+            assert (await stream.receive("heartbeat_ack")).sequence == sequence
+
+
+@pytest.mark.fault(30)
+async def test_a_write_that_came_too_late_is_the_last(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be said while an answer does not get through ends with it, told as what it is: too slow."""
+    monkeypatch.setattr("control_plane.api.sessions.HEARTBEAT_SECONDS", 2.0)
+    monkeypatch.setattr("control_plane.api.sync.WRITE_DEADLINE_SECONDS", 3.0)
+    async with session(await plane.enroll(await plane.token()), make_hello("p")) as stream:
+        for sequence in range(
+            12_000
+        ):  # unread answers fill the way to the host, 64 KiB, before the last is heard
+            await stream.send(heartbeat=pb.Heartbeat(sequence=sequence))
+        for number in itertools.count():  # what is said by others meanwhile, until it is over
+            await started(plane, "p", targetFile=f"{number}.md")
+            if (await plane.rest("GET", "/v1/participants/p")).body["presence"] == "lost":
+                break
+        with suppress(grpc.aio.AioRpcError):  # the status comes after what was not read
+            while await stream.call.read() is not grpc.aio.EOF:
+                pass
+        assert await stream.call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 # -- who gets in

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agent.simulate import Fleet
 from tests.bench.bare import bare_fleet
 from tests.bench.simulated import APPLIED, CLOSED, FANOUT_BYTES, draft, fleet, token, until
 from tests.bench.stage import Served, median, pass_on, ratio, served, tell
@@ -26,16 +27,16 @@ from tests.support.plane import Plane
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000,5000")
 
 
-async def changed(server: Served, operator: Plane, key: str, agents: int) -> tuple[float, ...]:
+async def changed(server: Served, operator: Plane, key: str, agents: int, by: Fleet) -> tuple[float, ...]:
     """(seconds, processor seconds) from the answer to `start` to the last outcome, then those of `start`."""
     await operator.made("/v1/experiments", draft(key))
     began, cpu = time.perf_counter(), server.cpu
     await operator.made(f"/v1/experiments/{key}/start", {})
     answered, answered_cpu = time.perf_counter(), server.cpu
-    await until(server, agents, APPLIED, key)
+    await until(server, agents, APPLIED, key, by=by)
     ended = (time.perf_counter() - answered, server.cpu - answered_cpu)
     await operator.made(f"/v1/experiments/{key}/complete", {"then": "keep"})
-    await until(server, agents, CLOSED, key)
+    await until(server, agents, CLOSED, key, by=by)
     return (*ended, answered - began, answered_cpu - cpu)
 
 
@@ -48,7 +49,7 @@ async def measure(folder: Path, agents: int, rounds: int, quiet: float) -> dict[
         bare_fleet(folder / "bare") as (bare, stack),
     ):
         ticket = await token(operator, agents)
-        async with fleet(server, folder / "hosts", ticket, agents):
+        async with fleet(server, folder / "hosts", ticket, agents) as hosts:
             await bare.connect(stack, agents)
             pass_on(f"{agents} agents", connected=agents)
             idle = server.cpu
@@ -57,7 +58,7 @@ async def measure(folder: Path, agents: int, rounds: int, quiet: float) -> dict[
             for number in range(rounds + 1):
                 quick = await bare.fan_out(FANOUT_BYTES, durable=False)
                 durable = await bare.fan_out(FANOUT_BYTES, durable=True)
-                ours = await changed(server, operator, f"round-{number}", agents)
+                ours = await changed(server, operator, f"round-{number}", agents, hosts)
                 pass_on(
                     f"{agents} agents, {f'round {number} of {rounds}' if number else 'to warm up'}",
                     seconds=ours[0],

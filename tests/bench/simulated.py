@@ -67,9 +67,17 @@ def counted(server: Served, sql: str, *parameters: Any) -> int:
         return int(database.execute(sql, parameters).fetchone()[0])
 
 
-async def until(server: Served, number: int, sql: str, *parameters: Any) -> None:
-    """The database says so."""
-    await eventually(lambda: counted(server, sql, *parameters) >= number, within=PATIENCE_SECONDS, what=sql)
+async def until(
+    server: Served, number: int, sql: str, *parameters: Any, by: simulate.Fleet | None = None
+) -> None:
+    """The database says so. Raises RuntimeError where the fleet that it is up to has failed."""
+
+    def so() -> bool:
+        if by is not None and by.failure:
+            raise RuntimeError(by.failure)
+        return counted(server, sql, *parameters) >= number
+
+    await eventually(so, within=PATIENCE_SECONDS, what=sql)
 
 
 def draft(key: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ async def test_alternations_count_within_ten_minutes_only(world: World) -> None:
         world.clock.jump(400)
         lease = (uid, opened.id, world.clock.now(), None)
         await world.database.write(
-            lambda tx: Store(tx).fleet.renew_leases([lease], lease=30_000_000)  # noqa: B023
+            lambda tx: Store(tx).fleet.renew_leases([lease], until=world.clock.now() + 30_000_000)  # noqa: B023
         )
     assert await codes(world, uid) == ["DUPLICATE_SESSION"]
 

@@ -12,6 +12,7 @@ import aiohttp
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
+from agent.channel import OPTIONS
 from control_plane import app
 from control_plane.config import Settings
 from shared import tls
@@ -117,9 +118,9 @@ class Identity:
     address: str
 
     def channel(self) -> grpc.aio.Channel:
-        """A mutual TLS channel to the agent listener."""
+        """A mutual TLS channel to the agent listener, with the options of agents."""
         credentials = grpc.ssl_channel_credentials(self.ca, self.key, self.certificate)
-        return grpc.aio.secure_channel(self.address, credentials)
+        return grpc.aio.secure_channel(self.address, credentials, options=OPTIONS)
 
 
 @asynccontextmanager

@@ -21,12 +21,12 @@ REPLICA_LEASE = 3.0
 
 SERVER: tuple[tuple[str, str, Any], ...] = (
     ("control_plane.api.sessions", "HEARTBEAT_SECONDS", HEARTBEAT),
-    ("control_plane.api.sync", "HEARTBEAT_SECONDS", HEARTBEAT),
     ("control_plane.api.sync", "WRITE_DEADLINE_SECONDS", 1.0),
     ("control_plane.api.sync", "HELLO_DEADLINE_SECONDS", 2.0),
     ("control_plane.api.sessions", "LEASE_WRITES_SECONDS", 0.2),
+    ("control_plane.api.leases", "WRITTEN_SECONDS", 0.4),
     ("control_plane.services.sessions", "LEASE", round(LEASE * SECOND)),
-    ("control_plane.api.sessions", "LEASE", round(LEASE * SECOND)),
+    ("control_plane.api.leases", "LEASE", round(LEASE * SECOND)),
     ("control_plane.api.polls", "LEASE", round(LEASE * SECOND)),
     ("control_plane.store.sqlite", "BUSY_SECONDS", 0.5),
     ("control_plane.store.postgres", "ANSWER_SECONDS", 4.0),

@@ -1,0 +1,75 @@
+"""What is written of sessions while they last: as much as operators are told, and no more."""
+
+from dataclasses import dataclass
+
+from control_plane.api.leases import WRITTEN_SECONDS, Leases
+from control_plane.domain.fleet import LEASE_SECONDS, Presence, Telemetry
+from shared.model import SpoolState
+from tests.services.test_sessions import opens
+from tests.support.builders import World
+
+
+@dataclass
+class Live:
+    """A session, as far as presence goes."""
+
+    id: bytes
+    agent_uid: bytes
+    last_seen: int
+    clock_skew: int | None = None
+    observation: Telemetry | None = None
+
+    def take_observation(self) -> Telemetry | None:
+        """What was heard last, once."""
+        taken, self.observation = self.observation, None
+        return taken
+
+
+async def test_a_session_that_says_nothing_new_is_written_just_often_enough(world: World) -> None:
+    """It stays connected for as long as its server says so, at a third of what a lease lasts; then it is lost."""
+    uid, leases = await world.agent("p"), Leases(clock=world.clock)
+    opened = await opens(world, uid, "p")
+    live = Live(opened.id, uid, world.clock.now())
+    ends = []
+    for _ in range(13):
+        await leases.write(world.database, [live])
+        agent = await world.ask(lambda store: store.fleet.agent(uid))
+        assert agent.presence(world.clock.now()) is Presence.CONNECTED
+        assert agent.last_seen_at == live.last_seen
+        ends.append(agent.lease_until)
+        await world.clock.advance(WRITTEN_SECONDS / 2)
+    assert len(set(ends)) == 7
+    await world.clock.advance(LEASE_SECONDS)
+    assert agent.presence(world.clock.now()) is Presence.LOST
+
+
+async def test_what_is_heard_is_written_at_once(world: World) -> None:
+    """Whoever was heard since is written with what he observed, however new his lease is; nobody else is."""
+    leases = Leases(clock=world.clock)
+    first, second = await world.agent("p"), await world.agent("q")
+    lives = [
+        Live((await opens(world, uid, name)).id, uid, world.clock.now())
+        for uid, name in ((first, "p"), (second, "q"))
+    ]
+    await leases.write(world.database, lives)
+    before = {uid: await world.ask(lambda store, uid=uid: store.fleet.agent(uid)) for uid in (first, second)}
+    await world.clock.advance(1)
+    lives[0].last_seen = world.clock.now()
+    lives[0].observation = Telemetry(spool=SpoolState(epoch=bytes(16), depth=7))
+    await leases.write(world.database, lives)
+    heard, silent = [
+        await world.ask(lambda store, uid=uid: store.fleet.agent(uid)) for uid in (first, second)
+    ]
+    assert (heard.last_seen_at, heard.spool["depth"]) == (lives[0].last_seen, 7)
+    assert silent == before[second]
+
+
+async def test_an_older_session_of_an_agent_is_not_written(world: World) -> None:
+    """Whom a newer session took over does not keep it alive."""
+    uid, leases = await world.agent("p"), Leases(clock=world.clock)
+    older = Live((await opens(world, uid, "p")).id, uid, world.clock.now())
+    await opens(world, uid, "p", session_epoch=2)
+    before = await world.ask(lambda store: store.fleet.agent(uid))
+    await world.clock.advance(1)
+    await leases.write(world.database, [older])
+    assert await world.ask(lambda store: store.fleet.agent(uid)) == before
