@@ -47,7 +47,7 @@ HEARTBEATS_PER_SECOND = 100.0
 """Above that, sessions that are opened beat less often. A host whose network is gone is noticed by the transport within
 40 s all the same; it is one that hangs behind a live connection which is missed later."""
 LEASE_WRITES_SECONDS, SILENT_LOOKS = 5.0, 3
-OPENING_AT_ONCE, PATIENCE_SECONDS = 64, 10.0
+OPENING_AT_ONCE, PATIENCE_SECONDS = 16, 10.0
 """Sessions that are being opened, which bounds what an operator waits for meanwhile; the others wait for so long, which
 has to be less than agents wait for their Welcome."""
 SESSIONS_PER_SECOND, SESSIONS_AT_ONCE = 2.0, 50.0
