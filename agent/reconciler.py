@@ -60,7 +60,10 @@ _log = get(__name__)
 
 
 class Reconciler:
-    """Applies offers to the participants of `config`; keeps its journal in `state_dir`/journal."""
+    """Applies offers to the participants of `config`; keeps its journal in `state_dir`/journal.
+
+    As many at once as `limit` lets in, or PARALLEL.
+    """
 
     def __init__(
         self,
@@ -73,9 +76,10 @@ class Reconciler:
         fetch: Fetch,
         on_outcome: Callable[[Outcome], None],
         on_change: Callable[[], None],
+        limit: asyncio.Semaphore | None = None,
     ) -> None:
         self._clock, self._on_outcome, self._on_change = clock, on_outcome, on_change
-        self._limit = asyncio.Semaphore(PARALLEL)
+        self._limit = limit or asyncio.Semaphore(PARALLEL)
         self._journal = Journal(state_dir / "journal")
         self._hold = Hold(state_dir, now=clock.now())
         self._put_off: dict[tuple[str, bytes], Offer] = {}

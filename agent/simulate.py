@@ -47,6 +47,7 @@ MAX_AGENTS, MAX_PARTICIPANTS, MAX_PROCESSES = 10_000, 10_000, 64
 AGENTS_PER_PROCESS = 200  # beyond which another process is worth its memory, if there is a core for it
 FILES_PER_AGENT = 8  # descriptors: lock, spool, connection, and what an apply has open for a moment
 ENROLLING = 16  # at once in a worker
+APPLYING = 8  # likewise: who waits for a thread is not slow yet, and has nothing to say about it
 PROGRESS_SECONDS = 0.5
 STOP_SECONDS = 30.0
 LEAVING_SECONDS = 0.05  # for each agent of a worker, where cores are shared with everything else
@@ -143,8 +144,8 @@ class _Host:
             waiting=self._spool.state().depth if self._spool else 0,
         )
 
-    async def run(self, enrolling: asyncio.Semaphore) -> None:
-        """Serves until cancelled, then says Goodbye."""
+    async def run(self, enrolling: asyncio.Semaphore, applying: asyncio.Semaphore) -> None:
+        """Serves until cancelled, then says Goodbye; takes turns with other hosts at what they share."""
         with ExitStack() as stack:
             stack.enter_context(identities.hold(self._state_dir))
             await asyncio.to_thread(self._make_workspaces)
@@ -153,7 +154,7 @@ class _Host:
                     await self._enroll()
             spool = Spool(self._state_dir / "spool", clock=self._clock, new_id=new_id)
             stack.callback(spool.close)
-            await self._serve(spool)
+            await self._serve(spool, applying)
 
     def _make_workspaces(self) -> None:
         for participant in self._config.participants:
@@ -172,7 +173,7 @@ class _Host:
                 await self._clock.sleep(BACKOFF.delay(attempt, self._random))
                 attempt += 1
 
-    async def _serve(self, spool: Spool) -> None:
+    async def _serve(self, spool: Spool, applying: asyncio.Semaphore) -> None:
         def ended(outcome: Outcome) -> None:
             self._outcomes[outcome.result.value in ("applied", "confirmed")] += 1
             link.outcome(outcome)
@@ -186,6 +187,7 @@ class _Host:
             fetch=lambda digest, size: link.calls.fetch(digest, size),
             on_outcome=ended,
             on_change=lambda: None,
+            limit=applying,
         )
         link = Link(
             config=self._config,
@@ -236,7 +238,7 @@ async def work(plan: Plan, tell: Callable[[Progress], None], stop: asyncio.Event
         _Host(plan, number, clock=clock, random=random)
         for number in range(plan.first, plan.first + plan.agents)
     ]
-    enrolling = asyncio.Semaphore(ENROLLING)
+    enrolling, applying = asyncio.Semaphore(ENROLLING), asyncio.Semaphore(APPLYING)
 
     def told() -> None:
         tell(sum((host.progress() for host in hosts), Progress()))
@@ -253,7 +255,7 @@ async def work(plan: Plan, tell: Callable[[Progress], None], stop: asyncio.Event
             await clock.sleep(PROGRESS_SECONDS)
 
     try:
-        await run_until(stop, telling, *(lambda host=host: host.run(enrolling) for host in hosts))
+        await run_until(stop, telling, *(lambda host=host: host.run(enrolling, applying) for host in hosts))
     except ExceptionGroup as failures:
         raise _first(failures) from None
     told()
