@@ -46,7 +46,9 @@ HEARTBEAT_SECONDS, LONGEST_HEARTBEAT_SECONDS = 10.0, 30.0
 HEARTBEATS_PER_SECOND = 100.0
 """Above that, sessions that are opened beat less often. A host whose network is gone is noticed by the transport within
 40 s all the same; it is one that hangs behind a live connection which is missed later."""
-LEASE_WRITES_SECONDS, SILENT_LOOKS = 5.0, 3
+LEASE_WRITES_SECONDS = 5.0
+MISSED_HEARTBEATS = 3
+"""Without a word of the agent in any of them, until its session ends."""
 OPENING_AT_ONCE, PATIENCE_SECONDS = 16, 10.0
 """Sessions that are being opened, which bounds what an operator waits for meanwhile; the others wait for so long, which
 has to be less than agents wait for their Welcome."""
@@ -276,7 +278,7 @@ class Session:
         self.goes_on = opened.goes_on
         self.heartbeat = sessions.heartbeat
         self.last_seen = services.clock.now()
-        self._unheard = 0  # looks, since something was heard
+        self._unheard = 0  # heartbeats, since something was heard
         self._grown_at: float | None = services.clock.monotonic() + lasts(opened.id)
 
     # -- what others tell the session
@@ -351,14 +353,14 @@ class Session:
                 await self._signal.wait()
         self._signal.clear()
 
-    def silent(self) -> bool:
-        """Nothing was heard of the agent for three heartbeats; asked once in each.
+    def miss_heartbeat(self) -> bool:
+        """A heartbeat has passed; whether nothing was heard of the agent for too many of them.
 
-        Looks are counted and not seconds: a process that was kept from reading for a minute takes nobody for silent,
-        but reads first what was said meanwhile.
+        They are counted by who asks and not by a clock: a process that was kept from reading for a minute takes nobody
+        for silent, but reads first what was said meanwhile.
         """
         self._unheard += 1
-        return self._unheard > SILENT_LOOKS
+        return self._unheard > MISSED_HEARTBEATS
 
     def grow_old(self) -> None:
         """Once it has lasted, its agent is asked, once, to open the next session before it leaves this one.

@@ -116,7 +116,7 @@ class _Stream:
         session = self._session
         self._timer = self._loop.call_later(session.heartbeat, self._check)
         session.grow_old()
-        if session.silent() and not session.over:
+        if session.miss_heartbeat() and not session.over:
             _log.info("session.silent", agent=session.agent_uid.hex())
             session.end()
         if self._writing is not None:
