@@ -73,3 +73,16 @@ async def test_an_older_session_of_an_agent_is_not_written(world: World) -> None
     await world.clock.advance(1)
     await leases.write(world.database, [older])
     assert await world.ask(lambda store: store.fleet.agent(uid)) == before
+
+
+async def test_what_could_not_be_written_is_due_the_next_time(world: World) -> None:
+    """A write that the database refuses ends nothing, and is not taken for one that was made."""
+    uid, leases = await world.agent("p"), Leases(clock=world.clock)
+    live = Live((await opens(world, uid, "p")).id, uid, world.clock.now() + 1)
+    refused = Live(world.new_id(), uid, 1 << 70)
+    await leases.write(world.database, [live, refused])
+    agent = await world.ask(lambda store: store.fleet.agent(uid))
+    assert agent.last_seen_at != live.last_seen
+    await leases.write(world.database, [live])
+    agent = await world.ask(lambda store: store.fleet.agent(uid))
+    assert agent.last_seen_at == live.last_seen
