@@ -45,6 +45,9 @@ _log = logs.get(__name__)
 
 MAX_AGENTS, MAX_PARTICIPANTS, MAX_PROCESSES = 10_000, 10_000, 64
 AGENTS_PER_PROCESS = 200  # beyond which another process is worth its memory, if there is a core for it
+PROCESSES_PER_CORE = (
+    2  # threads of one wait for each other's turn at the interpreter even where a core is free
+)
 FILES_PER_AGENT = 8  # descriptors: lock, spool, connection, and what an apply has open for a moment
 ENROLLING = 16  # at once in a worker
 APPLYING = 8  # likewise: who waits for a thread is not slow yet, and has nothing to say about it
@@ -404,8 +407,8 @@ async def simulate(
 
 
 def processes_for(agents: int) -> int:
-    """How many processes suit so many agents here: as many as there are cores, more where files would not do."""
-    suited = max(1, min(os.cpu_count() or 1, -(-agents // AGENTS_PER_PROCESS)))
+    """How many processes suit so many agents here: two for each core, more where files would not do."""
+    suited = max(1, min(PROCESSES_PER_CORE * (os.cpu_count() or 1), -(-agents // AGENTS_PER_PROCESS)))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
         return suited

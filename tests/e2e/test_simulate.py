@@ -165,14 +165,15 @@ async def test_bad_options_are_told(words: tuple[str, ...], said: str) -> None:
     [
         (1, 1_024, 1),
         (200, 20_000, 1),
-        (1_000, 20_000, 2),
-        (5_000, 20_000, 2),
-        (10_000, 20_000, 4),
-        (10_000, resource.RLIM_INFINITY, 2),
+        (400, 20_000, 2),
+        (1_000, 20_000, 4),
+        (5_000, 20_000, 4),
+        (10_000, 10_000, 8),
+        (10_000, resource.RLIM_INFINITY, 4),
         (10_000, 4, simulate.MAX_PROCESSES),
     ],
 )
-def test_there_are_as_many_processes_as_cores_and_open_files_want(
+def test_there_are_two_processes_for_each_core_and_more_where_files_want_it(
     monkeypatch: pytest.MonkeyPatch, agents: int, files: int, processes: int
 ) -> None:
     """Two cores here; a machine that lets a process open few files has more of them."""
