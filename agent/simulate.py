@@ -51,6 +51,7 @@ PROCESSES_PER_CORE = (
 FILES_PER_AGENT = 8  # descriptors: lock, spool, connection, and what an apply has open for a moment
 ENROLLING = 16  # at once in a worker
 APPLYING = 8  # likewise: who waits for a thread is not slow yet, and has nothing to say about it
+NICENESS = 10  # real hosts have cores of their own; these give way to the server whose machine they may share
 PROGRESS_SECONDS = 0.5
 STOP_SECONDS = 30.0
 LEAVING_SECONDS = 0.05  # for each agent of a worker, where cores are shared with everything else
@@ -274,6 +275,7 @@ def serve_as_worker() -> int:
     logs.configure(level="error")
     plan = Plan(**json.loads(sys.stdin.readline()))
     _raise_limit()
+    os.nice(NICENESS)
 
     def say(line: object) -> None:
         sys.stdout.write(json.dumps(line) + "\n")
@@ -348,7 +350,9 @@ class Fleet:
                 *(sys.executable, "-m", "agent", "simulate", "--worker"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,  # a Ctrl-C is for us: workers are stopped in order
+                # A Ctrl-C is for us: workers are stopped in order. Of another session they would have a share of the
+                # cores of their own under autogroup(7), whatever their niceness.
+                process_group=0,
             )
             self._workers.append(worker)
             assert worker.stdin is not None
