@@ -7,6 +7,7 @@ while the database takes nothing, and that trouble with what one host says is no
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, takewhile
@@ -28,11 +29,8 @@ _log = logs.get(__name__)
 MOST_LOOKS = 256
 """Sessions that look in one reading."""
 
-GATHER_SECONDS = 0.02
-"""What hosts have to record is gathered for so long into one transaction."""
-
-LONGEST_GATHER_SECONDS = 0.16
-"""While outcomes keep coming, twice as long each time up to this: slow hosts of a large fleet report one by one."""
+GATHER_SECONDS, LONGEST_GATHER_SECONDS = 0.02, 0.16
+"""What hosts have to record is gathered for so long into one transaction, at first and at most."""
 
 MOST_RECORDS, ENOUGH_RECORDS = 1_000, 100
 """Of spools: those that fill a unit of work, and those that are worth one at once."""
@@ -48,11 +46,25 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
+class Pace:
+    """How long others are waited for: twice as long each time several came meanwhile, as a fleet's hosts do one by one.
+
+    Who is alone waits for a moment only, the first time after many for the longest there is.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = GATHER_SECONDS
+
+    def gathered(self, number: int) -> None:
+        """So many came within the last of these times."""
+        self.seconds = min(2 * self.seconds, LONGEST_GATHER_SECONDS) if number > 1 else GATHER_SECONDS
+
+
 class _Together(Generic[Q, A]):
     """What is asked within the same turn of the loop, or while as many answers as may be are under way, goes together.
 
     `answer` is a unit of work; where it fails, everybody is answered alone. By what `size` says of each question,
-    `most` fill one unit of work, and while there is less than `enough`, others are waited for, for a moment.
+    `most` fill one unit of work, and while there is less than `enough`, others are waited for, at the pace they come.
     """
 
     def __init__(
@@ -66,6 +78,7 @@ class _Together(Generic[Q, A]):
     ) -> None:
         self._answer, self._size, self._most, self._enough = answer, size, most, enough
         self._asked: list[tuple[Q, asyncio.Future[A]]] = []
+        self._pace, self._sufficient = Pace(), asyncio.Event()
         self._places = asyncio.Semaphore(under_way)
         self._answering: set[asyncio.Task[None]] = set()
         self._gathering: asyncio.Task[None] | None = None
@@ -74,6 +87,8 @@ class _Together(Generic[Q, A]):
         """The answer. Raises what it is, where that is an exception, and what the database does."""
         asked: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._asked.append((question, asked))
+        if not self._sufficient.is_set() and self._is_enough():
+            self._sufficient.set()
         if self._gathering is None:
             self._gathering = asyncio.create_task(self._gather(database), name="together")
         return await asked
@@ -82,13 +97,28 @@ class _Together(Generic[Q, A]):
         try:
             while self._asked:
                 await self._places.acquire()
-                few = sum(self._size(question) for question, _ in self._asked) < self._enough
-                await asyncio.sleep(GATHER_SECONDS if few else 0)  # whoever was woken together with the first
-                answering = asyncio.create_task(self._settle(database, self._taken()), name="answering")
+                await self._others()
+                taken = self._taken()
+                if not self._is_enough():
+                    self._sufficient.clear()
+                answering = asyncio.create_task(self._settle(database, taken), name="answering")
                 self._answering.add(answering)
                 answering.add_done_callback(self._answering.discard)
         finally:
             self._gathering = None
+
+    async def _others(self) -> None:
+        """Whoever was woken together with the first has asked, or there is enough, or it has been long enough."""
+        if self._sufficient.is_set():
+            await asyncio.sleep(0)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._pace.seconds):
+                await self._sufficient.wait()
+        self._pace.gathered(len(self._asked))
+
+    def _is_enough(self) -> bool:
+        return sum(self._size(question) for question, _ in self._asked) >= self._enough
 
     async def _settle(self, database: Database, asked: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
         try:
@@ -280,6 +310,7 @@ class Recorder:
     def __init__(self, *, new_id: NewId, clock: Clock) -> None:
         self._new_id, self._clock = new_id, clock
         self._waiting: dict[Owing, None] = {}
+        self._pace = Pace()
         self._recording: asyncio.Task[None] | None = None
 
     def owes(self, database: Database, session: Owing) -> None:
@@ -289,11 +320,10 @@ class Recorder:
             self._recording = asyncio.create_task(self._run(database), name="recording")
 
     async def _run(self, database: Database) -> None:
-        pause = GATHER_SECONDS
         try:
             while self._waiting:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_GATHER_SECONDS)
+                await asyncio.sleep(self._pace.seconds)
+                self._pace.gathered(len(self._waiting))
                 sessions, self._waiting = list(self._waiting), {}
                 try:
                     await self._some(database, sessions)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from control_plane.api import together
 from control_plane.api.sessions import Session, Sessions
-from control_plane.api.together import MOST_RECORDS, Owed
+from control_plane.api.together import ENOUGH_RECORDS, MOST_RECORDS, Owed, Pace
 from control_plane.api.witness import witness
 from control_plane.services.sessions import open_session
 from control_plane.services.work import Joining, Services
@@ -249,6 +250,35 @@ async def test_reports_of_many_records_take_several_transactions(plane: _Plane) 
     assert isinstance(refused, ResourceExhausted)
     assert plane.database.transactions == 2
     assert await plane.seen() == {BOTS[0]: 3 * half}
+
+
+async def test_enough_reports_are_not_kept_waiting_for_others(
+    plane: _Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long others would be waited for; what is not enough alone is completed by what comes meanwhile."""
+    monkeypatch.setattr(together, "GATHER_SECONDS", 3_600.0)
+    spool, most = Spooled(epoch=plane.world.new_id()), ENOUGH_RECORDS - 1
+    reports = together.Reports(clock=plane.world.clock)
+    uid = plane.sessions[BOTS[0]].agent_uid
+    first = reports.report(
+        plane.database, uid, spool.batch(*(plane.view(BOTS[0], str(at)) for at in range(most)))
+    )
+    waiting = asyncio.create_task(first)
+    await asyncio.sleep(0)
+    assert (await reports.report(plane.database, uid, spool.batch(plane.view(BOTS[0], "last")))).through_seq
+    assert (await waiting).through_seq == most
+    assert plane.database.transactions == 1
+    whole = spool.batch(*(plane.view(BOTS[0], str(at)) for at in range(ENOUGH_RECORDS)))
+    assert (await reports.report(plane.database, uid, whole)).through_seq == 2 * ENOUGH_RECORDS
+
+
+def test_others_are_waited_for_at_the_pace_they_come() -> None:
+    """Twice as long each time several came, and for a moment by who is alone."""
+    pace, waits = Pace(), []
+    for number in (1, 2, 3, 200, 2, 1, 2):
+        waits.append(pace.seconds)
+        pace.gathered(number)
+    assert waits == [0.02, 0.02, 0.04, 0.08, 0.16, 0.16, 0.02]
 
 
 async def test_a_report_that_cannot_be_stored_fails_alone(plane: _Plane) -> None:
