@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from control_plane.api.leases import WRITTEN_SECONDS, Leases
 from control_plane.domain.fleet import LEASE_SECONDS, Presence, Telemetry
 from shared.model import SpoolState
-from tests.services.test_sessions import opens
 from tests.support.builders import World
 
 
@@ -28,7 +27,7 @@ class Live:
 async def test_a_session_that_says_nothing_new_is_written_just_often_enough(world: World) -> None:
     """It stays connected for as long as its server says so, at a third of what a lease lasts; then it is lost."""
     uid, leases = await world.agent("p"), Leases(clock=world.clock)
-    opened = await opens(world, uid, "p")
+    opened = await world.session(uid, "p")
     live = Live(opened.id, uid, world.clock.now())
     ends = []
     for _ in range(13):
@@ -48,7 +47,7 @@ async def test_what_is_heard_is_written_at_once(world: World) -> None:
     leases = Leases(clock=world.clock)
     first, second = await world.agent("p"), await world.agent("q")
     lives = [
-        Live((await opens(world, uid, name)).id, uid, world.clock.now())
+        Live((await world.session(uid, name)).id, uid, world.clock.now())
         for uid, name in ((first, "p"), (second, "q"))
     ]
     await leases.write(world.database, lives)
@@ -67,8 +66,8 @@ async def test_what_is_heard_is_written_at_once(world: World) -> None:
 async def test_an_older_session_of_an_agent_is_not_written(world: World) -> None:
     """Whom a newer session took over does not keep it alive."""
     uid, leases = await world.agent("p"), Leases(clock=world.clock)
-    older = Live((await opens(world, uid, "p")).id, uid, world.clock.now())
-    await opens(world, uid, "p", session_epoch=2)
+    older = Live((await world.session(uid, "p")).id, uid, world.clock.now())
+    await world.session(uid, "p", session_epoch=2)
     before = await world.ask(lambda store: store.fleet.agent(uid))
     await world.clock.advance(1)
     await leases.write(world.database, [older])
@@ -78,7 +77,7 @@ async def test_an_older_session_of_an_agent_is_not_written(world: World) -> None
 async def test_what_could_not_be_written_is_due_the_next_time(world: World) -> None:
     """A write that the database refuses ends nothing, and is not taken for one that was made."""
     uid, leases = await world.agent("p"), Leases(clock=world.clock)
-    live = Live((await opens(world, uid, "p")).id, uid, world.clock.now() + 1)
+    live = Live((await world.session(uid, "p")).id, uid, world.clock.now() + 1)
     refused = Live(world.new_id(), uid, 1 << 70)
     await leases.write(world.database, [live, refused])
     agent = await world.ask(lambda store: store.fleet.agent(uid))

@@ -14,7 +14,6 @@ from control_plane.services import (
     phases,
     preflight,
     preview,
-    sessions,
 )
 from control_plane.store.database import Tx
 from control_plane.store.store import Store
@@ -30,7 +29,7 @@ from shared.model import (
     Verdict,
     digest,
 )
-from tests.support.builders import TERMS, World, content_digest, make_hello, make_variant
+from tests.support.builders import World, content_digest, make_variant
 
 NAMES = [f"bot-{n}" for n in range(6)]
 POLICY = b"p" * 32
@@ -41,13 +40,7 @@ async def connected(world: World, *names: str, policy: bytes = POLICY, uid: byte
     """The uid of an agent that judges content, with these participants, connected."""
     uid = uid or await world.agent(*names)
     states = tuple(ParticipantState(participant=name, targets=("*.md",), policy=policy) for name in names)
-    hello = make_hello(participants=states, capabilities=(PREFLIGHT,))
-
-    def enter(tx: Tx) -> None:
-        store, now = Store(tx), world.clock.now()
-        sessions.open_session(store, uid, hello, terms=TERMS, new_id=world.new_id, now=now)
-
-    await world.database.write(enter)
+    await world.session(uid, participants=states, capabilities=(PREFLIGHT,))
     return uid
 
 

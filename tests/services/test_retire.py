@@ -7,11 +7,10 @@ import pytest
 
 from control_plane.domain import requests
 from control_plane.domain.fleet import Presence
-from control_plane.services import deployments, experiments, fleet, lifecycle, sessions
-from control_plane.store.store import Store
+from control_plane.services import deployments, experiments, fleet, lifecycle
 from shared.errors import FailedPrecondition, PermissionDenied
 from shared.ids import show_id
-from tests.support.builders import TERMS, World, make_hello
+from tests.support.builders import World
 
 
 async def retire(world: World, uid: bytes) -> Any:
@@ -24,14 +23,6 @@ async def presence(world: World, participant: str) -> Presence:
     view = await world.do(fleet.get_participant, requests.ById(id=participant))
     now: Presence = view.participant.presence(world.clock.now())
     return now
-
-
-async def open_again(world: World, uid: bytes, *participants: str) -> Any:
-    """A session of the agent."""
-    now, hello = world.clock.now(), make_hello(*participants)
-    return await world.database.write(
-        lambda tx: sessions.open_session(Store(tx), uid, hello, terms=TERMS, new_id=world.new_id, now=now)
-    )
 
 
 async def test_nothing_waits_for_a_retired_host(world: World) -> None:
@@ -124,7 +115,7 @@ async def test_retiring_again_changes_nothing(world: World) -> None:
     assert (again.retired_at, await presence(world, "p")) == (first.retired_at, Presence.CONNECTED)
     assert {row["state"] for row in await world.rows("select state from deployment")} == {"pending"}
     with pytest.raises(PermissionDenied, match="retired"):
-        await open_again(world, gone, "p")
+        await world.session(gone, "p")
     move = requests.parse(requests.MoveParticipant, {"id": "p", "agentId": show_id(gone)})
     with pytest.raises(FailedPrecondition, match="retired"):
         await world.do(fleet.move_participant, move)

@@ -13,7 +13,7 @@ from control_plane.store.store import Store
 from shared.errors import PermissionDenied
 from shared.ids import show_id
 from shared.model import FileState, OfferAction, Result, SlotState, SpoolState, Step, digest
-from tests.support.builders import TERMS, World, make_hello
+from tests.support.builders import TERMS, World
 
 OWN = TERMS.incarnation.id
 NEWER = sessions.Terms(incarnation=Incarnation(id=b"a newer one there", ancestors=(OWN, b"the first of all")))
@@ -22,20 +22,10 @@ NEWER = sessions.Terms(incarnation=Incarnation(id=b"a newer one there", ancestor
 _EPOCHS = itertools.count(2)
 
 
-async def opens(world: World, uid: bytes, *participants: str, terms: Any = TERMS, **hello: Any) -> Any:
-    """A session of the agent."""
-    said = make_hello(*participants, **hello)
-    return await world.database.write(
-        lambda tx: sessions.open_session(
-            Store(tx), uid, said, terms=terms, new_id=world.new_id, now=world.clock.now()
-        )
-    )
-
-
 async def process(world: World, uid: bytes, name: str, *participants: str) -> Any:
     """A session of one process of the agent, told from others by the epoch of its spool."""
     spool = SpoolState(epoch=name.encode().ljust(16))
-    return await opens(world, uid, *participants, spool=spool, session_epoch=next(_EPOCHS))
+    return await world.session(uid, *participants, spool=spool, session_epoch=next(_EPOCHS))
 
 
 async def known(world: World, uid: bytes) -> Agent:
@@ -116,8 +106,7 @@ async def test_a_process_that_was_killed_and_started_again_is_no_duplicate(world
     uid = await world.agent("p")
     for start in range(8):
         await process(world, uid, f"start {start}", "p")
-        await opens(
-            world,
+        await world.session(
             uid,
             "p",
             spool=SpoolState(epoch=f"start {start}".encode().ljust(16)),
@@ -143,10 +132,10 @@ async def test_after_a_goodbye_another_process_may_come(world: World) -> None:
 async def test_an_older_state_directory_is_told(world: World) -> None:
     """Another process that begins a session of a number that was had is told as such, until it is past it."""
     uid = await world.agent("p")
-    await opens(world, uid, "p", session_epoch=7, spool=SpoolState(epoch=b"first".ljust(16)))
-    await opens(world, uid, "p", session_epoch=5, spool=SpoolState(epoch=b"second".ljust(16)))
+    await world.session(uid, "p", session_epoch=7, spool=SpoolState(epoch=b"first".ljust(16)))
+    await world.session(uid, "p", session_epoch=5, spool=SpoolState(epoch=b"second".ljust(16)))
     assert await codes(world, uid) == ["SESSION_REGRESSED"]
-    await opens(world, uid, "p", session_epoch=8, spool=SpoolState(epoch=b"second".ljust(16)))
+    await world.session(uid, "p", session_epoch=8, spool=SpoolState(epoch=b"second".ljust(16)))
     assert await codes(world, uid) == []
 
 
@@ -159,7 +148,7 @@ async def test_a_host_that_is_ahead_gets_no_offers_until_there_is_another_incarn
     uid = await world.agent("p", "q")
     started = await world.start(await world.experiment("p", "q"))
     slots = (holds("p", started.id, 5), holds("q", started.id, 1))
-    opened = await opens(world, uid, "p", "q", incarnation=OWN, slots=slots)
+    opened = await world.session(uid, "p", "q", incarnation=OWN, slots=slots)
     assert opened.ahead
     [finding] = (await known(world, uid)).findings
     assert (finding["code"], finding["severity"]) == ("HOST_AHEAD", "error")
@@ -167,8 +156,8 @@ async def test_a_host_that_is_ahead_gets_no_offers_until_there_is_another_incarn
     values = {"id": started.key, "participantId": "p", "variantId": "a"}
     await world.do(deployments.create, requests.parse(requests.CreateDeployment, values))
     assert (await offers(world, uid))["p"] == (OfferAction.WRITE, 6), "max(own, reported) + 1"
-    assert (await opens(world, uid, "p", "q", incarnation=OWN, slots=slots)).ahead
-    again = await opens(world, uid, "p", "q", incarnation=OWN, slots=slots, terms=NEWER)
+    assert (await world.session(uid, "p", "q", incarnation=OWN, slots=slots)).ahead
+    again = await world.session(uid, "p", "q", incarnation=OWN, slots=slots, terms=NEWER)
     assert not again.ahead
     assert await codes(world, uid) == []
     assert await offers(world, uid) == {"p": (OfferAction.WRITE, 6), "q": (OfferAction.WRITE, 1)}
@@ -187,7 +176,7 @@ async def test_what_a_deleted_participant_of_that_name_had_is_not_ahead(world: W
         ]
     )
     assert len(old) == 2
-    assert not (await opens(world, uid, "p", "q", incarnation=OWN, slots=slots)).ahead
+    assert not (await world.session(uid, "p", "q", incarnation=OWN, slots=slots)).ahead
     assert (await offers(world, uid))["p"][1] == 2
 
 
@@ -210,7 +199,7 @@ async def test_whatever_life_the_host_knew_another_one_overtakes_it(world: World
     for life in (OWN, b"the first of all", b"of another story"):
         slots = (holds("p", started.id, 7),)
         for _ in range(2):
-            await opens(world, uid, "p", incarnation=life, slots=slots, terms=NEWER)
+            await world.session(uid, "p", incarnation=life, slots=slots, terms=NEWER)
             assert await offers(world, uid) == {"p": (OfferAction.WRITE, 8)}
 
 
@@ -239,25 +228,25 @@ async def test_withdrawals_above_the_limit_are_held_back_until_somebody_says_the
     """3 of 10 at a limit of 20 %: none goes out, what is to be written does; releasing lets them out."""
     uid, _, slots = await withdrawing(world, 3)
     names = [slot.participant for slot in slots]
-    await opens(world, uid, *names, incarnation=OWN, slots=slots, terms=NEWER)
+    await world.session(uid, *names, incarnation=OWN, slots=slots, terms=NEWER)
     assert set((await offers(world, uid)).values()) == {(OfferAction.WRITE, 4)}
     assert await codes(world, uid) == ["WITHDRAWALS_HELD"]
     assert (await world.do(fleet.get_fleet, requests.Nothing())).withdrawals_held == 3
-    await opens(world, uid, *names, incarnation=NEWER.incarnation.id, slots=slots, terms=NEWER)
+    await world.session(uid, *names, incarnation=NEWER.incarnation.id, slots=slots, terms=NEWER)
     assert await codes(world, uid) == ["WITHDRAWALS_HELD"]
     released = await world.do(fleet.release_withdrawals, requests.Nothing())
     assert released.withdrawals_held == 0
     wanted = list((await offers(world, uid)).values())
     assert wanted.count((OfferAction.RESTORE, 4)) == 3
     assert await codes(world, uid) == []
-    await opens(world, uid, *names, incarnation=NEWER.incarnation.id, slots=slots, terms=NEWER)
+    await world.session(uid, *names, incarnation=NEWER.incarnation.id, slots=slots, terms=NEWER)
     assert await codes(world, uid) == []
 
 
 async def test_a_few_withdrawals_go_out(world: World) -> None:
     """2 of 10 are within the limit."""
     uid, _, slots = await withdrawing(world, 2)
-    await opens(world, uid, *(s.participant for s in slots), incarnation=OWN, slots=slots, terms=NEWER)
+    await world.session(uid, *(s.participant for s in slots), incarnation=OWN, slots=slots, terms=NEWER)
     assert list((await offers(world, uid)).values()).count((OfferAction.RESTORE, 4)) == 2
     assert await codes(world, uid) == []
 
@@ -266,7 +255,7 @@ async def test_an_order_of_this_life_is_not_held_back(world: World) -> None:
     """Whoever completes with `restore` says so himself, for all of them at once, also over what was held."""
     uid, started, slots = await withdrawing(world, 10)
     names = [slot.participant for slot in slots]
-    await opens(world, uid, *names, incarnation=OWN, slots=slots, terms=NEWER)
+    await world.session(uid, *names, incarnation=OWN, slots=slots, terms=NEWER)
     assert await offers(world, uid) == {}
     await world.database.write(lambda tx: tx.run("update deployment set action = 'write'"))
     values = {"id": started.key, "then": "restore"}
@@ -281,7 +270,7 @@ async def test_rows_that_are_gone_withdraw_nothing(world: World) -> None:
     started = await world.start(await world.experiment("p"))
     await world.database.write(lambda tx: tx.run("delete from slot"))
     slots = (holds("p", started.id, 1), holds("p", b"some older thing", 4, closed=True))
-    await opens(world, uid, "p", incarnation=OWN, slots=slots)
+    await world.session(uid, "p", incarnation=OWN, slots=slots)
     assert await offers(world, uid) == {}
     [finding] = (await known(world, uid)).findings
     assert finding["code"] == "SLOTS_UNKNOWN"
@@ -297,10 +286,10 @@ async def test_an_agent_serves_no_more_than_its_share(world: World, monkeypatch:
     """Over all its Hellos: what is beyond is told and not made, what it has stays its own."""
     monkeypatch.setattr("control_plane.services.sessions.MAX_PARTICIPANTS", 3)
     uid = await world.agent("a", "b")
-    opened = await opens(world, uid, "c", "d", "e")
+    opened = await world.session(uid, "c", "d", "e")
     assert opened.taken == ("d", "e")
     assert await codes(world, uid) == ["TOO_MANY_PARTICIPANTS"]
     names = await world.rows("select public_id from participant order by public_id")
     assert [row["public_id"] for row in names] == ["a", "b", "c"]
-    await opens(world, uid, "a", "b", "c")
+    await world.session(uid, "a", "b", "c")
     assert await codes(world, uid) == []

@@ -129,6 +129,13 @@ class World:
         await self.database.write(enter)
         return uid
 
+    async def session(self, uid: bytes, *participants: str, terms: Any = TERMS, **hello: Any) -> Any:
+        """A session of the agent, which says this in its Hello."""
+        said, now = make_hello(*participants, **hello), self.clock.now()
+        return await self.database.write(
+            lambda tx: sessions.open_session(Store(tx), uid, said, terms=terms, new_id=self.new_id, now=now)
+        )
+
     async def experiment(self, *participants: str, settle: int = 0, **fields: Any) -> Any:
         """A draft with two variants, `a` (control) and `b`."""
         values = {
