@@ -1,19 +1,23 @@
 """The least that could do a control plane's job: bare grpc.aio over mutual TLS, on both ends.
 
-One message to each stream and an acknowledgement on it; nothing is looked up, decided or stored by the server. The
-hosts' end opens its streams from few processes, each over a connection of its own, and where it is told to writes a
-file for each message before it acknowledges: staged, fsynced, renamed, the directory fsynced.
+One message to each stream and an acknowledgement on it; nothing is looked up or decided by the server. The hosts' end
+opens its streams from few processes, each over a connection of its own, and where it is told to writes a file for each
+message before it acknowledges: staged, fsynced, renamed, the directory fsynced. Where it is told to report, too, each
+host says what it has in a call of its own, and the server stores both, a row each and how far the host is, in SQLite
+with what else comes within 20 ms, before it answers: the messages and rows that a delivery of ours has at the least.
 """
 
 import asyncio
 import json
 import os
+import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
@@ -24,7 +28,7 @@ from shared.ids import new_id
 from tests.bench.stage import PATIENCE_SECONDS, Child, answer, child, cpu_seconds, resident_bytes
 from tests.support.waiting import eventually
 
-METHOD = "/bare.Service/Sync"
+METHOD, REPORT = "/bare.Service/Sync", "/bare.Service/Report"
 SERVER_OPTIONS = [("grpc.so_reuseport", 0), ("grpc.server.max_pending_requests", 16_384)]
 CLIENT_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -34,6 +38,19 @@ CLIENT_OPTIONS = [
 ]
 CONNECTING = 64  # at once in a process
 STREAMS_OF_A_PROCESS = 1_000
+GATHER_SECONDS = 0.02
+SCHEMA = """
+    pragma journal_mode = wal; pragma synchronous = full;
+    create table outcome (id blob primary key, host blob not null, at integer not null) without rowid;
+    create table view (id blob primary key, host blob not null, at integer not null) without rowid;
+    create table mark (host blob primary key, through integer not null) without rowid;
+"""
+OUTCOME = "insert into outcome (id, host, at) values (?, ?, ?)"
+VIEW = "insert into view (id, host, at) values (?, ?, ?)"
+MARK = "insert into mark (host, through) values (?, 1) on conflict (host) do update set through = through + 1"
+
+Row = tuple[str, bytes, bytes, int]
+"""Table, id, host, moment."""
 
 
 async def _lines() -> AsyncIterator[dict[str, Any]]:
@@ -47,18 +64,66 @@ async def _lines() -> AsyncIterator[dict[str, Any]]:
 # -- the server's end
 
 
+class _Rows:
+    """Rows that are stored together with what else comes within a moment."""
+
+    def __init__(self, file: Path) -> None:
+        self._connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+        self._connection.executescript(SCHEMA)
+        self._waiting: list[tuple[Row, asyncio.Future[None]]] = []
+        self._storing: asyncio.Task[None] | None = None
+
+    async def store(self, row: Row) -> None:
+        """It is durable."""
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((row, stored))
+        if self._storing is None:
+            self._storing = asyncio.create_task(self._store())
+        await stored
+
+    async def _store(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(GATHER_SECONDS)
+            taken, self._waiting = self._waiting, []
+            await asyncio.to_thread(self._write, [row for row, _ in taken])
+            for _, stored in taken:
+                stored.set_result(None)
+        self._storing = None
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        self._connection.execute("begin immediate")
+        self._connection.executemany(OUTCOME, [row for table, *row in rows if table == "outcome"])
+        views = [row for table, *row in rows if table == "view"]
+        self._connection.executemany(VIEW, views)
+        self._connection.executemany(MARK, [(host,) for _, host, _ in views])
+        self._connection.execute("commit")
+
+
 class _Server:
     """Streams that wait for something to be sent to all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: _Rows) -> None:
         self.waiting: set[asyncio.Future[bytes]] = set()
+        self._rows = rows
+        self._reported = False
         self.acknowledged = 0
         self.done = asyncio.Event()
         self.wanted = 0
 
+    async def report(self, what: bytes, context: Any) -> bytes:
+        """What a host has is stored."""
+        await self._rows.store(("view", new_id(), what, time.time_ns()))
+        self._count()
+        return b"stored"
+
+    def _count(self) -> None:
+        self.acknowledged += 1
+        if self.acknowledged >= self.wanted:
+            self.done.set()
+
     async def sync(self, messages: AsyncIterator[bytes], context: Any) -> None:
         """One stream, until its host is gone."""
-        await anext(messages)
+        host = await anext(messages)
         await context.write(b"welcome")
         while True:
             sending: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -73,14 +138,15 @@ class _Server:
             await context.write(sending.result())
             if await listening is None:
                 return
-            self.acknowledged += 1
-            if self.acknowledged >= self.wanted:
-                self.done.set()
+            if self._reported:
+                await self._rows.store(("outcome", new_id(), host, time.time_ns()))
+            self._count()
 
-    async def fan_out(self, size: int) -> None:
-        """Everybody was sent so many bytes, and has acknowledged them."""
+    async def fan_out(self, size: int, *, reported: bool) -> None:
+        """Everybody was sent so many bytes, and has acknowledged them, and reported it where that is wanted."""
         streams = list(self.waiting)
-        self.wanted, self.acknowledged = len(streams), 0
+        self._reported = reported
+        self.wanted, self.acknowledged = len(streams) * (2 if reported else 1), 0
         self.done.clear()
         for stream in streams:
             stream.set_result(os.urandom(size))
@@ -89,12 +155,17 @@ class _Server:
 
 async def serve(given: dict[str, Any]) -> None:
     """The server's process: told certificates, then what to do."""
-    own = _Server()
+    with TemporaryDirectory() as folder:
+        await _serve(given, _Server(_Rows(Path(folder) / "bare.db")))
+
+
+async def _serve(given: dict[str, Any], own: _Server) -> None:
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    handler = grpc.stream_stream_rpc_method_handler(own.sync)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("bare.Service", {"Sync": handler}),)
-    )
+    handlers = {
+        "Sync": grpc.stream_stream_rpc_method_handler(own.sync),
+        "Report": grpc.unary_unary_rpc_method_handler(own.report),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare.Service", handlers),))
     pair = (given["key"].encode(), given["certificate"].encode())
     credentials = grpc.ssl_server_credentials([pair], given["ca"].encode(), True)
     port = server.add_secure_port(given["address"], credentials)
@@ -102,7 +173,7 @@ async def serve(given: dict[str, Any]) -> None:
     answer(address=f"127.0.0.1:{port}")
     async for question in _lines():
         if "size" in question:
-            await own.fan_out(question["size"])
+            await own.fan_out(question["size"], reported=question["reported"])
         answer(streams=len(own.waiting))
 
 
@@ -119,7 +190,7 @@ class _Hosts:
         )
         self._connecting = asyncio.Semaphore(CONNECTING)
         self._random = Random(os.getpid())
-        self.durable = False
+        self.durable = self.reported = False
         self.open = 0
 
     async def live(self, number: int) -> None:
@@ -129,16 +200,17 @@ class _Hosts:
         async with grpc.aio.secure_channel(
             self._given["address"], self._credentials, options=CLIENT_OPTIONS
         ) as channel:
-            method = channel.stream_stream(METHOD)
+            method, report = channel.stream_stream(METHOD), channel.unary_unary(REPORT)
             while True:
                 with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    await self._once(method, folder)
+                    await self._once(method, report, folder)
                 await asyncio.sleep(self._random.uniform(0, self._given["jitter"]))
 
-    async def _once(self, method: Any, folder: Path) -> None:
+    async def _once(self, method: Any, report: Any, folder: Path) -> None:
+        name = folder.name.encode()
         async with self._connecting:
             call = method()
-            await call.write(b"hello")
+            await call.write(name)
             if await call.read() is grpc.aio.EOF:
                 return
         self.open += 1
@@ -147,6 +219,8 @@ class _Hosts:
                 if self.durable:
                     await asyncio.to_thread(_write, folder, message)
                 await call.write(b"done")
+                if self.reported:
+                    await report(name)
         finally:
             self.open -= 1
 
@@ -171,6 +245,7 @@ async def attend(given: dict[str, Any]) -> None:
     answer(ready=True)
     async for question in _lines():
         hosts.durable = question.get("durable", hosts.durable)
+        hosts.reported = question.get("reported", hosts.reported)
         answer(open=hosts.open)
     for task in tasks:
         task.cancel()
@@ -219,12 +294,14 @@ class Bare:
 
         await eventually(all_there, within=PATIENCE_SECONDS, what=f"{streams} streams")
 
-    async def fan_out(self, size: int, *, durable: bool) -> tuple[float, float]:
-        """(seconds, processor seconds of the server) until everybody has acknowledged."""
+    async def fan_out(
+        self, size: int, *, durable: bool = False, reported: bool = False
+    ) -> tuple[float, float]:
+        """(seconds, processor seconds of the server) until everybody has acknowledged, or reported."""
         for hosts in self._hosts:
-            await hosts.ask(durable=durable)
+            await hosts.ask(durable=durable, reported=reported)
         began, cpu = time.perf_counter(), cpu_seconds(self.server.pid)
-        await self.server.ask(size=size)
+        await self.server.ask(size=size, reported=reported)
         return time.perf_counter() - began, cpu_seconds(self.server.pid) - cpu
 
     @property

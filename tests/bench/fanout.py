@@ -3,7 +3,8 @@
 Agents of `variant-agent simulate`, each with its certificate, session, files and journal, get a variant of 2 KiB from a
 control plane: from the answer to `start` on, until the last outcome is in the database. Beside it, in turn within each
 round: bare grpc.aio over mutual TLS that sends as many bytes to as many streams, and is acknowledged at once, or after
-each host has written them durably. What `start` itself takes (hosts are asked, everybody is assigned, deployments are
+each host has written them durably, or that besides stores the acknowledgement and a report of what the host has now,
+which comes in a call of its own. What `start` itself takes (hosts are asked, everybody is assigned, deployments are
 committed) stands beside it. Processor time is the server's process alone; what it takes in a second while nothing
 changes is told too, because hosts that share a machine take long. VARIANTD_BENCH_AGENTS=100,1000 or --agents say how
 many there are. Nothing is asserted.
@@ -56,8 +57,9 @@ async def measure(folder: Path, agents: int, rounds: int, quiet: float) -> dict[
             await asyncio.sleep(quiet)
             idle = (server.cpu - idle) / quiet
             for number in range(rounds + 1):
-                quick = await bare.fan_out(FANOUT_BYTES, durable=False)
+                quick = await bare.fan_out(FANOUT_BYTES)
                 durable = await bare.fan_out(FANOUT_BYTES, durable=True)
+                stored = await bare.fan_out(FANOUT_BYTES, durable=True, reported=True)
                 ours = await changed(server, operator, f"round-{number}", agents, hosts)
                 pass_on(
                     f"{agents} agents, {f'round {number} of {rounds}' if number else 'to warm up'}",
@@ -65,24 +67,30 @@ async def measure(folder: Path, agents: int, rounds: int, quiet: float) -> dict[
                     cpuMicros=ours[1] / agents * 1e6,
                     bareSeconds=quick[0],
                     durableSeconds=durable[0],
+                    storedSeconds=stored[0],
+                    storedCpuMicros=stored[1] / agents * 1e6,
                     bareCpuMicros=quick[1] / agents * 1e6,
                 )
                 if number:  # the first round warms up
-                    found.append((quick, durable, ours))
+                    found.append((quick, durable, stored, ours))
     return {
         "agents": agents,
         "rounds": len(found),
         "seconds": median(ours[0] for *_, ours in found),
-        "secondsOfDurable": ratio((ours[0], durable[0]) for _, durable, ours in found),
+        "secondsOfDurable": ratio((ours[0], durable[0]) for _, durable, _, ours in found),
         "bareSeconds": median(quick[0] for quick, *_ in found),
-        "durableSeconds": median(durable[0] for _, durable, _ in found),
+        "durableSeconds": median(durable[0] for _, durable, *_ in found),
         "cpuMicros": median((ours[1] / agents * 1e6 for *_, ours in found), 0),
         "idleMicrosEachSecond": round(idle / agents * 1e6),
         "cpuMicrosBeyondIdle": median(((ours[1] - idle * ours[0]) / agents * 1e6 for *_, ours in found), 0),
         "bareCpuMicros": median((quick[1] / agents * 1e6 for quick, *_ in found), 0),
-        "cpuOfBare": ratio((ours[1], quick[1]) for quick, _, ours in found),
-        "durableCpuMicros": median((durable[1] / agents * 1e6 for _, durable, _ in found), 0),
-        "cpuOfDurable": ratio((ours[1], durable[1]) for _, durable, ours in found),
+        "cpuOfBare": ratio((ours[1], quick[1]) for quick, _, _, ours in found),
+        "durableCpuMicros": median((durable[1] / agents * 1e6 for _, durable, *_ in found), 0),
+        "cpuOfDurable": ratio((ours[1], durable[1]) for _, durable, _, ours in found),
+        "storedSeconds": median(stored[0] for _, _, stored, _ in found),
+        "secondsOfStored": ratio((ours[0], stored[0]) for _, _, stored, ours in found),
+        "storedCpuMicros": median((stored[1] / agents * 1e6 for _, _, stored, _ in found), 0),
+        "cpuOfStored": ratio((ours[1], stored[1]) for _, _, stored, ours in found),
         "startSeconds": median(ours[2] for *_, ours in found),
         "startCpuMicros": median((ours[3] / agents * 1e6 for *_, ours in found), 0),
     }
@@ -117,6 +125,10 @@ def main() -> None:
         "cpuOfBare": "CPU × bare",
         "durableCpuMicros": "with writes, CPU µs",
         "cpuOfDurable": "CPU × with writes",
+        "storedSeconds": "and with reports and rows, s",
+        "secondsOfStored": "× with rows",
+        "storedCpuMicros": "with rows, CPU µs",
+        "cpuOfStored": "CPU × with rows",
         "cpuOfFirst": "CPU × first row",
         "startSeconds": "start, s",
         "startCpuMicros": "start, CPU µs each",
