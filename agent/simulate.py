@@ -51,7 +51,6 @@ PROCESSES_PER_CORE = (
 FILES_PER_AGENT = 8  # descriptors: lock, spool, connection, and what an apply has open for a moment
 ENROLLING = 16  # at once in a worker
 APPLYING = 8  # likewise: who waits for a thread is not slow yet, and has nothing to say about it
-NICENESS = 10  # real hosts have cores of their own; these give way to the server whose machine they may share
 PROGRESS_SECONDS = 0.5
 STOP_SECONDS = 30.0
 LEAVING_SECONDS = 0.05  # for each agent of a worker, where cores are shared with everything else
@@ -275,7 +274,6 @@ def serve_as_worker() -> int:
     logs.configure(level="error")
     plan = Plan(**json.loads(sys.stdin.readline()))
     _raise_limit()
-    os.nice(NICENESS)
 
     def say(line: object) -> None:
         sys.stdout.write(json.dumps(line) + "\n")
@@ -350,9 +348,9 @@ class Fleet:
                 *(sys.executable, "-m", "agent", "simulate", "--worker"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                # A Ctrl-C is for us: workers are stopped in order. Of another session they would have a share of the
-                # cores of their own under autogroup(7), whatever their niceness.
-                process_group=0,
+                # A Ctrl-C is for us: workers are stopped in order. They do not give way to a server beside them (nice):
+                # pushed aside with the interpreter in hand, they take twice the processor time for a change.
+                start_new_session=True,
             )
             self._workers.append(worker)
             assert worker.stdin is not None

@@ -239,7 +239,6 @@ def _write(folder: Path, content: bytes) -> None:
 
 async def attend(given: dict[str, Any]) -> None:
     """The hosts' process: told where to connect and how often, then what to do."""
-    os.nice(given["niceness"])
     hosts = _Hosts(given)
     tasks = [asyncio.create_task(hosts.live(number)) for number in range(given["streams"])]
     answer(ready=True)
@@ -273,15 +272,11 @@ class Bare:
 
     async def connect(self, stack: AsyncExitStack, streams: int) -> None:
         """So many streams more are open."""
-        # The processes of both ends import this module too, and have no use for an agent.
-        from agent.simulate import NICENESS
-
         for start in range(0, streams, STREAMS_OF_A_PROCESS):
             hosts = await stack.enter_async_context(child("tests.bench.bare", "hosts"))
             part = min(STREAMS_OF_A_PROCESS, streams - start)
-            where = {"address": self._address, "folder": str(self._folder)}
-            how = {"jitter": self._jitter, "niceness": NICENESS}
-            await hosts.ask(**self._certificates["hosts"], **where, **how, streams=part)
+            where = {"address": self._address, "folder": str(self._folder), "jitter": self._jitter}
+            await hosts.ask(**self._certificates["hosts"], **where, streams=part)
             self._hosts.append(hosts)
         self._streams += streams
         await self.all_open(self._streams)

@@ -182,20 +182,6 @@ def test_there_are_two_processes_for_each_core_and_more_where_files_want_it(
     assert simulate.processes_for(agents) == processes
 
 
-async def test_hosts_give_way_to_the_server_they_measure(fleet: Fleet, tmp_path: Path) -> None:
-    """Where they share its machine: less urgent, and of one session, as schedulers share cores out between sessions."""
-    token = (await fleet.plane.post("/v1/enrollment-tokens", {"name": "way", "maxUses": 2}))["token"]
-    plan = simulate.Plan(directory=str(tmp_path), token=token, name="way", agents=2)
-    others = children()
-    async with simulate.running(plan, 2, ended=asyncio.Event()) as running:
-        await eventually(lambda: running.progress.connected == 2, what="the agents are connected")
-        for worker in children() - others:
-            threads = [int(thread.name) for thread in Path(f"/proc/{worker}/task").iterdir()]
-            assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {simulate.NICENESS}
-            assert os.getsid(worker) == os.getsid(0)
-            assert os.getpgid(worker) != os.getpgid(0)  # whose Ctrl-C is not theirs
-
-
 async def test_a_process_that_does_not_stop_is_killed(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
