@@ -411,7 +411,7 @@ async def test_answered_heartbeats_keep_the_session(
     clock = FakeClock(now=SystemClock().now())
     async with linked(tmp_path, control_plane, clock=clock) as host:
         sync = await control_plane.session()
-        await eventually(lambda: host.link.connected)
+        await eventually(lambda: host.link.trusted)  # heartbeats are watched from then on
         for number in range(1, 13):
             await clock.advance(10)
             await eventually(lambda number=number: sync.kinds().count("heartbeat") == number)  # type: ignore[misc]
@@ -470,6 +470,7 @@ async def test_back_off_grows_is_remembered_and_reset_by_a_session_that_lasts(
             await eventually(lambda failed=failed: host.link.status()["attempt"] == failed)
         await eventually(lambda: remembered(host) == 4)
         await ticked(clock, 0.5, lambda: host.link.connected)
+        await eventually(lambda: host.link.trusted)  # no longer watched for its answer to Hello
         assert host.link.status()["attempt"] == 4
         await ticked(clock, 30, lambda: host.link.status()["attempt"] == 0)
         await eventually(lambda: remembered(host) == 0)
