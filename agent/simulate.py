@@ -45,9 +45,7 @@ _log = logs.get(__name__)
 
 MAX_AGENTS, MAX_PARTICIPANTS, MAX_PROCESSES = 10_000, 10_000, 64
 AGENTS_PER_PROCESS = 200  # beyond which another process is worth its memory, if there is a core for it
-PROCESSES_PER_CORE = (
-    2  # threads of one wait for each other's turn at the interpreter even where a core is free
-)
+PROCESSES_PER_CORE = 2  # threads of one wait for each other even where a core is free
 FILES_PER_AGENT = 8  # descriptors: lock, spool, connection, and what an apply has open for a moment
 ENROLLING = 16  # at once in a worker
 APPLYING = 8  # likewise: who waits for a thread is not slow yet, and has nothing to say about it
@@ -349,7 +347,7 @@ class Fleet:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 # A Ctrl-C is for us: workers are stopped in order. They do not give way to a server beside them (nice):
-                # pushed aside with the interpreter in hand, they take twice the processor time for a change.
+                # one that is pushed aside with the interpreter in hand keeps its process waiting.
                 start_new_session=True,
             )
             self._workers.append(worker)

@@ -85,7 +85,10 @@ class _Rows:
         while self._waiting:
             await asyncio.sleep(GATHER_SECONDS)
             taken, self._waiting = self._waiting, []
-            await asyncio.to_thread(self._write, [row for row, _ in taken])
+            try:
+                await asyncio.to_thread(self._write, [row for row, _ in taken])
+            except sqlite3.Error as error:
+                raise SystemExit(f"the bare server could not store: {error}") from error
             for _, stored in taken:
                 stored.set_result(None)
         self._storing = None
