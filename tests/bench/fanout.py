@@ -21,7 +21,7 @@ from typing import Any
 
 from agent.simulate import Fleet
 from tests.bench.bare import bare_fleet
-from tests.bench.simulated import APPLIED, CLOSED, FANOUT_BYTES, draft, fleet, token, until
+from tests.bench.simulated import APPLIED, CLOSED, FANOUT_BYTES, draft, fleet, on_record, token
 from tests.bench.stage import Served, median, pass_on, ratio, served, tell
 from tests.support.plane import Plane
 
@@ -34,10 +34,10 @@ async def changed(server: Served, operator: Plane, key: str, agents: int, by: Fl
     began, cpu = time.perf_counter(), server.cpu
     await operator.made(f"/v1/experiments/{key}/start", {})
     answered, answered_cpu = time.perf_counter(), server.cpu
-    await until(server, agents, APPLIED, key, by=by)
+    await on_record(server, agents, APPLIED, key, by=by)
     ended = (time.perf_counter() - answered, server.cpu - answered_cpu)
     await operator.made(f"/v1/experiments/{key}/complete", {"then": "keep"})
-    await until(server, agents, CLOSED, key, by=by)
+    await on_record(server, agents, CLOSED, key, by=by)
     return (*ended, answered - began, answered_cpu - cpu)
 
 

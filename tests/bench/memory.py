@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.bare import bare_fleet
-from tests.bench.simulated import APPLIED, draft, fleet, token, until
+from tests.bench.simulated import APPLIED, draft, fleet, on_record, token
 from tests.bench.stage import Served, median, pass_on, ratio, resident_bytes, served, tell
 
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "1000")
@@ -54,7 +54,7 @@ async def measure(folder: Path, agents: int, rounds: int) -> dict[str, Any]:
             async with fleet(server, folder / "hosts", ticket, agents, participants=SLOTS):
                 await operator.made("/v1/experiments", draft("slots"))
                 await operator.made("/v1/experiments/slots/start", {})
-                await until(server, agents * SLOTS, APPLIED, "slots")
+                await on_record(server, agents * SLOTS, APPLIED, "slots")
         for number in range(rounds):
             ours = await of_ours(server, folder / "hosts", ticket, agents)
             bare = await of_bare(folder / f"bare-{number}", agents)

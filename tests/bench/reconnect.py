@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.bare import Bare, bare_fleet
-from tests.bench.simulated import fleet, token, until
+from tests.bench.simulated import fleet, on_record, token
 from tests.bench.stage import Served, cpu_seconds, median, pass_on, ratio, served, tell
 from tests.support.plane import Plane
 
@@ -91,7 +91,7 @@ async def ours_back(server: Served, agents: int, *, each: float) -> Back:
     async with server.operator() as operator:
         asker = Asker(operator)
         asking = asyncio.create_task(asker.run())
-        await until(server, agents, BACK, moment)
+        await on_record(server, agents, BACK, moment)
         took, cpu = time.perf_counter() - began, server.cpu - started
         asking.cancel()
         with suppress(asyncio.CancelledError):

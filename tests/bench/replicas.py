@@ -19,9 +19,8 @@ from typing import Any
 from tests.bench.beside import durable
 from tests.bench.reporting import Cost, Side, costing, side
 from tests.bench.simulated import APPLIED, CLOSED, draft, fleet, token
-from tests.bench.stage import median, pass_on, ratio, tell
+from tests.bench.stage import median, pass_on, ratio, tell, until
 from tests.support import postgres
-from tests.support.waiting import eventually
 
 BATCH = 500
 PARTS = 4  # of a fleet: as many processes simulate it however many servers there are
@@ -70,8 +69,8 @@ class Contender:
 
     async def _until(self, sql: str, key: str) -> int:
         """How many there are, when everybody is there or it has been too long."""
-        with suppress(AssertionError):
-            await eventually(lambda: self.side.there.counted(sql, key) >= self.agents, within=GIVE_UP_SECONDS)
+        with suppress(TimeoutError):
+            await until(lambda: self.side.there.counted(sql, key) >= self.agents, within=GIVE_UP_SECONDS)
         return self.side.there.counted(sql, key)
 
 

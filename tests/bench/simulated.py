@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import simulate
-from tests.bench.stage import PATIENCE_SECONDS, Served
+from tests.bench.stage import PATIENCE_SECONDS, Served, until
 from tests.support.plane import Plane
 from tests.support.waiting import eventually
 
@@ -67,7 +67,7 @@ def counted(server: Served, sql: str, *parameters: Any) -> int:
         return int(database.execute(sql, parameters).fetchone()[0])
 
 
-async def until(
+async def on_record(
     server: Served, number: int, sql: str, *parameters: Any, by: simulate.Fleet | None = None
 ) -> None:
     """The database says so. Raises RuntimeError where the fleet that it is up to has failed."""
@@ -77,7 +77,7 @@ async def until(
             raise RuntimeError(by.failure)
         return counted(server, sql, *parameters) >= number
 
-    await eventually(so, within=PATIENCE_SECONDS, what=sql)
+    await until(so)
 
 
 def draft(key: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 RESULTS = Path("bench/results")
 LINE_BYTES = 64 * 1_048_576
 STOP_SECONDS = 60.0
+ASKED_AGAIN_SECONDS = 0.01
 PATIENCE_SECONDS = 3_600.0  # for what is measured: a fleet takes what it takes
 ENVIRONMENT = {
     **os.environ,
@@ -126,6 +127,19 @@ def answer(**said: Any) -> None:
     """In a contender: what it says."""
     sys.stdout.write(json.dumps(said) + "\n")
     sys.stdout.flush()
+
+
+async def until(condition: Callable[[], bool], *, within: float = PATIENCE_SECONDS) -> None:
+    """The condition holds. Raises TimeoutError where it does not within so many seconds.
+
+    Asking takes a twentieth of a processor at most: what is measured has to do with the rest.
+    """
+    async with asyncio.timeout(within):
+        while True:
+            began = time.perf_counter()
+            if condition():
+                return
+            await asyncio.sleep(max(ASKED_AGAIN_SECONDS, 20 * (time.perf_counter() - began)))
 
 
 # -- the control plane
