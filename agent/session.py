@@ -128,6 +128,7 @@ class Session:
         self._outbox: asyncio.Queue[pb.SyncRequest | None] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._trusted = False
+        self._interval = _seconds(0)
         self._unanswered = 0
         self._cut = ""
         self._reason = ""
@@ -220,6 +221,8 @@ class Session:
             self._party.acknowledged(wire.outcome_ack_from_pb(message.outcome_ack))
         elif kind == "heartbeat_ack":
             self._unanswered = 0
+            if message.heartbeat_ack.heartbeat_interval_ms:
+                self._interval = _seconds(message.heartbeat_ack.heartbeat_interval_ms)
             await self._party.alive(message.heartbeat_ack.server_time_us)
         elif kind == "drain":
             window = self._within(message.drain.window_ms)
@@ -230,8 +233,8 @@ class Session:
     async def _open(self, welcome: pb.Welcome) -> None:
         self._trusted = await self._party.welcomed(welcome)
         self._unanswered = 0
-        least, most = HEARTBEAT_MS
-        self._start("watch", self._watch(min(max(welcome.heartbeat_interval_ms, least), most) / 1000))
+        self._interval = _seconds(welcome.heartbeat_interval_ms)
+        self._start("watch", self._watch())
         for outcome in self._party.unacknowledged():
             self.tell(outcome)
         self.opened.set()
@@ -268,13 +271,13 @@ class Session:
         await self._clock.sleep(OPENING_SECONDS)
         self._cut_off("no answer to Hello")
 
-    async def _watch(self, interval: float) -> None:
-        """A heartbeat goes up every `interval`; the call is cut after three without answer."""
+    async def _watch(self) -> None:
+        """A heartbeat goes up at every interval; the call is cut after three without answer."""
         sequence = 0
         while True:
             if sequence % OBSERVE_EVERY == 0:
                 self._outbox.put_nowait(pb.SyncRequest(observation=self._party.observation()))
-            await self._clock.sleep(interval)
+            await self._clock.sleep(self._interval)
             if self._unanswered >= PATIENCE:
                 self._cut_off("heartbeats stayed without answer")
                 return
@@ -308,6 +311,11 @@ class Session:
         self._outbox.put_nowait(pb.SyncRequest(goodbye=pb.Goodbye(reason=reason)))
         self._outbox.put_nowait(None)
         await asyncio.wait([self._tasks["write"], self._tasks["read"]], timeout=LEAVE_SECONDS)
+
+
+def _seconds(heartbeat_interval_ms: int) -> float:
+    least, most = HEARTBEAT_MS
+    return min(max(heartbeat_interval_ms, least), most) / 1000
 
 
 def wish_from_pb(message: pb.ReadFile) -> Wish:

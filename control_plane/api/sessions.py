@@ -44,7 +44,7 @@ _log = logs.get(__name__)
 
 HEARTBEAT_SECONDS, LONGEST_HEARTBEAT_SECONDS = 10.0, 30.0
 HEARTBEATS_PER_SECOND = 100.0
-"""Above that, sessions that are opened beat less often. A host whose network is gone is noticed by the transport within
+"""Above that, sessions beat less often. A host whose network is gone is noticed by the transport within
 40 s all the same; it is one that hangs behind a live connection which is missed later."""
 LEASE_WRITES_SECONDS = 5.0
 MISSED_HEARTBEATS = 3
@@ -130,7 +130,7 @@ class Sessions:
 
     @property
     def heartbeat(self) -> float:
-        """Seconds between two heartbeats of a session that is opened now."""
+        """Seconds between two heartbeats that are fair for as many sessions as there are."""
         fair = len(self._live) / HEARTBEATS_PER_SECOND
         return max(HEARTBEAT_SECONDS, min(fair, LONGEST_HEARTBEAT_SECONDS))
 
@@ -392,7 +392,12 @@ class Session:
         replies, self._replies = self._replies, []
         yield from replies
         if self._beat is not None:
-            ack = pb.HeartbeatAck(sequence=self._beat, server_time_us=self.last_seen)
+            longer = self._beats_slower()
+            ack = pb.HeartbeatAck(
+                sequence=self._beat,
+                server_time_us=self.last_seen,
+                heartbeat_interval_ms=round(self.heartbeat * 1000) if longer else 0,
+            )
             self._beat = None
             yield pb.SyncResponse(heartbeat_ack=ack)
         yield from self._sessions.reads.unsaid(self.agent_uid)
@@ -402,6 +407,14 @@ class Session:
             yield pb.SyncResponse(offer=wire.offer_to_pb(offer))
         if self._judges:
             yield from self._sessions.preflights.unsaid(self.agent_uid)
+
+    def _beats_slower(self) -> bool:
+        """Whether the fleet has grown, so that the session beats less often from now on.
+
+        Never more often: its host is in a pause as long as it was asked for, and would be taken for silent.
+        """
+        before, self.heartbeat = self.heartbeat, max(self.heartbeat, self._sessions.heartbeat)
+        return self.heartbeat > before
 
     def heard(self, message: pb.SyncRequest) -> None:
         """The message is taken up. Raises Invalid naming the field of one that is malformed."""

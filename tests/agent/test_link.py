@@ -419,6 +419,31 @@ async def test_answered_heartbeats_keep_the_session(
         assert len(control_plane.syncs) == 1
 
 
+@pytest.mark.parametrize(("asked", "seconds"), [(20_000, 20), (0, 10), (2**32 - 1, 60)])
+async def test_the_answer_to_a_heartbeat_says_when_the_next_is_due(
+    tmp_path: Path, control_plane: ScriptedControlPlane, asked: int, seconds: int
+) -> None:
+    """Within what a host agrees to: the session of a server that asked for more is watched all the same."""
+    control_plane.heartbeat_ms, control_plane.next_heartbeat_ms = 10_000, asked
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        sync = await control_plane.session()
+        await eventually(lambda: host.link.trusted)  # heartbeats are watched from then on
+
+        async def beats(number: int, *, after: float) -> None:
+            await clock.advance(after - 0.5)
+            assert sync.kinds().count("heartbeat") == number - 1
+            assert host.link._session is not None
+            assert host.link._session._unanswered == 0  # nor is it on its way
+            await clock.advance(0.5)
+            await eventually(lambda: sync.kinds().count("heartbeat") == number)
+            await eventually(lambda: host.link._session is not None and host.link._session._unanswered == 0)
+
+        await beats(1, after=10)
+        await beats(2, after=10)  # this pause had begun before the answer came
+        await beats(3, after=seconds)
+
+
 async def test_unanswered_heartbeats_end_the_session(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:

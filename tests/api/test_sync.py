@@ -21,7 +21,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2_grpc
 from shared.ticket import ticket_from_token, ticket_to_token
 from tests.support.builders import Spooled, make_hello
 from tests.support.plane import Identity, Plane, running_plane
-from tests.support.stream import make_outcome, session
+from tests.support.stream import Stream, make_outcome, session
 from tests.support.waiting import PATIENCE, eventually
 
 PAIR = [
@@ -69,14 +69,41 @@ async def test_a_large_fleet_is_asked_to_beat_less_often(
     """As many heartbeats a second as one process takes up easily: ten seconds for the first, and thirty at the most."""
     monkeypatch.setattr("control_plane.api.sessions.HEARTBEATS_PER_SECOND", 0.08)
     token = await plane.token(maxUses=5)
-    seconds = []
+    seconds, streams = [], []
     async with AsyncExitStack() as stack:
         for number in range(5):
             identity = await plane.enroll(token, name=f"host-{number}")
             stream = await stack.enter_async_context(session(identity, make_hello(f"p-{number}")))
             assert stream.welcome is not None
             seconds.append(stream.welcome.heartbeat_interval_ms / 1000)
-    assert seconds == [10, 12.5, 25, 30, 30]
+            streams.append(stream)
+        assert seconds == [10, 12.5, 25, 30, 30]
+        for asked in ([30, 30, 30, 0, 0], [0] * 5):  # whoever came early as the others; and nobody twice
+            for stream in streams:
+                await stream.send(heartbeat=pb.Heartbeat(sequence=1))
+            answers = [await stream.receive("heartbeat_ack") for stream in streams]
+            assert [answer.heartbeat_interval_ms / 1000 for answer in answers] == asked
+
+
+async def test_nobody_is_asked_to_beat_more_often(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host is in a pause as long as it was asked for, and would be taken for silent."""
+    monkeypatch.setattr("control_plane.api.sessions.HEARTBEATS_PER_SECOND", 0.08)
+    stays, leaves = [await plane.enroll(await plane.token(), name=name) for name in ("stays", "leaves")]
+
+    async def gone() -> bool:
+        return bool((await plane.rest("GET", "/v1/participants/leaves")).body["presence"] == "lost")
+
+    async def asked(stream: Stream) -> int:
+        await stream.send(heartbeat=pb.Heartbeat(sequence=1))
+        return int((await stream.receive("heartbeat_ack")).heartbeat_interval_ms)
+
+    async with session(stays, make_hello("stays")) as stream:
+        async with session(leaves, make_hello("leaves")):
+            assert await asked(stream) == 25_000
+        await eventually(gone)
+        assert await asked(stream) == 0
+        async with session(leaves, make_hello("leaves")):
+            assert await asked(stream) == 0  # it has been at that all the while
 
 
 async def test_a_process_that_could_not_read_takes_nobody_for_silent(

@@ -86,6 +86,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.answers_polls = asyncio.Event()
         self.answers_polls.set()
         self.heartbeat_ms = 60_000
+        self.next_heartbeat_ms = 0
         self.answers_heartbeats = True
         self.acknowledges_late = False
         self.welcomes = True
@@ -256,7 +257,11 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
             sync.heard.append(message)
             kind = message.WhichOneof("message")
             if kind == "heartbeat" and self.answers_heartbeats:
-                ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence, server_time_us=self.clock.now())
+                ack = pb.HeartbeatAck(
+                    sequence=message.heartbeat.sequence,
+                    server_time_us=self.clock.now(),
+                    heartbeat_interval_ms=self.next_heartbeat_ms,
+                )
                 await sync.send(heartbeat_ack=ack, outcome_acks=riding)
                 riding = []
             elif kind == "outcome":
