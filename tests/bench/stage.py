@@ -169,7 +169,12 @@ class Served:
         return self.folder / "data"
 
     async def start(self) -> None:
-        """Serving, with every listener open."""
+        """Serving, with every listener open; on the ports of before, when whoever took one meanwhile is gone."""
+        await eventually(self._start, within=120, what="the server listens")
+        self.addresses = json.loads((self.data / "addresses.json").read_text())
+
+    async def _start(self) -> bool:
+        """Serving; False where a port was taken."""
         (self.data / "addresses.json").unlink(missing_ok=True)
         at = self.addresses or dict.fromkeys(("http", "operator", "agents"), "127.0.0.1:0")
         ports = [word for name, address in at.items() for word in (f"--{name}", address)]
@@ -190,13 +195,14 @@ class Served:
                 env=ENVIRONMENT,
             )
 
-        def ready() -> bool:
-            if self.process is None or self.process.returncode is not None:
-                raise RuntimeError(f"the server did not start: {(self.folder / 'log').read_text()[-2000:]}")
-            return (self.data / "addresses.json").exists()
-
-        await eventually(ready, within=120, what="the server is ready")
-        self.addresses = json.loads((self.data / "addresses.json").read_text())
+        while not (self.data / "addresses.json").exists():
+            if self.process.returncode is not None:
+                said = (self.folder / "log").read_text()[-2000:]
+                if "cannot listen on" in said.strip().rpartition("\n")[2]:
+                    return False
+                raise RuntimeError(f"the server did not start: {said}")
+            await asyncio.sleep(ASKED_AGAIN_SECONDS)
+        return True
 
     async def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         """The process is gone."""
