@@ -13,7 +13,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from random import Random
@@ -28,7 +28,7 @@ from shared.ids import new_id
 from tests.bench.stage import PATIENCE_SECONDS, Child, answer, child, cpu_seconds, resident_bytes
 from tests.support.waiting import eventually
 
-METHOD, REPORT = "/bare.Service/Sync", "/bare.Service/Report"
+METHOD, REPORT, ASK = (f"/bare.Service/{name}" for name in ("Sync", "Report", "Ask"))
 SERVER_OPTIONS = [("grpc.so_reuseport", 0), ("grpc.server.max_pending_requests", 16_384)]
 CLIENT_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -119,6 +119,10 @@ class _Server:
         self._count()
         return b"stored"
 
+    async def asked(self, what: bytes, context: Any) -> bytes:
+        """What somebody else asks meanwhile is answered at once."""
+        return what
+
     def _count(self) -> None:
         self.acknowledged += 1
         if self.acknowledged >= self.wanted:
@@ -167,6 +171,7 @@ async def _serve(given: dict[str, Any], own: _Server) -> None:
     handlers = {
         "Sync": grpc.stream_stream_rpc_method_handler(own.sync),
         "Report": grpc.unary_unary_rpc_method_handler(own.report),
+        "Ask": grpc.unary_unary_rpc_method_handler(own.asked),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare.Service", handlers),))
     pair = (given["key"].encode(), given["certificate"].encode())
@@ -188,9 +193,7 @@ class _Hosts:
 
     def __init__(self, given: dict[str, Any]) -> None:
         self._given = given
-        self._credentials = grpc.ssl_channel_credentials(
-            *(given[name].encode() for name in ("ca", "key", "certificate"))
-        )
+        self._credentials = _credentials(given)
         self._connecting = asyncio.Semaphore(CONNECTING)
         self._random = Random(os.getpid())
         self.durable = self.reported = False
@@ -226,6 +229,10 @@ class _Hosts:
                     await report(name)
         finally:
             self.open -= 1
+
+
+def _credentials(given: Mapping[str, str]) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(*(given[name].encode() for name in ("ca", "key", "certificate")))
 
 
 def _write(folder: Path, content: bytes) -> None:
@@ -301,6 +308,18 @@ class Bare:
         began, cpu = time.perf_counter(), cpu_seconds(self.server.pid)
         await self.server.ask(size=size, reported=reported)
         return time.perf_counter() - began, cpu_seconds(self.server.pid) - cpu
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Asks the server, over a connection of its own, and waits for the answer."""
+        credentials = _credentials(self._certificates["hosts"])
+        async with grpc.aio.secure_channel(self._address, credentials, options=CLIENT_OPTIONS) as channel:
+            method = channel.unary_unary(ASK)
+
+            async def ask() -> None:
+                assert await method(b"how is it?", wait_for_ready=True)
+
+            yield ask
 
     @property
     def resident(self) -> int:

@@ -3,10 +3,11 @@
 A control plane is killed (SIGKILL) with all its agents connected and started again on the same ports; until every agent
 has a session again, and what an operator waits for meanwhile for a page of experiments, beside the same while nothing
 happens. Beside it, in turn within each round: a bare grpc.aio server that is killed and started likewise, with as many
-streams over mutual TLS. Both kinds of hosts wait at random up to the same time before they try again (--jitter), which
-is taken off both; the time is counted from the kill, processor time from the moment the server listens again, less what
-the operator's questions cost before there was a fleet. Agents whose sessions were short wait longer, so theirs have
-lasted for a minute (--lasted) before each kill. Nothing is asserted.
+streams over mutual TLS, and somebody who waits for answers that take nothing to give. Both kinds of hosts wait at
+random up to the same time before they try again (--jitter), which is taken off both; the time is counted from the kill,
+processor time from the moment the server listens again, less what the questions cost before there was a fleet. Agents
+whose sessions were short wait longer, so theirs have lasted for a minute (--lasted) before each kill. Nothing is
+asserted.
 """
 
 import argparse
@@ -17,7 +18,8 @@ import signal
 import statistics
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,33 +36,60 @@ PAUSE_SECONDS = 0.02
 
 
 class Asker:
-    """An operator who asks again and again."""
+    """Somebody who asks again and again, the next time a moment after the answer."""
 
-    def __init__(self, operator: Plane) -> None:
-        self._operator = operator
+    def __init__(self, question: Callable[[], Awaitable[None]]) -> None:
+        self._question = question
         self.waits: list[float] = []
 
     async def ask(self) -> None:
         """One question; how long it took is noted."""
         began = time.perf_counter()
-        answer = await self._operator.rest("GET", "/v1/experiments?limit=5")
-        assert answer.status == 200
+        await self._question()
         self.waits.append(time.perf_counter() - began)
         await asyncio.sleep(PAUSE_SECONDS)
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
+    async def ask_often(self) -> None:
+        """As often as tells how long it takes by itself."""
+        for _ in range(IDLE_QUESTIONS):
             await self.ask()
 
+    @asynccontextmanager
+    async def meanwhile(self) -> AsyncIterator[None]:
+        """Questions are asked within."""
 
-def _p99(waits: list[float]) -> float:
-    return statistics.quantiles(waits, n=100)[98] if len(waits) > 1 else max(waits, default=0.0)
+        async def run() -> None:
+            while True:
+                await self.ask()
+
+        asking = asyncio.create_task(run())
+        try:
+            yield
+        finally:
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                await asking
+
+    @property
+    def p99(self) -> float:
+        """Seconds, of the slowest percent."""
+        waits = self.waits
+        return statistics.quantiles(waits, n=100)[98] if len(waits) > 1 else max(waits, default=0.0)
+
+
+def operators(operator: Plane) -> Asker:
+    """An operator who looks at the first page of experiments."""
+
+    async def question() -> None:
+        answer = await operator.rest("GET", "/v1/experiments?limit=5")
+        assert answer.status == 200
+
+    return Asker(question)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Back:
-    """One return of our fleet: seconds since the kill until the server listened, and until all were back.
+    """One return of a fleet: seconds since the kill until the server listened, and until all were back.
 
     `cpu`: processor seconds of the server, without the operator's questions; `p99`: the slowest percent of those.
     """
@@ -74,12 +103,21 @@ class Back:
 async def question_cpu(server: Served) -> float:
     """Processor seconds of the server for one question of the operator's, while nobody else is there."""
     async with server.operator() as operator:
-        asker = Asker(operator)
+        asker = operators(operator)
         await asker.ask()
         started = server.cpu
-        for _ in range(IDLE_QUESTIONS):
-            await asker.ask()
+        await asker.ask_often()
         return (server.cpu - started) / IDLE_QUESTIONS
+
+
+async def bare_question_cpu(bare: Bare) -> float:
+    """The same of the bare server."""
+    async with bare.asking() as ask:
+        asker = Asker(ask)
+        await asker.ask()
+        started = cpu_seconds(bare.server.pid)
+        await asker.ask_often()
+        return (cpu_seconds(bare.server.pid) - started) / IDLE_QUESTIONS
 
 
 async def ours_back(server: Served, agents: int, *, each: float) -> Back:
@@ -89,24 +127,25 @@ async def ours_back(server: Served, agents: int, *, each: float) -> Back:
     await server.start()
     started, listening = server.cpu, time.perf_counter() - began
     async with server.operator() as operator:
-        asker = Asker(operator)
-        asking = asyncio.create_task(asker.run())
-        await on_record(server, agents, BACK, moment)
-        took, cpu = time.perf_counter() - began, server.cpu - started
-        asking.cancel()
-        with suppress(asyncio.CancelledError):
-            await asking
-    return Back(listening=listening, seconds=took, cpu=cpu - each * len(asker.waits), p99=_p99(asker.waits))
+        asker = operators(operator)
+        async with asker.meanwhile():
+            await on_record(server, agents, BACK, moment)
+            took, cpu = time.perf_counter() - began, server.cpu - started
+    return Back(listening=listening, seconds=took, cpu=cpu - each * len(asker.waits), p99=asker.p99)
 
 
-async def bare_back(bare: Bare, stack: Any, streams: int) -> tuple[float, float]:
-    """(seconds until all are back, processor seconds of the server)."""
+async def bare_back(bare: Bare, stack: Any, streams: int, *, each: float) -> Back:
+    """The same of the bare server."""
     began = time.perf_counter()
     await bare.server.kill()
     await bare.serve(stack)
-    started = cpu_seconds(bare.server.pid)
-    await bare.all_open(streams)
-    return time.perf_counter() - began, cpu_seconds(bare.server.pid) - started
+    started, listening = cpu_seconds(bare.server.pid), time.perf_counter() - began
+    async with bare.asking() as ask:
+        asker = Asker(ask)
+        async with asker.meanwhile():
+            await bare.all_open(streams)
+            took, cpu = time.perf_counter() - began, cpu_seconds(bare.server.pid) - started
+    return Back(listening=listening, seconds=took, cpu=cpu - each * len(asker.waits), p99=asker.p99)
 
 
 async def measure(folder: Path, agents: int, rounds: int, jitter: float, lasted: float) -> dict[str, Any]:
@@ -119,40 +158,45 @@ async def measure(folder: Path, agents: int, rounds: int, jitter: float, lasted:
         async with server.operator() as operator:
             ticket = await token(operator, agents)
         each = await question_cpu(server)
+        bare_each = await bare_question_cpu(bare)
         async with fleet(server, folder / "hosts", ticket, agents, jitter=jitter):
             await bare.connect(stack, agents)
             pass_on(f"{agents} agents", connected=agents)
-            async with server.operator() as operator:
-                asker = Asker(operator)
-                for _ in range(IDLE_QUESTIONS):
-                    await asker.ask()
+            async with server.operator() as operator, bare.asking() as ask:
+                idle, bare_idle = operators(operator), Asker(ask)
+                await idle.ask_often()
+                await bare_idle.ask_often()
             for number in range(1, rounds + 1):
-                least = await bare_back(bare, stack, agents)
+                least = await bare_back(bare, stack, agents, each=bare_each)
                 await asyncio.sleep(lasted)
                 ours = await ours_back(server, agents, each=each)
                 pass_on(
                     f"{agents} agents, round {number} of {rounds}",
                     seconds=ours.seconds,
-                    bareSeconds=least[0],
+                    bareSeconds=least.seconds,
                     cpuMicros=ours.cpu / agents * 1e6,
                     p99Ms=ours.p99 * 1e3,
+                    bareP99Ms=least.p99 * 1e3,
                 )
                 found.append((least, ours))
-    idle = _p99(asker.waits)
-    beyond = [(max(0.0, ours.seconds - jitter), max(0.0, least[0] - jitter)) for least, ours in found]
+    beyond = [(max(0.0, ours.seconds - jitter), max(0.0, least.seconds - jitter)) for least, ours in found]
     return {
         "agents": agents,
         "rounds": rounds,
         "listening": median(ours.listening for _, ours in found),
+        "bareListening": median(least.listening for least, _ in found),
         "seconds": median(ours.seconds for _, ours in found),
-        "bareSeconds": median(least[0] for least, _ in found),
-        "ofBare": ratio((ours.seconds, least[0]) for least, ours in found),
+        "bareSeconds": median(least.seconds for least, _ in found),
+        "ofBare": ratio((ours.seconds, least.seconds) for least, ours in found),
         "beyondJitter": ratio(beyond) if all(least for _, least in beyond) else None,
         "cpuMicros": median((ours.cpu / agents * 1e6 for _, ours in found), 0),
-        "bareCpuMicros": median((least[1] / agents * 1e6 for least, _ in found), 0),
+        "bareCpuMicros": median((least.cpu / agents * 1e6 for least, _ in found), 0),
         "operatorP99Ms": median(ours.p99 * 1e3 for _, ours in found),
-        "idleP99Ms": round(idle * 1e3, 2),
-        "p99OfIdle": median(ours.p99 / idle for _, ours in found),
+        "idleP99Ms": round(idle.p99 * 1e3, 2),
+        "p99OfIdle": median(ours.p99 / idle.p99 for _, ours in found),
+        "bareP99Ms": median(least.p99 * 1e3 for least, _ in found),
+        "bareIdleP99Ms": round(bare_idle.p99 * 1e3, 2),
+        "bareP99OfIdle": median(least.p99 / bare_idle.p99 for least, _ in found),
     }
 
 
@@ -174,6 +218,7 @@ def main() -> None:
     columns = {
         "agents": "agents",
         "listening": "s until it listens",
+        "bareListening": "bare listens, s",
         "seconds": "s until all are back",
         "bareSeconds": "bare, s",
         "ofBare": "× bare",
@@ -183,6 +228,9 @@ def main() -> None:
         "operatorP99Ms": "operator p99, ms",
         "idleP99Ms": "idle p99, ms",
         "p99OfIdle": "× idle",
+        "bareP99Ms": "bare p99, ms",
+        "bareIdleP99Ms": "bare idle p99, ms",
+        "bareP99OfIdle": "× bare idle",
     }
     tell("reconnect", columns, rows, rounds=given.rounds, jitter=given.jitter)
 
