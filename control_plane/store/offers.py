@@ -8,13 +8,15 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from control_plane.domain.deployment import State, state_after
-from control_plane.store.database import Parameters, Row, Tx
+from control_plane.store.database import Parameters, Row, Tx, asked
 from shared.ids import NewId
 from shared.model import Digest, Offer, OfferAction, OfferedFile, Outcome, Reason, Result, show_digest
 
 _TOGETHER = 512  # asked about in one statement
+_KEY = ("agent_uid", "public_id", "slot_id", "revision", "attempt", "step")  # of an outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,61 +205,34 @@ class OfferStore:
 
         None where the agent has no such slot or revision, or the outcome was stored before.
         """
-        written = _Written()
-        states = [self._take(written, uid, outcome, new_id=new_id, now=now) for uid, outcome in reports]
+        written, found = _Written(), self._reported(reports)
+        states = [
+            written.take(found.get(_key(uid, outcome)), uid, outcome, outcome_id=new_id(), now=now)
+            for uid, outcome in reports
+        ]
         written.into(self._tx)
         return states
 
-    def _take(
-        self, written: "_Written", agent_uid: bytes, outcome: Outcome, *, new_id: NewId, now: int
-    ) -> str | None:
-        row = self._tx.one(
-            "select d.id, d.participant_id, d.state, d.attempts, exists (select 1 from deployment n where"
+    def _reported(self, reports: Sequence[tuple[bytes, Outcome]]) -> dict[tuple[Any, ...], Row]:
+        """The deployments that outcomes are of, as they stand; what the agent does not have is left out."""
+        rows = asked(
+            self._tx,
+            f"with asked ({', '.join(_KEY)}) as (values {{}})"  # noqa: S608
+            " select a.*, d.id, d.participant_id, d.state, d.attempts, exists (select 1 from deployment n where"
             " n.participant_id = d.participant_id and n.slot_id = d.slot_id and n.revision > d.revision) as overtaken,"
             " (select o.result from outcome o where o.participant_id = d.participant_id and o.slot_id = d.slot_id"
-            " and o.revision = d.revision and o.attempt = ? and o.step = ?) as known"
-            " from participant p join deployment d on d.participant_id = p.id where p.agent_uid = ?"
-            " and p.public_id = ? and p.deleted_at is null and d.slot_id = ? and d.revision = ?",
-            (
-                outcome.attempt,
-                outcome.step.value,
-                agent_uid,
-                outcome.participant,
-                outcome.slot_id,
-                outcome.revision,
-            ),
+            " and o.revision = d.revision and o.attempt = a.attempt and o.step = a.step) as known"
+            " from asked a cross join participant p cross join deployment d where p.agent_uid = a.agent_uid"
+            " and p.public_id = a.public_id and p.deleted_at is null and d.participant_id = p.id"
+            " and d.slot_id = a.slot_id and d.revision = a.revision",
+            sorted({_key(uid, outcome) for uid, outcome in reports}),
         )
-        if row is None:
-            return None
-        deployment_id = row["id"]
-        known = written.known.get((deployment_id, outcome.attempt, outcome.step.value), row["known"])
-        if known not in (None, Result.IN_PROGRESS.value):
-            return None
-        written.known[deployment_id, outcome.attempt, outcome.step.value] = outcome.result.value
-        written.outcomes.append(_outcome(row, agent_uid, outcome, outcome_id=new_id(), now=now))
-        before, attempts = written.stands.get(deployment_id, (State(row["state"]), row["attempts"]))
-        state = state_after(before, outcome, latest_attempt=attempts)
-        late = outcome.attempt < attempts or (outcome.result is Result.IN_PROGRESS and before.ended)
-        if late:
-            return state.value  # part of the history, and no news of how it stands
-        written.stands[deployment_id] = state, max(attempts, outcome.attempt)
-        written.deployments.append(
-            (
-                state.value,
-                outcome.attempt,
-                _reason(outcome.reason),
-                now,
-                int(outcome.confirming and not row["overtaken"]),
-                outcome.occurred_at if outcome.result.holds else None,
-                outcome.occurred_at if state is State.CONFIRMED else None,
-                deployment_id,
-            )
-        )
-        written.files += [(file.running, file.desired, deployment_id, file.path) for file in outcome.files]
-        written.slots.append(
-            (outcome.revision, int(outcome.result.holds), row["participant_id"], outcome.slot_id)
-        )
-        return state.value
+        return {tuple(row[name] for name in _KEY): row for row in rows}
+
+
+def _key(agent_uid: bytes, outcome: Outcome) -> tuple[bytes, str, bytes, int, int, str]:
+    key = outcome.key
+    return (agent_uid, key.participant, key.slot_id, key.revision, key.attempt, key.step.value)
 
 
 class _Written:
@@ -270,6 +245,42 @@ class _Written:
         self.deployments: list[Parameters] = []
         self.files: list[Parameters] = []
         self.slots: list[Parameters] = []
+
+    def take(
+        self, row: Row | None, agent_uid: bytes, outcome: Outcome, *, outcome_id: bytes, now: int
+    ) -> str | None:
+        """How the outcome's deployment stands by it, which stood as `row` says before any of them; None as `record`."""
+        if row is None:
+            return None
+        deployment_id = row["id"]
+        known = self.known.get((deployment_id, outcome.attempt, outcome.step.value), row["known"])
+        if known not in (None, Result.IN_PROGRESS.value):
+            return None
+        self.known[deployment_id, outcome.attempt, outcome.step.value] = outcome.result.value
+        self.outcomes.append(_outcome(row, agent_uid, outcome, outcome_id=outcome_id, now=now))
+        before, attempts = self.stands.get(deployment_id, (State(row["state"]), row["attempts"]))
+        state = state_after(before, outcome, latest_attempt=attempts)
+        late = outcome.attempt < attempts or (outcome.result is Result.IN_PROGRESS and before.ended)
+        if late:
+            return state.value  # part of the history, and no news of how it stands
+        self.stands[deployment_id] = state, max(attempts, outcome.attempt)
+        self.deployments.append(
+            (
+                state.value,
+                outcome.attempt,
+                _reason(outcome.reason),
+                now,
+                int(outcome.confirming and not row["overtaken"]),
+                outcome.occurred_at if outcome.result.holds else None,
+                outcome.occurred_at if state is State.CONFIRMED else None,
+                deployment_id,
+            )
+        )
+        self.files += [(file.running, file.desired, deployment_id, file.path) for file in outcome.files]
+        self.slots.append(
+            (outcome.revision, int(outcome.result.holds), row["participant_id"], outcome.slot_id)
+        )
+        return state.value
 
     def into(self, tx: Tx) -> None:
         """It is written, in the order in which it came."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import psycopg
@@ -45,7 +46,7 @@ ANSWER_SECONDS = 45.0  # of a server that says nothing any more: longer than it 
 OLDEST = 130_000  # version 13: the oldest that is tested with
 LISTEN_AGAIN_SECONDS = 1.0
 CHANNEL = "variantd"
-ROWS = 500  # of an insert, in one statement
+ROWS = 500  # of an insert in one statement, or statements at once
 WRITERS_LOCK = 7_161_202_601  # of nobody else in this database, by its number
 
 _LOST = (psycopg.OperationalError, psycopg.InternalError)
@@ -64,6 +65,9 @@ _ONE_ROW = re.compile(
     r"(?P<head>insert into \w+ \((?P<columns>[\w, ]+)\) values )\((?:\?, )*\?\)"
     r"(?P<tail> on conflict do nothing| on conflict \((?P<key>[\w, ]+)\) do update set .*)?"
 )
+
+# The transaction is the only one that writes; every statement after this sees what the one before wrote.
+_TURN = f"select pg_advisory_xact_lock({WRITERS_LOCK})"
 
 # SQLite's own: for text that holds a JSON object or array, the larger and the smaller of two numbers, bytes of zero,
 # bytes as text.
@@ -156,20 +160,24 @@ class PostgresTx:
 
     def many(self, sql: str, rows: Iterable[Parameters]) -> None:
         insert = _insert(sql)
-        if insert is None:
-            for row in rows:
-                self._execute(sql, row)
+        if insert is None:  # so many statements, and one answer to wait for
+            left = iter(rows)
+            while some := list(islice(left, ROWS)):
+                self._send(b"; ".join(self._text(sql, row) for row in some))
             return
         for chunk in insert.chunks(rows):
             written = (b"(" + b", ".join(map(self._written, row)) + b")" for row in chunk)
             self._send(insert.head + b", ".join(written) + insert.tail)
 
     def _execute(self, sql: str, parameters: Parameters) -> psycopg.ClientCursor[dict[str, Any]]:
+        return self._send(self._text(sql, parameters))
+
+    def _text(self, sql: str, parameters: Parameters) -> bytes:
         first, *others = _in_dialect(sql)
         if len(others) != len(parameters):
             raise psycopg.ProgrammingError(f"{len(others)} places for {len(parameters)} parameters: {sql}")
         written = (self._written(value) + part for value, part in zip(parameters, others, strict=True))
-        return self._send(first + b"".join(written))
+        return first + b"".join(written)
 
     def _written(self, value: Any) -> bytes:
         # What most values are is written here as psycopg would, in a fraction of the time. A flag is a number; a number
@@ -295,8 +303,7 @@ class PostgresDatabase:
         tx = PostgresTx(connection, self._patience)
         with self._patience.waiting(connection):
             try:
-                connection.execute("begin")
-                _take_turn(connection)
+                tx.run(f"begin; {_TURN}")
                 for unit in group:
                     unit.run(tx, lost=_LOST)
                 connection.execute("commit")
@@ -350,7 +357,7 @@ def prepare(url: str, *, may_change: bool = True) -> list[str]:
     with _connect(url) as connection:
         try:
             with connection.transaction():
-                _take_turn(connection)
+                connection.execute(_TURN)
                 if may_change:
                     connection.execute(_FUNCTIONS)
                 return migrate(PostgresTx(connection), may_change=may_change)
@@ -358,11 +365,6 @@ def prepare(url: str, *, may_change: bool = True) -> list[str]:
             raise FailedPrecondition(
                 f"cannot make the tables in {_shown(url)}: {_told(error)}", reason="DATABASE_UNUSABLE"
             ) from None
-
-
-def _take_turn(connection: Connection) -> None:
-    """This transaction is the only one that writes; every statement after this sees what the one before wrote."""
-    connection.execute(f"select pg_advisory_xact_lock({WRITERS_LOCK})")
 
 
 def _connect(url: str) -> Connection:
