@@ -9,6 +9,9 @@ import grpc
 from agent.identity import Identity
 from shared import errors
 
+CONNECTS_AGAIN_MS = 300_000
+"""A channel that could not connect; whoever wants to be connected sooner opens another one."""
+
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -18,9 +21,10 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
     ("grpc.use_local_subchannel_pool", 1),  # two identities in one process never share a connection
-    # When to try again is decided here, with jitter and state on disk; the channel only follows.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # When to try again is decided by `agent.link`, with jitter and state on disk. A channel that failed to connect does
+    # so by itself, once a second, and one that was closed meanwhile until the last of its calls is collected.
+    ("grpc.initial_reconnect_backoff_ms", CONNECTS_AGAIN_MS),
+    ("grpc.max_reconnect_backoff_ms", CONNECTS_AGAIN_MS),
 ]
 
 NOT_RETRIED_SOON = (
@@ -53,6 +57,12 @@ def open_channel(address: str, *, ca: bytes, identity: Identity | None = None) -
         certificate_chain=identity.certificate if identity else None,
     )
     return grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+
+
+def is_stuck(channel: grpc.aio.Channel) -> bool:
+    """The channel is about to connect, or failed to and does not try again for CONNECTS_AGAIN_MS."""
+    trying = grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+    return channel.get_state() in trying
 
 
 def failure(error: grpc.aio.AioRpcError) -> errors.Error:

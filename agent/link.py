@@ -17,7 +17,7 @@ import grpc
 from agent import identity as identities
 from agent import trust
 from agent.calls import Calls, prove
-from agent.channel import NOT_RETRIED_SOON, first_line, open_channel
+from agent.channel import NOT_RETRIED_SOON, first_line, is_stuck, open_channel
 from agent.config import AgentConfig
 from agent.greeting import greeting
 from agent.health import Conditions
@@ -243,6 +243,8 @@ class Link:
             self._session_id = ""
             self._preflights.drop()
             self._trusted.clear()
+            if self._channel and is_stuck(self._channel):
+                await self._close_channel()
 
     async def _next_hello(self, *, resumes: bool = False) -> Hello:
         await self._save(replace(self._state, epoch=self._state.epoch + 1))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -251,6 +252,35 @@ async def test_lost_session_is_opened_again(tmp_path: Path, control_plane: Scrip
         await control_plane.session(2)
         await eventually(lambda: host.link.connected)
         assert host.codes() == set()
+
+
+@pytest.mark.parametrize("transport", ["stream", "poll"])
+async def test_who_waits_leaves_the_control_plane_alone(
+    tmp_path: Path, control_plane: ScriptedControlPlane, transport: str
+) -> None:
+    """Nothing of a host knocks between two attempts: a fleet that did would all be at the door once it opens."""
+    with identities.hold(tmp_path / "state"):
+        await enroll(control_plane.token(), tmp_path / "state", name="host-1")
+    await control_plane.stop()
+    address, _, port = control_plane.agents.rpartition(":")
+    clock = FakeClock(now=SystemClock().now())
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((address, int(port)))
+        door.setblocking(False)
+
+        async def knocked() -> None:
+            connection, _ = await asyncio.get_running_loop().sock_accept(door)
+            connection.close()
+
+        async with linked(tmp_path, control_plane, clock=clock, transport=transport) as host:
+            await eventually(lambda: "UNREACHABLE" in host.codes())
+            door.listen()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(knocked(), 3)
+            knocking = asyncio.create_task(knocked())
+            await ticked(clock, 1, knocking.done)
+            await knocking
 
 
 async def test_busy_comes_back_within_the_window(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:

@@ -41,10 +41,10 @@ class Herd:
     async def live(self, number: int, identity: Identity) -> None:
         """One host, for ever."""
         hello = make_hello(f"bot-{number}", boot_id=f"boot-{number}")
-        async with identity.channel() as channel:
-            stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
-            for epoch in range(1, 10_000):
-                self.attempts += 1
+        for epoch in range(1, 10_000):
+            self.attempts += 1
+            async with identity.channel() as channel:
+                stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
                 call = stub.Sync()
                 with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     await call.write(
@@ -54,8 +54,8 @@ class Herd:
                         if message.HasField("welcome"):
                             self.open.add(number)
                         self.busy += message.HasField("busy")
-                self.open.discard(number)
-                await asyncio.sleep(self.chance.uniform(0.1, 0.5))
+            self.open.discard(number)
+            await asyncio.sleep(self.chance.uniform(0.1, 0.5))
 
 
 @asynccontextmanager
