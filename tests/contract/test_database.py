@@ -71,6 +71,33 @@ async def test_one_failure_in_a_group_undoes_only_itself(engine: Engine) -> None
     await database.close()
 
 
+async def test_a_statement_runs_once_for_each_row(engine: Engine) -> None:
+    """However many rows there are, whatever they hold; one that may not be undoes those before it."""
+    values = [f"{n}; delete from meta; -- '?' %s" for n in range(1_203)]
+    database = engine.open()
+
+    def fill(tx: Tx) -> None:
+        tx.many("insert into meta (key, value) values (?, ?)", [(str(n), b"") for n in range(len(values))])
+
+    def change(tx: Tx) -> None:
+        rows = [(text.encode(), text, str(n)) for n, text in enumerate(values)]
+        tx.many("update meta set value = ?, key = ? where key = ?", rows)
+
+    def collide(tx: Tx) -> None:
+        tx.many("update meta set key = ? where key = ?", [("new", values[0]), (values[2], values[1])])
+
+    def found(tx: Tx) -> dict[str, bytes]:
+        return {row["key"]: row["value"] for row in tx.all("select key, value from meta")}
+
+    await database.write(fill)
+    await database.write(change)
+    await database.write(lambda tx: tx.many("update meta set key = ? where key = ?", []))
+    with pytest.raises(IntegrityViolation):
+        await database.write(collide)
+    assert await database.read(found) == {text: text.encode() for text in values}
+    await database.close()
+
+
 @pytest.mark.fault(3)
 async def test_what_was_answered_survives_a_kill(engine: Engine) -> None:
     """A process killed right after its answers finds every one of them again."""
