@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("bench/results")
 LINE_BYTES = 64 * 1_048_576
-STOP_SECONDS = 60.0
+START_SECONDS, STOP_SECONDS = 120.0, 60.0
 ASKED_AGAIN_SECONDS = 0.01
 PATIENCE_SECONDS = 3_600.0  # for what is measured: a fleet takes what it takes
 ENVIRONMENT = {
@@ -170,7 +170,7 @@ class Served:
 
     async def start(self) -> None:
         """Serving, with every listener open; on the ports of before, when whoever took one meanwhile is gone."""
-        await eventually(self._start, within=120, what="the server listens")
+        await eventually(self._start, within=START_SECONDS, what="the server listens")
         self.addresses = json.loads((self.data / "addresses.json").read_text())
 
     async def _start(self) -> bool:
@@ -195,14 +195,18 @@ class Served:
                 env=ENVIRONMENT,
             )
 
-        while not (self.data / "addresses.json").exists():
-            if self.process.returncode is not None:
-                said = (self.folder / "log").read_text()[-2000:]
-                if "cannot listen on" in said.strip().rpartition("\n")[2]:
-                    return False
-                raise RuntimeError(f"the server did not start: {said}")
-            await asyncio.sleep(ASKED_AGAIN_SECONDS)
-        return True
+        process = self.process
+
+        def settled() -> bool:
+            return (self.data / "addresses.json").exists() or process.returncode is not None
+
+        await eventually(settled, within=START_SECONDS, what="the server is ready")
+        if process.returncode is None:
+            return True
+        said = (self.folder / "log").read_text()[-2000:]
+        if "cannot listen on" not in said.strip().rpartition("\n")[2]:
+            raise RuntimeError(f"the server did not start: {said}")
+        return False
 
     async def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         """The process is gone."""
