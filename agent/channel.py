@@ -10,7 +10,7 @@ from agent.identity import Identity
 from shared import errors
 
 CONNECTS_AGAIN_MS = 300_000
-"""A channel that could not connect; whoever wants to be connected sooner opens another one."""
+"""After that a channel that failed tries by itself; for another attempt before, another channel is opened."""
 
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 30_000),
@@ -21,8 +21,8 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
     ("grpc.use_local_subchannel_pool", 1),  # two identities in one process never share a connection
-    # When to try again is decided by `agent.link`, with jitter and state on disk. A channel that failed to connect does
-    # so by itself, once a second, and one that was closed meanwhile until the last of its calls is collected.
+    # When to try again is decided by `agent.link`, with jitter and state on disk. A channel that failed to connect
+    # would by itself, soon and for ever, even closed, until the last of its calls is collected: it does not for long.
     ("grpc.initial_reconnect_backoff_ms", CONNECTS_AGAIN_MS),
     ("grpc.max_reconnect_backoff_ms", CONNECTS_AGAIN_MS),
 ]
