@@ -1,8 +1,10 @@
-"""How this host speaks gRPC: the options of every channel, and what a failed call means.
+"""How this host speaks gRPC: the options of every channel, which one is open, and what a failed call means.
 
 Hides the transport's names. Liveness options are those of the control plane's listener; see also
 `agent.session` for the heartbeats, which are the authority.
 """
+
+from collections.abc import Callable
 
 import grpc
 
@@ -59,10 +61,58 @@ def open_channel(address: str, *, ca: bytes, identity: Identity | None = None) -
     return grpc.aio.secure_channel(address, credentials, options=OPTIONS)
 
 
-def is_stuck(channel: grpc.aio.Channel) -> bool:
-    """The channel is about to connect, or failed to and does not try again for CONNECTS_AGAIN_MS."""
-    trying = grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnectivity.TRANSIENT_FAILURE
-    return channel.get_state() in trying
+class Way:
+    """The way to the control plane: one of the addresses that `identity` has, and the channel to it, if one is open."""
+
+    def __init__(self, identity: Callable[[], Identity | None]) -> None:
+        self._identity = identity
+        self._turn = 0
+        self._channel: grpc.aio.Channel | None = None
+
+    @property
+    def address(self) -> str:
+        """The one whose turn it is."""
+        addresses = self._known().addresses
+        return addresses[self._turn % len(addresses)]
+
+    def channel(self) -> grpc.aio.Channel:
+        """The channel that is open, from now on if not before."""
+        if self._channel is None:
+            self._channel = self.another()
+        return self._channel
+
+    def another(self) -> grpc.aio.Channel:
+        """A channel beside it, which is the caller's until it is taken."""
+        identity = self._known()
+        return open_channel(self.address, ca=identity.ca, identity=identity)
+
+    def take(self, channel: grpc.aio.Channel) -> grpc.aio.Channel | None:
+        """`channel` is the open one, the one before the caller's."""
+        former, self._channel = self._channel, channel
+        return former
+
+    async def close(self, *, grace: float | None = None) -> None:
+        """No channel is open; calls under way on it have `grace` seconds."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close(grace)
+
+    async def give_up(self) -> None:
+        """A channel that is about to connect, or failed to and does not try for CONNECTS_AGAIN_MS, is closed."""
+        trying = grpc.ChannelConnectivity.CONNECTING, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        if self._channel is not None and self._channel.get_state() in trying:
+            await self.close()
+
+    async def try_next(self) -> None:
+        """It is the next address's turn, where there are several."""
+        if len(self._known().addresses) > 1:
+            self._turn += 1
+            await self.close()
+
+    def _known(self) -> Identity:
+        identity = self._identity()
+        assert identity is not None
+        return identity
 
 
 def failure(error: grpc.aio.AioRpcError) -> errors.Error:

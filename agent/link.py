@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -17,7 +18,7 @@ import grpc
 from agent import identity as identities
 from agent import trust
 from agent.calls import Calls, prove
-from agent.channel import NOT_RETRIED_SOON, first_line, is_stuck, open_channel
+from agent.channel import NOT_RETRIED_SOON, Way, first_line
 from agent.config import AgentConfig
 from agent.greeting import greeting
 from agent.health import Conditions
@@ -27,6 +28,7 @@ from agent.preflight import Preflights
 from agent.reconciler import Reconciler
 from agent.session import Ended, Session
 from agent.sharing import Answer, Sharing, Wish
+from agent.threads import blocking
 from agent.trust import Proposal, Standing, standing
 from shared import logs, wire
 from shared.backoff import Backoff
@@ -52,6 +54,7 @@ _log = logs.get(__name__)
 BACKOFF = Backoff(base=1.0, factor=2.0, cap=300.0)
 LASTED_SECONDS = 60.0  # a session that lived so long was a good one
 FREE_TURNS = 10  # sessions that ended as asked for before they lasted, one after the other, at no cost
+REMEMBERED = 4  # failures that are on disk at once: a fleet that loses its control plane leaves the disk alone at first
 CUTS = 3  # streams that opened and did not last, one after the other: something on the way cuts them
 RECONNECT_JITTER = 10.0
 BATCH_LIMITS = (500, 512 * 1024)  # records, bytes; the control plane may ask for less
@@ -84,8 +87,7 @@ class Link:
         self._identity = identities.load(state_dir)
         self._state = identities.load_session_state(state_dir, now=clock.now())
         self._conditions = Conditions(clock)
-        self._address = 0
-        self._channel: grpc.aio.Channel | None = None
+        self._way = Way(lambda: self._identity)
         self._session: Session | Polls | None = None
         self._cuts = 0
         self._turns = 0
@@ -101,7 +103,7 @@ class Link:
         self._session_id = ""
         self._last_error = ""
         self._skew = 0
-        self.calls = Calls(channel=self._open_channel, trusted=self._trusted)
+        self.calls = Calls(channel=self._way.channel, trusted=self._trusted)
         self._sharing = Sharing(config, tell=self._answer, upload=self.calls.upload)
         self._preflights = Preflights(config, judge=reconciler.judge, tell=self._judged, clock=clock)
         self.limits = BATCH_LIMITS
@@ -117,7 +119,7 @@ class Link:
 
     async def prove(self, candidate: Identity) -> None:
         """The control plane knows the candidate for an agent. Raises one of shared.errors where it does not."""
-        await prove(self._current_address(), candidate)
+        await prove(self._way.address, candidate)
 
     async def move(self, identity: Identity) -> None:
         """The identity staged last, this one, is committed, and the link speaks as it from now on.
@@ -127,7 +129,7 @@ class Link:
         """
         assert self._identity is not None
         async with self._disk:
-            await asyncio.to_thread(identities.commit, self._state_dir)
+            await blocking(lambda: identities.commit(self._state_dir))
             incarnation = self._identity.incarnation
             self._identity = replace(identity, incarnation=incarnation)
         if identity.incarnation != incarnation:  # another was adopted meanwhile
@@ -162,7 +164,7 @@ class Link:
             "state": self._what,
             "transport": self._config.transport,
             "sinceAt": to_rfc3339(self._since),
-            "address": self._current_address() if identity else None,
+            "address": self._way.address if identity else None,
             "sessionId": self._session_id or None,
             "sessionEpoch": self._state.epoch,
             "attempt": self._state.attempt,
@@ -206,7 +208,7 @@ class Link:
             self._now("stopped")
             await self._sharing.stop()
             await self._preflights.stop()
-            await self._close_channel()
+            await self._way.close()
 
     async def _pause(self, seconds: float) -> None:
         """Returns after `seconds`, or once there is another identity to try."""
@@ -221,16 +223,15 @@ class Link:
     async def _converse(self) -> Ended:
         """One session, from the first packet to the last, with those that took its place while it was open."""
         self._now("connecting")
-        hello = await self._next_hello()
         while self._moved.is_set():
             self._moved.clear()
-            await self._close_channel(grace=RETIRE_SECONDS)
-        stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(self._open_channel())
+            await self._way.close(grace=RETIRE_SECONDS)
+        stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(self._way.channel())
         self._opened_at = 0.0
         self._drained.clear()
         self._session = self._open_session(stub)
         try:
-            running = asyncio.create_task(self._session.run(hello), name="session")
+            running = asyncio.create_task(self._session.run(self._next_hello), name="session")
             while (ended := await self._until_drained(running)) is None:
                 running = await self._hand_over(running)
             return ended
@@ -243,8 +244,7 @@ class Link:
             self._session_id = ""
             self._preflights.drop()
             self._trusted.clear()
-            if self._channel and is_stuck(self._channel):
-                await self._close_channel()
+            await self._way.give_up()
 
     async def _next_hello(self, *, resumes: bool = False) -> Hello:
         await self._save(replace(self._state, epoch=self._state.epoch + 1))
@@ -266,13 +266,12 @@ class Link:
 
     async def _hand_over(self, old: "asyncio.Task[Ended]") -> "asyncio.Task[Ended]":
         """A session over a connection of its own has taken the place of `old`, which has left; else `old` leaves."""
-        assert self._identity is not None
         assert isinstance(self._session, Session)
-        leaving, former = self._session, self._channel
-        channel = open_channel(self._current_address(), ca=self._identity.ca, identity=self._identity)
+        leaving, channel = self._session, self._way.another()
+        gone: grpc.aio.Channel | None = channel
         stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(channel)
         session = Session(call=stub.Sync(), party=self, clock=self._clock, random=self._random)
-        hello = await self._next_hello(resumes=True)
+        hello = partial(self._next_hello, resumes=True)
         running = asyncio.create_task(session.run(hello), name="session")
         opened = asyncio.create_task(session.opened.wait())
         try:
@@ -280,7 +279,7 @@ class Link:
             if running.done():
                 leaving.leave("drain")
                 return old
-            self._session, self._channel = session, channel
+            self._session, gone = session, self._way.take(channel)
             leaving.leave("drain")
             await asyncio.wait((old,))
         except asyncio.CancelledError:
@@ -290,9 +289,8 @@ class Link:
             raise
         finally:
             opened.cancel()
-            gone = former if self._channel is channel else channel
             if gone is not None:
-                await gone.close(RETIRE_SECONDS if gone is former else None)
+                await gone.close(None if gone is channel else RETIRE_SECONDS)
         _log.info("link.handed_over", session=self._session_id)
         return running
 
@@ -331,11 +329,11 @@ class Link:
             # Whoever asks again and again for another session is not followed at that pace.
             more = self._turns - FREE_TURNS
             return wait + (BACKOFF.delay(more, self._random) if more > 0 else 0.0)
-        if opened and not attempt:
-            # On disk with the next Hello: where a fleet loses its control plane, nobody waits for the disk first.
-            self._state = replace(self._state, attempt=1)
+        failed = replace(self._state, attempt=attempt + 1)
+        if failed.attempt < REMEMBERED:
+            self._state = failed  # on disk with the next Hello
         else:
-            await self._save(replace(self._state, attempt=attempt + 1))
+            await self._save(failed)
         self._last_error = f"{ended.code.name}: {first_line(ended.detail)}"
         if ended.code in NOT_RETRIED_SOON:
             message = f"the control plane refuses this host: {first_line(ended.detail) or ended.code.name}"
@@ -347,7 +345,7 @@ class Link:
         if opened and not attempt:
             wait = self._random.uniform(0.0, self.jitter)
         else:
-            await self._next_address()
+            await self._way.try_next()
             # Failures that happened to follow each other quickly are no reason to be away for longer than it was.
             wait = BACKOFF.delay(attempt, self._random, most=self._waited)
         self._waited += wait
@@ -397,7 +395,7 @@ class Link:
             _log.error("link.incarnation_refused", incarnation=welcome.incarnation.hex())
             return False
         self._trusted.set()
-        _log.info("link.connected", session=self._session_id, address=self._current_address())
+        _log.info("link.connected", session=self._session_id, address=self._way.address)
         return True
 
     async def _follow(self, welcome: pb.Welcome) -> bool:
@@ -453,7 +451,7 @@ class Link:
                 reason="NOT_PROPOSED",
             )
         async with self._disk:
-            await asyncio.to_thread(identities.adopt, self._state_dir, incarnation)
+            await blocking(lambda: identities.adopt(self._state_dir, incarnation))
         await self._take(incarnation, proposal.standing)
         self._proposal = None
         for code in trust.CODES:
@@ -515,30 +513,6 @@ class Link:
             conditions=wire.conditions_to_pb(self._observed()),
         )
 
-    # -- the channel -----------------------------------------------------------------------------
-
-    def _current_address(self) -> str:
-        assert self._identity is not None
-        return self._identity.addresses[self._address % len(self._identity.addresses)]
-
-    def _open_channel(self) -> grpc.aio.Channel:
-        assert self._identity is not None
-        if self._channel is None:
-            self._channel = open_channel(
-                self._current_address(), ca=self._identity.ca, identity=self._identity
-            )
-        return self._channel
-
-    async def _close_channel(self, *, grace: float | None = None) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close(grace)
-
-    async def _next_address(self) -> None:
-        if self._identity and len(self._identity.addresses) > 1:
-            self._address += 1
-            await self._close_channel()
-
     # -- state -----------------------------------------------------------------------------------
 
     def _now(self, what: str) -> None:
@@ -554,7 +528,7 @@ class Link:
         """`write` was done, or is a condition: a full disk must not cost the link, memory goes on."""
         try:
             async with self._disk:
-                await asyncio.to_thread(write)
+                await blocking(write)
             self._conditions.end("STATE_UNWRITABLE")
         except OSError as error:
             self._conditions.hold("STATE_UNWRITABLE", "error", f"{self._state_dir}: {error.strerror}")

@@ -76,11 +76,12 @@ class Polls:
         self._reason = reason
         self._leaving.set()
 
-    async def run(self, hello: Hello) -> Ended:
+    async def run(self, hello: Callable[[], Awaitable[Hello]]) -> Ended:
         """How the session ended. Cancelled, it says Goodbye first."""
+        known = await hello()
         try:
             while True:
-                call = self._exchange(self._request(hello), timeout=OPENING_SECONDS)
+                call = self._exchange(self._request(known), timeout=OPENING_SECONDS)
                 answer = await self._unless_leaving(call)
                 if answer is not None and (ended := await self._heard(answer)):
                     return ended
@@ -88,7 +89,7 @@ class Polls:
                 if self._leaving.is_set():
                     await self._goodbye(self._reason)
                     return Ended(planned=True, detail=f"left to {self._reason}")
-                hello = await asyncio.to_thread(self._hello)
+                known = await asyncio.to_thread(self._hello)
         except grpc.aio.AioRpcError as error:
             return Ended(code=error.code(), detail=error.details() or "")
         except asyncio.CancelledError:

@@ -6,7 +6,7 @@ cancels the call once, cancellation never swallowed, a leave that is told by Goo
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -153,10 +153,12 @@ class Session:
         self._reason = reason
         self._inbox.put_nowait(_Signal.LEAVE)
 
-    async def run(self, hello: Hello) -> Ended:
-        """How the session ended. Cancelled, it says Goodbye first."""
-        self._outbox.put_nowait(pb.SyncRequest(hello=wire.hello_to_pb(hello)))
-        self._start("write", self._write())
+    async def run(self, hello: Callable[[], Awaitable[Hello]]) -> Ended:
+        """How the session ended. Cancelled, it says Goodbye first.
+
+        `hello` is made once somebody is there to hear it: an attempt that reaches nobody is no session.
+        """
+        self._start("write", self._write(hello))
         self._start("read", self._read())
         self._start("watch", self._watch_opening())
         try:
@@ -260,9 +262,11 @@ class Session:
                 await self._room.take(message.ByteSize())  # type: ignore[attr-defined]
                 self._inbox.put_nowait(message)  # type: ignore[arg-type]
 
-    async def _write(self) -> None:
+    async def _write(self, hello: Callable[[], Awaitable[Hello]]) -> None:
         # The call may end between any two writes; the reader notices.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.wait_for_connection()
+            await self._call.write(pb.SyncRequest(hello=wire.hello_to_pb(await hello())))
             while (message := await self._outbox.get()) is not None:
                 await self._call.write(message)
             await self._call.done_writing()

@@ -534,17 +534,40 @@ async def test_back_off_grows_is_remembered_and_reset_by_a_session_that_lasts(
 async def test_the_loss_of_a_session_is_on_disk_with_the_next_hello(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
-    """Nobody waits for the disk before it knows when to try again; a failure after that one is on disk at once."""
+    """Nobody waits for the disk before it knows when to try again; the fourth failure is on disk at once."""
     clock = FakeClock(now=SystemClock().now())
     async with linked(tmp_path, control_plane, clock=clock, reconnect_jitter=10.0) as host:
         sync = await control_plane.session()
         await eventually(lambda: host.link.connected)
-        control_plane.instead = [(grpc.StatusCode.INTERNAL, "no")]
+        control_plane.instead = [(grpc.StatusCode.INTERNAL, "no")] * 3
         sync.end(grpc.StatusCode.UNAVAILABLE, "killed")
         await eventually(lambda: host.link.status()["attempt"] == 1)
         assert remembered(host) == 0
-        await ticked(clock, 0.5, lambda: control_plane.streams >= 2)
-        await eventually(lambda: remembered(host) == 2)
+        for failed in range(2, 5):
+            await ticked(clock, 0.5, lambda failed=failed: control_plane.streams >= failed)
+            await eventually(lambda failed=failed: host.link.status()["attempt"] == failed)
+            await eventually(
+                lambda failed=failed: remembered(host) == (failed if failed == 4 else failed - 1)
+            )
+
+
+async def test_an_attempt_that_reaches_nobody_costs_the_disk_nothing(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """A fleet that has lost its control plane leaves the machine to it; a session is numbered once there is one."""
+    with identities.hold(tmp_path / "state"):
+        await enroll(control_plane.token(), tmp_path / "state", name="host-1")
+    await control_plane.stop()
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock) as host:
+        written = (host.state / "session.json").stat()
+        for failed in range(1, 4):
+            await ticked(clock, 0.5, lambda failed=failed: host.link.status()["attempt"] == failed)
+        assert host.link.status()["sessionEpoch"] == 0
+        found = (host.state / "session.json").stat()
+        assert (found.st_ino, found.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+        await ticked(clock, 0.5, lambda: host.link.status()["attempt"] == 4)
+        await eventually(lambda: remembered(host) == 4)
 
 
 async def test_nobody_waits_for_longer_than_it_has_waited_so_far(
@@ -579,7 +602,7 @@ async def test_remembered_failures_delay_the_first_attempt(
         (left,) = [wait for wait in await eventually(lambda: clock.sleeping) if wait < 3600]
         assert 1 < left <= 300
         assert control_plane.streams == 0
-        await clock.advance(300)
+        await clock.advance(left)
         sync = await control_plane.session()
         assert sync.hello.session_epoch == 42
 
