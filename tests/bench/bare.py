@@ -264,6 +264,11 @@ async def attend(given: dict[str, Any]) -> None:
 # -- how it is used
 
 
+def processes_of(streams: int) -> int:
+    """How many processes of hosts have so many streams."""
+    return -(-streams // STREAMS_OF_A_PROCESS)
+
+
 class Bare:
     """A server and hosts, started by `bare_fleet`."""
 

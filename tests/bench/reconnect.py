@@ -3,11 +3,11 @@
 A control plane is killed (SIGKILL) with all its agents connected and started again on the same ports; until every agent
 has a session again, and what an operator waits for meanwhile for a page of experiments, beside the same while nothing
 happens. Beside it, in turn within each round: a bare grpc.aio server that is killed and started likewise, with as many
-streams over mutual TLS, and somebody who waits for answers that take nothing to give. Both kinds of hosts wait at
-random up to the same time before they try again (--jitter), which is taken off both; the time is counted from the kill,
-processor time from the moment the server listens again, less what the questions cost before there was a fleet. Agents
-whose sessions were short wait longer, so theirs have lasted for a minute (--lasted) before each kill. Nothing is
-asserted.
+streams over mutual TLS, and somebody who waits for answers that take nothing to give. Either server has as many
+processes of hosts, each with a share of the cores as large as its own; all hosts wait at random up to the same time
+before they try again (--jitter), which is taken off both; the time is counted from the kill, processor time from the
+moment the server listens again, less what the questions cost before there was a fleet. Agents whose sessions were short
+wait longer, so theirs have lasted for a minute (--lasted) before each kill. Nothing is asserted.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.bare import Bare, bare_fleet
+from tests.bench.bare import Bare, bare_fleet, processes_of
 from tests.bench.simulated import fleet, on_record, token
 from tests.bench.stage import Served, cpu_seconds, median, pass_on, ratio, served, tell
 from tests.support.plane import Plane
@@ -159,7 +159,8 @@ async def measure(folder: Path, agents: int, rounds: int, jitter: float, lasted:
             ticket = await token(operator, agents)
         each = await question_cpu(server)
         bare_each = await bare_question_cpu(bare)
-        async with fleet(server, folder / "hosts", ticket, agents, jitter=jitter):
+        processes = processes_of(agents)
+        async with fleet(server, folder / "hosts", ticket, agents, jitter=jitter, processes=processes):
             await bare.connect(stack, agents)
             pass_on(f"{agents} agents", connected=agents)
             async with server.operator() as operator, bare.asking() as ask:

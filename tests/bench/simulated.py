@@ -37,8 +37,12 @@ async def fleet(
     first: int = 1,
     participants: int = 1,
     jitter: float = 1.0,
+    processes: int | None = None,
 ) -> AsyncIterator[simulate.Fleet]:
-    """So many agents, numbered from `first`, all connected; the same ones again from the same folder."""
+    """So many agents, numbered from `first`, all connected; the same ones again from the same folder.
+
+    In as many `processes` as suit them here, where nothing else is said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[JITTER_VARIABLE] = str(jitter)
     plan = simulate.Plan(
@@ -50,7 +54,7 @@ async def fleet(
         participants=participants,
     )
     ended = asyncio.Event()
-    async with simulate.running(plan, simulate.processes_for(agents), ended=ended) as running:
+    async with simulate.running(plan, processes or simulate.processes_for(agents), ended=ended) as running:
 
         def connected() -> bool:
             if running.failure:

@@ -109,6 +109,7 @@ async def child(module: str, *words: str) -> AsyncIterator[Child]:
         stdout=asyncio.subprocess.PIPE,
         env=ENVIRONMENT,
         limit=LINE_BYTES,
+        start_new_session=True,  # a share of the cores of its own, as every server and every process of hosts has
     )
     started = Child(process)
     try:
@@ -193,6 +194,7 @@ class Served:
                 stdout=log,
                 stderr=log,
                 env=ENVIRONMENT,
+                start_new_session=True,
             )
 
         process = self.process
