@@ -19,9 +19,10 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 
@@ -100,10 +101,12 @@ class Progress:
     reported: int = 0
     waiting: int = 0
 
-    def __add__(self, other: "Progress") -> "Progress":
-        return Progress(
-            **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
-        )
+    @classmethod
+    def total(cls, parts: "Iterable[Progress]") -> "Progress":
+        """All of them together."""
+        names = [field.name for field in fields(cls)]
+        columns = zip(*map(attrgetter(*names), parts), strict=True)
+        return cls(**dict(zip(names, map(sum, columns), strict=False)))
 
 
 # -- one host -----------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ async def work(plan: Plan, tell: Callable[[Progress], None], stop: asyncio.Event
     enrolling, applying = asyncio.Semaphore(ENROLLING), asyncio.Semaphore(APPLYING)
 
     def told() -> None:
-        tell(sum((host.progress() for host in hosts), Progress()))
+        tell(Progress.total(host.progress() for host in hosts))
 
     async def telling() -> None:
         frozen = False
@@ -337,7 +340,7 @@ class Fleet:
     @property
     def progress(self) -> Progress:
         """The whole fleet's, as of a moment ago."""
-        return sum(self._progress, Progress())
+        return Progress.total(self._progress)
 
     async def start(self) -> None:
         """Every worker has its part."""
