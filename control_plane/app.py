@@ -24,9 +24,10 @@ from control_plane.api.operations import OPERATIONS
 from control_plane.api.replication import Replication
 from control_plane.api.rest import application
 from control_plane.api.rpc import EnrollmentServicer, add_operator_services
-from control_plane.api.sessions import Origin, Sessions, origin
+from control_plane.api.sessions import Sessions
 from control_plane.api.sync import AgentServicer
 from control_plane.api.watch import Watchers
+from control_plane.api.welcome import Origin, origin
 from control_plane.api.witness import witness
 from control_plane.config import Settings, is_wildcard
 from control_plane.data import DataDir, agreed_authorities, note_kind, open_database, write_private

@@ -11,13 +11,12 @@ from contextlib import suppress
 
 from control_plane.api.sessions import (
     BUSY_WINDOW_MS,
-    Origin,
     Session,
     Sessions,
     clock_skew,
     telemetry_of,
-    welcome,
 )
+from control_plane.api.welcome import Origin, welcome
 from control_plane.domain.fleet import Telemetry
 from control_plane.services.sessions import LEASE, Opened, open_session, require_speaker
 from control_plane.services.work import Services
@@ -117,7 +116,9 @@ class Polls:
     async def _say(
         self, session: Session, messages: Sequence[pb.SyncRequest], *, renew: bool
     ) -> pb.ExchangeResponse:
-        said = [pb.SyncResponse(welcome=welcome(self._own, session, renew=renew))]
+        said = [
+            pb.SyncResponse(welcome=welcome(self._own, session.id, heartbeat=session.heartbeat, renew=renew))
+        ]
         for message in messages:
             if message.WhichOneof("message") == "heartbeat":
                 now = self._services.clock.now()

@@ -9,7 +9,6 @@ everything again.
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -19,17 +18,14 @@ from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
 from control_plane.api.together import Looks, Owed, Recorded, Recorder, Reports
 from control_plane.domain.fleet import Telemetry
-from control_plane.services import spools
-from control_plane.services.sessions import Opened, Terms
+from control_plane.services.sessions import Opened
 from control_plane.services.work import Services
-from control_plane.store.access import Incarnation
 from control_plane.store.offers import Wanted
-from shared import logs, tls, wire
+from shared import logs, wire
 from shared.clock import Clock
 from shared.ids import NewId
 from shared.model import (
     ACKS_RIDE,
-    MAX_INLINE_BYTES,
     PREFLIGHT,
     Hello,
     Offer,
@@ -65,33 +61,8 @@ DRAIN_WINDOW_SECONDS, DRAINED_PER_SECOND = 0.5, 200.0
 """At least so long, and at most so many agents a second are asked to leave."""
 DRAIN_SECONDS = 2.0
 TURN_WINDOW_MS = 60_000
-MAX_BATCH_BYTES = 2 * 1_048_576
 BUSY_WINDOW_MS = 5_000
 MOST_SKEW = 100 * 365 * 86_400 * SECOND
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Which life of the database this is, as agents are told: what sessions are opened under, and why to believe it.
-
-    `lineage` are the signed successions that led here, the newest first.
-    """
-
-    terms: Terms
-    lineage: tuple[pb.Succession, ...]
-
-
-def origin(incarnation: Incarnation, authority: tls.Authority, *, withdraw_limit: int) -> Origin:
-    """The incarnation, signed so that agents may adopt it by themselves."""
-    lineage = tuple(
-        pb.Succession(
-            incarnation=newer,
-            predecessor=older,
-            signature=tls.sign(authority.key, b"variantd incarnation" + newer + older),
-        )
-        for newer, older in incarnation.successions
-    )
-    return Origin(terms=Terms(incarnation=incarnation, withdraw_limit=withdraw_limit), lineage=lineage)
 
 
 class Sessions:
@@ -536,21 +507,4 @@ def telemetry_of(observation: pb.Observation) -> Telemetry:
         conditions=tuple(wire.conditions_from_pb(observation.conditions)),
         certificate_days_left=observation.certificate_days_left,
         state_free_bytes=observation.state_free_bytes,
-    )
-
-
-def welcome(own: Origin, session: Session, *, renew: bool = False) -> pb.Welcome:
-    """The session is admitted, by which life of the database, under which limits."""
-    newest, *earlier = own.lineage
-    return pb.Welcome(
-        session_id=session.id,
-        incarnation=newest.incarnation,
-        predecessor=newest.predecessor,
-        incarnation_signature=newest.signature,
-        lineage=earlier,
-        renew_certificate=renew,
-        heartbeat_interval_ms=round(session.heartbeat * 1000),
-        limits=pb.Limits(
-            inline_bytes=MAX_INLINE_BYTES, batch_records=spools.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
-        ),
     )

@@ -16,7 +16,8 @@ from control_plane.api import errors
 from control_plane.api.admission import Turnstile
 from control_plane.api.polls import Polls
 from control_plane.api.reads import ANSWER_SECONDS
-from control_plane.api.sessions import BUSY_WINDOW_MS, Origin, Session, Sessions, welcome
+from control_plane.api.sessions import BUSY_WINDOW_MS, Session, Sessions
+from control_plane.api.welcome import Origin, welcome
 from control_plane.services import enrollment
 from control_plane.services.sessions import DUPLICATE_SESSION, Opened, open_session, require_speaker
 from control_plane.services.work import Services
@@ -200,7 +201,8 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
     ) -> None:
         uid = session.agent_uid
         try:
-            greeting = welcome(self._own, session, renew=self._is_former(context))
+            renew = self._is_former(context)
+            greeting = welcome(self._own, session.id, heartbeat=session.heartbeat, renew=renew)
             await context.write(pb.SyncResponse(welcome=greeting))
             await _Stream(session, context).run(messages)
         finally:

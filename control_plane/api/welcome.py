@@ -1,0 +1,53 @@
+"""What a session begins with: which life of the database this is, why to believe it, and under which limits."""
+
+from dataclasses import dataclass
+
+from control_plane.services import spools
+from control_plane.services.sessions import Terms
+from control_plane.store.access import Incarnation
+from shared import tls
+from shared.model import MAX_INLINE_BYTES
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
+
+MAX_BATCH_BYTES = 2 * 1_048_576
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Which life of the database this is, as agents are told: what sessions are opened under, and why to believe it.
+
+    `lineage` are the signed successions that led here, the newest first.
+    """
+
+    terms: Terms
+    lineage: tuple[pb.Succession, ...]
+
+
+def origin(incarnation: Incarnation, authority: tls.Authority, *, withdraw_limit: int) -> Origin:
+    """The incarnation, signed so that agents may adopt it by themselves."""
+    lineage = tuple(
+        pb.Succession(
+            incarnation=newer,
+            predecessor=older,
+            signature=tls.sign(authority.key, b"variantd incarnation" + newer + older),
+        )
+        for newer, older in incarnation.successions
+    )
+    return Origin(terms=Terms(incarnation=incarnation, withdraw_limit=withdraw_limit), lineage=lineage)
+
+
+def welcome(own: Origin, session_id: bytes, *, heartbeat: float, renew: bool = False) -> pb.Welcome:
+    """The session is admitted, by which life of the database, under which limits."""
+    newest, *earlier = own.lineage
+    return pb.Welcome(
+        session_id=session_id,
+        incarnation=newest.incarnation,
+        predecessor=newest.predecessor,
+        incarnation_signature=newest.signature,
+        lineage=earlier,
+        renew_certificate=renew,
+        heartbeat_interval_ms=round(heartbeat * 1000),
+        limits=pb.Limits(
+            inline_bytes=MAX_INLINE_BYTES, batch_records=spools.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
+        ),
+    )
