@@ -1,11 +1,12 @@
-"""What an agent asks beside its session, in unary calls: reports, contents, its next certificate.
+"""What an agent asks: in unary calls beside its session contents, its next certificate, and reports that the session
+does not carry.
 
 Hides that they wait until there is a control plane to be believed, and what a channel that was closed under a call
 looks like. What a call raises is one of shared.errors.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import grpc
@@ -24,16 +25,26 @@ UPLOAD_SECONDS = 15.0  # the control plane does not wait longer
 NOBODYS_DIGEST = bytes(32)
 
 
-class Calls:
-    """Calls over whatever `channel` is open, once `trusted` is set."""
+Carried = Callable[[pb.ReportSpoolRequest], Awaitable[pb.ReportSpoolResponse | None]]
+"""The way over the session: what became of a batch, or None where that way leads nowhere now."""
 
-    def __init__(self, *, channel: Callable[[], grpc.aio.Channel], trusted: asyncio.Event) -> None:
-        self._channel, self._trusted = channel, trusted
+
+class Calls:
+    """Calls over whatever `channel` is open, once `trusted` is set; `carried` is tried first with a batch."""
+
+    def __init__(
+        self, *, channel: Callable[[], grpc.aio.Channel], trusted: asyncio.Event, carried: Carried
+    ) -> None:
+        self._channel, self._trusted, self._carried = channel, trusted, carried
 
     async def report(self, batch: Batch) -> Receipt:
         """What the control plane says of `batch`; waits until there is one to ask. Raises shared.errors."""
-        async with self._stub() as stub:
-            response = await stub.ReportSpool(wire.batch_to_pb(batch), timeout=CALL_SECONDS)
+        await self._trusted.wait()
+        request = wire.batch_to_pb(batch)
+        response = await self._carried(request)
+        if response is None:  # a call says why
+            async with self._stub() as stub:
+                response = await stub.ReportSpool(request, timeout=CALL_SECONDS)
         diverged = response.verdict == pb.SPOOL_VERDICT_EPOCH_DIVERGED
         return Receipt(through_seq=response.through_seq, diverged=diverged)
 

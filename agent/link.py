@@ -103,7 +103,7 @@ class Link:
         self._session_id = ""
         self._last_error = ""
         self._skew = 0
-        self.calls = Calls(channel=self._way.channel, trusted=self._trusted)
+        self.calls = Calls(channel=self._way.channel, trusted=self._trusted, carried=self._carried)
         self._sharing = Sharing(config, tell=self._answer, upload=self.calls.upload)
         self._preflights = Preflights(config, judge=reconciler.judge, tell=self._judged, clock=clock)
         self.limits = BATCH_LIMITS
@@ -116,6 +116,9 @@ class Link:
         """The outcome goes up now where a session is open; it is told again at the next one anyway."""
         if self._session is not None:
             self._session.tell(outcome)
+
+    async def _carried(self, batch: pb.ReportSpoolRequest) -> pb.ReportSpoolResponse | None:
+        return await self._session.report(batch) if isinstance(self._session, Session) else None
 
     async def prove(self, candidate: Identity) -> None:
         """The control plane knows the candidate for an agent. Raises one of shared.errors where it does not."""

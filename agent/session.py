@@ -34,6 +34,7 @@ INBOX_BYTES = 16 * 1_048_576
 PAUSE_SECONDS = 0.05  # that long, and then as many as came due meanwhile
 OUTBOX = 4_096  # messages; what is owed beyond them a later session tells
 PATIENCE = 3  # heartbeats without answer
+REPORT_SECONDS = 60.0  # for the answer to a batch
 LEAVE_SECONDS = 5.0  # for Goodbye to be taken
 INBOX = 256  # messages read ahead; a control plane that floods is slowed down by its own transport
 OBSERVE_EVERY = 3  # heartbeats
@@ -114,6 +115,7 @@ class _Room:
 
 
 Call = grpc.aio.StreamStreamCall[pb.SyncRequest, pb.SyncResponse]
+_Answer = asyncio.Future[pb.ReportSpoolResponse | None]
 
 
 class Session:
@@ -128,6 +130,8 @@ class Session:
         self._outbox: asyncio.Queue[pb.SyncRequest | None] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._trusted = False
+        self._carries = 0  # bytes of a batch
+        self._reporting: tuple[pb.ReportSpoolRequest, _Answer] | None = None
         self._interval = _seconds(0)
         self._unanswered = 0
         self._cut = ""
@@ -148,6 +152,30 @@ class Session:
         if self._trusted and self._outbox.qsize() < OUTBOX:
             self._outbox.put_nowait(pb.SyncRequest(preflight_result=preflights.result_to_pb(result)))
 
+    async def report(self, batch: pb.ReportSpoolRequest) -> pb.ReportSpoolResponse | None:
+        """What became of the batch; None where it was nothing, or the stream is not for it, or ended before the answer.
+
+        One at a time, and small ones: a batch keeps nothing waiting for long.
+        """
+        if not self._trusted or batch.ByteSize() > self._carries:
+            return None
+        answered: _Answer = asyncio.get_running_loop().create_future()
+        self._reporting = batch, answered
+        self._outbox.put_nowait(pb.SyncRequest(batch=batch))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REPORT_SECONDS):
+                return await answered
+        return None
+
+    def _batch_answered(self, answer: pb.BatchAnswer | None) -> None:
+        """The batch that waits for an answer has it, if this one is for it; or there will be none."""
+        if self._reporting is None:
+            return
+        batch, answered = self._reporting
+        mine = answer is None or (answer.epoch, answer.first_seq) == (batch.epoch, batch.first_seq)
+        if mine and not answered.done():
+            answered.set_result(answer.stored if answer is not None and answer.HasField("stored") else None)
+
     def leave(self, reason: str) -> None:
         """The session says Goodbye for this reason and ends as planned."""
         self._reason = reason
@@ -167,6 +195,8 @@ class Session:
             await self._leave("stop")
             raise
         finally:
+            self._carries = 0
+            self._batch_answered(None)
             self._call.cancel()
             for task in self._tasks.values():
                 task.cancel()
@@ -221,6 +251,8 @@ class Session:
             self._party.asked(preflights.from_pb(message.preflight))
         elif kind == "outcome_ack" and self._trusted:
             self._party.acknowledged(wire.outcome_ack_from_pb(message.outcome_ack))
+        elif kind == "batch_answer" and self._trusted:
+            self._batch_answered(message.batch_answer)
         elif kind == "heartbeat_ack":
             self._unanswered = 0
             if message.heartbeat_ack.heartbeat_interval_ms:
@@ -233,6 +265,7 @@ class Session:
             _log.debug("session.message_ignored", kind=kind, trusted=self._trusted)
 
     async def _open(self, welcome: pb.Welcome) -> None:
+        self._carries = welcome.limits.stream_batch_bytes
         self._trusted = await self._party.welcomed(welcome)
         self._unanswered = 0
         self._interval = _seconds(welcome.heartbeat_interval_ms)

@@ -9,6 +9,7 @@ everything again.
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -17,12 +18,15 @@ from control_plane.api.leases import Leases
 from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
 from control_plane.api.together import Looks, Owed, Recorded, Recorder, Reports
+from control_plane.api.welcome import STREAM_BATCH_BYTES
 from control_plane.domain.fleet import Telemetry
+from control_plane.services import spools
 from control_plane.services.sessions import Opened
 from control_plane.services.work import Services
 from control_plane.store.offers import Wanted
 from shared import logs, wire
 from shared.clock import Clock
+from shared.errors import Error
 from shared.ids import NewId
 from shared.model import (
     ACKS_RIDE,
@@ -238,6 +242,7 @@ class Session:
         self._beat: int | None = None  # the newest; one answer is as good as one each
         self._outcomes: list[Outcome] = []
         self._observation: Telemetry | None = None
+        self._storing: asyncio.Future[spools.Report] | None = None  # the batch that came last
         self._pace = Bucket(rate=MESSAGES_PER_SECOND, burst=MESSAGES_AT_ONCE)
         self._signal = asyncio.Event()
         self._look = True
@@ -403,9 +408,42 @@ class Session:
             self._sessions.reads.answered(self.agent_uid, message.file_content)
         elif kind == "preflight_result":
             self._sessions.preflights.answered(self.agent_uid, message.preflight_result)
+        elif kind == "batch":
+            self._store_batch(message.batch)
         elif kind == "goodbye":
             self.said_goodbye = True
             self.end()
+
+    def _store_batch(self, request: pb.ReportSpoolRequest) -> None:
+        """The batch is stored with those of others, and answered then; what cannot be is answered at once.
+
+        Why it cannot be is said by ReportSpool, with a status for each reason.
+        """
+        if self._storing is not None or request.ByteSize() > STREAM_BATCH_BYTES:
+            self._answer_batch(request, None)
+            return
+        try:
+            batch = wire.batch_from_pb(request)
+            stored = self._sessions.reports.report(self._services.database, self.agent_uid, batch)
+        except Error:
+            self._answer_batch(request, None)
+            return
+        self._storing = stored
+        stored.add_done_callback(partial(self._batch_stored, request))
+
+    def _batch_stored(self, request: pb.ReportSpoolRequest, stored: "asyncio.Future[spools.Report]") -> None:
+        self._storing = None
+        if stored.cancelled():
+            return
+        if stored.exception() is not None:
+            self._answer_batch(request, None)
+            return
+        self._sessions.records.inc(len(request.records))
+        self._answer_batch(request, report_to_pb(stored.result()))
+
+    def _answer_batch(self, request: pb.ReportSpoolRequest, stored: pb.ReportSpoolResponse | None) -> None:
+        answer = pb.BatchAnswer(epoch=request.epoch, first_seq=request.first_seq, stored=stored)
+        self._reply(pb.SyncResponse(batch_answer=answer))
 
     async def turn(self) -> None:
         """Returns when the next message may be read."""
@@ -498,6 +536,12 @@ class Session:
         if known is None and item.action is not OfferAction.WRITE and item.ended:
             return False  # closed long ago, and the host holds nothing of it
         return known is None or item.revision > known
+
+
+def report_to_pb(report: spools.Report) -> pb.ReportSpoolResponse:
+    """What became of a batch."""
+    verdict = pb.SpoolVerdict.Value(f"SPOOL_VERDICT_{report.verdict.name}")
+    return pb.ReportSpoolResponse(through_seq=report.through_seq, verdict=verdict)
 
 
 def telemetry_of(observation: pb.Observation) -> Telemetry:

@@ -16,7 +16,7 @@ from control_plane.api import errors
 from control_plane.api.admission import Turnstile
 from control_plane.api.polls import Polls
 from control_plane.api.reads import ANSWER_SECONDS
-from control_plane.api.sessions import BUSY_WINDOW_MS, Session, Sessions
+from control_plane.api.sessions import BUSY_WINDOW_MS, Session, Sessions, report_to_pb
 from control_plane.api.welcome import Origin, welcome
 from control_plane.services import enrollment
 from control_plane.services.sessions import DUPLICATE_SESSION, Opened, open_session, require_speaker
@@ -242,8 +242,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
                 context, errors.explain(failure, "AgentService.ReportSpool", peer=context.peer())
             )
         self._sessions.records.inc(len(batch.records))
-        verdict = pb.SpoolVerdict.Value(f"SPOOL_VERDICT_{report.verdict.name}")
-        return pb.ReportSpoolResponse(through_seq=report.through_seq, verdict=verdict)
+        return report_to_pb(report)
 
     async def RenewCertificate(
         self, request: pb.RenewCertificateRequest, context: Context

@@ -83,15 +83,15 @@ class _Together(Generic[Q, A]):
         self._answering: set[asyncio.Task[None]] = set()
         self._gathering: asyncio.Task[None] | None = None
 
-    async def ask(self, database: Database, question: Q) -> A:
-        """The answer. Raises what it is, where that is an exception, and what the database does."""
+    def ask(self, database: Database, question: Q) -> "asyncio.Future[A]":
+        """The answer, when there is one. Raises what it is, where that is an exception, and what the database does."""
         asked: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._asked.append((question, asked))
         if not self._sufficient.is_set() and self._is_enough():
             self._sufficient.set()
         if self._gathering is None:
             self._gathering = asyncio.create_task(self._gather(database), name="together")
-        return await asked
+        return asked
 
     async def _gather(self, database: Database) -> None:
         try:
@@ -236,13 +236,13 @@ class Reports:
             size=lambda asked: len(asked[1].records),
         )
 
-    async def report(self, database: Database, agent_uid: bytes, batch: Batch) -> spools.Report:
-        """How far the agent's epoch is stored, which is durable.
+    def report(self, database: Database, agent_uid: bytes, batch: Batch) -> "asyncio.Future[spools.Report]":
+        """How far the agent's epoch is stored, when that is durable, or PermissionDenied where the agent may not speak.
 
-        Raises PermissionDenied where the agent may not speak, ResourceExhausted for a batch that is too large.
+        Raises ResourceExhausted for a batch that is too large.
         """
         spools.require_size(batch)
-        return await self._together.ask(database, (agent_uid, batch))
+        return self._together.ask(database, (agent_uid, batch))
 
     async def _store(
         self, database: Database, asked: Sequence[tuple[bytes, Batch]]

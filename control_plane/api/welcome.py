@@ -10,6 +10,8 @@ from shared.model import MAX_INLINE_BYTES
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 MAX_BATCH_BYTES = 2 * 1_048_576
+STREAM_BATCH_BYTES = 16_384
+"""A hundred records or so: what takes longer on the way than an offer may wait for goes beside the stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,9 @@ def welcome(own: Origin, session_id: bytes, *, heartbeat: float, renew: bool = F
         renew_certificate=renew,
         heartbeat_interval_ms=round(heartbeat * 1000),
         limits=pb.Limits(
-            inline_bytes=MAX_INLINE_BYTES, batch_records=spools.MAX_RECORDS, batch_bytes=MAX_BATCH_BYTES
+            inline_bytes=MAX_INLINE_BYTES,
+            batch_records=spools.MAX_RECORDS,
+            batch_bytes=MAX_BATCH_BYTES,
+            stream_batch_bytes=STREAM_BATCH_BYTES,
         ),
     )

@@ -234,6 +234,68 @@ async def test_batches_go_up_beside_the_session(tmp_path: Path, control_plane: S
         assert control_plane.batches == [batch]
 
 
+def reported(*records: bytes) -> Batch:
+    """A batch of an epoch of its own."""
+    return Batch(epoch=new_id(), first_seq=1, chain=CHAIN_START, records=records, tail_seq=len(records))
+
+
+async def test_a_small_batch_goes_up_on_the_session(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Where the control plane takes it there; what is larger or is not stored there goes beside it."""
+    control_plane.stream_batch_bytes = 1_000
+    small, large, other = reported(b"a", b"b"), reported(bytes(1_000)), reported(b"c")
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        assert (await host.link.calls.report(small)).through_seq == 2
+        assert (await host.link.calls.report(large)).through_seq == 1
+        assert (sync.batches, control_plane.batches_asked) == ([small], 1)
+        diverged = pb.ReportSpoolResponse(through_seq=0, verdict=pb.SPOOL_VERDICT_EPOCH_DIVERGED)
+        control_plane.stream_replies = [diverged, None]
+        control_plane.replies = [(grpc.StatusCode.INVALID_ARGUMENT, "no")]
+        assert (await host.link.calls.report(other)).diverged
+        with pytest.raises(Invalid):
+            await host.link.calls.report(other)
+        assert control_plane.batches_asked == 2
+        assert control_plane.batches == [small, large]
+
+
+async def test_an_answer_to_another_batch_is_none(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """One that comes late must not acknowledge what came after it."""
+    control_plane.stream_batch_bytes = 1_000
+    control_plane.answers_batches.clear()
+    batch = reported(b"a", b"b")
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        reporting = asyncio.create_task(host.link.calls.report(batch))
+        await eventually(lambda: sync.batches)
+        late = pb.ReportSpoolResponse(through_seq=9, verdict=pb.SPOOL_VERDICT_OK)
+        await sync.send(batch_answer=pb.BatchAnswer(epoch=new_id(), first_seq=1, stored=late))
+        await sync.send(batch_answer=pb.BatchAnswer(epoch=batch.epoch, first_seq=3, stored=late))
+        control_plane.answers_batches.set()
+        assert (await reporting).through_seq == 2
+
+
+async def test_a_batch_whose_session_ends_goes_up_with_the_next(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """Nobody waits for an answer that cannot come."""
+    control_plane.stream_batch_bytes = 1_000
+    control_plane.answers_batches.clear()
+    batch = reported(b"a", b"b")
+    async with linked(tmp_path, control_plane) as host:
+        sync = await control_plane.session()
+        reporting = asyncio.create_task(host.link.calls.report(batch))
+        await eventually(lambda: sync.batches)
+        sync.end(grpc.StatusCode.UNAVAILABLE, "killed")
+        await control_plane.session(2)
+        control_plane.answers_batches.set()
+        assert (await asyncio.wait_for(reporting, PATIENCE / 4)).through_seq == 2
+        assert control_plane.batches == [batch]
+
+
 async def test_stop_says_goodbye(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
     """A control plane can tell leaving from dying."""
     async with linked(tmp_path, control_plane):

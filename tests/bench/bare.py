@@ -3,7 +3,7 @@
 One message to each stream and an acknowledgement on it; nothing is looked up or decided by the server. The hosts' end
 opens its streams from few processes, each over a connection of its own, and where it is told to writes a file for each
 message before it acknowledges: staged, fsynced, renamed, the directory fsynced. Where it is told to report, too, each
-host says what it has in a call of its own, and the server stores both, a row each and how far the host is, in SQLite
+host says what it has in a second message, and the server stores both, a row each and how far the host is, in SQLite
 with what else comes within 20 ms, before it answers: the messages and rows that a delivery of ours has at the least.
 """
 
@@ -28,7 +28,7 @@ from shared.ids import new_id
 from tests.bench.stage import PATIENCE_SECONDS, Child, answer, child, cpu_seconds, resident_bytes
 from tests.support.waiting import eventually
 
-METHOD, REPORT, ASK = (f"/bare.Service/{name}" for name in ("Sync", "Report", "Ask"))
+METHOD, ASK = (f"/bare.Service/{name}" for name in ("Sync", "Ask"))
 SERVER_OPTIONS = [("grpc.so_reuseport", 0), ("grpc.server.max_pending_requests", 16_384)]
 CLIENT_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -113,12 +113,6 @@ class _Server:
         self.done = asyncio.Event()
         self.wanted = 0
 
-    async def report(self, what: bytes, context: Any) -> bytes:
-        """What a host has is stored."""
-        await self._rows.store(("view", new_id(), what, time.time_ns()))
-        self._count()
-        return b"stored"
-
     async def asked(self, what: bytes, context: Any) -> bytes:
         """What somebody else asks meanwhile is answered at once."""
         return what
@@ -146,8 +140,17 @@ class _Server:
             if await listening is None:
                 return
             if self._reported:
-                await self._rows.store(("outcome", new_id(), host, time.time_ns()))
+                await self._record(host, messages)
+                await context.write(b"stored")
+                self._count()
             self._count()
+
+    async def _record(self, host: bytes, messages: AsyncIterator[bytes]) -> None:
+        """What the host acknowledged is stored, and so is what it reports next."""
+        storing = asyncio.ensure_future(self._rows.store(("outcome", new_id(), host, time.time_ns())))
+        reported = await anext(messages, b"")
+        await self._rows.store(("view", new_id(), reported, time.time_ns()))
+        await storing
 
     async def fan_out(self, size: int, *, reported: bool) -> None:
         """Everybody was sent so many bytes, and has acknowledged them, and reported it where that is wanted."""
@@ -170,7 +173,6 @@ async def _serve(given: dict[str, Any], own: _Server) -> None:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     handlers = {
         "Sync": grpc.stream_stream_rpc_method_handler(own.sync),
-        "Report": grpc.unary_unary_rpc_method_handler(own.report),
         "Ask": grpc.unary_unary_rpc_method_handler(own.asked),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bare.Service", handlers),))
@@ -206,13 +208,13 @@ class _Hosts:
         async with grpc.aio.secure_channel(
             self._given["address"], self._credentials, options=CLIENT_OPTIONS
         ) as channel:
-            method, report = channel.stream_stream(METHOD), channel.unary_unary(REPORT)
+            method = channel.stream_stream(METHOD)
             while True:
                 with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    await self._once(method, report, folder)
+                    await self._once(method, folder)
                 await asyncio.sleep(self._random.uniform(0, self._given["jitter"]))
 
-    async def _once(self, method: Any, report: Any, folder: Path) -> None:
+    async def _once(self, method: Any, folder: Path) -> None:
         name = folder.name.encode()
         async with self._connecting:
             call = method()
@@ -226,7 +228,8 @@ class _Hosts:
                     await asyncio.to_thread(_write, folder, message)
                 await call.write(b"done")
                 if self.reported:
-                    await report(name)
+                    await call.write(name)
+                    assert await call.read() == b"stored"
         finally:
             self.open -= 1
 

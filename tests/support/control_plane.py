@@ -31,6 +31,7 @@ class Sync:
         self.certificate = next(iter(context.auth_context()["x509_pem_cert"]))
         self.heard: list[pb.SyncRequest] = []
         self.outcomes: list[Outcome] = []
+        self.batches: list[Batch] = []
         self.ended = asyncio.Event()
         self.goodbye: str | None = None
         self._to_end: tuple[grpc.StatusCode, str] | None = None
@@ -95,6 +96,8 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.answers_batches = asyncio.Event()
         self.answers_batches.set()
         self.replies: list[pb.ReportSpoolResponse | tuple[grpc.StatusCode, str]] = []  # for the next batches
+        self.stream_batch_bytes = 0
+        self.stream_replies: list[pb.ReportSpoolResponse | None] = []  # for the next batches on a stream
         self.contents: dict[bytes, bytes] = {}
         self.fetches: list[pb.FetchContentRequest] = []
         self.uploads: list[list[pb.UploadContentRequest]] = []
@@ -248,7 +251,12 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
             lineage=self.lineage,
             renew_certificate=self.wishes_renewal,
             heartbeat_interval_ms=self.heartbeat_ms,
-            limits=pb.Limits(inline_bytes=32_768, batch_records=1000, batch_bytes=2_000_000),
+            limits=pb.Limits(
+                inline_bytes=32_768,
+                batch_records=1000,
+                batch_bytes=2_000_000,
+                stream_batch_bytes=self.stream_batch_bytes,
+            ),
         )
 
     async def _listen(self, sync: Sync, messages: AsyncIterator[pb.SyncRequest]) -> None:
@@ -272,9 +280,27 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
                     riding.append(ack_of)
                 else:
                     await sync.send(outcome_ack=ack_of)
+            elif kind == "batch":
+                await self._take_batch(sync, message.batch)
             elif kind == "goodbye":
                 sync.goodbye = message.goodbye.reason
                 return
+
+    async def _take_batch(self, sync: Sync, request: pb.ReportSpoolRequest) -> None:
+        batch = wire.batch_from_pb(request)
+        sync.batches.append(batch)
+        await self.answers_batches.wait()
+        through = batch.first_seq + len(batch.records) - 1
+        stored: pb.ReportSpoolResponse | None = pb.ReportSpoolResponse(
+            through_seq=through, verdict=pb.SPOOL_VERDICT_OK
+        )
+        if self.stream_replies:
+            stored = self.stream_replies.pop(0)
+        else:
+            self.batches.append(batch)
+        await sync.send(
+            batch_answer=pb.BatchAnswer(epoch=batch.epoch, first_seq=batch.first_seq, stored=stored)
+        )
 
     async def ReportSpool(self, request: pb.ReportSpoolRequest, context: Context) -> pb.ReportSpoolResponse:  # type: ignore[override]
         batch = wire.batch_from_pb(request)

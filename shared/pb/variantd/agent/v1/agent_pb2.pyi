@@ -546,6 +546,7 @@ class SyncRequest(_message.Message):
     FILE_CONTENT_FIELD_NUMBER: _builtins.int
     PREFLIGHT_RESULT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First on every stream."""
@@ -574,6 +575,10 @@ class SyncRequest(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """Last on a stream that ends on purpose."""
 
+    @_builtins.property
+    def batch(self) -> Global___ReportSpoolRequest:
+        """A small batch of the spool, of `stream_batch_bytes` at most, the next once this one has its answer; or in a call."""
+
     def __init__(
         self,
         *,
@@ -584,12 +589,13 @@ class SyncRequest(_message.Message):
         file_content: Global___FileContent | None = ...,
         preflight_result: Global___PreflightResult | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        batch: Global___ReportSpoolRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["file_content", b"file_content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "observation", b"observation", "outcome", b"outcome", "preflight_result", b"preflight_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "file_content", b"file_content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "observation", b"observation", "outcome", b"outcome", "preflight_result", b"preflight_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_content", b"file_content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "observation", b"observation", "outcome", b"outcome", "preflight_result", b"preflight_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "file_content", b"file_content", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "observation", b"observation", "outcome", b"outcome", "preflight_result", b"preflight_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "outcome", "observation", "heartbeat", "file_content", "preflight_result", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "outcome", "observation", "heartbeat", "file_content", "preflight_result", "goodbye", "batch"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -610,6 +616,7 @@ class SyncResponse(_message.Message):
     ASK_FULL_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     BUSY_FIELD_NUMBER: _builtins.int
+    BATCH_ANSWER_FIELD_NUMBER: _builtins.int
     OUTCOME_ACKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
@@ -648,6 +655,10 @@ class SyncResponse(_message.Message):
         """Not admitted now."""
 
     @_builtins.property
+    def batch_answer(self) -> Global___BatchAnswer:
+        """Answer to a batch."""
+
+    @_builtins.property
     def outcome_acks(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutcomeAck]:
         """Outcomes that are durable; they ride on whatever is said next, at the latest on the answer to a heartbeat. Only to
         agents that say `acks_ride` among their capabilities; others get an OutcomeAck for each, at once.
@@ -665,13 +676,14 @@ class SyncResponse(_message.Message):
         ask_full: Global___AskFull | None = ...,
         drain: Global___Drain | None = ...,
         busy: Global___Busy | None = ...,
+        batch_answer: Global___BatchAnswer | None = ...,
         outcome_acks: _abc.Iterable[Global___OutcomeAck] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "batch_answer", b"batch_answer", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "outcome_acks", b"outcome_acks", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_full", b"ask_full", "batch_answer", b"batch_answer", "busy", b"busy", "drain", b"drain", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "offer", b"offer", "outcome_ack", b"outcome_ack", "outcome_acks", b"outcome_acks", "preflight", b"preflight", "read_file", b"read_file", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "offer", "heartbeat_ack", "outcome_ack", "read_file", "preflight", "ask_full", "drain", "busy"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "offer", "heartbeat_ack", "outcome_ack", "read_file", "preflight", "ask_full", "drain", "busy", "batch_answer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1528,22 +1540,26 @@ class Limits(_message.Message):
     INLINE_BYTES_FIELD_NUMBER: _builtins.int
     BATCH_RECORDS_FIELD_NUMBER: _builtins.int
     BATCH_BYTES_FIELD_NUMBER: _builtins.int
+    STREAM_BATCH_BYTES_FIELD_NUMBER: _builtins.int
     inline_bytes: _builtins.int
     """Content up to this size comes inline, bytes."""
     batch_records: _builtins.int
     """Records per spool batch."""
     batch_bytes: _builtins.int
     """Bytes per spool batch."""
+    stream_batch_bytes: _builtins.int
+    """Bytes of a batch that may come on the stream, as a message; 0: none may."""
     def __init__(
         self,
         *,
         inline_bytes: _builtins.int = ...,
         batch_records: _builtins.int = ...,
         batch_bytes: _builtins.int = ...,
+        stream_batch_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_bytes", b"batch_bytes", "batch_records", b"batch_records", "inline_bytes", b"inline_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_bytes", b"batch_bytes", "batch_records", b"batch_records", "inline_bytes", b"inline_bytes", "stream_batch_bytes", b"stream_batch_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2011,6 +2027,38 @@ class ReportSpoolResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportSpoolResponse: _TypeAlias = ReportSpoolResponse  # noqa: Y015
+
+@_typing.final
+class BatchAnswer(_message.Message):
+    """What became of a batch that came on the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_SEQ_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.bytes
+    """Epoch of the batch."""
+    first_seq: _builtins.int
+    """Sequence of its first record."""
+    @_builtins.property
+    def stored(self) -> Global___ReportSpoolResponse:
+        """What became of it; not set: nothing was stored, ReportSpool says why."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.bytes = ...,
+        first_seq: _builtins.int = ...,
+        stored: Global___ReportSpoolResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stored", b"stored"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_seq", b"first_seq", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchAnswer: _TypeAlias = BatchAnswer  # noqa: Y015
 
 @_typing.final
 class SpoolRecord(_message.Message):
