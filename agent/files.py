@@ -129,6 +129,10 @@ def _reasons(path: str) -> Iterator[None]:
         raise refusal(error, path) from error
 
 
+class ReadBack(Refused):
+    """What was written, durably, is not what the file holds a moment later."""
+
+
 class Workspace:
     """A participant's root. Paths are relative to it; all methods raise Refused with the reason."""
 
@@ -263,7 +267,7 @@ class Workspace:
         """The staged content is the target file, durable and read back.
 
         After a failure the target is one whole version, old or new; which one, `digest` tells. The
-        temporary file is gone in either case.
+        temporary file is gone in either case. Raises Refused, and ReadBack once the new one had been in place.
         """
         parts, temp = _parts(staged.path), _parts(staged.temp)
         try:
@@ -283,7 +287,7 @@ class Workspace:
             self.discard(staged)
             raise
         if self.digest(staged.path) != staged.digest:
-            raise Refused(
+            raise ReadBack(
                 ReasonCode.IO_ERROR,
                 f"{show(staged.path)}: what was read back is not what was written",
                 "something else writes this file, or the disk fails; look at the host",

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from agent.config import ParticipantConfig
 from agent.failures import ATTEMPTS, ended_by_reload
-from agent.files import Snapshot, Staged, Workspace
+from agent.files import ReadBack, Snapshot, Staged, Workspace
 from agent.hooks import Hooks
 from agent.journal import Journal
 from agent.plan import Slots, holder, kept
@@ -131,6 +131,9 @@ class Repairer:
             self._tries.setdefault(file.real, deque(maxlen=MAX_REPAIRS)).append(self._clock.monotonic())
             try:
                 await self._repair(slot, file)
+            except ReadBack:  # somebody was quick: as if it had been changed after the look
+                self._faults.pop(file.real, None)
+                _log.warning("drift.overwritten", participant=self._config.id, slot=slot.slot_id.hex())
             except Refused as refused:
                 self._faults[file.real] = refused.reason
                 _log.warning("drift.not_repaired", participant=self._config.id, code=refused.reason.code)

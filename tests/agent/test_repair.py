@@ -100,6 +100,26 @@ async def test_after_three_repairs_in_ten_minutes_the_file_is_held(tmp_path: Pat
         assert codes(host) == []
 
 
+async def test_a_repair_that_is_overwritten_at_once_is_part_of_the_war(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes between the rename and the look at it is no fault of the disk: it is told what to look for."""
+    async with running_host(tmp_path, clock=FakeClock(), drift=REPAIR) as host:
+        target, rename = host.root / "soul.md", os.rename
+        await host.apply(make_offer({"soul.md": "A"}))
+
+        def overwritten(*names: str, **directories: int) -> None:
+            rename(*names, **directories)
+            target.write_text("mine")
+
+        monkeypatch.setattr(os, "rename", overwritten)
+        target.write_text("mine")
+        for _ in range(MAX_REPAIRS):
+            assert codes(host) == []
+            await look(host)
+        assert codes(host) == ["DRIFT_WAR"]
+
+
 async def test_the_operator_decides_a_drift_war(tmp_path: Path) -> None:
     """overwriteDrift is applied over it at once."""
     clock = FakeClock()
