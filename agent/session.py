@@ -162,10 +162,13 @@ class Session:
         answered: _Answer = asyncio.get_running_loop().create_future()
         self._reporting = batch, answered
         self._outbox.put_nowait(pb.SyncRequest(batch=batch))
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(REPORT_SECONDS):
                 return await answered
-        return None
+        except TimeoutError:
+            return None
+        finally:
+            self._reporting = None
 
     def _batch_answered(self, answer: pb.BatchAnswer | None) -> None:
         """The batch that waits for an answer has it, if this one is for it; or there will be none."""

@@ -419,27 +419,24 @@ class Session:
 
         Why it cannot be is said by ReportSpool, with a status for each reason.
         """
-        if self._storing is not None or request.ByteSize() > STREAM_BATCH_BYTES:
-            self._answer_batch(request, None)
-            return
-        try:
-            batch = wire.batch_from_pb(request)
-            stored = self._sessions.reports.report(self._services.database, self.agent_uid, batch)
-        except Error:
-            self._answer_batch(request, None)
-            return
-        self._storing = stored
-        stored.add_done_callback(partial(self._batch_stored, request))
+        if self._storing is None and request.ByteSize() <= STREAM_BATCH_BYTES:
+            with suppress(Error):
+                batch = wire.batch_from_pb(request)
+                stored = self._sessions.reports.report(self._services.database, self.agent_uid, batch)
+                self._storing = stored
+                stored.add_done_callback(partial(self._batch_stored, request))
+                return
+        self._answer_batch(request, None)
 
     def _batch_stored(self, request: pb.ReportSpoolRequest, stored: "asyncio.Future[spools.Report]") -> None:
         self._storing = None
         if stored.cancelled():
             return
-        if stored.exception() is not None:
+        if stored.exception() is None:
+            self._sessions.records.inc(len(request.records))
+            self._answer_batch(request, report_to_pb(stored.result()))
+        else:
             self._answer_batch(request, None)
-            return
-        self._sessions.records.inc(len(request.records))
-        self._answer_batch(request, report_to_pb(stored.result()))
 
     def _answer_batch(self, request: pb.ReportSpoolRequest, stored: pb.ReportSpoolResponse | None) -> None:
         answer = pb.BatchAnswer(epoch=request.epoch, first_seq=request.first_seq, stored=stored)
