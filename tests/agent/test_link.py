@@ -5,6 +5,7 @@ import json
 import socket
 import stat
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from agent import identity as identities
 from agent.enrollment import enroll
+from agent.spool import Receipt
 from shared import tls
 from shared.clock import SystemClock
 from shared.errors import FailedPrecondition, Invalid, NotFound, Unauthenticated, Unavailable
@@ -29,7 +31,7 @@ from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.ticket import ticket_from_token, ticket_to_token
 from tests.support.clock import FakeClock
-from tests.support.control_plane import ScriptedControlPlane, in_background
+from tests.support.control_plane import ScriptedControlPlane, Sync, in_background
 from tests.support.link import CONTENT, Host, linked, offered
 from tests.support.waiting import PATIENCE, eventually, ticked
 
@@ -260,10 +262,11 @@ async def test_a_small_batch_goes_up_on_the_session(
         assert control_plane.batches == [small, large]
 
 
-async def test_an_answer_to_another_batch_is_none(
+@asynccontextmanager
+async def unanswered(
     tmp_path: Path, control_plane: ScriptedControlPlane
-) -> None:
-    """One that comes late must not acknowledge what came after it."""
+) -> AsyncIterator[tuple[Sync, Batch, "asyncio.Task[Receipt]"]]:
+    """A small batch is on the session, and waits for an answer until `answers_batches` is set."""
     control_plane.stream_batch_bytes = 1_000
     control_plane.answers_batches.clear()
     batch = reported(b"a", b"b")
@@ -271,6 +274,14 @@ async def test_an_answer_to_another_batch_is_none(
         sync = await control_plane.session()
         reporting = asyncio.create_task(host.link.calls.report(batch))
         await eventually(lambda: sync.batches)
+        yield sync, batch, reporting
+
+
+async def test_an_answer_to_another_batch_is_none(
+    tmp_path: Path, control_plane: ScriptedControlPlane
+) -> None:
+    """One that comes late must not acknowledge what came after it."""
+    async with unanswered(tmp_path, control_plane) as (sync, batch, reporting):
         late = pb.ReportSpoolResponse(through_seq=9, verdict=pb.SPOOL_VERDICT_OK)
         await sync.send(batch_answer=pb.BatchAnswer(epoch=new_id(), first_seq=1, stored=late))
         await sync.send(batch_answer=pb.BatchAnswer(epoch=batch.epoch, first_seq=3, stored=late))
@@ -282,13 +293,7 @@ async def test_a_batch_whose_session_ends_goes_up_with_the_next(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
     """Nobody waits for an answer that cannot come."""
-    control_plane.stream_batch_bytes = 1_000
-    control_plane.answers_batches.clear()
-    batch = reported(b"a", b"b")
-    async with linked(tmp_path, control_plane) as host:
-        sync = await control_plane.session()
-        reporting = asyncio.create_task(host.link.calls.report(batch))
-        await eventually(lambda: sync.batches)
+    async with unanswered(tmp_path, control_plane) as (sync, batch, reporting):
         sync.end(grpc.StatusCode.UNAVAILABLE, "killed")
         await control_plane.session(2)
         control_plane.answers_batches.set()
