@@ -40,7 +40,8 @@ to begin:
 
 environment:
   VARIANT_AGENT_RECONNECT_JITTER   after a lost session, the first attempt to reconnect is made at a random
-                                   moment within so many seconds (default 10)
+                                   moment within so many seconds (default 10); within more where the fleet
+                                   is so large that its control plane asks for it
 """
 
 

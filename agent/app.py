@@ -300,7 +300,8 @@ async def _durably(work: Awaitable[None]) -> None:
 def reconnect_jitter() -> float:
     """Seconds within which the first attempt after a lost session falls: VARIANT_AGENT_RECONNECT_JITTER.
 
-    10 by default, which spares a control plane whose whole fleet lost it at once. Raises Invalid.
+    10 by default, which spares a control plane whose whole fleet lost it at once; one of thousands asks for more by
+    itself. Raises Invalid.
     """
     text = os.environ.get(JITTER_VARIABLE, "")
     try:

@@ -26,7 +26,7 @@ from agent.identity import Identity
 from agent.polls import Polls
 from agent.preflight import Preflights
 from agent.reconciler import Reconciler
-from agent.session import Ended, Session
+from agent.session import Ended, Session, within_window
 from agent.sharing import Answer, Sharing, Wish
 from agent.threads import blocking
 from agent.trust import Proposal, Standing, standing
@@ -92,6 +92,9 @@ class Link:
         self._cuts = 0
         self._turns = 0
         self._waited = 0.0  # seconds, since a session that lasted
+        self._window = (
+            0.0  # seconds, over which the fleet is asked to come back where that is longer than our own
+        )
         self._proposal: Proposal | None = None
         self._drained = asyncio.Event()  # another session is to take the place of the open one
         self._trusted = asyncio.Event()  # a session is open with a control plane that may be believed
@@ -346,7 +349,7 @@ class Link:
         if opened:
             self._count_cut()
         if opened and not attempt:
-            wait = self._random.uniform(0.0, self.jitter)
+            wait = self._random.uniform(0.0, max(self.jitter, self._window))
         else:
             await self._way.try_next()
             # Failures that happened to follow each other quickly are no reason to be away for longer than it was.
@@ -385,6 +388,7 @@ class Link:
         self.renewal_wished = welcome.renew_certificate
         if welcome.renew_certificate:
             self.nudged.set()
+        self._window = within_window(welcome.reconnect_window_ms)
         self._session_id = show_id(welcome.session_id) if len(welcome.session_id) == 16 else ""
         self._last_error = ""
         self._now("connected")
@@ -489,9 +493,11 @@ class Link:
     def unacknowledged(self) -> tuple[Outcome, ...]:
         return self._reconciler.unacknowledged()
 
-    async def alive(self, server_time: int) -> None:
+    async def alive(self, ack: pb.HeartbeatAck) -> None:
         """A heartbeat was answered: a session that lasts resets the back-off, clocks are compared."""
-        self._skew = self._clock.now() - server_time
+        if ack.reconnect_window_ms:
+            self._window = within_window(ack.reconnect_window_ms)
+        self._skew = self._clock.now() - ack.server_time_us
         if abs(self._skew) > SKEW_SECONDS * SECOND:
             message = f"this host's clock differs from the control plane's by {self._skew // SECOND} s"
             self._conditions.hold("CLOCK_SKEW", "warning", message)

@@ -21,6 +21,7 @@ from agent.session import (
     Party,
     content_to_pb,
     wish_from_pb,
+    within_window,
 )
 from agent.sharing import Answer
 from shared import logs, wire
@@ -185,7 +186,7 @@ class Polls:
         elif kind == "outcome_ack" and self._trusted:
             self._party.acknowledged(wire.outcome_ack_from_pb(message.outcome_ack))
         elif kind == "heartbeat_ack":
-            await self._party.alive(message.heartbeat_ack.server_time_us)
+            await self._party.alive(message.heartbeat_ack)
         elif kind == "drain":
             self._pause = max(self._pause, self._within(message.drain.window_ms))
         elif kind != "ask_full":  # every poll tells everything
@@ -203,4 +204,4 @@ class Polls:
         self._party.offered(offer)
 
     def _within(self, window_ms: int) -> float:
-        return self._random.uniform(0.0, min(window_ms, WINDOW_MS) / 1000)
+        return self._random.uniform(0.0, within_window(window_ms))

@@ -80,7 +80,7 @@ class Party(Protocol):
     def unacknowledged(self) -> tuple[Outcome, ...]:
         """Outcomes to tell again."""
 
-    async def alive(self, server_time: int) -> None:
+    async def alive(self, ack: pb.HeartbeatAck) -> None:
         """The control plane answered a heartbeat."""
 
     def observation(self) -> pb.Observation:
@@ -260,7 +260,7 @@ class Session:
             self._unanswered = 0
             if message.heartbeat_ack.heartbeat_interval_ms:
                 self._interval = _seconds(message.heartbeat_ack.heartbeat_interval_ms)
-            await self._party.alive(message.heartbeat_ack.server_time_us)
+            await self._party.alive(message.heartbeat_ack)
         elif kind == "drain":
             window = self._within(message.drain.window_ms)
             self._start("drain", self._drain(window, keeps=message.drain.keep_old))
@@ -288,7 +288,7 @@ class Session:
         return Ended(code=code, detail=detail or "the control plane ended the session")
 
     def _within(self, window_ms: int) -> float:
-        return self._random.uniform(0.0, min(window_ms, WINDOW_MS) / 1000)
+        return self._random.uniform(0.0, within_window(window_ms))
 
     # -- the tasks -------------------------------------------------------------------------------
 
@@ -351,6 +351,11 @@ class Session:
         self._outbox.put_nowait(pb.SyncRequest(goodbye=pb.Goodbye(reason=reason)))
         self._outbox.put_nowait(None)
         await asyncio.wait([self._tasks["write"], self._tasks["read"]], timeout=LEAVE_SECONDS)
+
+
+def within_window(window_ms: int) -> float:
+    """Seconds of a window that the control plane asks for, within what a host agrees to."""
+    return min(window_ms, WINDOW_MS) / 1000
 
 
 def _seconds(heartbeat_interval_ms: int) -> float:

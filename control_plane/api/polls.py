@@ -116,9 +116,7 @@ class Polls:
     async def _say(
         self, session: Session, messages: Sequence[pb.SyncRequest], *, renew: bool
     ) -> pb.ExchangeResponse:
-        said = [
-            pb.SyncResponse(welcome=welcome(self._own, session.id, heartbeat=session.heartbeat, renew=renew))
-        ]
+        said = [pb.SyncResponse(welcome=welcome(self._own, session.id, spacing=session.spacing, renew=renew))]
         for message in messages:
             if message.WhichOneof("message") == "heartbeat":
                 now = self._services.clock.now()

@@ -17,6 +17,7 @@ from control_plane.api.admission import Bucket, Entrance, lasts
 from control_plane.api.leases import Leases
 from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
+from control_plane.api.spacing import Spacing, return_seconds
 from control_plane.api.together import Looks, Owed, Recorded, Recorder, Reports
 from control_plane.api.welcome import STREAM_BATCH_BYTES
 from control_plane.domain.fleet import Telemetry
@@ -42,10 +43,6 @@ from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 _log = logs.get(__name__)
 
-HEARTBEAT_SECONDS, LONGEST_HEARTBEAT_SECONDS = 10.0, 30.0
-HEARTBEATS_PER_SECOND = 100.0
-"""Above that, sessions beat less often. A host whose network is gone is noticed by the transport within
-40 s all the same; it is one that hangs behind a live connection which is missed later."""
 LEASE_WRITES_SECONDS = 5.0
 MISSED_HEARTBEATS = 3
 """Without a word of the agent in any of them, until its session ends."""
@@ -61,8 +58,8 @@ MOST_RIDING = 256
 """Acknowledgements that wait for something to be said; the next is said by itself, with them."""
 MAX_OUTCOMES = 20_000
 """Not stored yet, of one session; nothing more is read until some are."""
-DRAIN_WINDOW_SECONDS, DRAINED_PER_SECOND = 0.5, 200.0
-"""At least so long, and at most so many agents a second are asked to leave."""
+DRAIN_WINDOW_SECONDS = 0.5
+"""Over so long at the least agents are asked to leave."""
 DRAIN_SECONDS = 2.0
 TURN_WINDOW_MS = 60_000
 BUSY_WINDOW_MS = 5_000
@@ -104,10 +101,9 @@ class Sessions:
             session.wake()
 
     @property
-    def heartbeat(self) -> float:
-        """Seconds between two heartbeats that are fair for as many sessions as there are."""
-        fair = len(self._live) / HEARTBEATS_PER_SECOND
-        return max(HEARTBEAT_SECONDS, min(fair, LONGEST_HEARTBEAT_SECONDS))
+    def spacing(self) -> Spacing:
+        """What is fair for as many hosts as there are."""
+        return Spacing.of(len(self._live) + len(self._polling))
 
     @property
     def present(self) -> "list[Session]":
@@ -199,7 +195,7 @@ class Sessions:
         That is for where another replica takes it. Agents leave spread over a window, as fast as others admit them.
         """
         self.draining = True
-        window = max(DRAIN_WINDOW_SECONDS, len(self._live) / DRAINED_PER_SECOND)
+        window = max(DRAIN_WINDOW_SECONDS, return_seconds(len(self._live)))
         for session in list(self._live.values()):
             session.drain(window, keep_old=hand_over)
         with suppress(TimeoutError):
@@ -252,7 +248,7 @@ class Session:
         self.id = opened.id
         self.agent_uid = opened.agent_uid
         self.goes_on = opened.goes_on
-        self.heartbeat = sessions.heartbeat
+        self.spacing = sessions.spacing
         self.last_seen = services.clock.now()
         self._unheard = 0  # heartbeats, since something was heard
         self._grown_at: float | None = services.clock.monotonic() + lasts(opened.id)
@@ -368,12 +364,10 @@ class Session:
         replies, self._replies = self._replies, []
         yield from replies
         if self._beat is not None:
-            longer = self._beats_slower()
-            ack = pb.HeartbeatAck(
-                sequence=self._beat,
-                server_time_us=self.last_seen,
-                heartbeat_interval_ms=round(self.heartbeat * 1000) if longer else 0,
-            )
+            before, self.spacing = self.spacing, self._sessions.spacing.wider(self.spacing)
+            ack = pb.HeartbeatAck(sequence=self._beat, server_time_us=self.last_seen)
+            if self.spacing != before:
+                ack.heartbeat_interval_ms, ack.reconnect_window_ms = self.spacing.in_ms()
             self._beat = None
             yield pb.SyncResponse(heartbeat_ack=ack)
         yield from self._sessions.reads.unsaid(self.agent_uid)
@@ -383,14 +377,6 @@ class Session:
             yield pb.SyncResponse(offer=wire.offer_to_pb(offer))
         if self._judges:
             yield from self._sessions.preflights.unsaid(self.agent_uid)
-
-    def _beats_slower(self) -> bool:
-        """Whether the fleet has grown, so that the session beats less often from now on.
-
-        Never more often: its host is in a pause as long as it was asked for, and would be taken for silent.
-        """
-        before, self.heartbeat = self.heartbeat, max(self.heartbeat, self._sessions.heartbeat)
-        return self.heartbeat > before
 
     def heard(self, message: pb.SyncRequest) -> None:
         """The message is taken up. Raises Invalid naming the field of one that is malformed."""

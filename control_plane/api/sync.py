@@ -58,7 +58,7 @@ class _Stream:
         """Returns when the agent has left, was silent for three heartbeats, or has to go."""
         session = self._session
         reader = asyncio.create_task(self._read(messages))
-        self._timer = self._loop.call_later(session.heartbeat, self._check)
+        self._timer = self._loop.call_later(session.spacing.heartbeat, self._check)
         try:
             while not session.over:
                 await session.look()
@@ -115,7 +115,7 @@ class _Stream:
     def _check(self) -> None:
         """Whoever is silent or does not read is cut, whoever has lasted is asked to take turns; once a heartbeat."""
         session = self._session
-        self._timer = self._loop.call_later(session.heartbeat, self._check)
+        self._timer = self._loop.call_later(session.spacing.heartbeat, self._check)
         session.grow_old()
         if session.miss_heartbeat() and not session.over:
             _log.info("session.silent", agent=session.agent_uid.hex())
@@ -202,7 +202,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         uid = session.agent_uid
         try:
             renew = self._is_former(context)
-            greeting = welcome(self._own, session.id, heartbeat=session.heartbeat, renew=renew)
+            greeting = welcome(self._own, session.id, spacing=session.spacing, renew=renew)
             await context.write(pb.SyncResponse(welcome=greeting))
             await _Stream(session, context).run(messages)
         finally:

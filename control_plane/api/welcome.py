@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from control_plane.api.spacing import Spacing
 from control_plane.services import spools
 from control_plane.services.sessions import Terms
 from control_plane.store.access import Incarnation
@@ -38,8 +39,9 @@ def origin(incarnation: Incarnation, authority: tls.Authority, *, withdraw_limit
     return Origin(terms=Terms(incarnation=incarnation, withdraw_limit=withdraw_limit), lineage=lineage)
 
 
-def welcome(own: Origin, session_id: bytes, *, heartbeat: float, renew: bool = False) -> pb.Welcome:
+def welcome(own: Origin, session_id: bytes, *, spacing: Spacing, renew: bool = False) -> pb.Welcome:
     """The session is admitted, by which life of the database, under which limits."""
+    heartbeat_ms, reconnect_window_ms = spacing.in_ms()
     newest, *earlier = own.lineage
     return pb.Welcome(
         session_id=session_id,
@@ -48,7 +50,8 @@ def welcome(own: Origin, session_id: bytes, *, heartbeat: float, renew: bool = F
         incarnation_signature=newest.signature,
         lineage=earlier,
         renew_certificate=renew,
-        heartbeat_interval_ms=round(heartbeat * 1000),
+        heartbeat_interval_ms=heartbeat_ms,
+        reconnect_window_ms=reconnect_window_ms,
         limits=pb.Limits(
             inline_bytes=MAX_INLINE_BYTES,
             batch_records=spools.MAX_RECORDS,

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import grpc
 import pytest
@@ -655,6 +656,42 @@ async def test_nobody_waits_for_longer_than_it_has_waited_so_far(
             assert wait <= max(1.0, waited)
             waited += wait
             await clock.advance(wait)
+
+
+@pytest.mark.parametrize(
+    ("welcomed", "later", "seconds"),
+    [
+        (0, 0, (9, 10)),
+        (4_000, 0, (9, 10)),
+        (100_000, 0, (90, 100)),
+        (20_000, 100_000, (90, 100)),
+        (2**32 - 1, 0, (270, 300)),
+    ],
+    ids=["its own", "shorter", "longer", "grown", "beyond what a host agrees to"],
+)
+async def test_a_large_fleet_comes_back_over_as_long_as_it_was_asked_to(
+    tmp_path: Path, control_plane: ScriptedControlPlane, welcomed: int, later: int, seconds: tuple[int, int]
+) -> None:
+    """At random within it, by what the newest word of the control plane was; never sooner than by itself."""
+    control_plane.reconnect_window_ms, control_plane.next_reconnect_window_ms = welcomed, later
+    clock, least, most = FakeClock(now=SystemClock().now()), *seconds
+    async with linked(tmp_path, control_plane, clock=clock, reconnect_jitter=10.0, random=Late(7)) as host:
+        sync = await control_plane.session()
+        await eventually(lambda: host.link.trusted)
+        await clock.advance(60)
+        await eventually(lambda: "heartbeat" in sync.kinds())
+        await eventually(lambda: host.link._session is not None and host.link._session._unanswered == 0)
+        sync.end(grpc.StatusCode.UNAVAILABLE, "killed")
+        await eventually(lambda: host.link.status()["attempt"] == 1)
+        (wait,) = [wait for wait in await eventually(lambda: clock.sleeping) if wait < 3600]
+        assert least <= wait <= most
+
+
+class Late(Random):
+    """Chance that draws the last tenth of what there is."""
+
+    def random(self) -> float:
+        return 0.9 + super().random() / 10
 
 
 async def test_remembered_failures_delay_the_first_attempt(

@@ -67,7 +67,7 @@ async def test_a_large_fleet_is_asked_to_beat_less_often(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many heartbeats a second as one process takes up easily: ten seconds for the first, and thirty at the most."""
-    monkeypatch.setattr("control_plane.api.sessions.HEARTBEATS_PER_SECOND", 0.08)
+    monkeypatch.setattr("control_plane.api.spacing.HEARTBEATS_PER_SECOND", 0.08)
     token = await plane.token(maxUses=5)
     seconds, streams = [], []
     async with AsyncExitStack() as stack:
@@ -85,9 +85,30 @@ async def test_a_large_fleet_is_asked_to_beat_less_often(
             assert [answer.heartbeat_interval_ms / 1000 for answer in answers] == asked
 
 
+async def test_a_large_fleet_is_asked_to_come_back_over_longer(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many a second as one process takes up beside its other work; a small fleet as its hosts do by themselves."""
+    monkeypatch.setattr("control_plane.api.spacing.RETURNS_PER_SECOND", 0.125)
+    token = await plane.token(maxUses=4)
+    async with AsyncExitStack() as stack:
+        streams = []
+        for number, asked in enumerate([0, 0, 16, 24]):  # by as many as were there before
+            identity = await plane.enroll(token, name=f"host-{number}")
+            stream = await stack.enter_async_context(session(identity, make_hello(f"p-{number}")))
+            assert stream.welcome is not None
+            assert stream.welcome.reconnect_window_ms / 1000 == asked
+            streams.append(stream)
+        for later in ([32] * 4, [0] * 4):  # whoever came early as the others; and nobody twice
+            for stream in streams:
+                await stream.send(heartbeat=pb.Heartbeat(sequence=1))
+            answers = [await stream.receive("heartbeat_ack") for stream in streams]
+            assert [answer.reconnect_window_ms / 1000 for answer in answers] == later
+
+
 async def test_nobody_is_asked_to_beat_more_often(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its host is in a pause as long as it was asked for, and would be taken for silent."""
-    monkeypatch.setattr("control_plane.api.sessions.HEARTBEATS_PER_SECOND", 0.08)
+    monkeypatch.setattr("control_plane.api.spacing.HEARTBEATS_PER_SECOND", 0.08)
     stays, leaves = [await plane.enroll(await plane.token(), name=name) for name in ("stays", "leaves")]
 
     async def gone() -> bool:
@@ -110,7 +131,7 @@ async def test_a_process_that_could_not_read_takes_nobody_for_silent(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop stood still for longer than a host may be silent: what the host said meanwhile is read first."""
-    monkeypatch.setattr("control_plane.api.sessions.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("control_plane.api.spacing.HEARTBEAT_SECONDS", 0.2)
     async with session(await plane.enroll(await plane.token()), make_hello("p")) as stream:
         for sequence in range(1, 4):
             time.sleep(1.0)  # noqa: ASYNC251  # nothing of this process runs
@@ -121,7 +142,7 @@ async def test_a_process_that_could_not_read_takes_nobody_for_silent(
 @pytest.mark.fault(30)
 async def test_a_write_that_came_too_late_is_the_last(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be said while an answer does not get through ends with it, told as what it is: too slow."""
-    monkeypatch.setattr("control_plane.api.sessions.HEARTBEAT_SECONDS", 2.0)
+    monkeypatch.setattr("control_plane.api.spacing.HEARTBEAT_SECONDS", 2.0)
     monkeypatch.setattr("control_plane.api.sync.WRITE_DEADLINE_SECONDS", 3.0)
     async with session(await plane.enroll(await plane.token()), make_hello("p")) as stream:
         for sequence in range(

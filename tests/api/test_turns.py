@@ -25,7 +25,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions grow old within a moment."""
     monkeypatch.setattr("control_plane.api.admission.SESSION_SECONDS", 0.2)
     monkeypatch.setattr("control_plane.api.sessions.TURN_WINDOW_MS", 20)
-    monkeypatch.setattr("control_plane.api.sessions.HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr("control_plane.api.spacing.HEARTBEAT_SECONDS", 0.5)
 
 
 @pytest.mark.fault(34)

@@ -88,6 +88,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
         self.answers_polls.set()
         self.heartbeat_ms = 60_000
         self.next_heartbeat_ms = 0
+        self.reconnect_window_ms = self.next_reconnect_window_ms = 0
         self.answers_heartbeats = True
         self.acknowledges_late = False
         self.welcomes = True
@@ -251,6 +252,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
             lineage=self.lineage,
             renew_certificate=self.wishes_renewal,
             heartbeat_interval_ms=self.heartbeat_ms,
+            reconnect_window_ms=self.reconnect_window_ms,
             limits=pb.Limits(
                 inline_bytes=32_768,
                 batch_records=1000,
@@ -269,6 +271,7 @@ class ScriptedControlPlane(agent_pb2_grpc.AgentServiceServicer, agent_pb2_grpc.E
                     sequence=message.heartbeat.sequence,
                     server_time_us=self.clock.now(),
                     heartbeat_interval_ms=self.next_heartbeat_ms,
+                    reconnect_window_ms=self.next_reconnect_window_ms,
                 )
                 await sync.send(heartbeat_ack=ack, outcome_acks=riding)
                 riding = []

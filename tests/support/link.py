@@ -73,8 +73,7 @@ class Host:
             reconciler=self.reconciler,
             spool=lambda: SpoolState(epoch=epoch, depth=3),
             clock=self.clock,
-            random=Random(7),
-            **{"reconnect_jitter": 0.05, **options},
+            **{"reconnect_jitter": 0.05, "random": Random(7), **options},
         )
 
     def _record(self, view: View) -> None:

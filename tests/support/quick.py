@@ -20,7 +20,7 @@ REPLICA_LEASE = 3.0
 """Within so many seconds a replica that is gone is taken for gone."""
 
 SERVER: tuple[tuple[str, str, Any], ...] = (
-    ("control_plane.api.sessions", "HEARTBEAT_SECONDS", HEARTBEAT),
+    ("control_plane.api.spacing", "HEARTBEAT_SECONDS", HEARTBEAT),
     ("control_plane.api.sync", "WRITE_DEADLINE_SECONDS", 1.0),
     ("control_plane.api.sync", "HELLO_DEADLINE_SECONDS", 2.0),
     ("control_plane.api.sessions", "LEASE_WRITES_SECONDS", 0.2),

@@ -1461,6 +1461,7 @@ class Welcome(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     LINEAGE_FIELD_NUMBER: _builtins.int
     RENEW_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    RECONNECT_WINDOW_MS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """Id of the session."""
     incarnation: _builtins.bytes
@@ -1473,6 +1474,10 @@ class Welcome(_message.Message):
     """Time between heartbeats, milliseconds; the session is lost after three without answer."""
     renew_certificate: _builtins.bool
     """The agent's certificate is of an authority that is about to be retired: renew it now."""
+    reconnect_window_ms: _builtins.int
+    """Time within which the host opens the next session, at random, after it lost this one, milliseconds, where the
+    fleet is too large for the host's own; 0: the host's own.
+    """
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Limits of this server."""
@@ -1492,10 +1497,11 @@ class Welcome(_message.Message):
         limits: Global___Limits | None = ...,
         lineage: _abc.Iterable[Global___Succession] | None = ...,
         renew_certificate: _builtins.bool = ...,
+        reconnect_window_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "incarnation", b"incarnation", "incarnation_signature", b"incarnation_signature", "limits", b"limits", "lineage", b"lineage", "predecessor", b"predecessor", "renew_certificate", b"renew_certificate", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "incarnation", b"incarnation", "incarnation_signature", b"incarnation_signature", "limits", b"limits", "lineage", b"lineage", "predecessor", b"predecessor", "reconnect_window_ms", b"reconnect_window_ms", "renew_certificate", b"renew_certificate", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1672,22 +1678,26 @@ class HeartbeatAck(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SERVER_TIME_US_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    RECONNECT_WINDOW_MS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Sequence answered."""
     server_time_us: _builtins.int
     """The server's clock."""
     heartbeat_interval_ms: _builtins.int
     """Time between heartbeats from now on, milliseconds, where the fleet has grown; 0: as before."""
+    reconnect_window_ms: _builtins.int
+    """Welcome.reconnect_window_ms from now on, where the fleet has grown; 0: as before."""
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         server_time_us: _builtins.int = ...,
         heartbeat_interval_ms: _builtins.int = ...,
+        reconnect_window_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "sequence", b"sequence", "server_time_us", b"server_time_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "reconnect_window_ms", b"reconnect_window_ms", "sequence", b"sequence", "server_time_us", b"server_time_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
