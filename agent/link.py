@@ -409,7 +409,7 @@ class Link:
         """Whether the incarnation is, or now became, the one this host follows; else a condition says why not."""
         assert self._identity is not None
         known = self._identity
-        found = await asyncio.to_thread(standing, known, welcome)
+        found = await standing(known, welcome)
         manual = self._config.adopt == "manual"
         if found is Standing.KNOWN or (found is Standing.SUCCESSOR and not manual):
             if welcome.incarnation != known.incarnation:

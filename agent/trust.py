@@ -4,6 +4,7 @@ A database that was restored is another incarnation: what it wants is older than
 to succeed the one that is known, over as many lives as passed meanwhile, and what is left to the host's administrator.
 """
 
+import asyncio
 from dataclasses import dataclass
 from enum import Enum
 
@@ -41,10 +42,14 @@ class Proposal:
         }
 
 
-def standing(identity: Identity, welcome: pb.Welcome) -> Standing:
-    """How the incarnation of a Welcome stands to the one this host follows. Blocks."""
+async def standing(identity: Identity, welcome: pb.Welcome) -> Standing:
+    """How the incarnation of a Welcome stands to the one this host follows."""
     if welcome.incarnation == identity.incarnation or not identity.incarnation:
         return Standing.KNOWN
+    return await asyncio.to_thread(_proven, identity, welcome)
+
+
+def _proven(identity: Identity, welcome: pb.Welcome) -> Standing:
     newest = pb.Succession(
         incarnation=welcome.incarnation,
         predecessor=welcome.predecessor,

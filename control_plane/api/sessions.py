@@ -103,7 +103,7 @@ class Sessions:
     @property
     def spacing(self) -> Spacing:
         """What is fair for as many hosts as there are."""
-        return Spacing.of(len(self._live) + len(self._polling))
+        return Spacing.of(self._hosts)
 
     @property
     def present(self) -> "list[Session]":
@@ -173,7 +173,11 @@ class Sessions:
         return agent_uid in self._polling
 
     def _count(self) -> None:
-        self.connected.set(len(self._live.keys() | self._polling.keys()))
+        self.connected.set(self._hosts)
+
+    @property
+    def _hosts(self) -> int:
+        return len(self._live) + len(self._polling)  # nobody is in both
 
     async def keep_leases(self, services: Services) -> None:
         """Presence is written for all sessions together, every few seconds, for ever."""
