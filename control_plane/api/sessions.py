@@ -17,7 +17,7 @@ from control_plane.api.admission import Bucket, Entrance, lasts
 from control_plane.api.leases import Leases
 from control_plane.api.preflights import Preflights
 from control_plane.api.reads import Reads
-from control_plane.api.spacing import Spacing, return_seconds
+from control_plane.api.spacing import Spacing
 from control_plane.api.together import Looks, Owed, Recorded, Recorder, Reports
 from control_plane.api.welcome import STREAM_BATCH_BYTES
 from control_plane.domain.fleet import Telemetry
@@ -58,8 +58,8 @@ MOST_RIDING = 256
 """Acknowledgements that wait for something to be said; the next is said by itself, with them."""
 MAX_OUTCOMES = 20_000
 """Not stored yet, of one session; nothing more is read until some are."""
-DRAIN_WINDOW_SECONDS = 0.5
-"""Over so long at the least agents are asked to leave."""
+DRAIN_WINDOW_SECONDS, DRAINED_PER_SECOND = 0.5, 200.0
+"""At least so long, and at most so many agents a second are asked to leave."""
 DRAIN_SECONDS = 2.0
 TURN_WINDOW_MS = 60_000
 BUSY_WINDOW_MS = 5_000
@@ -199,7 +199,7 @@ class Sessions:
         That is for where another replica takes it. Agents leave spread over a window, as fast as others admit them.
         """
         self.draining = True
-        window = max(DRAIN_WINDOW_SECONDS, return_seconds(len(self._live)))
+        window = max(DRAIN_WINDOW_SECONDS, len(self._live) / DRAINED_PER_SECOND)
         for session in list(self._live.values()):
             session.drain(window, keep_old=hand_over)
         with suppress(TimeoutError):

@@ -7,9 +7,9 @@ HEARTBEAT_SECONDS, LONGEST_HEARTBEAT_SECONDS = 10.0, 30.0
 HEARTBEATS_PER_SECOND = 100.0
 """Above that, sessions beat less often. A host whose network is gone is noticed by the transport within
 40 s all the same; it is one that hangs behind a live connection which is missed later."""
-RETURNS_PER_SECOND = 200.0
-"""Hosts that come back after a loss or a drain: that takes half a core or so, and leaves the rest to whoever asks
-meanwhile."""
+RETURNS_PER_SECOND = 125.0
+"""Hosts that come back after a loss, above that over longer: they take less than half a core, and leave the rest to
+whoever asks meanwhile."""
 OWN_WINDOW_SECONDS = 10.0
 """Over which hosts come back by themselves; a shorter one is not asked for."""
 
@@ -24,10 +24,10 @@ class Spacing:
     @classmethod
     def of(cls, hosts: int) -> Self:
         """What is fair for so many."""
-        fair = hosts / HEARTBEATS_PER_SECOND
+        fair, window = hosts / HEARTBEATS_PER_SECOND, hosts / RETURNS_PER_SECOND
         return cls(
             heartbeat=max(HEARTBEAT_SECONDS, min(fair, LONGEST_HEARTBEAT_SECONDS)),
-            reconnect_window=window if (window := return_seconds(hosts)) > OWN_WINDOW_SECONDS else 0.0,
+            reconnect_window=window if window > OWN_WINDOW_SECONDS else 0.0,
         )
 
     def wider(self, than: Self) -> Self:
@@ -43,8 +43,3 @@ class Spacing:
     def in_ms(self) -> tuple[int, int]:
         """Both, as messages have them."""
         return round(self.heartbeat * 1000), round(self.reconnect_window * 1000)
-
-
-def return_seconds(hosts: int) -> float:
-    """Over how long so many hosts should come back."""
-    return hosts / RETURNS_PER_SECOND
