@@ -30,7 +30,7 @@ MOST_LOOKS = 256
 """Sessions that look in one reading."""
 
 GATHER_SECONDS, LONGEST_GATHER_SECONDS = 0.02, 0.16
-"""What hosts have to record is gathered for so long into one transaction, at first and at most."""
+"""What hosts have to record is gathered for up to so long into one transaction, at first and at most."""
 
 MOST_RECORDS, ENOUGH_RECORDS = 1_000, 100
 """Of spools: those that fill a unit of work, and those that are worth one at once."""
@@ -49,11 +49,17 @@ A = TypeVar("A")
 class Pace:
     """How long others are waited for: twice as long each time several came meanwhile, as a fleet's hosts do one by one.
 
-    Who is alone waits for a moment only, the first time after many for the longest there is.
+    Who is alone waits for a moment only, the first time after many for the longest there is. Until the next multiple of
+    that time, so that whatever is gathered, of whatever kind, comes to the database at the same moments, and is
+    committed together there.
     """
 
     def __init__(self) -> None:
         self.seconds = GATHER_SECONDS
+
+    def until(self, now: float) -> float:
+        """When it has been long enough, by the same clock as `now`, in seconds."""
+        return (now // self.seconds + 1) * self.seconds
 
     def gathered(self, number: int) -> None:
         """So many came within the last of these times."""
@@ -113,7 +119,7 @@ class _Together(Generic[Q, A]):
             await asyncio.sleep(0)
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._pace.seconds):
+            async with asyncio.timeout_at(self._pace.until(asyncio.get_running_loop().time())):
                 await self._sufficient.wait()
         self._pace.gathered(len(self._asked))
 
@@ -322,7 +328,8 @@ class Recorder:
     async def _run(self, database: Database) -> None:
         try:
             while self._waiting:
-                await asyncio.sleep(self._pace.seconds)
+                now = asyncio.get_running_loop().time()
+                await asyncio.sleep(self._pace.until(now) - now)
                 self._pace.gathered(len(self._waiting))
                 sessions, self._waiting = list(self._waiting), {}
                 try:

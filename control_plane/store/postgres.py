@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -296,7 +296,7 @@ class PostgresDatabase:
     async def write(self, work: Callable[[Tx], T]) -> T:
         return await self._writer.write(work)
 
-    def _commit(self, group: Sequence[Unit]) -> None:
+    def _commit(self, group: Iterable[Unit]) -> None:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = _connect(self._url)

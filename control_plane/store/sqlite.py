@@ -1,7 +1,7 @@
 """SQLite behind `Database`: one writer, a few reader threads, WAL, every commit fsynced."""
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -90,7 +90,7 @@ class SqliteDatabase:
     async def write(self, work: Callable[[Tx], T]) -> T:
         return await self._writer.write(work)
 
-    def _commit(self, group: Sequence[Unit]) -> None:
+    def _commit(self, group: Iterable[Unit]) -> None:
         tx = SqliteTx(self._connection)
         try:
             self._connection.execute("begin immediate")

@@ -1,15 +1,15 @@
 """The one writer of a database: units of work from many callers, committed together.
 
-Writers do not wait for each other's fsync one by one: what queued up while a commit was in progress is run together,
-each unit of work inside its own savepoint, and committed once (group commit). A caller is answered after that commit,
-so durable-before-acknowledged holds for each of them; a unit of work that raises undoes only itself. Hides the thread,
-the queue and who is answered what.
+Writers do not wait for each other's fsync one by one: what queued up while a commit was in progress, and what comes
+while the transaction runs, is run together, each unit of work inside its own savepoint, and committed once (group
+commit). A caller is answered after that commit, so durable-before-acknowledged holds for each of them; a unit of work
+that raises undoes only itself. Hides the thread, the queue and who is answered what.
 """
 
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -65,14 +65,15 @@ def _settle(group: Sequence[Unit], failure: Exception | None) -> None:
 class Writer:
     """A thread that takes units of work and hands them, up to `GROUP` at a time, to `commit`.
 
-    `commit` runs every unit and makes them durable together; what it raises is what each of them is answered.
-    `at_end` runs in the thread after the last group.
+    `commit` runs every unit and makes them durable together; what it raises is what each of them is answered. It takes
+    them one after the other: whatever came while one ran is the next. `at_end` runs in the thread after the last group.
     """
 
     def __init__(
-        self, name: str, commit: Callable[[Sequence[Unit]], None], *, at_end: Callable[[], None]
+        self, name: str, commit: Callable[[Iterable[Unit]], None], *, at_end: Callable[[], None]
     ) -> None:
         self._commit, self._at_end = commit, at_end
+        self._ends = False
         self._queue: queue.SimpleQueue[Unit | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
@@ -89,25 +90,34 @@ class Writer:
         await asyncio.to_thread(self._thread.join)
 
     def _loop(self) -> None:
-        while (first := self._queue.get()) is not None:
-            group = [first]
-            stopping = False
-            with suppress(queue.Empty):
-                while len(group) < GROUP:
-                    following = self._queue.get_nowait()
-                    if following is None:
-                        stopping = True
-                        break
-                    group.append(following)
+        while not self._ends and (first := self._queue.get()) is not None:
+            self._take(taken := [first])
             failure: Exception | None = None
             try:
-                self._commit(group)
+                self._commit(self._group(taken))
             except Exception as error:
                 failure = error  # everybody is answered, and the thread lives on
-            self._answer(group, failure)
-            if stopping:
-                break
+            self._answer(taken, failure)
         self._at_end()
+
+    def _group(self, taken: list[Unit]) -> Iterator[Unit]:
+        """What is taken, and what is there by the time that has run, which is taken then."""
+        at = 0
+        while at < len(taken):
+            yield taken[at]
+            at += 1
+            if at == len(taken):
+                self._take(taken)
+
+    def _take(self, taken: list[Unit]) -> None:
+        """What is in the queue is taken, as far as a group goes."""
+        with suppress(queue.Empty):
+            while len(taken) < GROUP and not self._ends:
+                following = self._queue.get_nowait()
+                if following is None:
+                    self._ends = True
+                else:
+                    taken.append(following)
 
     def _answer(self, group: Sequence[Unit], failure: Exception | None) -> None:
         """Each caller is answered; those of one event loop are told together, because each wake-up costs a turn."""

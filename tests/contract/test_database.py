@@ -71,6 +71,31 @@ async def test_one_failure_in_a_group_undoes_only_itself(engine: Engine) -> None
     await database.close()
 
 
+async def test_what_comes_while_a_transaction_runs_is_committed_with_it(engine: Engine) -> None:
+    """Whoever comes a moment too late for the first unit of work does not wait for a commit of its own."""
+    database, loop = engine.open(), asyncio.get_running_loop()
+    runs, comes = asyncio.Event(), threading.Event()
+
+    def first(tx: Tx) -> None:
+        put("first")(tx)
+        loop.call_soon_threadsafe(runs.set)
+        assert comes.wait(PATIENCE)
+
+    def second(tx: Tx) -> list[str]:
+        put("second")(tx)
+        return asyncio.run_coroutine_threadsafe(keys(database), loop).result(PATIENCE)
+
+    earlier = asyncio.create_task(database.write(first))
+    await runs.wait()
+    later = asyncio.create_task(database.write(second))
+    await asyncio.sleep(0)  # it has been handed over
+    comes.set()
+    await earlier
+    assert await later == []  # nothing is committed yet, not even the first
+    assert await keys(database) == ["first", "second"]
+    await database.close()
+
+
 async def test_a_statement_runs_once_for_each_row(engine: Engine) -> None:
     """However many rows there are, whatever they hold; one that may not be undoes those before it."""
     values = [f"{n}; delete from meta; -- '?' %s" for n in range(1_203)]

@@ -256,7 +256,7 @@ async def test_enough_reports_are_not_kept_waiting_for_others(
     plane: _Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long others would be waited for; what is not enough alone is completed by what comes meanwhile."""
-    monkeypatch.setattr(together, "GATHER_SECONDS", 3_600.0)
+    monkeypatch.setattr(together, "GATHER_SECONDS", 1e12)
     spool, most = Spooled(epoch=plane.world.new_id()), ENOUGH_RECORDS - 1
     reports = together.Reports(clock=plane.world.clock)
     uid = plane.sessions[BOTS[0]].agent_uid
@@ -278,6 +278,22 @@ def test_others_are_waited_for_at_the_pace_they_come() -> None:
         waits.append(pace.seconds)
         pace.gathered(number)
     assert waits == [0.02, 0.02, 0.04, 0.08, 0.16, 0.16, 0.02]
+
+
+def test_what_is_gathered_at_any_pace_is_complete_at_the_same_moments() -> None:
+    """The longer is waited for, the fewer of them; nobody waits for longer than that."""
+    moments = []
+    for several in range(4):
+        pace, found, now = Pace(), set(), 1_234.567
+        for _ in range(several):
+            pace.gathered(2)
+        while (until := pace.until(now)) < 1_236.5:
+            assert now < until <= now + pace.seconds
+            found.add(round(until, 3))
+            now = until + 0.000_1
+        moments.append(found)
+    assert [len(found) for found in moments] == [96, 48, 24, 12]
+    assert moments[3] < moments[2] < moments[1] < moments[0]
 
 
 async def test_a_report_that_cannot_be_stored_fails_alone(plane: _Plane) -> None:
