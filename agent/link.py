@@ -57,6 +57,9 @@ FREE_TURNS = 10  # sessions that ended as asked for before they lasted, one afte
 REMEMBERED = 4  # failures that are on disk at once: a fleet that loses its control plane leaves the disk alone at first
 CUTS = 3  # streams that opened and did not last, one after the other: something on the way cuts them
 RECONNECT_JITTER = 10.0
+TRIES = (
+    10  # within the time over which a fleet comes back: those of thousands are not at the door every second
+)
 BATCH_LIMITS = (500, 512 * 1024)  # records, bytes; the control plane may ask for less
 SKEW_SECONDS = 60
 RETIRE_SECONDS = 5.0  # for the calls under way on a channel that is given up
@@ -353,7 +356,8 @@ class Link:
         else:
             await self._way.try_next()
             # Failures that happened to follow each other quickly are no reason to be away for longer than it was.
-            wait = BACKOFF.delay(attempt, self._random, most=self._waited)
+            backoff = replace(BACKOFF, base=max(BACKOFF.base, self._window / TRIES))
+            wait = backoff.delay(attempt, self._random, most=self._waited)
         self._waited += wait
         return wait
 

@@ -167,3 +167,4 @@ async def test_replicas_are_measured_beside_one() -> None:
         ("deliveries", 2, 0),
     ]
     assert all(row["cpuMicros"] > 0 for row in rows)
+    assert rows[1]["bareMicros"] > 0

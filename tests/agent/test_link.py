@@ -687,6 +687,28 @@ async def test_a_large_fleet_comes_back_over_as_long_as_it_was_asked_to(
         assert least <= wait <= most
 
 
+@pytest.mark.parametrize(("window", "seconds"), [(0, (1.8, 2)), (100_000, (18, 20))])
+async def test_who_finds_nobody_tries_again_over_a_part_of_that(
+    tmp_path: Path, control_plane: ScriptedControlPlane, window: int, seconds: tuple[float, float]
+) -> None:
+    """Those of a large fleet that came too early are not all at the door in the second in which it opens."""
+    control_plane.reconnect_window_ms = window
+    clock, (least, most) = FakeClock(now=SystemClock().now()), seconds
+    async with linked(tmp_path, control_plane, clock=clock, reconnect_jitter=10.0, random=Late(7)) as host:
+        sync = await control_plane.session()
+        await eventually(lambda: host.link.trusted)
+        control_plane.instead = [(grpc.StatusCode.UNAVAILABLE, "no")]
+        sync.end(grpc.StatusCode.UNAVAILABLE, "killed")
+
+        async def waits(failed: int) -> float:
+            await eventually(lambda: host.link.status()["attempt"] == failed)
+            (wait,) = [wait for wait in await eventually(lambda: clock.sleeping) if wait < 3600]
+            return wait
+
+        await clock.advance(await waits(1))
+        assert least <= await waits(2) <= most
+
+
 class Late(Random):
     """Chance that draws the last tenth of what there is."""
 

@@ -4,7 +4,9 @@ What `ingest` and `fanout` measure, with 1, 2 and 4 servers over one database ea
 of the same hosts, shared out among the servers, and a change of 2 KiB to a fleet that enrolled in equal parts at each,
 until the last outcome is in the database. Writers take turns, so no more a second is to be expected of more servers;
 what is looked at is that a record and a delivery cost no more processor time of all servers together, and that none is
-lost. What PostgreSQL's own processes took stands beside it. Nothing is asserted.
+lost. What PostgreSQL's own processes took stands beside it, and what a delivery by as many bare grpc.aio servers takes,
+with a durable write on each host and no database: whoever has a part of the fleet finds fewer messages at a time.
+Nothing is asserted.
 """
 
 import argparse
@@ -12,13 +14,14 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.bench.bare import Bare, bare_fleet
 from tests.bench.beside import durable
 from tests.bench.reporting import Cost, Side, costing, side
-from tests.bench.simulated import APPLIED, CLOSED, draft, fleet, token
+from tests.bench.simulated import APPLIED, CLOSED, FANOUT_BYTES, draft, fleet, token
 from tests.bench.stage import median, pass_on, ratio, tell, until
 from tests.support import postgres
 
@@ -38,6 +41,8 @@ class Contender:
     """Processor seconds of all servers a second, while nothing changes."""
     stored: int = 0
     """Outcomes of changes that are in the database."""
+    bare: list[Bare] = field(default_factory=list)
+    """As many bare servers, with as many streams in all."""
 
     async def join(self, stack: AsyncExitStack, folder: Path, agents: int) -> None:
         """A fleet of so many agents is connected, each to the server at which it enrolled."""
@@ -49,6 +54,14 @@ class Contender:
             own = folder / f"fleet-{part}"
             await stack.enter_async_context(fleet(server, own, ticket, share, first=1 + part * share))
         self.agents = share * PARTS
+        beside = [
+            await stack.enter_async_context(bare_fleet(folder / f"bare-{number}"))
+            for number in range(self.size)
+        ]
+        for part in range(PARTS):
+            bare, hosts = beside[part % self.size]
+            await bare.connect(hosts, share)
+        self.bare = [bare for bare, _ in beside]
 
     async def rest(self, seconds: float) -> None:
         """It is known what nothing costs."""
@@ -66,6 +79,11 @@ class Contender:
         await operator.made(f"/v1/experiments/{key}/complete", {"then": "keep"})
         await self._until(CLOSED, key)
         return cost()
+
+    async def changed_barely(self) -> float:
+        """Processor seconds of a delivery by the bare servers."""
+        found = await asyncio.gather(*(bare.fan_out(FANOUT_BYTES, durable=True) for bare in self.bare))
+        return sum(cpu for _, cpu in found) / self.agents
 
     async def _until(self, sql: str, key: str) -> int:
         """How many there are, when everybody is there or it has been too long."""
@@ -121,6 +139,7 @@ async def _deliveries(
     folder: Path, contenders: list[Contender], given: argparse.Namespace
 ) -> list[dict[str, Any]]:
     found: dict[int, list[Cost]] = {one.size: [] for one in contenders}
+    bare: dict[int, list[float]] = {one.size: [] for one in contenders}
     async with AsyncExitStack() as stack:
         for one in contenders:
             await one.join(stack, folder / str(one.size), given.agents)
@@ -128,16 +147,19 @@ async def _deliveries(
             await one.rest(given.quiet)
         for number in range(given.rounds + 1):
             for one in contenders:
-                cost = await one.changed(f"round-{number}")
+                cost, least = await one.changed(f"round-{number}"), await one.changed_barely()
                 _pass_on("deliveries", one, number, cost)
                 if number:
                     found[one.size].append(cost)
+                    bare[one.size].append(least)
     return [
         {
             **_row("deliveries", one, found),
             "agents": one.agents,
             "idleMillisEachSecond": round(one.idle * 1e3, 1),
             "beyondIdleMicros": median(((it.cpu - one.idle * it.seconds) * 1e6 for it in found[one.size]), 1),
+            "bareMicros": median((least * 1e6 for least in bare[one.size]), 1),
+            "bareOfOne": ratio(zip(bare[one.size], next(iter(bare.values())), strict=True)),
             "lost": one.agents * (given.rounds + 1) - one.stored,
         }
         for one in contenders
@@ -194,6 +216,8 @@ def main() -> None:
         "beyondIdleMicros": "beyond idle",
         "postgresMicros": "PostgreSQL's CPU µs",
         "postgresOfOne": "PostgreSQL's × one",
+        "bareMicros": "bare CPU µs",
+        "bareOfOne": "bare × one",
         "lost": "lost",
     }
     tell("replicas", columns, rows, rounds=given.rounds, records=given.records, agents=given.agents)
