@@ -57,9 +57,7 @@ FREE_TURNS = 10  # sessions that ended as asked for before they lasted, one afte
 REMEMBERED = 4  # failures that are on disk at once: a fleet that loses its control plane leaves the disk alone at first
 CUTS = 3  # streams that opened and did not last, one after the other: something on the way cuts them
 RECONNECT_JITTER = 10.0
-TRIES = (
-    10  # within the time over which a fleet comes back: those of thousands are not at the door every second
-)
+TRIES = 10  # within the time over which a fleet comes back, of who finds nobody: not one each second
 BATCH_LIMITS = (500, 512 * 1024)  # records, bytes; the control plane may ask for less
 SKEW_SECONDS = 60
 RETIRE_SECONDS = 5.0  # for the calls under way on a channel that is given up
@@ -95,9 +93,7 @@ class Link:
         self._cuts = 0
         self._turns = 0
         self._waited = 0.0  # seconds, since a session that lasted
-        self._window = (
-            0.0  # seconds, over which the fleet is asked to come back where that is longer than our own
-        )
+        self._window = 0.0  # seconds, over which the fleet is asked to come back; 0: over our own
         self._proposal: Proposal | None = None
         self._drained = asyncio.Event()  # another session is to take the place of the open one
         self._trusted = asyncio.Event()  # a session is open with a control plane that may be believed

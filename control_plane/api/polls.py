@@ -117,10 +117,14 @@ class Polls:
         self, session: Session, messages: Sequence[pb.SyncRequest], *, renew: bool
     ) -> pb.ExchangeResponse:
         said = [pb.SyncResponse(welcome=welcome(self._own, session.id, spacing=session.spacing, renew=renew))]
+        _, window = session.spacing.in_ms()
         for message in messages:
             if message.WhichOneof("message") == "heartbeat":
                 now = self._services.clock.now()
-                ack = pb.HeartbeatAck(sequence=message.heartbeat.sequence, server_time_us=now)
+                # A host hears the Welcome of its first poll only.
+                ack = pb.HeartbeatAck(
+                    sequence=message.heartbeat.sequence, server_time_us=now, reconnect_window_ms=window
+                )
                 said.append(pb.SyncResponse(heartbeat_ack=ack))
         if not session.over:
             await session.look()

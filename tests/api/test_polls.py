@@ -87,6 +87,20 @@ async def refused(polls: Polls, *messages: pb.SyncRequest, **hello: Any) -> tupl
     return failure.value.code(), failure.value.details() or ""
 
 
+async def test_a_host_that_polls_hears_how_its_fleet_has_grown(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes up the Welcome of its first poll only, and the answers to its heartbeats."""
+    monkeypatch.setattr("control_plane.api.spacing.RETURNS_PER_SECOND", 0.08)
+    polls_itself, other = [await plane.enroll(await plane.token(), name=name) for name in ("polls", "other")]
+    async with polling(polls_itself) as polls:
+        (first,) = (await polls.poll(make_hello("p")))["welcome"]
+        assert first.reconnect_window_ms == 0
+        async with session(other, make_hello("q")):
+            answer = await polls.poll(make_hello("p"), pb.SyncRequest(heartbeat=pb.Heartbeat(sequence=1)))
+            assert answer["heartbeat_ack"][0].reconnect_window_ms == 25_000
+
+
 async def test_polls_carry_a_session(plane: Plane) -> None:
     """Offers, outcomes, acknowledgements and telemetry; the slot's revision in Hello ends the offering."""
     identity = await plane.enroll(await plane.token())
