@@ -5,8 +5,7 @@ of the same hosts, shared out among the servers, and a change of 2 KiB to a flee
 until the last outcome is in the database. Writers take turns, so no more a second is to be expected of more servers;
 what is looked at is that a record and a delivery cost no more processor time of all servers together, and that none is
 lost. What PostgreSQL's own processes took stands beside it, and what a delivery by as many bare grpc.aio servers takes,
-with a durable write on each host and no database: whoever has a part of the fleet finds fewer messages at a time.
-Nothing is asserted.
+with a durable write on each host and no database. Nothing is asserted.
 """
 
 import argparse
