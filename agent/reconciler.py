@@ -430,10 +430,10 @@ class Reconciler:
 
         They are read together: a thread, a lock and a turn for each would cost several times what reading does.
         """
-        held = [(name, one, file) for name, one in self._appliers.items() for _, file in one.held()]
-        present = await blocking(lambda: [one.views.digest_of(file.real) for _, one, file in held])
-        for (name, one, file), found in zip(held, present, strict=True):
-            if not (one.views.is_as_seen(file, found) and one.repairer.is_done_with(file)):
+        held = [(name, one, *each) for name, one in self._appliers.items() for each in one.held()]
+        present = await blocking(lambda: [one.views.digest_of(file.real) for _, one, _, file in held])
+        for (name, one, slot, file), found in zip(held, present, strict=True):
+            if not (one.views.is_as_seen(file, found) and one.repairer.is_done_with(slot, file)):
                 await self.observed(name, file.path)
 
     async def catch_up(self) -> None:

@@ -64,10 +64,12 @@ class Repairer:
             return self._exhausted(real)
         return self._config.drift is DriftPolicy.HOLD
 
-    def is_done_with(self, file: SlotFile) -> bool:
+    def is_done_with(self, slot: Slot, file: SlotFile) -> bool:
         """There is nothing to do about a file that holds what its slot put there."""
         if self._config.drift is not DriftPolicy.REPAIR:
             return True
+        if slot.reload_owed and not slot.intends:
+            return False
         return file.real not in self._faults and file.applied in self._remembered
 
     def conditions(self) -> Iterator[tuple[str, str]]:
@@ -127,6 +129,7 @@ class Repairer:
         if state is ViewState.APPLIED:
             self._faults.pop(file.real, None)
             await self._remember(file)
+            await self.reload(slot.slot_id)  # a repair that was overwritten left it owed
         elif state is not ViewState.UNMANAGED and not self._exhausted(file.real):
             self._tries.setdefault(file.real, deque(maxlen=MAX_REPAIRS)).append(self._clock.monotonic())
             try:

@@ -214,6 +214,31 @@ async def test_a_reload_that_a_repair_owes_outlives_a_stop(tmp_path: Path) -> No
         assert (tmp_path / "reloads").read_text() == "done\ndone\n"
 
 
+async def test_a_reload_that_an_overwritten_repair_owes_is_run_once_the_file_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever put it back: what the service read meanwhile may be what was written between."""
+    reload = ("sh", "-c", "cat soul.md >> ../reloads")
+    async with running_host(tmp_path, drift=REPAIR, reload=reload) as host:
+        target, rename = host.root / "soul.md", os.rename
+        await host.apply(make_offer({"soul.md": "A"}))
+
+        def overwritten(*names: str, **directories: int) -> None:
+            rename(*names, **directories)
+            target.write_text("mine")
+
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(os, "rename", overwritten)
+            target.write_text("mine")
+            await look(host)
+        assert (tmp_path / "reloads").read_text() == "A"
+        target.write_text("A")
+        await host.reconciler.look_around()
+        assert (tmp_path / "reloads").read_text() == "AA"
+        await host.reconciler.look_around()
+        assert (tmp_path / "reloads").read_text() == "AA"
+
+
 async def test_what_a_slot_no_longer_holds_is_not_repaired(tmp_path: Path) -> None:
     """Closed or restored, the file is the host's own again."""
     async with running_host(tmp_path, drift=REPAIR) as host:
