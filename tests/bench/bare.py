@@ -224,10 +224,12 @@ class _Hosts:
         self.open += 1
         try:
             while (message := await call.read()) is not grpc.aio.EOF:
-                if self.durable:
+                # Before it is acknowledged: what is wanted next may be said while that is being written.
+                durable, reported = self.durable, self.reported
+                if durable:
                     await asyncio.to_thread(_write, folder, message)
                 await call.write(b"done")
-                if self.reported:
+                if reported:
                     await call.write(name)
                     assert await call.read() == b"stored"
         finally:
