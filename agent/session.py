@@ -47,10 +47,11 @@ class Ended:
     """How a session ended.
 
     `planned`: it was asked for, so the next one may be opened after `wait` seconds without suspicion.
-    Otherwise `code` and `detail` say what happened.
+    Otherwise `code` and `detail` say what happened. `at`: when that was noticed, monotonic seconds; None: just now.
     """
 
     planned: bool = False
+    at: float | None = None
     wait: float = 0.0
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
     detail: str = ""
@@ -136,6 +137,7 @@ class Session:
         self._unanswered = 0
         self._cut = ""
         self._reason = ""
+        self._ended_at: float | None = None
 
     def tell(self, outcome: Outcome) -> None:
         """The outcome goes up on this stream, where the other side is trusted; else a later one tells it."""
@@ -213,6 +215,7 @@ class Session:
 
         def done(task: asyncio.Task[None]) -> None:
             if name == "read" or (not task.cancelled() and task.exception()):
+                self._ended_at = self._clock.monotonic()
                 self._inbox.put_nowait(_Signal.ENDED)
 
         self._tasks[name].add_done_callback(done)
@@ -284,8 +287,8 @@ class Session:
                 raise failure
         code, detail = await self._call.code(), await self._call.details()
         if self._cut:
-            return Ended(code=grpc.StatusCode.DEADLINE_EXCEEDED, detail=self._cut)
-        return Ended(code=code, detail=detail or "the control plane ended the session")
+            return Ended(at=self._ended_at, code=grpc.StatusCode.DEADLINE_EXCEEDED, detail=self._cut)
+        return Ended(at=self._ended_at, code=code, detail=detail or "the control plane ended the session")
 
     def _within(self, window_ms: int) -> float:
         return self._random.uniform(0.0, within_window(window_ms))

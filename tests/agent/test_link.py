@@ -709,6 +709,30 @@ async def test_who_finds_nobody_tries_again_over_a_part_of_that(
         assert least <= await waits(2) <= most
 
 
+async def test_a_pause_counts_from_the_loss(tmp_path: Path, control_plane: ScriptedControlPlane) -> None:
+    """However long the host takes to write down what happened: a thousand on one machine come back when they drew."""
+    control_plane.reconnect_window_ms = 100_000
+    with identities.hold(tmp_path / "state"):
+        await enroll(control_plane.token(), tmp_path / "state", name="host-1")
+    identities.save_session_state(tmp_path / "state", identities.SessionState(epoch=1, attempt=3))
+    clock = FakeClock(now=SystemClock().now())
+    async with linked(tmp_path, control_plane, clock=clock, random=Late(7)) as host:
+
+        async def waits() -> float:
+            (wait,) = [wait for wait in await eventually(lambda: clock.sleeping) if wait < 3600]
+            return wait
+
+        await clock.advance(await waits())
+        sync = await control_plane.session()
+        await eventually(lambda: host.link.trusted)
+        async with host.link._disk:
+            sync.end(grpc.StatusCode.UNAVAILABLE, "killed")
+            await eventually(lambda: host.link.status()["state"] == "waiting")
+            await clock.advance(5)
+        await eventually(lambda: remembered(host) == 4)
+        assert 4 <= await waits() <= 5
+
+
 class Late(Random):
     """Chance that draws the last tenth of what there is."""
 
