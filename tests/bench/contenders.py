@@ -1,9 +1,9 @@
 """Who takes part in measurements of reports, each in a process of its own: hosts that send, and the least beside them.
 
 A host has its certificate, and a spool that is made up: what it sends is made beforehand, and sent over mutual TLS as
-fast as it is acknowledged. Beside the control plane: bare inserts of the same rows, parsing of the same bytes, and a
-control plane whose commits do not wait for the disk. Imports nothing of the control plane where it need not: processes
-are started many at a time.
+fast as it is acknowledged. Beside the control plane: bare inserts of the same rows, or of all rows that a record has
+there, parsing of the same bytes, and a control plane whose commits do not wait for the disk. Imports nothing of the
+control plane where it need not: processes are started many at a time.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import asyncio
 import sqlite3
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -199,6 +200,73 @@ def sqlite_inserts(path: Path) -> None:
         answer(seconds=time.perf_counter() - began, cpu=time.process_time() - cpu)
 
 
+ATTRIBUTED = (
+    "insert into attributed_event (phase_id, participant_id, block, subject, occurred_at, event_id, variant_id, kind,"
+    " event_name, value_micros, assigned, delivered) values (?, ?, 0, ?, ?, ?, ?, ?, ?, ?, 'eligible', 'eligible')"
+)
+UNIT = (
+    "insert into unit (phase_id, participant_id, block, subject, event_name, first_assigned, first_delivered)"
+    " values (?, ?, 0, ?, ?, ?, ?)"
+)
+TALLY = (
+    "insert into tally (phase_id, variant_id, participant_id, block, event_name, day, assigned_count, delivered_count)"
+    " values (?, ?, ?, 0, ?, 1, ?, ?) on conflict (phase_id, variant_id, participant_id, block, event_name, day)"
+    " do update set assigned_count = tally.assigned_count + excluded.assigned_count,"
+    " delivered_count = tally.delivered_count + excluded.delivered_count"
+)
+
+
+def sqlite_rows(path: Path) -> None:
+    """All rows that a record has in the control plane's own tables: its event, where it counts, its unit, the sums.
+
+    They are known beforehand; nothing is looked up, and nobody's are there already but units'.
+    """
+    from control_plane.store.sqlite import CACHE_BYTES, LOG_PAGES, migrate_file
+
+    migrate_file(path)
+    database = sqlite3.connect(path, isolation_level=None)
+    for sql in (
+        "journal_mode = wal",
+        "synchronous = full",
+        f"cache_size = -{CACHE_BYTES // 1024}",
+        f"wal_autocheckpoint = {LOG_PAGES}",
+    ):
+        database.execute(f"pragma {sql}")
+    event = f"insert into event ({COLUMNS}) values ({', '.join('?' * 21)})"
+    phase, variant = new_id(), new_id()
+    people: defaultdict[str, bytes] = defaultdict(new_id)
+    units: set[tuple[bytes, str, str]] = set()
+    for question in questions():
+        batches = []
+        for rows_of_batch in rows(question["records"], question["batch"]):
+            events, attributed, fresh, sums = [], [], [], Counter[tuple[bytes, str]]()
+            for row in rows_of_batch:
+                record, name, kind, conversion, subject, moment = (
+                    *(row[at] for at in (0, 3, 5, 6, 7)),
+                    row[14],
+                )
+                person = people[name]
+                events.append((*row[:2], person, *row[3:]))
+                attributed.append(
+                    (phase, person, subject, moment, record, variant, kind, conversion, row[10])
+                )
+                sums[person, conversion] += 1
+                if (unit := (person, subject, conversion)) not in units:
+                    units.add(unit)
+                    fresh.append((phase, *unit, moment, moment))
+            tallies = [(phase, variant, *key, number, number) for key, number in sorted(sums.items())]
+            batches.append(
+                ((event, events), (ATTRIBUTED, sorted(attributed)), (UNIT, fresh), (TALLY, tallies))
+            )
+        began, cpu = time.perf_counter(), time.process_time()
+        for batch in batches:
+            database.execute("begin immediate")
+            for sql, of_table in batch:
+                database.executemany(sql, of_table)
+            database.execute("commit")
+        answer(seconds=time.perf_counter() - began, cpu=time.process_time() - cpu)
+
+
 def postgres_inserts(url: str) -> None:
     """The same into PostgreSQL, a batch in one statement."""
     import psycopg
@@ -267,7 +335,7 @@ def main() -> None:
         serve_normal()
         return
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("role", choices=("host", "sqlite", "postgres", "parse"))
+    parser.add_argument("role", choices=("host", "sqlite", "rows", "postgres", "parse"))
     parser.add_argument("at", nargs="?", default="")
     given = parser.parse_args()
     match given.role:
@@ -275,6 +343,8 @@ def main() -> None:
             asyncio.run(host())
         case "sqlite":
             sqlite_inserts(Path(given.at))
+        case "rows":
+            sqlite_rows(Path(given.at))
         case "postgres":
             postgres_inserts(given.at)
         case "parse":

@@ -3,9 +3,10 @@
 Four processes, each an enrolled host with its certificate, send batches over mutual TLS as fast as they are
 acknowledged; what they send is made beforehand. Beside it, in turn within each round: bare batch inserts of the same
 rows with one counter into SQLite (`synchronous` FULL too) and into PostgreSQL, each from one process without a network;
-the bytes parsed and nothing else; and the same control plane with `synchronous=NORMAL`, which it never has outside of
-here. Figures are medians over rounds, ratios those of the pairs of a round; processor time of the server's process, and
-beside it what PostgreSQL's own processes took. Nothing is asserted.
+all rows that a record has, inserted into the tables that the control plane has on SQLite; the bytes parsed and nothing
+else; and the same control plane with `synchronous=NORMAL`, which it never has outside of here. Figures are medians over
+rounds, ratios those of the pairs of a round; processor time of the server's process, and beside it what PostgreSQL's
+own processes took. Nothing is asserted.
 
 With `--grow 100000,1000000` instead: what a record costs when the database holds so many events. `SEED` of them came in
 the same way; the others are copies of their rows with earlier moments and other ids, made within the database.
@@ -34,6 +35,7 @@ BATCHES = (100, 500)
 REPEATED = 10  # percent, where there are repeats
 SEED = 20_000
 APART = 3_600 * SECOND  # copies of the same records
+ALL_ROWS = "bare SQLite, all rows"
 COPIED = {"event": "id", "attributed_event": "event_id"}
 """Tables that have a row for each event, and its id in them."""
 
@@ -66,10 +68,14 @@ async def measure(folder: Path, given: argparse.Namespace) -> list[dict[str, Any
         bare = await stack.enter_async_context(
             child("tests.bench.contenders", "sqlite", str(folder / "bare.db"))
         )
+        every = await stack.enter_async_context(
+            child("tests.bench.contenders", "rows", str(folder / "rows.db"))
+        )
         parse = await stack.enter_async_context(child("tests.bench.contenders", "parse"))
         for batch in batches:
             turn("parsing alone", batch, partial(_asked, parse, records, batch))
             turn("bare SQLite", batch, partial(_asked, bare, records, batch))
+            turn(ALL_ROWS, batch, partial(_asked, every, records, batch))
             turn("variantd, SQLite", batch, partial(full.take, records, batch, 0))
             turn("variantd, SQLite", batch, partial(full.take, records, batch, REPEATED), REPEATED)
             turn("variantd, NORMAL", batch, partial(normal.take, records, batch, 0))
@@ -119,7 +125,8 @@ def _row(item: Found, found: list[Found]) -> dict[str, Any]:
         # Of rates for seconds: how much of the other's it reaches; of processor time: how much more it takes.
         return ratio(((b[0], a[0]) if not part else (a[1], b[1])) for a, b in pairs)
 
-    engine = item.label.removeprefix("variantd, ").replace("NORMAL", "SQLite")
+    engine = "SQLite" if item.label == ALL_ROWS else item.label.removeprefix("variantd, ")
+    engine = engine.replace("NORMAL", "SQLite")
     ours = item.label.startswith("variantd")
     return {
         "of": item.label + (f", {item.repeated} % again" if item.repeated else ""),
@@ -127,9 +134,11 @@ def _row(item: Found, found: list[Found]) -> dict[str, Any]:
         "repeated": item.repeated,
         "rounds": len(item.costs),
         **_figures(item.costs),
-        "ofBare": beside(f"bare {engine}", 0) if ours else None,
+        "ofBare": beside(f"bare {engine}", 0),
+        "ofRows": beside(ALL_ROWS, 0) if ours and engine == "SQLite" else None,
         "ofFresh": beside(item.label, 0) if item.repeated else None,
-        "cpuOfBare": beside(f"bare {engine}", 1) if ours else None,
+        "cpuOfBare": beside(f"bare {engine}", 1),
+        "cpuOfRows": beside(ALL_ROWS, 1) if ours and engine == "SQLite" else None,
         "cpuOfParsing": beside("parsing alone", 1) if ours else None,
         "ofNormal": beside("variantd, NORMAL", 0)
         if item.label == "variantd, SQLite" and not item.repeated
@@ -282,6 +291,8 @@ def main() -> None:
         **rates,
         "ofBare": "rate × bare",
         "cpuOfBare": "CPU × bare",
+        "ofRows": "rate × all rows",
+        "cpuOfRows": "CPU × all rows",
         "cpuOfParsing": "CPU × parsing",
         "ofFresh": "rate × without repeats",
         "ofNormal": "rate × NORMAL",
