@@ -1,11 +1,12 @@
-"""Presence: which agents this process has, written for all of them together and no more often than it says something.
+"""Presence: which agents this process has, written for many of them together and no more often than it says something.
 
 A lease is the word of the server that holds the session. Whether the host is still there is for the session to find
 out, by heartbeats and by the transport; it ends then, and the lease with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from control_plane.domain.fleet import Telemetry
 from control_plane.services.sessions import LEASE
@@ -16,6 +17,10 @@ from shared.clock import Clock
 
 _log = logs.get(__name__)
 
+LOOK_SECONDS = 5.0
+AT_ONCE = 250
+"""Sessions that are looked at in one go; of more, each part has its share of LOOK_SECONDS. Nobody waits behind the
+thousands of a large fleet then, neither for this process nor for the database."""
 WRITTEN_SECONDS = 10.0
 """How old a lease gets that has nothing new to say; a third of what it lasts."""
 
@@ -37,7 +42,20 @@ class Leases:
 
     def __init__(self, *, clock: Clock) -> None:
         self._clock = clock
-        self._written: dict[bytes, tuple[int, float]] = {}  # by session: last seen, and when (monotonic)
+        # By session: last seen, and when that was written (monotonic).
+        self._written: WeakKeyDictionary[Present, tuple[int, float]] = WeakKeyDictionary()
+
+    async def keep(self, database: Database, present: Callable[[], Sequence[Present]]) -> None:
+        """Every session that is present is looked at once in LOOK_SECONDS, for ever."""
+        sessions: Sequence[Present] = ()
+        part, parts = 0, 1
+        while True:
+            await self._clock.sleep(LOOK_SECONDS / parts)
+            if part == 0:
+                sessions = present()
+                parts = max(1, -(-len(sessions) // AT_ONCE))
+            await self.write(database, sessions[part::parts])
+            part = (part + 1) % parts
 
     async def write(self, database: Database, sessions: Sequence[Present]) -> None:
         """The leases of `sessions` are good for a while; on record is when each was heard last, with its telemetry.
@@ -45,13 +63,9 @@ class Leases:
         Where that cannot be written it is logged, and is due again the next time; telemetry is lost then.
         """
         moment, until = self._clock.monotonic(), self._clock.now() + LEASE
-        self._written = {one.id: self._written[one.id] for one in sessions if one.id in self._written}
         observed = [(one.agent_uid, taken) for one in sessions if (taken := one.take_observation())]
-        leases = [
-            (one.agent_uid, one.id, one.last_seen, one.clock_skew)
-            for one in sessions
-            if self._is_due(one, moment)
-        ]
+        due = [one for one in sessions if self._is_due(one, moment)]
+        leases = [(one.agent_uid, one.id, one.last_seen, one.clock_skew) for one in due]
         if not leases and not observed:
             return
 
@@ -66,8 +80,9 @@ class Leases:
         except Exception as failure:
             _log.warning("presence.not_written", error=str(failure))
         else:
-            self._written.update({session: (seen, moment) for _, session, seen, _ in leases})
+            for one, (_, _, seen, _) in zip(due, leases, strict=True):
+                self._written[one] = (seen, moment)
 
     def _is_due(self, one: Present, moment: float) -> bool:
-        seen, at = self._written.get(one.id, (0, float("-inf")))
+        seen, at = self._written.get(one, (0, float("-inf")))
         return seen != one.last_seen or moment - at >= WRITTEN_SECONDS

@@ -43,7 +43,6 @@ from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 _log = logs.get(__name__)
 
-LEASE_WRITES_SECONDS = 5.0
 MISSED_HEARTBEATS = 3
 """Without a word of the agent in any of them, until its session ends."""
 OPENING_AT_ONCE, PATIENCE_SECONDS = 16, 10.0
@@ -180,11 +179,13 @@ class Sessions:
         return len(self._live) + len(self._polling)  # nobody is in both
 
     async def keep_leases(self, services: Services) -> None:
-        """Presence is written for all sessions together, every few seconds, for ever."""
-        while True:
-            await services.clock.sleep(LEASE_WRITES_SECONDS)
+        """Presence is on record for as long as there are sessions; hosts that poll are forgotten in time."""
+
+        def present() -> list[Session]:
             self._forget_polls(services.clock.monotonic())
-            await self._leases.write(services.database, self.present)
+            return self.present
+
+        await self._leases.keep(services.database, present)
 
     def _forget_polls(self, now: float) -> None:
         for uid in [uid for uid, until in self._polling.items() if until <= now]:

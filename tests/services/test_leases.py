@@ -1,14 +1,20 @@
 """What is written of sessions while they last: as much as operators are told, and no more."""
 
+import asyncio
 from dataclasses import dataclass
+from functools import partial
 
-from control_plane.api.leases import WRITTEN_SECONDS, Leases
+import pytest
+
+from control_plane.api.leases import LOOK_SECONDS, WRITTEN_SECONDS, Leases
 from control_plane.domain.fleet import LEASE_SECONDS, Presence, Telemetry
+from control_plane.services.sessions import LEASE
 from shared.model import SpoolState
 from tests.support.builders import World
+from tests.support.waiting import eventually
 
 
-@dataclass
+@dataclass(eq=False)
 class Live:
     """A session, as far as presence goes."""
 
@@ -61,6 +67,30 @@ async def test_what_is_heard_is_written_at_once(world: World) -> None:
     ]
     assert (heard.last_seen_at, heard.spool["depth"]) == (lives[0].last_seen, 7)
     assert silent == before[second]
+
+
+async def test_many_are_looked_at_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once in a while, and none of them with all the others."""
+    monkeypatch.setattr("control_plane.api.leases.AT_ONCE", 2)
+    lives = []
+    for name in "pqrst":
+        uid = await world.agent(name)
+        lives.append(Live((await world.session(uid, name)).id, uid, world.clock.now()))
+
+    begun = world.clock.now()
+
+    async def are_written(there: list[int]) -> bool:
+        agents = [await world.ask(lambda store, uid=one.agent_uid: store.fleet.agent(uid)) for one in lives]
+        return [at for at, agent in enumerate(agents) if agent.lease_until > begun + LEASE] == there
+
+    keeping = asyncio.create_task(Leases(clock=world.clock).keep(world.database, lambda: lives))
+    try:
+        for part, there in ((1, [0, 3]), (1 / 3, [0, 1, 3, 4]), (1 / 3, [0, 1, 2, 3, 4])):
+            await world.clock.advance(part * LOOK_SECONDS)
+            await eventually(partial(are_written, there))
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
 
 
 async def test_an_older_session_of_an_agent_is_not_written(world: World) -> None:
