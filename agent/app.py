@@ -20,7 +20,6 @@ from agent.health import Health
 from agent.link import RECONNECT_JITTER, Link
 from agent.local_api import LocalApi
 from agent.opens import Opens
-from agent.owed import Owed
 from agent.reconciler import Reconciler
 from agent.reload import Reload
 from agent.renewal import Renewal
@@ -112,7 +111,6 @@ class _Agent:
         self._started = False
         self._left = asyncio.Event()
         self._spool = Spool(state_dir / "spool", clock=clock, new_id=new_id, when_full=config.spool_full)
-        self._owed = Owed(self._spool, clock=clock)
         self._share(config)
         try:
             self._reconciler = Reconciler(
@@ -120,7 +118,7 @@ class _Agent:
                 state_dir=state_dir,
                 clock=clock,
                 new_id=new_id,
-                record_view=self._owed.record,
+                record_view=self._spool.record,
                 fetch=lambda digest, size: self._link.calls.fetch(digest, size),
                 on_outcome=lambda outcome: self._link.outcome(outcome),
                 on_change=lambda: self._watch.changed(),
@@ -266,7 +264,7 @@ class _Agent:
             self._link.run,
             self._renewal.run,
             self._uplink.run,
-            self._owed.run,
+            self._reconciler.keep_up,
             self._feed_watchdog,
             lambda: self._reload.on(hangup),
         )

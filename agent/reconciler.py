@@ -53,6 +53,7 @@ MAX_INLINE_WAITING = (
 MAX_UNJOURNALLED = 4_096
 """Outcomes kept that belong to no journal; beyond that the oldest go."""
 
+CATCH_UP_SECONDS = 5.0
 PARALLEL = 8
 """Participants worked on at once."""
 
@@ -436,8 +437,14 @@ class Reconciler:
             if not (one.views.is_as_seen(file, found) and one.repairer.is_done_with(slot, file)):
                 await self.observed(name, file.path)
 
+    async def keep_up(self) -> None:
+        """What could not be written when it happened is tried again every few seconds, until cancelled."""
+        while True:
+            await self._clock.sleep(CATCH_UP_SECONDS)
+            await self.catch_up()
+
     async def catch_up(self) -> None:
-        """What could not be written when it happened, views and journals, is tried again; call now and then."""
+        """What could not be written when it happened, views and journals, is tried again."""
         for participant, applier in tuple(self._appliers.items()):
             if applier.views.owed or applier.endings.unsaved:
                 async with self._locks[participant]:

@@ -56,7 +56,6 @@ class Watch:
     async def _rehash(self) -> None:
         while True:
             await self._clock.sleep(REHASH_SECONDS)
-            await self._reconciler.catch_up()
             overflowed, self._overflowed = self._overflowed, False
             await self._reconciler.look_around()
             # A directory came, went or was replaced above the ones that are watched; or a watch that could

@@ -236,6 +236,8 @@ async def test_full_disk_under_the_spool_stops_nothing_else(
         assert (answer.status, answer.body["reason"]) == (429, "SPOOL_FULL")
         answer = await call(local, "/readyz")
         assert (answer.status, answer.body["unready"]) == (503, ["spool_writable"])
+        found = (await call(local, "/status")).body["conditions"]
+        assert {"SPOOL_FULL", "VIEWS_OWED"} <= {condition["code"] for condition in found}
         monkeypatch.setattr(os, "fdatasync", real)
         await eventually(lambda: any(isinstance(record.body, View) for record in control_plane.records))
 
