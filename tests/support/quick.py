@@ -23,7 +23,7 @@ SERVER: tuple[tuple[str, str, Any], ...] = (
     ("control_plane.api.spacing", "HEARTBEAT_SECONDS", HEARTBEAT),
     ("control_plane.api.sync", "WRITE_DEADLINE_SECONDS", 1.0),
     ("control_plane.api.sync", "HELLO_DEADLINE_SECONDS", 2.0),
-    ("control_plane.api.sessions", "LEASE_WRITES_SECONDS", 0.2),
+    ("control_plane.api.leases", "LOOK_SECONDS", 0.2),
     ("control_plane.api.leases", "WRITTEN_SECONDS", 0.4),
     ("control_plane.services.sessions", "LEASE", round(LEASE * SECOND)),
     ("control_plane.api.leases", "LEASE", round(LEASE * SECOND)),
