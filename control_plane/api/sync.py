@@ -36,11 +36,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 WRITE_DEADLINE_SECONDS = 20.0
 HELLO_DEADLINE_SECONDS = 10.0
 CHUNK_BYTES = 256 * 1024
-MAX_REPORTS, MAX_FETCHES, MAX_STREAMS = 4, 16, 16
-"""Calls of one agent at once; one that behaves has one batch under way, fetches for eight files, and has two sessions
-while the next takes the place of the last. A stream that was cut because it is not read lasts until it is, or its
-connection ends: those of a network that comes and goes are some, those of who never reads would be as many as it opens.
-"""
+MAX_REPORTS, MAX_FETCHES = 4, 16
+"""Calls of one agent at once; one that behaves has one batch under way, and fetches for eight files."""
 
 
 class _Stream:
@@ -142,7 +139,6 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self._authority = authority
         self._polls = Polls(services, sessions, own)
         self._reports, self._fetches = Turnstile(most=MAX_REPORTS), Turnstile(most=MAX_FETCHES)
-        self._streams = Turnstile(most=MAX_STREAMS)
 
     async def UploadContent(
         self, request_iterator: AsyncIterator[pb.UploadContentRequest], context: Context
@@ -163,23 +159,21 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
     ) -> None:
         """Control: one session."""
-        with ExitStack() as place:
-            try:
-                uid = _agent_uid(context)
-                place.enter_context(self._streams.enter(uid))
-                hello = await _first_hello(request_iterator)
-                async with self._sessions.opening(uid, now=self._services.clock.monotonic()) as admitted:
-                    session = await self._opened(uid, wire.hello_from_pb(hello)) if admitted else None
-                del hello  # as large as the host has slots, and not needed for as long as the session lasts
-                if session is None:
-                    await context.write(pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS)))
-                    return
-                await self._converse(session, request_iterator, context)
-            except TimeoutError:
-                _log.info("session.cut", peer=context.peer(), reason="deadline")
-                await errors.abort(context, ResourceExhausted("the stream was too slow", reason="DEADLINE"))
-            except Exception as failure:
-                await errors.abort(context, errors.explain(failure, "AgentService.Sync", peer=context.peer()))
+        try:
+            uid = _agent_uid(context)
+            hello = await _first_hello(request_iterator)
+            async with self._sessions.opening(uid, now=self._services.clock.monotonic()) as admitted:
+                session = await self._opened(uid, wire.hello_from_pb(hello)) if admitted else None
+            del hello  # as large as the host has slots, and not needed for as long as the session lasts
+            if session is None:
+                await context.write(pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS)))
+                return
+            await self._converse(session, request_iterator, context)
+        except TimeoutError:
+            _log.info("session.cut", peer=context.peer(), reason="deadline")
+            await errors.abort(context, ResourceExhausted("the stream was too slow", reason="DEADLINE"))
+        except Exception as failure:
+            await errors.abort(context, errors.explain(failure, "AgentService.Sync", peer=context.peer()))
 
     async def _opened(self, uid: bytes, hello: Hello) -> Session:
         """The agent's session, which others know of. Raises PermissionDenied for an agent that may not speak."""

@@ -6,14 +6,12 @@ import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import grpc
 import pytest
 
 from control_plane.api.sessions import clock_skew
-from control_plane.api.sync import MAX_STREAMS
 from shared import tls, wire
 from shared.clock import SystemClock
 from shared.model import OfferAction, Reason, ReasonCode, Result, SlotState, Step, digest
@@ -159,42 +157,6 @@ async def test_a_write_that_came_too_late_is_the_last(plane: Plane, monkeypatch:
             while await stream.call.read() is not grpc.aio.EOF:
                 pass
         assert await stream.call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-async def test_who_never_reads_has_so_many_streams(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left of those that were cut for it is memory of this process; once one is gone, another may come."""
-    monkeypatch.setattr("control_plane.api.spacing.HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr("control_plane.api.sync.WRITE_DEADLINE_SECONDS", 0.2)
-    identity = await plane.enroll(await plane.token())
-    async with session(identity, make_hello("p")):
-        for number in range(4):  # more than what a transport takes of what nobody reads, 64 KiB
-            pair = [{**variant, "content": f"{variant['content']}{number}" * 15_000} for variant in PAIR]
-            await started(plane, "p", targetFile=f"{number}.md", variants=pair)
-    async with identity.channel() as channel:
-        stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
-
-        async def opened() -> Any:
-            call = stub.Sync()
-            await call.write(pb.SyncRequest(hello=wire.hello_to_pb(make_hello("p"))))
-            assert (await call.read()).WhichOneof("message") == "welcome"
-            return call
-
-        calls = [await opened() for _ in range(MAX_STREAMS)]
-
-        async def gone() -> bool:
-            return bool((await plane.rest("GET", "/v1/participants/p")).body["presence"] == "lost")
-
-        await eventually(gone)  # the last was cut, too
-        assert await refused(identity) is grpc.StatusCode.RESOURCE_EXHAUSTED
-        calls.pop().cancel()
-
-        async def goes_on() -> bool:
-            with suppress(grpc.aio.AioRpcError):
-                calls.append(await opened())
-                return True
-            return False
-
-        await eventually(goes_on)
 
 
 # -- who gets in

@@ -39,6 +39,7 @@ AGENT: tuple[tuple[str, str, Any], ...] = (
     ("agent.session", "OPENING_SECONDS", 2.0),
     ("agent.link", "BACKOFF", Backoff(base=0.1, factor=2.0, cap=0.5)),
     ("agent.calls", "CALL_SECONDS", 2.0),
+    ("agent.reconciler", "CATCH_UP_SECONDS", 1.0),
     ("agent.uplink", "BACKOFF", Backoff(base=0.05, factor=2.0, cap=0.5)),
 )
 
