@@ -210,8 +210,7 @@ class Link:
                 await self._pause(wait)
                 ended = await self._converse()
                 at = self._clock.monotonic() if ended.at is None else ended.at
-                # Of a thousand hosts that share a machine and lose their sessions at once the last is half a second
-                # behind the first by now.
+                # Of many hosts that share a machine and lose their sessions at once, the last is far behind by now.
                 wait = at + await self._after(ended) - self._clock.monotonic()
         finally:
             self._now("stopped")

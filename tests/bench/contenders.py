@@ -219,7 +219,7 @@ TALLY = (
 def sqlite_rows(path: Path) -> None:
     """All rows that a record has in the control plane's own tables: its event, where it counts, its unit, the sums.
 
-    They are known beforehand; nothing is looked up, and nobody's are there already but units'.
+    They are known beforehand, so nothing is looked up; a unit's row is inserted with its first event only.
     """
     from control_plane.store.sqlite import CACHE_BYTES, LOG_PAGES, migrate_file
 
