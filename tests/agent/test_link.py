@@ -619,6 +619,17 @@ async def test_the_loss_of_a_session_is_on_disk_with_the_next_hello(
             )
 
 
+async def waits_after(host: Host, clock: FakeClock, failed: int) -> float:
+    """Seconds that the host waits for after attempt number `failed`; nothing else has it asleep for an hour or less."""
+
+    def waits() -> list[float]:
+        known = host.link.status()["attempt"] == failed
+        return [wait for wait in clock.sleeping if known and wait < 3600]
+
+    (wait,) = await eventually(waits)
+    return wait
+
+
 async def test_an_attempt_that_reaches_nobody_costs_the_disk_nothing(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
@@ -629,12 +640,14 @@ async def test_an_attempt_that_reaches_nobody_costs_the_disk_nothing(
     clock = FakeClock(now=SystemClock().now())
     async with linked(tmp_path, control_plane, clock=clock) as host:
         written = (host.state / "session.json").stat()
-        for failed in range(1, 4):
-            await ticked(clock, 0.5, lambda failed=failed: host.link.status()["attempt"] == failed)
+        for failed in range(1, 3):
+            await clock.advance(await waits_after(host, clock, failed))
+        ends = await waits_after(host, clock, 3)
         assert host.link.status()["sessionEpoch"] == 0
         found = (host.state / "session.json").stat()
         assert (found.st_ino, found.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
-        await ticked(clock, 0.5, lambda: host.link.status()["attempt"] == 4)
+        await clock.advance(ends)
+        await waits_after(host, clock, 4)
         await eventually(lambda: remembered(host) == 4)
 
 
@@ -647,12 +660,7 @@ async def test_nobody_waits_for_longer_than_it_has_waited_so_far(
     async with linked(tmp_path, control_plane, clock=clock) as host:
         waited = 0.0
         for failed in range(1, 13):
-
-            def waits(failed: int = failed) -> list[float]:
-                known = host.link.status()["attempt"] == failed
-                return [wait for wait in clock.sleeping if known and wait < 3600]
-
-            (wait,) = await eventually(waits)
+            wait = await waits_after(host, clock, failed)
             assert wait <= max(1.0, waited)
             waited += wait
             await clock.advance(wait)
