@@ -5,6 +5,8 @@ opens its streams from few processes, each over a connection of its own, and whe
 message before it acknowledges: staged, fsynced, renamed, the directory fsynced. Where it is told to report, too, each
 host says what it has in a second message, and the server stores both, a row each and how far the host is, in SQLite
 with what else comes within 20 ms, before it answers: the messages and rows that a delivery of ours has at the least.
+Its host then writes as often as one of ours, too: besides the file itself, what was there before is kept, what it is
+about to do and has done are journalled, and what it reports is in a spool; each of them fsynced.
 """
 
 import asyncio
@@ -39,6 +41,8 @@ CLIENT_OPTIONS = [
 CONNECTING = 64  # at once in a process
 STREAMS_OF_A_PROCESS = 1_000
 GATHER_SECONDS = 0.02
+RECORD_BYTES = 500
+"""Of a journal or a spool."""
 SCHEMA = """
     pragma journal_mode = wal; pragma synchronous = full;
     create table outcome (id blob primary key, host blob not null, at integer not null) without rowid;
@@ -227,7 +231,7 @@ class _Hosts:
                 # Before it is acknowledged: what is wanted next may be said while that is being written.
                 durable, reported = self.durable, self.reported
                 if durable:
-                    await asyncio.to_thread(_write, folder, message)
+                    await asyncio.to_thread(_write_all if reported else _write, folder, message)
                 await call.write(b"done")
                 if reported:
                     await call.write(name)
@@ -240,16 +244,32 @@ def _credentials(given: Mapping[str, str]) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(*(given[name].encode() for name in ("ca", "key", "certificate")))
 
 
-def _write(folder: Path, content: bytes) -> None:
+def _write(folder: Path, content: bytes, name: str = "soul.md") -> None:
     staged = folder / ".staged"
     with staged.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    staged.rename(folder / "soul.md")
+    staged.rename(folder / name)
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     os.fsync(directory)
     os.close(directory)
+
+
+def _write_all(folder: Path, content: bytes) -> None:
+    """What a delivery of ours waits for its host's disk for: seven times."""
+    _write(folder, content, "kept")
+    _add(folder / "journal")
+    _write(folder, content)
+    _add(folder / "journal")
+    _add(folder / "spool")
+
+
+def _add(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(bytes(RECORD_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 async def attend(given: dict[str, Any]) -> None:

@@ -4,10 +4,10 @@ Agents of `variant-agent simulate`, each with its certificate, session, files an
 control plane: from the answer to `start` on, until the last outcome is in the database. Beside it, in turn within each
 round: bare grpc.aio over mutual TLS that sends as many bytes to as many streams, and is acknowledged at once, or after
 each host has written them durably, or that besides stores the acknowledgement and a report of what the host has now,
-which comes in a message of its own. What `start` itself takes (hosts are asked, everybody is assigned, deployments are
-committed) stands beside it. Processor time is the server's process alone; what it takes in a second while nothing
-changes is told too, because hosts that share a machine take long. VARIANTD_BENCH_AGENTS=100,1000 or --agents say how
-many there are. Nothing is asserted.
+which comes in a message of its own, from hosts that wait for their disks as often as ours. What `start` itself takes
+(hosts are asked, everybody is assigned, deployments are committed) stands beside it. Processor time is the server's
+process alone; what it takes in a second while nothing changes is told too, because hosts that share a machine take
+long. VARIANTD_BENCH_AGENTS=100,1000 or --agents say how many there are. Nothing is asserted.
 """
 
 import argparse
