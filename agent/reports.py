@@ -12,12 +12,11 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 from shared.errors import Fault, Invalid
-from shared.model import Digest, Event, EventKind, Loaded, parse_digest
+from shared.model import MAX_VALUE_MICROS, Digest, Event, EventKind, Loaded, parse_digest
 from shared.moment import SECOND, from_rfc3339
 
 FUTURE_SECONDS = 300
 MAX_NAME, MAX_SUBJECT, MAX_EVENT_ID, MAX_TARGET, MAX_PROPERTIES = 128, 256, 128, 1024, 8192
-_INT64 = range(-(2**63), 2**63)
 
 _FIELDS = frozenset(
     [
@@ -214,9 +213,9 @@ class _Reader:
                 # By its shortest decimal text, so that 0.1 is 100000 micro-units and not a little more.
                 else int((Decimal(repr(value)) * 1_000_000).to_integral_value(ROUND_HALF_EVEN))
             )
-            if micros in _INT64:
+            if abs(micros) <= MAX_VALUE_MICROS:
                 return micros
-            self._fault("value", "is out of range", "within ±9.2e12")
+            self._fault("value", "is out of range", "within ±1.1e9")
         return None
 
     def _digest(self, *, required: bool = False) -> Digest | None:

@@ -482,6 +482,10 @@ def chain(previous: bytes, record: bytes) -> bytes:
     return hashlib.sha256(previous + record).digest()
 
 
+MAX_VALUE_MICROS = 2**50
+"""Of one event, about ±1.1e9: thousands of them in one sum do not overflow a database's integer."""
+MAX_PATH_BYTES = 2_048
+"""Of a target: PostgreSQL has no room in an index for much more."""
 MAX_INLINE_BYTES = 32 * 1024
 """Content above this does not travel inside an offer."""
 

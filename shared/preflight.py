@@ -3,7 +3,7 @@
 Beside `shared.wire` and with its rules: decoding raises `Invalid` naming the field, encoding never fails.
 """
 
-from shared import wire
+from shared import checks, wire
 from shared.model import MAX_PREFLIGHT_FILES, PARTICIPANT_ID, Preflight, PreflightResult, Verdict
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
@@ -20,14 +20,14 @@ def to_pb(preflight: Preflight) -> pb.Preflight:
 def from_pb(message: pb.Preflight) -> Preflight:
     """The preflight of a message. Raises Invalid naming the field."""
     if not 1 <= len(message.files) <= MAX_PREFLIGHT_FILES:
-        raise wire.malformed("preflight.files", f"1 to {MAX_PREFLIGHT_FILES} files")
+        raise checks.malformed("preflight.files", f"1 to {MAX_PREFLIGHT_FILES} files")
     if len(message.request_id) != 16:
-        raise wire.malformed("preflight.request_id", "an id is 16 bytes")
+        raise checks.malformed("preflight.request_id", "an id is 16 bytes")
     if not PARTICIPANT_ID.fullmatch(message.participant_id):
-        raise wire.malformed("preflight.participant_id", "not an id")
+        raise checks.malformed("preflight.participant_id", "not an id")
     files = wire.files_from_pb(message.files, "preflight.files")
     if any(file.digest is None for file in files):
-        raise wire.malformed("preflight.files.digest", "a file to judge has a digest")
+        raise checks.malformed("preflight.files.digest", "a file to judge has a digest")
     return Preflight(request_id=message.request_id, participant=message.participant_id, files=files)
 
 
@@ -46,7 +46,7 @@ def result_to_pb(result: PreflightResult) -> pb.PreflightResult:
 def result_from_pb(message: pb.PreflightResult) -> PreflightResult:
     """The result of a message. Raises Invalid naming the field."""
     if len(message.verdicts) > MAX_PREFLIGHT_FILES:
-        raise wire.malformed("preflight_result.verdicts", f"at most {MAX_PREFLIGHT_FILES}")
+        raise checks.malformed("preflight_result.verdicts", f"at most {MAX_PREFLIGHT_FILES}")
     where = "preflight_result.verdicts.refused"
     return PreflightResult(
         request_id=message.request_id,
@@ -58,5 +58,5 @@ def result_from_pb(message: pb.PreflightResult) -> PreflightResult:
             )
             for v in message.verdicts
         ),
-        policy=wire.fingerprint(message.policy, "preflight_result.policy"),
+        policy=checks.fingerprint(message.policy, "preflight_result.policy"),
     )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from shared.errors import Fault, Invalid
+from shared import checks
 from shared.model import (
     MAX_INLINE_BYTES,
     Batch,
@@ -68,49 +68,8 @@ def _number(value: StrEnum) -> Any:
 
 def _name(kind: type[E], number: int, field: str) -> E:
     if (found := _NAMES[kind].get(number)) is None:
-        raise malformed(field, f"{number} is not a {kind.__name__}")
+        raise checks.malformed(field, f"{number} is not a {kind.__name__}")
     return found  # type: ignore[return-value]
-
-
-def malformed(field: str, message: str) -> Invalid:
-    """What a message is refused with whose field no correct peer sends so."""
-    fault = Fault(field=field, message=message, remedy="update the older side of the connection")
-    return Invalid(f"{field}: {message}", reason="MALFORMED_MESSAGE", faults=[fault])
-
-
-def _id(value: bytes, field: str) -> bytes:
-    if len(value) != 16:
-        raise malformed(field, "an id is 16 bytes")
-    return value
-
-
-def _digest(value: bytes, field: str) -> bytes | None:
-    if len(value) not in (0, 32):
-        raise malformed(field, "a digest is 32 bytes")
-    return value or None
-
-
-def fingerprint(value: bytes, field: str) -> bytes:
-    """The value, at most 32 bytes. Raises Invalid naming the field."""
-    if len(value) > 32:
-        raise malformed(field, "at most 32 bytes")
-    return value
-
-
-def _text(value: str, field: str, limit: int, *, empty: bool = False) -> str:
-    if len(value) > limit or not (value or empty):
-        raise malformed(field, f"{'0' if empty else '1'} to {limit} characters")
-    return value
-
-
-MAX_COUNT = 2**40
-"""Of anything: what counts for real stays far below, and no sum of them overflows a database's integer."""
-
-
-def _count(value: int, field: str, *, most: int = MAX_COUNT) -> int:
-    if value > most:
-        raise malformed(field, f"at most {most}")
-    return value
 
 
 # -- agent → control plane -------------------------------------------------------------------------
@@ -164,40 +123,40 @@ def hello_from_pb(message: pb.Hello) -> Hello:
         ("capabilities", message.capabilities, 64),
     ):
         if len(items) > most:
-            raise malformed(f"hello.{field}", f"at most {most}")
+            raise checks.malformed(f"hello.{field}", f"at most {most}")
     return Hello(
-        agent_version=_text(message.agent_version, "hello.agent_version", 64),
-        capabilities=tuple(_text(name, "hello.capabilities", 64) for name in message.capabilities),
-        boot_id=_text(message.boot_id, "hello.boot_id", 64, empty=True),
-        session_epoch=_count(message.session_epoch, "hello.session_epoch", most=2**62),
+        agent_version=checks.text(message.agent_version, "hello.agent_version", 64),
+        capabilities=tuple(checks.text(name, "hello.capabilities", 64) for name in message.capabilities),
+        boot_id=checks.text(message.boot_id, "hello.boot_id", 64, empty=True),
+        session_epoch=checks.count(message.session_epoch, "hello.session_epoch", most=2**62),
         resumes=message.resumes,
-        incarnation=_id(message.incarnation, "hello.incarnation") if message.incarnation else b"",
-        hostname=_text(message.hostname, "hello.hostname", 253, empty=True),
+        incarnation=checks.uid(message.incarnation, "hello.incarnation") if message.incarnation else b"",
+        hostname=checks.text(message.hostname, "hello.hostname", 253, empty=True),
         platform=Platform(
-            os=_text(message.platform.os, "hello.platform.os", 128, empty=True),
-            kernel=_text(message.platform.kernel, "hello.platform.kernel", 256, empty=True),
-            arch=_text(message.platform.arch, "hello.platform.arch", 128, empty=True),
+            os=checks.text(message.platform.os, "hello.platform.os", 128, empty=True),
+            kernel=checks.text(message.platform.kernel, "hello.platform.kernel", 256, empty=True),
+            arch=checks.text(message.platform.arch, "hello.platform.arch", 128, empty=True),
         ),
         participants=tuple(
             ParticipantState(
-                participant=_text(p.participant_id, "hello.participants.participant_id", 128),
+                participant=checks.text(p.participant_id, "hello.participants.participant_id", 128),
                 labels=_labels(p.labels, "hello.participants.labels"),
                 targets=_targets(p.targets),
                 drift=_name(DriftPolicy, p.drift_policy, "hello.participants.drift_policy"),
                 exposure=_name(Exposure, p.exposure, "hello.participants.exposure"),
-                policy=fingerprint(p.policy, "hello.participants.policy"),
+                policy=checks.fingerprint(p.policy, "hello.participants.policy"),
             )
             for p in message.participants
         ),
         slots=tuple(
             SlotState(
-                participant=_text(s.participant_id, "hello.slots.participant_id", 128),
-                slot_id=_id(s.slot_id, "hello.slots.slot_id"),
-                revision=_count(s.revision, "hello.slots.revision"),
+                participant=checks.text(s.participant_id, "hello.slots.participant_id", 128),
+                slot_id=checks.uid(s.slot_id, "hello.slots.slot_id"),
+                revision=checks.count(s.revision, "hello.slots.revision"),
                 files=tuple(
                     FileState(
-                        path=_text(f.path, "hello.slots.files.path", 4096),
-                        digest=_digest(f.digest, "hello.slots.files.digest"),
+                        path=checks.text(f.path, "hello.slots.files.path", 4096),
+                        digest=checks.digest(f.digest, "hello.slots.files.digest"),
                     )
                     for f in s.files
                 ),
@@ -215,14 +174,17 @@ def hello_from_pb(message: pb.Hello) -> Hello:
 
 def _labels(labels: Mapping[str, str], field: str) -> dict[str, str]:
     if len(labels) > 256:
-        raise malformed(field, "at most 256")
-    return {_text(name, field, 256): _text(value, field, 1024, empty=True) for name, value in labels.items()}
+        raise checks.malformed(field, "at most 256")
+    return {
+        checks.text(name, field, 256): checks.text(value, field, 1024, empty=True)
+        for name, value in labels.items()
+    }
 
 
 def _targets(globs: Sequence[str]) -> tuple[str, ...]:
     if len(globs) > 1024:
-        raise malformed("hello.participants.targets", "at most 1024")
-    return tuple(_text(glob, "hello.participants.targets", 4096) for glob in globs)
+        raise checks.malformed("hello.participants.targets", "at most 1024")
+    return tuple(checks.text(glob, "hello.participants.targets", 4096) for glob in globs)
 
 
 def spool_state_to_pb(state: SpoolState) -> pb.SpoolState:
@@ -233,9 +195,9 @@ def spool_state_to_pb(state: SpoolState) -> pb.SpoolState:
 def spool_state_from_pb(message: pb.SpoolState) -> SpoolState:
     """The spool's state of a message. Raises Invalid naming the field."""
     return SpoolState(
-        epoch=_id(message.epoch, "spool.epoch") if message.epoch else b"",
-        depth=_count(message.depth, "spool.depth"),
-        size=_count(message.bytes, "spool.bytes", most=2**62),
+        epoch=checks.uid(message.epoch, "spool.epoch") if message.epoch else b"",
+        depth=checks.count(message.depth, "spool.depth"),
+        size=checks.count(message.bytes, "spool.bytes", most=2**62),
         oldest_at=message.oldest_at_us,
     )
 
@@ -268,11 +230,11 @@ def reason_to_pb(reason: Reason | None) -> pb.Reason | None:
 def reason_from_pb(message: pb.Reason, field: str) -> Reason:
     """The reason of a message. Raises Invalid naming the field."""
     if message.code not in ReasonCode.__members__:
-        raise malformed(field + ".code", "not a reason code this server knows")
+        raise checks.malformed(field + ".code", "not a reason code this server knows")
     return Reason(
         code=ReasonCode(message.code),
-        message=_text(message.message, field + ".message", 2000, empty=True),
-        remedy=_text(message.remedy, field + ".remedy", 2000, empty=True),
+        message=checks.text(message.message, field + ".message", 2000, empty=True),
+        remedy=checks.text(message.remedy, field + ".remedy", 2000, empty=True),
     )
 
 
@@ -309,20 +271,20 @@ def outcome_from_pb(message: pb.Outcome) -> Outcome:
     """The outcome of a message. Raises Invalid naming the field."""
     d = message.durations
     if len(message.files) > 64:
-        raise malformed("outcome.files", "at most 64")
+        raise checks.malformed("outcome.files", "at most 64")
     return Outcome(
-        participant=_text(message.participant_id, "outcome.participant_id", 128),
-        slot_id=_id(message.slot_id, "outcome.slot_id"),
-        revision=_count(message.revision, "outcome.revision"),
+        participant=checks.text(message.participant_id, "outcome.participant_id", 128),
+        slot_id=checks.uid(message.slot_id, "outcome.slot_id"),
+        revision=checks.count(message.revision, "outcome.revision"),
         attempt=message.attempt,
         step=_name(Step, message.step, "outcome.step"),
         result=_name(Result, message.result, "outcome.result"),
         files=tuple(
             FileOutcome(
-                path=_text(f.path, "outcome.files.path", 4096),
-                desired=_digest(f.desired_digest, "outcome.files.desired_digest"),
-                running=_digest(f.running_digest, "outcome.files.running_digest"),
-                previous=_digest(f.previous_digest, "outcome.files.previous_digest"),
+                path=checks.text(f.path, "outcome.files.path", 4096),
+                desired=checks.digest(f.desired_digest, "outcome.files.desired_digest"),
+                running=checks.digest(f.running_digest, "outcome.files.running_digest"),
+                previous=checks.digest(f.previous_digest, "outcome.files.previous_digest"),
             )
             for f in message.files
         ),
@@ -372,12 +334,12 @@ def files_to_pb(files: Iterable[OfferedFile]) -> list[pb.OfferedFile]:
 def files_from_pb(messages: Collection[pb.OfferedFile], field: str) -> tuple[OfferedFile, ...]:
     """The files of messages. Raises Invalid naming the field."""
     if any(len(f.inline_content) > MAX_INLINE_BYTES for f in messages):
-        raise malformed(field + ".inline_content", f"at most {MAX_INLINE_BYTES} bytes")
+        raise checks.malformed(field + ".inline_content", f"at most {MAX_INLINE_BYTES} bytes")
     return tuple(
         OfferedFile(
-            path=_text(f.path, field + ".path", 4096, empty=True),
-            digest=_digest(f.digest, field + ".digest"),
-            size=_count(f.size, field + ".size"),
+            path=checks.text(f.path, field + ".path", 4096, empty=True),
+            digest=checks.digest(f.digest, field + ".digest"),
+            size=checks.count(f.size, field + ".size"),
             content=f.inline_content if f.HasField("inline_content") else None,
         )
         for f in messages
@@ -403,20 +365,20 @@ def offer_to_pb(offer: Offer) -> pb.Offer:
 def offer_from_pb(message: pb.Offer) -> Offer:
     """The offer of a message. Raises Invalid naming the field."""
     if not 1 <= len(message.files) <= 64:
-        raise malformed("offer.files", "1 to 64 files")
+        raise checks.malformed("offer.files", "1 to 64 files")
     if len({f.path for f in message.files}) != len(message.files):
-        raise malformed("offer.files", "paths are distinct")
+        raise checks.malformed("offer.files", "paths are distinct")
     if len(message.experiment_digests) > 4096:
-        raise malformed("offer.experiment_digests", "at most 4096")
+        raise checks.malformed("offer.experiment_digests", "at most 4096")
     action = _name(OfferAction, message.action, "offer.action")
     files = files_from_pb(message.files, "offer.files")
     if action is OfferAction.WRITE and any(f.digest is None for f in files):
-        raise malformed("offer.files.digest", "a file to write has a digest")
+        raise checks.malformed("offer.files.digest", "a file to write has a digest")
     return Offer(
-        deployment_id=_id(message.deployment_id, "offer.deployment_id"),
-        participant=_text(message.participant_id, "offer.participant_id", 128),
-        slot_id=_id(message.slot_id, "offer.slot_id"),
-        revision=_count(message.revision, "offer.revision"),
+        deployment_id=checks.uid(message.deployment_id, "offer.deployment_id"),
+        participant=checks.text(message.participant_id, "offer.participant_id", 128),
+        slot_id=checks.uid(message.slot_id, "offer.slot_id"),
+        revision=checks.count(message.revision, "offer.revision"),
         action=action,
         files=files,
         retry=message.retry,
@@ -475,24 +437,24 @@ def record_from_bytes(raw: bytes) -> Record:
     try:
         message = pb.SpoolRecord.FromString(raw)
     except DecodeError:
-        raise malformed("record", "not a spool record") from None
+        raise checks.malformed("record", "not a spool record") from None
     kind = message.WhichOneof("record")
     body: View | Loaded | Event | Unseen | Loss
     if kind == "view":
         body = View(
-            participant=_text(message.view.participant_id, "view.participant_id", 128),
-            path=_text(message.view.path, "view.path", 4096),
-            digest=_digest(message.view.digest, "view.digest"),
+            participant=checks.text(message.view.participant_id, "view.participant_id", 128),
+            path=checks.path(message.view.path, "view.path"),
+            digest=checks.digest(message.view.digest, "view.digest"),
             state=_name(ViewState, message.view.state, "view.state"),
             from_at=message.view.from_at_us,
         )
     elif kind == "loaded":
-        loaded = _digest(message.loaded.digest, "loaded.digest")
+        loaded = checks.digest(message.loaded.digest, "loaded.digest")
         if loaded is None:
-            raise malformed("loaded.digest", "a receipt has a digest")
+            raise checks.malformed("loaded.digest", "a receipt has a digest")
         body = Loaded(
-            participant=_text(message.loaded.participant_id, "loaded.participant_id", 128),
-            path=_text(message.loaded.path, "loaded.path", 4096),
+            participant=checks.text(message.loaded.participant_id, "loaded.participant_id", 128),
+            path=checks.path(message.loaded.path, "loaded.path"),
             digest=loaded,
             loaded_at=message.loaded.loaded_at_us,
         )
@@ -500,36 +462,38 @@ def record_from_bytes(raw: bytes) -> Record:
         body = _event_from_pb(message.event)
     elif kind == "unseen":
         body = Unseen(
-            participant=_text(message.unseen.participant_id, "unseen.participant_id", 128),
-            reason=_text(message.unseen.reason, "unseen.reason", 64),
+            participant=checks.text(message.unseen.participant_id, "unseen.participant_id", 128),
+            reason=checks.text(message.unseen.reason, "unseen.reason", 64),
             from_at=message.unseen.from_at_us,
             to_at=message.unseen.to_at_us,
         )
     elif kind == "loss":
         body = Loss(
-            reason=_text(message.loss.reason, "loss.reason", 64),
-            count=_count(message.loss.count, "loss.count"),
-            epoch=_id(message.loss.epoch, "loss.epoch") if message.loss.epoch else b"",
-            first_seq=_count(message.loss.first_seq, "loss.first_seq"),
+            reason=checks.text(message.loss.reason, "loss.reason", 64),
+            count=checks.count(message.loss.count, "loss.count"),
+            epoch=checks.uid(message.loss.epoch, "loss.epoch") if message.loss.epoch else b"",
+            first_seq=checks.count(message.loss.first_seq, "loss.first_seq"),
         )
     else:
-        raise malformed("record", "no kind of record that is known here")
-    return Record(id=_id(message.id, "record.id"), recorded_at=message.recorded_at_us, body=body)
+        raise checks.malformed("record", "no kind of record that is known here")
+    return Record(id=checks.uid(message.id, "record.id"), recorded_at=message.recorded_at_us, body=body)
 
 
 def _event_from_pb(m: pb.Event) -> Event:
     kind = _name(EventKind, m.kind, "event.kind")
     return Event(
-        participant=_text(m.participant_id, "event.participant_id", 128),
+        participant=checks.text(m.participant_id, "event.participant_id", 128),
         kind=kind,
         occurred_at=m.occurred_at_us,
-        event_name=_text(m.event_name, "event.event_name", 128, empty=kind is EventKind.IMPRESSION),
-        subject=_text(m.subject, "event.subject", 256, empty=True),
-        value_micros=m.value_micros if m.HasField("value_micros") else None,
-        digest=_digest(m.digest, "event.digest"),
-        path=_text(m.path, "event.path", 4096, empty=True),
-        event_id=_text(m.event_id, "event.event_id", 128, empty=True),
-        properties_json=_text(m.properties_json, "event.properties_json", 8192, empty=True),
+        event_name=checks.text(m.event_name, "event.event_name", 128, empty=kind is EventKind.IMPRESSION),
+        subject=checks.text(m.subject, "event.subject", 256, empty=True),
+        value_micros=checks.micros(m.value_micros, "event.value_micros")
+        if m.HasField("value_micros")
+        else None,
+        digest=checks.digest(m.digest, "event.digest"),
+        path=checks.path(m.path, "event.path", empty=True),
+        event_id=checks.text(m.event_id, "event.event_id", 128, empty=True),
+        properties_json=checks.text(m.properties_json, "event.properties_json", 8192, empty=True),
         source=_name(EventSource, m.source, "event.source"),
     )
 
@@ -548,11 +512,11 @@ def batch_to_pb(batch: Batch) -> pb.ReportSpoolRequest:
 def batch_from_pb(message: pb.ReportSpoolRequest) -> Batch:
     """The batch of a request. Raises Invalid naming the field."""
     if message.first_seq < 1 or len(message.chain) != 32:
-        raise malformed("first_seq", "sequences start at 1 and a chain hash is 32 bytes")
+        raise checks.malformed("first_seq", "sequences start at 1 and a chain hash is 32 bytes")
     return Batch(
-        epoch=_id(message.epoch, "epoch"),
-        first_seq=_count(message.first_seq, "first_seq"),
+        epoch=checks.uid(message.epoch, "epoch"),
+        first_seq=checks.count(message.first_seq, "first_seq"),
         chain=message.chain,
         records=tuple(message.records),
-        tail_seq=_count(message.tail_seq, "tail_seq"),
+        tail_seq=checks.count(message.tail_seq, "tail_seq"),
     )

@@ -121,6 +121,7 @@ REASONS = {
     "STALE": "the resource is not the one that If-Match names; `etag` is the present one's",
     "SUPERSEDED": "a newer session of the same agent has taken over",
     "TOKEN_EXPIRED": "the bearer token is over its time; get a fresh one",
+    "TEXT_TOO_LONG": "PostgreSQL has no room for a text that long where it has to find it again; shorten it",
     "TOO_LARGE": "content above 1 MiB",
     "TOO_MANY_MESSAGES": "an agent put more messages into a poll than it was told",
     "TOO_MANY_READS": "so many files of this host are being read that another one has to wait",

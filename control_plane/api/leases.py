@@ -54,7 +54,8 @@ class Leases:
             if part == 0:
                 sessions = present()
                 parts = max(1, -(-len(sessions) // AT_ONCE))
-            await self.write(database, sessions[part::parts])
+            there = set(map(id, present()))  # who ended meanwhile is on record as lost, and stays that
+            await self.write(database, [one for one in sessions[part::parts] if id(one) in there])
             part = (part + 1) % parts
 
     async def write(self, database: Database, sessions: Sequence[Present]) -> None:

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from shared.errors import Fault, Invalid
-from shared.model import PARTICIPANT_ID
+from shared.model import MAX_PATH_BYTES, PARTICIPANT_ID
 from shared.moment import SECOND, from_rfc3339, to_rfc3339
 
 R = TypeVar("R", bound="Request")
@@ -88,6 +88,8 @@ def _target(path: str) -> str:
         )
     if "" in parts or "." in parts or "\0" in path or "\\" in path:
         raise ValueError(f"{path!r} is not a plain relative path such as config/soul.md")
+    if len(path.encode()) > MAX_PATH_BYTES:
+        raise ValueError(f"is longer than {MAX_PATH_BYTES} bytes")
     return path
 
 

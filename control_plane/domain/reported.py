@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from control_plane.domain.fields import Json, Moment, ParticipantId, Request, Target
-from shared.model import Event, EventKind, EventSource, parse_digest
+from shared.model import MAX_VALUE_MICROS, Event, EventKind, EventSource, parse_digest
 from shared.moment import from_rfc3339
 
 MAX_EVENTS = 1_000
 _MAX_PROPERTIES = 8_192
 _MICROS = 1_000_000
-_LARGEST = 2**63 // _MICROS - 1
+_LARGEST = MAX_VALUE_MICROS // _MICROS
 
 
 def _digest(value: str) -> str:

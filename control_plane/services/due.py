@@ -27,6 +27,8 @@ from shared.moment import SECOND
 _log = logs.get(__name__)
 
 INTAKE_OVERLAP = 5 * SECOND
+MOST_PUT_OFF = 8
+"""Experiments whose timers cannot be done just now, in one turn, before the others wait as well."""
 LOOK_SECONDS = 1.0
 """How often the table is looked at: so late is what another process or a changed clock makes due."""
 
@@ -72,13 +74,16 @@ class Timers:
 
     async def _turn(self, fence: Fence) -> None:
         """Whatever is due is done under the token that the turn began with. Raises Fenced where another leads."""
-        while await self._first(fence):
+        put_off: dict[bytes, Error] = {}  # by experiment, whose timers keep their order
+        while await self._first(fence, put_off):
             pass
         await self._take_in(fence)
+        if put_off:
+            raise next(iter(put_off.values()))
 
-    async def _first(self, fence: Fence) -> bool:
+    async def _first(self, fence: Fence, put_off: dict[bytes, Error]) -> bool:
         """The first timer that is due is done; whether there was one."""
-        timer = await self._services.database.read(lambda tx: Store(tx).timers.next())
+        timer = await self._services.database.read(lambda tx: Store(tx).timers.next(but=put_off))
         if timer is None or timer.due_at > self._clock.now():
             return False
         try:
@@ -89,7 +94,10 @@ class Timers:
             raise
         except Error as error:
             if error.code.retryable:
-                raise
+                if len(put_off) >= MOST_PUT_OFF:  # the database is away, not one experiment in trouble
+                    raise
+                put_off[timer.experiment_id] = error
+                return True
             await self._failed(timer, fence, error.reason, error.message)
         except Exception:
             # One experiment's trouble must not stop the others' timers; it is told where operators look.

@@ -37,6 +37,7 @@ _log = logs.get(__name__)
 
 T = TypeVar("T")
 Connection = psycopg.Connection[dict[str, Any]]
+Waited = Connection | psycopg.AsyncConnection[Any]
 
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 30
@@ -45,6 +46,7 @@ IDLE_SECONDS = 10  # within a transaction
 ANSWER_SECONDS = 45.0  # of a server that says nothing any more: longer than it may take for a statement
 OLDEST = 130_000  # version 13: the oldest that is tested with
 LISTEN_AGAIN_SECONDS = 1.0
+LISTEN_CHECK_SECONDS = 30.0  # a way that swallows everything is told of by nobody
 CHANNEL = "variantd"
 ROWS = 500  # of an insert in one statement, or statements at once
 WRITERS_LOCK = 7_161_202_601  # of nobody else in this database, by its number
@@ -99,13 +101,13 @@ class _Patience:
     """
 
     def __init__(self) -> None:
-        self._asked: dict[Connection, float] = {}  # for how long
+        self._asked: dict[Waited, list[float]] = {}  # for how long, of each time something was asked
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="postgres-patience", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def waiting(self, connection: Connection) -> Iterator[None]:
+    def waiting(self, connection: Waited) -> Iterator[None]:
         """The connection is waited on meanwhile; `asked` again begins the time anew."""
         self.asked(connection)
         try:
@@ -113,9 +115,9 @@ class _Patience:
         finally:
             self._asked.pop(connection, None)
 
-    def asked(self, connection: Connection) -> None:
+    def asked(self, connection: Waited) -> None:
         """The server was just asked something."""
-        self._asked[connection] = 0.0
+        self._asked[connection] = [0.0]
 
     def end(self) -> None:
         self._over.set()
@@ -124,15 +126,15 @@ class _Patience:
     def _watch(self) -> None:
         while not self._over.wait(step := min(1.0, ANSWER_SECONDS / 4)):
             for connection, silent in list(self._asked.items()):
-                if silent >= ANSWER_SECONDS:
+                if silent[0] < ANSWER_SECONDS:
+                    silent[0] += step
+                elif self._asked.get(connection) is silent:  # and was not answered, or asked again, meanwhile
                     self._asked.pop(connection, None)
                     _log.warning("database.silent", seconds=ANSWER_SECONDS)
                     _shut(connection)
-                elif connection in self._asked:
-                    self._asked[connection] = silent + step
 
 
-def _shut(connection: Connection) -> None:
+def _shut(connection: Waited) -> None:
     """Whoever waits for the server on the connection finds that it has ended."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as found:
         found.shutdown(socket.SHUT_RDWR)
@@ -199,6 +201,12 @@ class PostgresTx:
             return cursor.execute(statement)
         except psycopg.IntegrityError as error:
             raise IntegrityViolation(str(error)) from None
+        except (
+            psycopg.errors.ProgramLimitExceeded
+        ) as error:  # an OperationalError, and this statement's own fault
+            raise Invalid(
+                f"the database has no room for a value: {_told(error)}", reason="TOO_LARGE"
+            ) from None
 
 
 @lru_cache(maxsize=1024)
@@ -303,7 +311,7 @@ class PostgresDatabase:
         tx = PostgresTx(connection, self._patience)
         with self._patience.waiting(connection):
             try:
-                tx.run(f"begin; {_TURN}")
+                tx.run(f"begin isolation level read committed read write; {_TURN}")
                 for unit in group:
                     unit.run(tx, lost=_LOST)
                 connection.execute("commit")
@@ -333,10 +341,14 @@ class PostgresDatabase:
                 async with await psycopg.AsyncConnection.connect(
                     self._url, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="variantd"
                 ) as connection:
-                    await connection.execute(f"listen {CHANNEL}")
-                    told("")
-                    async for found in connection.notifies():
-                        told(found.payload)
+                    with self._patience.waiting(connection):
+                        await connection.execute(f"listen {CHANNEL}")
+                    while True:
+                        told("")
+                        async for found in connection.notifies(timeout=LISTEN_CHECK_SECONDS):
+                            told(found.payload)
+                        with self._patience.waiting(connection):
+                            await connection.execute("select 1")
             except psycopg.OperationalError as error:
                 _log.warning("hints.not_heard", error=_told(error))
             await asyncio.sleep(LISTEN_AGAIN_SECONDS)
@@ -355,9 +367,13 @@ def prepare(url: str, *, may_change: bool = True) -> list[str]:
     `may_change`, older; Unavailable where nobody answers.
     """
     with _connect(url) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         try:
             with connection.transaction():
+                # An index over all events takes as long as it takes, and so does waiting for whoever makes it.
+                connection.execute("set local statement_timeout = 0; set local lock_timeout = 0")
                 connection.execute(_TURN)
+                connection.execute(f"set local lock_timeout = {round(LOCK_SECONDS * 1000)}")
                 if may_change:
                     connection.execute(_FUNCTIONS)
                 return migrate(PostgresTx(connection), may_change=may_change)

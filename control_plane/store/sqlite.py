@@ -61,7 +61,7 @@ class SqliteDatabase:
     def __init__(self, path: Path, *, log_bytes: int = LOG_BYTES) -> None:
         self._log, self._log_bytes = Path(f"{path}-wal"), log_bytes
         self._log_next = log_bytes
-        self._readers = Readers("sqlite-reader", lambda: _connect(path, reads_only=True))
+        self._readers = Readers("sqlite-reader", lambda: _reader(path))
         self._connection = _connect(path)
         self._connection.execute(f"pragma cache_size = -{CACHE_BYTES // 1024}")
         self._connection.execute(f"pragma wal_autocheckpoint = {LOG_PAGES}")
@@ -149,6 +149,13 @@ def backup_database(source: Path, target: Path) -> None:
 
 def _unavailable(error: sqlite3.Error) -> Unavailable:
     return Unavailable(f"the database refused the transaction: {error}", reason="DATABASE_UNAVAILABLE")
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path, reads_only=True)
+    except sqlite3.OperationalError as error:  # no descriptor is left, or a lock: readers share what there is
+        raise _unavailable(error) from error
 
 
 def _connect(path: Path, *, reads_only: bool = False) -> sqlite3.Connection:

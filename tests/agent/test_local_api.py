@@ -200,7 +200,7 @@ async def test_batch_is_kept_in_order(tmp_path: Path) -> None:
         (0.1, 100_000),
         (1e-6, 1),
         (4e-7, 0),
-        (9_000_000_000_000, 9 * 10**18),
+        (1_125_899_906, 1_125_899_906_000_000),
     ],
 )
 async def test_value_is_kept_in_micro_units(tmp_path: Path, value: float, micros: int) -> None:

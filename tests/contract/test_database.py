@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from control_plane.store import database as contract
 from control_plane.store.database import Database, IntegrityViolation, Tx, carries
+from control_plane.store.postgres import prepare
 from control_plane.store.sqlite import SqliteDatabase, backup_database
 from shared.errors import FailedPrecondition, Invalid, Unavailable
 from tests.contract.conftest import Engine
@@ -121,6 +123,28 @@ async def test_a_statement_runs_once_for_each_row(engine: Engine) -> None:
         await database.write(collide)
     assert await database.read(found) == {text: text.encode() for text in values}
     await database.close()
+
+
+async def test_a_row_that_is_too_long_fails_alone(engine: Engine) -> None:
+    """What one engine has no room for in an index is its writer's own trouble, not that of the group."""
+    database, loop = engine.open(), asyncio.get_running_loop()
+    runs, comes = asyncio.Event(), threading.Event()
+    text = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=4096))
+
+    def first(tx: Tx) -> None:
+        put("first")(tx)
+        loop.call_soon_threadsafe(runs.set)
+        assert comes.wait(PATIENCE)
+
+    earlier = asyncio.create_task(database.write(first))
+    await runs.wait()
+    later = [asyncio.create_task(database.write(put(key))) for key in (text, "last")]
+    await asyncio.sleep(0)  # they have been handed over
+    comes.set()
+    results = await asyncio.gather(earlier, *later, return_exceptions=True)
+    await database.close()
+    assert [results[0], results[2]] == [None, 1]
+    assert results[1] == 1 if engine.name == "sqlite" else isinstance(results[1], Invalid)
 
 
 @pytest.mark.fault(3)
@@ -537,4 +561,68 @@ async def test_a_server_that_says_nothing_is_given_up(
         await database.write(put("after"))
         assert {"before", "after"} <= set(await keys(database))
         await database.close()
+    postgres.drop(tmp_path)
+
+
+async def test_a_migration_takes_as_long_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What limits a statement of a server that runs does not limit an index over all that was ever reported."""
+    monkeypatch.setattr("control_plane.store.postgres.STATEMENT_SECONDS", 1)
+    url, known = postgres.url_of(tmp_path), contract._migrations()
+    slow = ("9999_slow.sql", "create table slow as select 1 as n from pg_sleep(2)")
+    monkeypatch.setattr(contract, "_migrations", lambda: [*known, slow])
+    assert await asyncio.to_thread(prepare, url) == [slow[0]]
+    postgres.drop(tmp_path)
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_writers_take_turns_whatever_the_servers_default_is(tmp_path: Path, level: str) -> None:
+    """What was read in one's turn is what the turn before wrote; nobody is told of a conflict."""
+    url = postgres.url_of(tmp_path)
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute(f"alter database {other.info.dbname} set default_transaction_isolation = '{level}'")
+    first, second = postgres.opened(url), postgres.opened(url)
+    await first.write(lambda tx: tx.run("insert into meta (key, value) values ('n', ?)", (b"0",)))
+
+    def count(tx: Tx) -> None:
+        row = tx.one("select value from meta where key = 'n'")
+        assert row is not None
+        tx.run("update meta set value = ? where key = 'n'", (b"%d" % (int(row["value"]) + 1),))
+
+    await asyncio.gather(*(one.write(count) for _ in range(50) for one in (first, second)))
+    row = await second.read(lambda tx: tx.one("select value from meta where key = 'n'"))
+    assert row is not None
+    assert bytes(row["value"]) == b"100"
+    await first.close()
+    await second.close()
+    postgres.drop(tmp_path)
+
+
+@pytest.mark.fault(28)
+async def test_who_listens_over_a_half_open_connection_listens_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's side is gone and nobody said so; hints are heard again."""
+    monkeypatch.setattr("control_plane.store.postgres.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("control_plane.store.postgres.LISTEN_CHECK_SECONDS", 0.2)
+    url = postgres.url_of(tmp_path)
+    where, through = postgres.by_tcp(url)
+    told: list[str] = []
+    async with proxied(where) as network:
+        database = await asyncio.to_thread(postgres.opened, through.format(network.address))
+        listening = asyncio.create_task(database.listen(told.append))
+        try:
+            await eventually(lambda: told[:1] == [""], what="it listens")
+            network.half_open()
+            with psycopg.connect(url, autocommit=True) as other:
+
+                async def heard() -> bool:
+                    other.execute("select pg_notify('variantd', 'x')")
+                    return "x" in told
+
+                await eventually(heard, what="a hint")
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            network.heal()
+            await database.close()
     postgres.drop(tmp_path)

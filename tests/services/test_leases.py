@@ -9,6 +9,7 @@ import pytest
 from control_plane.api.leases import LOOK_SECONDS, WRITTEN_SECONDS, Leases
 from control_plane.domain.fleet import LEASE_SECONDS, Presence, Telemetry
 from control_plane.services.sessions import LEASE
+from control_plane.store.store import Store
 from shared.model import SpoolState
 from tests.support.builders import World
 from tests.support.waiting import eventually
@@ -115,3 +116,46 @@ async def test_what_could_not_be_written_is_due_the_next_time(world: World) -> N
     await leases.write(world.database, [live])
     agent = await world.ask(lambda store: store.fleet.agent(uid))
     assert agent.last_seen_at == live.last_seen
+
+
+async def test_a_session_that_ended_between_two_parts_stays_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who left after the list was made and before its part came is lost, not connected for a lease more."""
+    monkeypatch.setattr("control_plane.api.leases.AT_ONCE", 1)
+    lives = []
+    for name in "pq":
+        uid = await world.agent(name)
+        lives.append(Live((await world.session(uid, name)).id, uid, world.clock.now()))
+    first, second = lives
+
+    async def lease(one: Live) -> int:
+        found = await world.ask(lambda store: store.fleet.agent(one.agent_uid))
+        assert isinstance(found.lease_until, int)
+        return found.lease_until
+
+    begun = await lease(first)
+    keeping = asyncio.create_task(Leases(clock=world.clock).keep(world.database, lambda: list(lives)))
+    try:
+        await world.clock.advance(LOOK_SECONDS)
+
+        async def first_is_written() -> bool:
+            return await lease(first) > begun
+
+        await eventually(first_is_written, what="the first part")
+        lives.remove(second)
+        now = world.clock.now()
+        await world.database.write(
+            lambda tx: Store(tx).fleet.end_session(second.agent_uid, second.id, now=now)
+        )
+        before = await lease(first)
+
+        async def first_is_written_again() -> bool:
+            await world.clock.advance(LOOK_SECONDS / 2)
+            return await lease(first) > before
+
+        await eventually(first_is_written_again, what="the round after that")
+        assert await lease(second) == now
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)

@@ -1,6 +1,7 @@
 """Hosts look, record and report together: what each is told and what is stored is what it would have been alone."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +239,17 @@ async def test_reports_that_come_together_are_stored_in_one_transaction(plane: _
     assert await plane.report([*batches, batches[0], following]) == [1, 1, 1, 1, 3]
     assert plane.database.transactions == 1
     assert await plane.seen() == {BOTS[0]: 3, BOTS[1]: 1, BOTS[2]: 1}
+
+
+async def test_a_path_that_no_index_takes_costs_only_its_own_host(plane: _Plane) -> None:
+    """What one host says of a target fails its own report at most, never those of other hosts."""
+    long = "".join(map(chr, random.Random(1).choices(range(0x4E00, 0x9FA5), k=1_000)))
+    batches = {bot: Spooled(epoch=plane.world.new_id()).batch(plane.view(bot)) for bot in BOTS}
+    said = plane.world.impression(BOTS[1], at=plane.world.clock.now(), path=long)
+    batches[BOTS[1]] = Spooled(epoch=plane.world.new_id()).batch(said)
+    assert await plane.report(list(batches.items())) == [1, 1, 1]
+    assert await plane.seen() == {BOTS[0]: 1, BOTS[2]: 1}
+    assert await plane.world.rows("select count from spool_loss") == [{"count": 1}]
 
 
 async def test_reports_of_many_records_take_several_transactions(plane: _Plane) -> None:
