@@ -252,7 +252,7 @@ class Session:
         self.clock_skew: int | None = None
         self.id = opened.id
         self.agent_uid = opened.agent_uid
-        self.goes_on = opened.goes_on
+        self.goes_on, self.behind = opened.goes_on, opened.behind
         self.spacing = sessions.spacing
         self.last_seen = services.clock.now()
         self._unheard = 0  # heartbeats, since something was heard

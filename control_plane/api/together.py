@@ -163,6 +163,8 @@ class Looking(Protocol):
 
     id: bytes
     agent_uid: bytes
+    behind: bool
+    """Its host has an earlier revision of what it was done with."""
 
     def is_news(self, item: Wanted) -> bool:
         """Its agent is to be told of that; asked in a thread."""
@@ -204,9 +206,10 @@ def _looked(sessions: Sequence[Looking], tx: Tx) -> list[Look | Exception | None
         if one.agent_uid in speakers and speakers[one.agent_uid].session_id == one.id
     }
     bound = store.offers.bound(present)
+    awake = [uid for uid in present if not speakers[uid].frozen]
     wanted = [
         item
-        for item in store.offers.wanted([uid for uid in present if not speakers[uid].frozen])
+        for item in store.offers.wanted(awake, behind={uid for uid in awake if present[uid].behind})
         if present[item.agent_uid].is_news(item)
     ]
     offers: dict[bytes, list[Offer]] = {uid: [] for uid in present}

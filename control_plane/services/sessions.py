@@ -5,7 +5,7 @@ findings. Hides how two processes that pass for one agent are told from one that
 database that was restored, with or without saying so, meets hosts that know more than it does.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ class Opened:
 
     `generation` is the agent's as the session begins; `took_over`: its session before was alive, here or elsewhere.
     `goes_on`: it was opened by an earlier poll. `ahead`: the host knows more than this database, and gets no offers.
+    `behind`: it has an earlier revision of something that it once was done with.
     `quarantined`: there is no session; the agent is kept out from now on.
     """
 
@@ -62,6 +63,7 @@ class Opened:
     took_over: bool = False
     goes_on: bool = False
     ahead: bool = False
+    behind: bool = False
     quarantined: bool = False
 
 
@@ -123,7 +125,8 @@ def open_session(
     if turns != agent.turns:
         store.fleet.turn(agent_uid, turns, quarantined_at=None)
     taken, refused = _bind(store, agent, hello, new_id=new_id, now=now)
-    ahead, halted = _compare(store, agent, hello, terms, {*taken, *refused}, now=now)
+    known = store.deployments.revisions(agent.uid)
+    ahead, halted = _compare(store, agent, hello, known, terms, {*taken, *refused}, now=now)
     session_id, connected_at = going_on or (new_id(), now)
     store.fleet.open_session(
         agent_uid, hello, session_id=session_id, lease_until=now + LEASE, connected_at=connected_at, now=now
@@ -147,6 +150,7 @@ def open_session(
         took_over=going_on is None and agent.session_id is not None and now < agent.lease_until,
         goes_on=going_on is not None,
         ahead=any(finding["code"] == "HOST_AHEAD" for finding in ahead),
+        behind=_is_behind(hello, known),
     )
 
 
@@ -277,11 +281,27 @@ def _too_many(refused: Sequence[str], *, now: int) -> Finding:
 # -- whose history is the longer
 
 
+def _is_behind(hello: Hello, known: Mapping[tuple[str, bytes], Revisions]) -> bool:
+    """The host once reported that it was done with what it has an earlier revision of now, as from an older copy."""
+    return any(
+        (here := known.get((slot.participant, slot.slot_id))) is not None
+        and here.settled
+        and slot.revision < here.wanted
+        for slot in hello.slots
+    )
+
+
 def _compare(
-    store: Store, agent: Agent, hello: Hello, terms: Terms, not_its_own: set[str], *, now: int
+    store: Store,
+    agent: Agent,
+    hello: Hello,
+    known: Mapping[tuple[str, bytes], Revisions],
+    terms: Terms,
+    not_its_own: set[str],
+    *,
+    now: int,
 ) -> tuple[list[Finding], list[Finding]]:
     """What the host's slots say of this database: (where the host is ahead or alone, what is not withdrawn)."""
-    known = store.deployments.revisions(agent.uid)
     declared = {state.participant for state in hello.participants} - not_its_own
     newer, unknown = {}, 0
     for slot in hello.slots:
@@ -291,7 +311,7 @@ def _compare(
         elif slot.revision > here.reported:
             newer[slot.participant, slot.slot_id] = replace(here, reported=slot.revision)
     store.deployments.note_revisions(newer.values())
-    known |= newer
+    known = {**known, **newer}
     beyond = {key: here for key, here in known.items() if here.reported > here.wanted}
     found = [_unknown(unknown, len(hello.slots), now=now)] if unknown else []
     own = terms.incarnation.id

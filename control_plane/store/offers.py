@@ -82,16 +82,25 @@ class OfferStore:
             found[row["agent_uid"]].add(row["public_id"])
         return found
 
-    def wanted(self, uids: Collection[bytes]) -> list[Wanted]:
-        """What every slot of the agents' participants should hold; of one agent in the order they were made."""
-        rows = self._among(
+    def wanted(self, uids: Collection[bytes], *, behind: Collection[bytes] = ()) -> list[Wanted]:
+        """What the slots of the agents' participants should hold; of one agent in the order they were made.
+
+        Slots that their hosts have closed or restored, of which there are ever more, are left out, but of those of the
+        agents whose hosts are `behind` what they once reported.
+        """
+        sql = (
             "select p.agent_uid, p.public_id, s.applied_before, d.id, d.project_id, d.experiment_id, d.slot_id,"
             " d.revision, d.action, d.state, d.retry, d.overwrite_drift from participant p"
             " join slot s on s.participant_id = p.id join deployment d on d.id = s.deployment_id"
             " where p.agent_uid in ({}) and p.deleted_at is null and s.withdrawn_at is null"
-            " and s.halted_at is null order by d.id",
-            uids,
+            " and s.halted_at is null"
         )
+        rows = [
+            *self._among(
+                f"{sql} and s.settled = 0 order by d.id", [uid for uid in uids if uid not in behind]
+            ),
+            *self._among(f"{sql} order by d.id", [uid for uid in uids if uid in behind]),
+        ]
         return [
             Wanted(
                 agent_uid=row["agent_uid"],
@@ -218,10 +227,11 @@ class OfferStore:
         rows = asked(
             self._tx,
             f"with asked ({', '.join(_KEY)}) as (values {{}})"  # noqa: S608
-            " select a.*, d.id, d.participant_id, d.state, d.attempts, exists (select 1 from deployment n where"
-            " n.participant_id = d.participant_id and n.slot_id = d.slot_id and n.revision > d.revision) as overtaken,"
-            " (select o.result from outcome o where o.participant_id = d.participant_id and o.slot_id = d.slot_id"
-            " and o.revision = d.revision and o.attempt = a.attempt and o.step = a.step) as known"
+            " select a.*, d.id, d.participant_id, d.action, d.state, d.attempts, exists (select 1 from deployment n"
+            " where n.participant_id = d.participant_id and n.slot_id = d.slot_id and n.revision > d.revision)"
+            " as overtaken, (select o.result from outcome o where o.participant_id = d.participant_id"
+            " and o.slot_id = d.slot_id and o.revision = d.revision and o.attempt = a.attempt and o.step = a.step)"
+            " as known"
             " from asked a cross join participant p cross join deployment d where p.agent_uid = a.agent_uid"
             " and p.public_id = a.public_id and p.deleted_at is null and d.participant_id = p.id"
             " and d.slot_id = a.slot_id and d.revision = a.revision",
@@ -277,8 +287,16 @@ class _Written:
             )
         )
         self.files += [(file.running, file.desired, deployment_id, file.path) for file in outcome.files]
+        settled = row["action"] != OfferAction.WRITE.value and state in (State.APPLIED, State.CONFIRMED)
         self.slots.append(
-            (outcome.revision, int(outcome.result.holds), row["participant_id"], outcome.slot_id)
+            (
+                outcome.revision,
+                int(outcome.result.holds),
+                outcome.revision,
+                int(settled),
+                row["participant_id"],
+                outcome.slot_id,
+            )
         )
         return state.value
 
@@ -307,7 +325,8 @@ class _Written:
         )
         tx.many(
             "update slot set reported_revision = max(reported_revision, ?),"
-            " applied_before = max(applied_before, ?) where participant_id = ? and id = ?",
+            " applied_before = max(applied_before, ?), settled = case when revision = ? then ? else settled end"
+            " where participant_id = ? and id = ?",
             self.slots,
         )
 

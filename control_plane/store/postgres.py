@@ -204,9 +204,8 @@ class PostgresTx:
         except (
             psycopg.errors.ProgramLimitExceeded
         ) as error:  # an OperationalError, and this statement's own fault
-            raise Invalid(
-                f"the database has no room for a value: {_told(error)}", reason="TOO_LARGE"
-            ) from None
+            message = f"the database has no room for a text that long: {_told(error)}"
+            raise Invalid(message, reason="TEXT_TOO_LONG") from None
 
 
 @lru_cache(maxsize=1024)

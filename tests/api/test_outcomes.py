@@ -3,9 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from shared import wire
 from shared.model import (
     ACKS_RIDE,
+    OfferAction,
     Outcome,
     OutcomeKey,
     Reason,
@@ -168,6 +171,35 @@ async def test_what_a_host_has_not_ended_is_offered_again(plane: Plane) -> None:
     )
     async with session(identity, make_hello("p", slots=(slot,), session_epoch=2)) as stream:
         assert (await stream.offer()).revision == offer.revision
+
+
+@pytest.mark.parametrize("revision", [1, 2])
+async def test_a_host_that_is_behind_what_it_reported_is_told_again(plane: Plane, revision: int) -> None:
+    """As one whose state was put back: what it once closed is open there. Who has it closed is told nothing."""
+    identity = await plane.enroll(await plane.token())
+    async with session(identity, make_hello("p")) as stream:
+        await running(plane)
+        first = await stream.offer()
+        await stream.report(first, Result.APPLIED)
+        await plane.made(f"{EXPERIMENT}/complete", {"then": "keep"})
+        closing = await stream.offer()
+        await stream.report(closing, Result.APPLIED)
+    slot = SlotState(
+        participant="p",
+        slot_id=first.slot_id,
+        revision=revision,
+        files=(),
+        step=Step.SWAPPED,
+        result=Result.APPLIED,
+        closed=revision == closing.revision,
+    )
+    async with session(identity, make_hello("p", slots=(slot,), session_epoch=2)) as stream:
+        await stream.send(heartbeat=pb.Heartbeat(sequence=1, sent_at_us=1))
+        said = [await stream.next() for _ in range(1 if slot.closed else 2)]
+    offers = [wire.offer_from_pb(message.offer) for message in said if message.HasField("offer")]
+    assert [(offer.action, offer.revision) for offer in offers] == (
+        [] if slot.closed else [(OfferAction.CLOSE, closing.revision)]
+    )
 
 
 async def test_acknowledgements_ride_on_what_is_said_next(plane: Plane) -> None:

@@ -14,6 +14,8 @@ from control_plane.api import together
 from control_plane.api.sessions import Session, Sessions
 from control_plane.api.together import ENOUGH_RECORDS, MOST_RECORDS, Owed, Pace
 from control_plane.api.witness import witness
+from control_plane.domain import requests
+from control_plane.services import lifecycle
 from control_plane.services.sessions import open_session
 from control_plane.services.work import Joining, Services
 from control_plane.store.database import Tx
@@ -188,6 +190,38 @@ async def test_outcomes_of_many_sessions_are_stored_in_one_transaction(plane: _P
     assert [row["result"] for row in stored] == ["applied"] * len(BOTS)
     files = await plane.world.rows("select desired_digest, running_digest from deployment_file")
     assert all(row["running_digest"] == row["desired_digest"] for row in files)
+
+
+async def test_what_a_host_is_done_with_is_not_read_again(plane: _Plane) -> None:
+    """Closed by its host, a slot costs no look any more, of however many experiments there were; until it is news."""
+
+    async def through() -> None:
+        for bot, offer in (await plane.offers()).items():
+            plane.hear(bot, make_outcome(offer, Result.APPLIED))
+        await eventually(lambda: not any(session.owing for session in plane.sessions.values()))
+
+    async def wanted() -> list[tuple[str, int]]:
+        uids = [session.agent_uid for session in plane.sessions.values()]
+        found = await plane.world.ask(lambda store: store.offers.wanted(uids))
+        return sorted((item.participant, item.revision) for item in found)
+
+    async def settled() -> bool:
+        return await wanted() == []
+
+    await through()
+    assert await wanted() == [(bot, 1) for bot in BOTS]
+    values = {"id": "test", "then": "keep"}
+    await plane.world.do(lifecycle.complete, requests.parse(requests.Complete, values))
+    for session in plane.sessions.values():
+        session.wake()
+    assert await wanted() == [(bot, 2) for bot in BOTS]
+    await through()
+    await eventually(settled)
+    uid = plane.sessions[BOTS[0]].agent_uid
+    [again] = await plane.world.ask(lambda store: store.offers.wanted([uid], behind={uid}))
+    assert (again.revision, again.ended) == (2, True)
+    await plane.world.do(lifecycle.ship, requests.parse(requests.Ship, {"id": "test", "variantId": "a"}))
+    assert await wanted() == [(bot, 3) for bot in BOTS]
 
 
 async def test_what_cannot_be_stored_ends_the_session_that_said_it(plane: _Plane) -> None:
