@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -335,7 +336,7 @@ class Fleet:
         self._workers: list[asyncio.subprocess.Process] = []
         self._readers: list[asyncio.Task[None]] = []
         self._progress = [Progress() for _ in parts]
-        self.failure = ""
+        self.failure, self._stopping = "", False
 
     @property
     def progress(self) -> Progress:
@@ -346,7 +347,9 @@ class Fleet:
         """Every worker has its part."""
         for at, part in enumerate(self._parts):
             worker = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "agent", "simulate", "--worker"),
+                # `-m` alone looks into the working directory first, where a bot may have an agent.py of its own.
+                *(sys.executable, "-P", "-m", "agent", "simulate", "--worker"),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 # A Ctrl-C is for us: workers are stopped in order. They do not give way to a server beside them (nice):
@@ -367,12 +370,14 @@ class Fleet:
                 self.failure = self.failure or str(said["error"])
             else:
                 self._progress[at] = Progress(**said)
-        if await worker.wait():
+        ended = await worker.wait()
+        if ended and not (self._stopping and ended == -signal.SIGTERM):
             self.failure = self.failure or f"a process of the simulation ended with {worker.returncode}"
             self._ended.set()
 
     async def stop(self) -> None:
         """Every worker was asked to stop and has, or was killed after as long as its agents may take to leave."""
+        self._stopping = True  # who is asked before it listens to signals ends by this one
         for worker in self._workers:
             with suppress(ProcessLookupError):
                 worker.terminate()
@@ -405,6 +410,7 @@ async def simulate(
             with suppress(TimeoutError):
                 async with asyncio.timeout(PROGRESS_SECONDS):
                     await stop.wait()
+    tell(fleet.progress, clock.monotonic() - began)
     if fleet.failure:
         raise Error(fleet.failure)
 
@@ -422,7 +428,10 @@ def processes_for(agents: int) -> int:
 async def workspace(directory: Path | None) -> AsyncIterator[Path]:
     """Where the hosts are: `directory`, which stays, or a temporary one, which is gone afterwards."""
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Invalid(f"--dir: {directory}: {error.strerror}; name a directory for the hosts") from None
         yield directory
         return
     made = Path(tempfile.mkdtemp(prefix="variant-agent-simulate-"))

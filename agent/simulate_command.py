@@ -8,12 +8,15 @@ import asyncio
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import Invalid
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 if TYPE_CHECKING:
     from agent.simulate import Progress
@@ -100,6 +103,7 @@ def run(options: argparse.Namespace, token: str) -> int:
     from agent import simulate
 
     _check_target(options.target)
+    _check_name(options.name)
     show = _Shown(as_json=options.json)
 
     async def everything() -> None:
@@ -128,6 +132,13 @@ def run(options: argparse.Namespace, token: str) -> int:
 def _check_target(target: str) -> None:
     if target.startswith("/") or not {"", ".", ".."}.isdisjoint(target.split("/")):
         raise Invalid(f"--target: {target!r} is no file within a workspace; write a relative path")
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and not _NAME.fullmatch(name):
+        raise Invalid(
+            f"--name: {name!r} is no name of hosts; take at most 100 letters, digits, . _ and -, no . first"
+        )
 
 
 class _Shown:

@@ -28,6 +28,12 @@ def main() -> None:
     except Error as error:
         print(f"variantd: {error.message}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"variantd: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _main() -> int:

@@ -4,6 +4,7 @@ Nested settings are joined by two underscores in the environment, such as VARIAN
 """
 
 import re
+import tomllib
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -248,6 +249,8 @@ def load(file: Path | None, options: dict[str, Any]) -> Settings:
         raise Invalid(f"there is no file {file}; `--config` names a TOML file")
     try:
         settings = FromFile(**{name: value for name, value in options.items() if value is not None})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"{file} is not TOML: {error}", reason="BAD_CONFIG") from None
     except ValidationError as error:
         faults = [
             Fault(field=".".join(map(str, item["loc"])), message=item["msg"].removeprefix("Value error, "))

@@ -16,6 +16,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 from dataclasses import dataclass
@@ -120,14 +121,22 @@ class DataDir:
 
         Raises FailedPrecondition where keys and certificates do not belong together.
         """
+        self.require_own()
         if not self.has_authority:
             self._keep(tls.new_authority("variantd CA", now=clock.now()), None)
         paths = [self.authority_file] if self.authority_file else [self._ca_key, self._next_key]
-        keys = [key for path in paths if path.exists() for key in tls.keys_from_pem(path.read_bytes())]
         file = self.authority_file or self.ca_certificate
+        try:
+            keys = [key for path in paths if path.exists() for key in tls.keys_from_pem(path.read_bytes())]
+            certificates = tls.certificates(file.read_bytes())
+        except ValueError as error:
+            raise FailedPrecondition(
+                f"{file} does not hold the authority's key and certificate as PEM: {error}",
+                reason="BAD_CONFIG",
+            ) from None
         found = [
             tls.Authority(key=key, certificate=certificate)
-            for certificate in tls.certificates(file.read_bytes())
+            for certificate in certificates
             for key in keys
             if tls.belongs(key, certificate)
         ]
@@ -139,6 +148,18 @@ class DataDir:
         if self.authority_file is not None:  # for clients of this directory to trust
             write_private(self.ca_certificate, known.bundle)
         return known
+
+    def require_own(self) -> None:
+        """Raises FailedPrecondition where the authority is in `ca/` only, and `authority_file` is to have it.
+
+        Hosts trust that one: no other takes its place because a file is missing.
+        """
+        if self.authority_file is not None and not self.authority_file.exists() and self.has_key:
+            raise FailedPrecondition(
+                f"{self.authority_file} is not there, and {self.path} has an authority, as after a restore:"
+                f" `cat {self._ca_key} {self.ca_certificate} > {self.authority_file}` (mode 0600) makes it that file",
+                reason="BAD_CONFIG",
+            )
 
     def _keep(self, first: tls.Authority, second: tls.Authority | None) -> None:
         """These are the authorities; a process that ends meanwhile leaves what was there before, or these."""
@@ -213,6 +234,7 @@ async def agreed_authorities(data: DataDir, database: Database, clock: Clock) ->
 
     Raises FailedPrecondition where the database's servers have others.
     """
+    data.require_own()
     if database.hints is not None and not data.has_authority:
         known = await database.read(lambda tx: Store(tx).access.authorities())
         if known:
@@ -307,6 +329,8 @@ def backup(data: DataDir, target: Path) -> None:
     """
     if not data.database.exists() and not data.elsewhere.exists():
         raise Invalid(f"{data.path} is not a data directory of variantd")
+    if not data.has_authority:
+        raise Invalid(f"{data.path} has no authority yet; a server over it makes one", reason="BAD_CONFIG")
     found = _authority_files(data)
     with tempfile.TemporaryDirectory(dir=target.resolve().parent) as folder:
         copied = Path(folder) / "variantd.db"
@@ -368,16 +392,35 @@ async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
     missing = [name for name in needed if name not in files]
     if missing:
         raise Invalid(f"{source} is not a backup of variantd: it has no {missing[0]}")
-    data.prepare()
+    was_there = data.path.exists()
+    try:
+        data.prepare()
+        await _fill(data, files, new_id=new_id)
+    except BaseException:
+        # Half of a backup, or a whole one of the former incarnation, must not pass for a data directory.
+        for found in data.path.iterdir() if data.path.is_dir() else ():
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
+        if not was_there:
+            shutil.rmtree(data.path, ignore_errors=True)
+        raise
+
+
+async def _fill(data: DataDir, files: dict[str, bytes], *, new_id: NewId) -> None:
     for name, body in files.items():
-        write_private(data.path / name, body)
+        if name != data.database.name:
+            write_private(data.path / name, body)
     if data.elsewhere.exists():
         return
-    database = SqliteDatabase.open(data.database)
+    # Under another name until it is the new incarnation: a server that begins meanwhile does not find it.
+    restoring = data.path / "restoring.db"
+    write_private(restoring, files[data.database.name])
+    database = SqliteDatabase.open(restoring)
     try:
         await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id))
     finally:
         await database.close()
+    restoring.replace(data.database)
+    sync_directory(data.path)
 
 
 async def new_incarnation(

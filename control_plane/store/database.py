@@ -84,7 +84,11 @@ def migrate(tx: Tx, *, may_change: bool = True) -> list[str]:
         checksum = hashlib.sha256(text.encode()).hexdigest()
         if name in applied:
             if applied[name] != checksum:
-                raise RuntimeError(f"migration {name} is not the one this database was made with")
+                raise FailedPrecondition(
+                    f"migration {name} is not the one this database was made with, by no release of variantd;"
+                    " restore a backup",
+                    reason="DATABASE_UNUSABLE",
+                )
             continue
         if not may_change:
             raise FailedPrecondition(

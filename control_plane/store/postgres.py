@@ -25,6 +25,7 @@ from typing import Any, NoReturn, TypeVar
 import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader, Transformer
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 from control_plane.store.database import IntegrityViolation, Parameters, Row, Tx, migrate
@@ -366,6 +367,11 @@ def prepare(url: str, *, may_change: bool = True) -> list[str]:
     `may_change`, older; Unavailable where nobody answers.
     """
     with _connect(url) as connection:
+        if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+            raise FailedPrecondition(
+                f"{_shown(url)} has the encoding {encoding}; make the database with encoding 'UTF8'",
+                reason="DATABASE_UNUSABLE",
+            )
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         try:
             with connection.transaction():
@@ -391,6 +397,7 @@ def _connect(url: str) -> Connection:
             ("idle_in_transaction_session_timeout", IDLE_SECONDS),
         )
     )
+    _parts(url)
     try:
         connection: Connection = psycopg.connect(
             url,
@@ -417,8 +424,29 @@ def _connect(url: str) -> Connection:
 
 
 def _shown(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:…@", url)
+    """Where the URL leads and as whom, without whatever else is in it: a password has several places there."""
+    parts = _parts(url)
+    user, port = (
+        f"{parts['user']}@" if "user" in parts else "",
+        f":{parts['port']}" if "port" in parts else "",
+    )
+    where = parts.get("host", parts.get("hostaddr", ""))
+    return f"postgresql://{user}{where}{port}/{parts.get('dbname', '')}"
+
+
+def _parts(url: str) -> dict[str, Any]:
+    """What is in the URL. Raises Invalid for one that is none, without quoting it."""
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        parts = {"host": "@"}
+    if "@" in str(parts.get("host", "")):  # the rest of a password that has one
+        raise Invalid(
+            "database: that is no URL such as postgresql://user:password@host:5432/name; in a password @ is written"
+            " %40, : %3A, / %2F, % %25 and a space %20",
+            reason="BAD_CONFIG",
+        )
+    return parts
 
 
 def _told(error: psycopg.Error) -> str:

@@ -1,15 +1,15 @@
 """SQLite behind `Database`: one writer, a few reader threads, WAL, every commit fsynced."""
 
 import sqlite3
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from control_plane.store.database import Hints, IntegrityViolation, Parameters, Row, Tx, migrate
 from control_plane.store.reading import Readers
 from control_plane.store.writing import Unit, Writer
-from shared.errors import Unavailable
+from shared.errors import FailedPrecondition, Unavailable
 
 T = TypeVar("T")
 
@@ -130,21 +130,37 @@ class SqliteDatabase:
 
 def migrate_file(path: Path, *, may_change: bool = True) -> list[str]:
     """The database in `path` is there and has the newest schema; returns the names of the migrations applied now."""
-    with closing(_connect(path)) as connection:
+    with _usable(path), closing(_connect(path)) as connection:
         connection.execute("begin immediate")
         try:
             applied = migrate(SqliteTx(connection), may_change=may_change)
             connection.execute("commit")
         except BaseException:
-            connection.execute("rollback")
+            with suppress(sqlite3.Error):  # a full disk has ended the transaction already
+                connection.execute("rollback")
             raise
         return applied
 
 
 def backup_database(source: Path, target: Path) -> None:
     """`target` is a whole, consistent copy of the database in `source`, taken while others write to it."""
-    with closing(sqlite3.connect(source)) as origin, closing(sqlite3.connect(target)) as copied:
+    with (
+        _usable(source),
+        closing(sqlite3.connect(source)) as origin,
+        closing(sqlite3.connect(target)) as copied,
+    ):
         origin.backup(copied)
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise FailedPrecondition(
+            f"the database {path} cannot be used: {error}; is there room on the disk, and is it variantd's own?",
+            reason="DATABASE_UNUSABLE",
+        ) from error
 
 
 def _unavailable(error: sqlite3.Error) -> Unavailable:

@@ -307,7 +307,7 @@ async def test_migrations_run_once_and_are_not_rewritten(
     await database.close()
     known = contract._migrations()
     monkeypatch.setattr(contract, "_migrations", lambda: [(known[0][0], known[0][1] + "\n-- changed")])
-    with pytest.raises(RuntimeError, match="not the one"):
+    with pytest.raises(FailedPrecondition, match="not the one"):
         engine.open()
     monkeypatch.setattr(contract, "_migrations", list)
     with pytest.raises(FailedPrecondition, match="newer variantd"):
@@ -625,4 +625,37 @@ async def test_who_listens_over_a_half_open_connection_listens_again(
             await asyncio.gather(listening, return_exceptions=True)
             network.heal()
             await database.close()
+    postgres.drop(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u@127.0.0.1:1/x?password=secret",
+        "postgresql://u:secret@127.0.0.1:1/x",
+        "postgresql://u:se@secret@127.0.0.1:1/x",
+        "postgresql://u:%zzsecret@127.0.0.1:1/x",
+        "postgresql://u:a secret@127.0.0.1:1/x",
+        "postgresql://u:secret@[127.0.0.1:1/x",
+    ],
+)
+def test_what_is_said_of_a_url_has_no_password(url: str) -> None:
+    """Wherever in the URL it is, and however badly quoted."""
+    with pytest.raises((Invalid, Unavailable)) as failed:
+        prepare(url)
+    assert "secret" not in str(failed.value)
+    assert "%40" in str(failed.value) or "postgresql://u@127.0.0.1:1/x" in str(failed.value)
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(tmp_path: Path) -> None:
+    """Before anything is made in it."""
+    url = postgres.url_of(tmp_path)
+    with psycopg.connect(url, autocommit=True) as other:
+        name = f"{other.info.dbname}_latin"
+        other.execute(f"create database {name} encoding 'LATIN1' locale 'C' template template0")
+        try:
+            with pytest.raises(FailedPrecondition, match="UTF8"):
+                prepare(url.replace(other.info.dbname, name))
+        finally:
+            other.execute(f"drop database {name} with (force)")
     postgres.drop(tmp_path)

@@ -202,3 +202,46 @@ async def test_a_process_that_does_not_stop_is_killed(
 def children() -> set[int]:
     """Processes that this one started and that have not ended."""
     return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+@pytest.mark.parametrize("named", ["../escape", "a/b", "", ".hidden", "x" * 101, "a b"])
+async def test_a_name_is_no_path(tmp_path: Path, named: str) -> None:
+    """The hosts are beneath the directory, which is gone afterwards."""
+    words = (
+        "--token-file",
+        "-",
+        "--agents",
+        "1",
+        "--for",
+        "1",
+        "--name",
+        named,
+        "--dir",
+        str(tmp_path / "fleet"),
+    )
+    code, _, said = await run("variant-agent", "simulate", *words, stdin="token", ok=False)
+    assert code == 1
+    assert "--name" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_fleet_runs_itself_and_can_be_stopped_at_once(fleet: Fleet) -> None:
+    """Whatever programs are in the working directory; stopped before its processes listen to signals, too."""
+    asked = {"name": "short", "maxUses": 5, "labels": LABELS}
+    token = fleet.folder / "short"
+    token.write_text((await fleet.plane.post("/v1/enrollment-tokens", asked))["token"])
+    (fleet.folder / "agent.py").write_text("raise SystemExit('somebody else')")
+    for seconds in ("0", "3"):
+        words = ("--token-file", str(token), "--agents", "2", "--for", seconds, "--json", "--dir", "hosts")
+        child = await asyncio.create_subprocess_exec(
+            *(str(BIN / "variant-agent"), "simulate", *words),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=ENVIRONMENT,
+            cwd=fleet.folder,
+        )
+        async with asyncio.timeout(PATIENCE):
+            out, err = await child.communicate()
+        assert (child.returncode, err.decode()) == (0, "")
+    last = json.loads(out.decode().splitlines()[-1])
+    assert (last["agents"], last["connected"]) == (2, 0)

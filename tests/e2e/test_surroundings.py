@@ -1,0 +1,126 @@
+"""What `variantd` says where its surroundings are not as they should be: one sentence, never a traceback."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from control_plane.data import DataDir, backup, restore
+from control_plane.store.sqlite import SqliteDatabase
+from shared.clock import SystemClock
+from shared.errors import FailedPrecondition, Invalid
+from shared.ids import new_id
+from tests.support.fleet import run
+
+
+def junk(path: Path) -> Path:
+    """A data directory whose database is none."""
+    data = DataDir(path)
+    data.prepare()
+    data.authority(SystemClock())
+    data.database.write_bytes(b"not a database, though as long as the header of one" * 9)
+    return path
+
+
+def text(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+def pem(path: Path) -> dict[str, str]:
+    path.write_text("nothing of the kind")
+    return {"VARIANTD_CA_KEY_FILE": str(path)}
+
+
+def used(path: Path) -> Path:
+    """A data directory that a server had."""
+    data = DataDir(path)
+    data.prepare()
+    data.authority(SystemClock())
+    SqliteDatabase.open(data.database)
+    return path
+
+
+CASES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "serve, a file": (lambda at: ["serve", "--data-dir", str(text(at / "file", ""))], "file"),
+    "migrate, a file": (lambda at: ["migrate", "--data-dir", str(text(at / "file", ""))], "file"),
+    "serve, no database": (lambda at: ["serve", "--data-dir", str(junk(at / "junk"))], "junk/variantd.db"),
+    "backup, no database": (
+        lambda at: ["backup", "--data-dir", str(junk(at / "junk")), str(at / "b.tar")],
+        "junk/variantd.db",
+    ),
+    "backup, to nowhere": (
+        lambda at: ["backup", "--data-dir", str(used(at / "d")), str(at / "gone" / "b.tar")],
+        "gone",
+    ),
+    "restore, a file": (
+        lambda at: ["restore", "--data-dir", str(text(at / "file", "")), str(at / "b.tar")],
+        "file",
+    ),
+    "serve, no TOML": (
+        lambda at: ["serve", "--config", str(text(at / "c.toml", "http = [")), "--data-dir", str(at / "d")],
+        "c.toml is not TOML",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_it_is_named(tmp_path: Path, case: str) -> None:
+    """`run` fails where there is a traceback."""
+    words, named = CASES[case]
+    code, _, said = await run("variantd", *words(tmp_path), ok=False)
+    assert code == 1
+    assert named in said
+
+
+async def test_an_authority_that_is_none_is_named(tmp_path: Path) -> None:
+    words = ("serve", "--data-dir", str(tmp_path / "d"))
+    code, _, said = await run("variantd", *words, ok=False, **pem(tmp_path / "authority.pem"))
+    assert code == 1
+    assert "authority.pem" in said
+
+
+def test_no_authority_takes_the_place_of_one_whose_file_is_missing(tmp_path: Path) -> None:
+    """After a restore on another machine, where `ca_key_file` is still set: every host would be locked out."""
+    data = DataDir(used(tmp_path / "d"))
+    before = data.ca_certificate.read_bytes()
+    moved = DataDir(data.path, tmp_path / "authority.pem")
+    with pytest.raises(FailedPrecondition, match="has an authority") as refused:
+        moved.authorities(SystemClock())
+    assert data.ca_certificate.read_bytes() == before
+    assert not (tmp_path / "authority.pem").exists()
+    keys = data.path / "ca" / "key.pem"
+    assert f"`cat {keys} {data.ca_certificate} > {tmp_path / 'authority.pem'}`" in refused.value.message
+    (tmp_path / "authority.pem").write_bytes(keys.read_bytes() + before)
+    assert moved.authorities(SystemClock()).first.certificate == before
+
+
+async def test_a_restore_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    """Half of one, or all of the former incarnation, would pass for a data directory."""
+    data = DataDir(used(tmp_path / "d"))
+    backup(data, tmp_path / "good.tar")
+    database = SqliteDatabase.open(data.database)
+    await database.write(
+        lambda tx: tx.run("insert into migration (name, checksum) values ('9999_x.sql', 'x')")
+    )
+    await database.close()
+    backup(data, tmp_path / "newer.tar")
+    (tmp_path / "there").mkdir()
+    for target in ("absent", "there"):
+        with pytest.raises(FailedPrecondition, match="newer variantd"):
+            await restore(DataDir(tmp_path / target), tmp_path / "newer.tar", new_id=new_id)
+    assert not (tmp_path / "absent").exists()
+    assert list((tmp_path / "there").iterdir()) == []
+    await restore(DataDir(tmp_path / "there"), tmp_path / "good.tar", new_id=new_id)
+    found = sorted(path.name for path in (tmp_path / "there").iterdir())
+    assert found == ["ca", "variantd.db"]
+
+
+def test_a_backup_without_an_authority_is_none(tmp_path: Path) -> None:
+    """It could not be restored."""
+    data = DataDir(tmp_path / "d")
+    data.prepare()
+    SqliteDatabase.open(data.database)
+    with pytest.raises(Invalid, match="no authority yet"):
+        backup(data, tmp_path / "b.tar")
+    assert not (tmp_path / "b.tar").exists()
