@@ -208,6 +208,8 @@ class _Agent:
     def _share(self, config: AgentConfig) -> None:
         """None of several participants can keep the others' reports out of the spool."""
         self._spool.room.share = SHARE if len(config.participants) > 1 else 1.0
+        if len(config.participants) < 2:
+            self._spool.room.clear()
 
     def _count_opens(self, config: AgentConfig) -> None:
         self._opens.reconfigure(config)

@@ -179,6 +179,23 @@ def present(directory: int, name: str) -> os.stat_result | None:
     raise OSError(errno.ENXIO, name)
 
 
+ACL = "system.posix_acl_access"
+
+
+def acl_of(directory: int, name: str) -> bytes | None:
+    """The access list of the file of that name, where it has one: without it, its mode says something else."""
+    if present(directory, name) is None:
+        return None
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+    with OWN.reading(directory, name), closing(os.open(name, flags, dir_fd=directory)) as fd:
+        try:
+            return os.getxattr(fd, ACL)
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.ENOTSUP):
+                return None
+            raise
+
+
 @contextmanager
 def open_regular(root: int, parts: Sequence[str]) -> Iterator[int | None]:
     """A descriptor of the regular file there, None where there is none; never blocks."""

@@ -4,6 +4,7 @@ Two writers of one file would undo each other's variants and baselines for ever.
 where one participant's root lies within another's, and how one file is recognised under two paths.
 """
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +38,7 @@ def _fault(index: int, message: str) -> Fault:
 
 
 def _overlapping_globs(participants: Sequence[ParticipantConfig]) -> list[Fault]:
-    rooted = [(participant.root.resolve(), participant) for participant in participants]
+    rooted = [(Path(os.path.realpath(participant.root)), participant) for participant in participants]
     by_root: dict[Path, list[int]] = {}
     for index, (root, _) in enumerate(rooted):
         by_root.setdefault(root, []).append(index)

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.beneath import (
+    ACL,
     OWN,
+    acl_of,
     closing,
     deepest,
     is_mount_point,
@@ -29,6 +31,7 @@ from agent.beneath import (
     read_link,
 )
 from agent.policy import TEMP_PREFIX, Refused, matches, segments, show
+from agent.sweep import reachable, sweep
 from shared.model import Digest, ReasonCode, digest
 
 DEFAULT_MODE = 0o644
@@ -36,6 +39,7 @@ DEFAULT_MODE = 0o644
 
 DIRECTORY_MODE = 0o755
 MAX_LINKS = 40
+MOST_LOOKED_AT = 256 * 1_048_576  # bytes; nothing that was written here is a quarter as large
 
 _FS_IOC_GETFLAGS = 0x80086601
 _IMMUTABLE_OR_APPEND_ONLY = 0x10 | 0x20
@@ -205,6 +209,10 @@ class Workspace:
             if fd is None:
                 return None
             found = os.fstat(fd)
+            if found.st_size > MOST_LOOKED_AT:
+                raise Refused(
+                    ReasonCode.TOO_LARGE, f"{show(real)} has {found.st_size} bytes", "see what writes it"
+                )
             return _digest_of(fd, size=found.st_size), found
 
     def examine(self, path: str) -> str:
@@ -246,9 +254,11 @@ class Workspace:
         with _reasons(real), self._root() as root:
             depth, directory = deepest(root, parts[:-1])
             with closing(directory):
-                if depth == len(parts) - 1:
+                is_there = depth == len(parts) - 1
+                if is_there:
                     _check_replaceable(directory, parts[-1])
-                _write_new(directory, temp_name, snapshot)
+                acl = acl_of(directory, parts[-1]) if is_there else None
+                _write_new(directory, temp_name, snapshot, acl=acl)
         return Staged(
             path=real,
             temp="/".join((*parts[:depth], temp_name)),
@@ -350,14 +360,14 @@ class Workspace:
             if self._follow:
                 directories |= self._behind_links(root, directories)
             for directory in directories:
-                swept += _sweep_directory(root, directory)
+                swept += sweep(root, directory)
         return swept
 
     def _directories(self, root: int, globs: tuple[str, ...]) -> set[tuple[str, ...]]:
         found: set[tuple[str, ...]] = set()
         for glob in globs:
             names = glob.split("/")
-            _reachable(root, (), names if names[-1] == "**" else names[:-1], found)
+            reachable(root, (), names if names[-1] == "**" else names[:-1], found)
         return found
 
     def _behind_links(self, root: int, directories: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
@@ -437,7 +447,7 @@ def _refuse_attributes(fd: int) -> None:
         raise OSError(errno.EPERM, "immutable")
 
 
-def _write_new(directory: int, name: str, snapshot: Snapshot) -> None:
+def _write_new(directory: int, name: str, snapshot: Snapshot, *, acl: bytes | None = None) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, 0o600, dir_fd=directory)
     try:
@@ -446,6 +456,8 @@ def _write_new(directory: int, name: str, snapshot: Snapshot) -> None:
             while left:
                 left = left[os.write(fd, left) :]
             _own(fd, uid=snapshot.uid, gid=snapshot.gid)
+            if acl is not None:
+                os.setxattr(fd, ACL, acl)
             os.fchmod(fd, snapshot.mode)  # after the owner: a change of owner clears set-id bits
             # Once: after a failure the kernel drops the dirty pages and the next fsync would lie.
             os.fsync(fd)
@@ -505,45 +517,3 @@ def _remove_directory(root: int, parts: list[str]) -> bool:
             return False
         raise
     return True
-
-
-# -- sweeping ----------------------------------------------------------------------------------------
-
-
-def _reachable(root: int, at: tuple[str, ...], globs: list[str], found: set[tuple[str, ...]]) -> None:
-    """Adds to `found` every existing directory on the way of the directory part of a glob."""
-    try:
-        directory = open_directory(root, at)
-    except OSError:
-        return
-    with closing(directory):
-        found.add(at)
-        if not globs:
-            return
-        head, rest = globs[0], globs[1:]
-        if "*" not in head:
-            names = [head]
-        else:
-            with os.scandir(directory) as entries:
-                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    if head == "**":
-        _reachable(root, at, rest, found)
-        rest = globs
-    for name in names:
-        if "*" not in head or matches(head if head != "**" else "*", (name,)):
-            _reachable(root, (*at, name), rest, found)
-
-
-def _sweep_directory(root: int, parts: tuple[str, ...]) -> int:
-    with closing(open_directory(root, parts)) as directory:
-        with os.scandir(directory) as entries:
-            names = [
-                e.name
-                for e in entries
-                if e.name.startswith(TEMP_PREFIX)
-                and e.name.endswith(".tmp")
-                and e.is_file(follow_symlinks=False)
-            ]
-        for name in names:
-            os.unlink(name, dir_fd=directory)
-        return len(names)

@@ -13,7 +13,10 @@ from agent.policy import Refused, show
 from agent.threads import blocking
 from agent.trials import Trials
 from shared.clock import Clock
+from shared.logs import get
 from shared.model import ReasonCode
+
+_log = get(__name__)
 
 
 class Inconclusive(Refused):
@@ -67,5 +70,8 @@ class Hooks:
         return finished
 
     def _write_output(self, name: str, output: bytes) -> None:
-        self._output.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self._output / f"{self._config.id}.{name}").write_bytes(output)
+        try:
+            self._output.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._output / f"{self._config.id}.{name}").write_bytes(output)
+        except OSError as error:  # what it said is lost; how it ended is what counts
+            _log.warning("hook.output_not_kept", participant=self._config.id, error=error.strerror)

@@ -83,11 +83,8 @@ def load(state_dir: Path) -> Identity | None:
 
     Raises FailedPrecondition where it is there and cannot be read.
     """
-    directory, old, new = _places(state_dir)
-    if not directory.exists() and old.exists():
-        # The process ended between the two renames of `store`; the new one was durable before the first.
-        (new if new.exists() else old).rename(directory)
-        sync_directory(state_dir)
+    directory, _, _ = _places(state_dir)
+    _mend(state_dir)
     if not directory.exists():
         return None
     try:
@@ -120,6 +117,7 @@ def store(state_dir: Path, identity: Identity) -> None:
 def stage(state_dir: Path, identity: Identity) -> None:
     """`identity` is durable beside the present one, which stays; a candidate staged before is gone."""
     _, old, new = _places(state_dir)
+    _mend(state_dir)
     for leftover in (old, new):
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(mode=0o700)
@@ -172,6 +170,15 @@ def save_session_state(state_dir: Path, state: SessionState) -> None:
     """`state` is durable."""
     stored = {"epoch": state.epoch, "attempt": state.attempt}
     write_durably(state_dir / "session.json", json.dumps(stored).encode())
+
+
+def _mend(state_dir: Path) -> None:
+    """There is an identity where one was: `commit` may have ended or failed between its two renames."""
+    directory, old, new = _places(state_dir)
+    if not directory.exists() and old.exists():
+        # The new one was durable before the first rename.
+        (new if new.exists() else old).rename(directory)
+        sync_directory(state_dir)
 
 
 def _places(state_dir: Path) -> tuple[Path, Path, Path]:

@@ -97,7 +97,7 @@ class Journal:
         value = digest(content)
         path = self._contents / value.hex()
         with self._lock:  # two participants may keep the same content at once
-            if not path.exists():
+            if self.content(value) is None:  # gone, or damaged
                 _write(path, content)
         return value
 

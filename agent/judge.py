@@ -74,24 +74,30 @@ class Judge:
         )
         if not self._config.check:
             return await blocking(lambda: self._try(offer, slot, content))
-        real, staged = await blocking(lambda: self._staged(offer, slot, content))
+        done: list[Staged] = []
         try:
-            await self._hooks.check(staged)
-        except asyncio.CancelledError:
-            # A question that nobody asks any more says nothing of the check; one that ends the agent does.
-            await blocking(lambda: self._trials.ended(staged.digest))
-            raise
+            # Cancelled, it waits for the thread, whose answer goes nowhere: `done` knows what it left.
+            real = await blocking(lambda: self._staged(offer, slot, content, done))
+            try:
+                await self._hooks.check(done[0])
+            except asyncio.CancelledError:
+                # A question that nobody asks any more says nothing of the check; one that ends the agent does.
+                await blocking(lambda: self._trials.ended(done[0].digest))
+                raise
         finally:
-            await blocking(lambda: self._workspace.discard(staged))
+            if done:
+                await blocking(lambda: self._workspace.discard(done[0]))
         return real
 
-    def _staged(self, offer: Offer, slot: Slot, content: bytes) -> tuple[str, Staged]:
+    def _staged(self, offer: Offer, slot: Slot, content: bytes, done: list[Staged]) -> str:
         [planned] = self._planner.plan(offer, slot, {offer.files[0].path: content})
         new, real = planned.new, planned.file.real
         assert new is not None
-        return real, self._workspace.stage(real, new, token=self._new_id().hex())
+        done.append(self._workspace.stage(real, new, token=self._new_id().hex()))
+        return real
 
     def _try(self, offer: Offer, slot: Slot, content: bytes) -> str:
-        real, staged = self._staged(offer, slot, content)
-        self._workspace.discard(staged)
+        done: list[Staged] = []
+        real = self._staged(offer, slot, content, done)
+        self._workspace.discard(done[0])
         return real

@@ -276,6 +276,7 @@ class Link:
         """A session over a connection of its own has taken the place of `old`, which has left; else `old` leaves."""
         assert isinstance(self._session, Session)
         leaving, channel = self._session, self._way.another()
+        config = self._config
         gone: grpc.aio.Channel | None = channel
         stub: agent_pb2_grpc.AgentServiceAsyncStub = agent_pb2_grpc.AgentServiceStub(channel)
         session = Session(call=stub.Sync(), party=self, clock=self._clock, random=self._random)
@@ -289,6 +290,8 @@ class Link:
                 return old
             self._session, gone = session, self._way.take(channel)
             leaving.leave("drain")
+            if self._config is not config or self._moved.is_set():
+                session.leave("reload")  # what came meanwhile was said to the one that leaves
             await asyncio.wait((old,))
         except asyncio.CancelledError:
             for task in (running, old):

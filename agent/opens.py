@@ -7,6 +7,7 @@ what lay there, or none where that changed meanwhile, or between it and a look o
 Whoever writes in place or replaces the file reads nothing.
 """
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ class Opens:
         self._blind: dict[str, int] = {}  # participants whose targets cannot be watched, since when
         self._buckets: dict[str, Bucket] = {}
         self._heard_at = clock.now()
+        self._recording = asyncio.Lock()
         self._counting: frozenset[str] = frozenset()
         self.counted: Counter[str] = Counter()
         """Impressions by participant."""
@@ -189,7 +191,8 @@ class Opens:
             file.ours = [one for one in file.ours if one[0] not in over]
         self._owed.extend(self._unseen.values())
         self._unseen.clear()
-        await self._record()
+        async with self._recording:  # the periodic look settles too: what is recorded twice counts twice
+            await self._record()
 
     async def _record(self) -> None:
         while self._owed:
@@ -233,7 +236,9 @@ class Opens:
     def _after_a_stop(self) -> None:
         try:
             since = int(self._alive.read_text())
-        except (OSError, ValueError):
+        except ValueError:  # cut short by a full disk or a power cut
+            since = self._alive.stat().st_mtime_ns // 1000
+        except OSError:
             return
         now = self._clock.now()
         for participant in self._counting:

@@ -100,6 +100,7 @@ class Reconciler:
         self._appliers: dict[str, Applier] = {
             one.id: self._make(config=one, slots=self._known[one.id]) for one in config.participants
         }
+        self._former: dict[str, Applier] = {}  # that still owe something
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._queued: defaultdict[str, dict[bytes, Offer]] = defaultdict(dict)
         self._receipts: defaultdict[str, dict[str, Loaded]] = defaultdict(dict)
@@ -158,10 +159,12 @@ class Reconciler:
                     del self._appliers[name]
                     await blocking(lambda gone=known: self._save_acknowledged_of(gone))  # type: ignore[misc]
                     self._refuse_queued(name)
+                    if known is not None and (known.views.owed or known.endings.unsaved):
+                        self._former[name] = known
                 elif known is None or known.config != wanted[name]:
                     fresh = self._make(config=wanted[name], slots=self._known[name])
-                    if known is not None:
-                        fresh.go_on_from(known)
+                    if (before := known or self._former.pop(name, None)) is not None:
+                        fresh.go_on_from(before)
                     await self._take_up(fresh)
                     self._appliers[name] = fresh
                 if name in wanted:
@@ -432,7 +435,7 @@ class Reconciler:
         They are read together: a thread, a lock and a turn for each would cost several times what reading does.
         """
         held = [(name, one, *each) for name, one in self._appliers.items() for each in one.held()]
-        present = await blocking(lambda: [one.views.digest_of(file.real) for _, one, _, file in held])
+        present = await blocking(lambda: [one.views.digest_of(file) for _, one, _, file in held])
         for (name, one, slot, file), found in zip(held, present, strict=True):
             if not (one.views.is_as_seen(file, found) and one.repairer.is_done_with(slot, file)):
                 await self.observed(name, file.path)
@@ -445,10 +448,12 @@ class Reconciler:
 
     async def catch_up(self) -> None:
         """What could not be written when it happened, views and journals, is tried again."""
-        for participant, applier in tuple(self._appliers.items()):
+        for participant, applier in (*self._former.items(), *self._appliers.items()):
             if applier.views.owed or applier.endings.unsaved:
                 async with self._locks[participant]:
                     await blocking(partial(self._save_owed_of, applier))
+            elif self._former.get(participant) is applier:
+                del self._former[participant]
 
     def watched(self) -> Mapping[tuple[str, str], Path]:
         """(participant, path) of every target an open slot holds → the absolute path of its real file."""

@@ -15,7 +15,7 @@ from agent.files import ReadBack, Snapshot, Staged, Workspace
 from agent.hooks import Hooks
 from agent.journal import Journal
 from agent.plan import Slots, holder, kept
-from agent.policy import Refused, show
+from agent.policy import Refused, allow, show
 from agent.slots import FileImage, Slot, SlotFile
 from agent.threads import blocking
 from agent.views import Views
@@ -77,7 +77,7 @@ class Repairer:
         name = self._config.id
         if self._reload_fault is not None:
             yield "REPAIR_FAILED", f"{name}: after a repair, {self._reload_fault.message}"
-        for path, view in self._views.seen.items():
+        for path, view in self._views.seen.copy().items():  # a thread may add to it meanwhile
             if view.state not in (ViewState.DRIFTED, ViewState.MISSING):
                 continue
             owner = next((file for slot, file in self._open() if file.path == path), None)
@@ -215,6 +215,7 @@ class Repairer:
                 ReasonCode.DRIFTED, f"{show(file.path)} leads to another file now", "put the link back"
             )
         content = wanted.content
+        allow(self._config, file.path, size=len(content))  # agent.toml may be another since it was written
         present = self._workspace.read(file.real, limit=self._config.max_bytes)
         like = present or kept(self._journal, file.before) or self._workspace.fresh(content)
         new = Snapshot(content=content, mode=like.mode, uid=like.uid, gid=like.gid)

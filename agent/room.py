@@ -41,6 +41,8 @@ class Room:
 
     def take(self, sizes: Mapping[str, int]) -> None:
         """So much more is taken."""
+        if self.share >= 1:
+            return  # nobody gives anything back meanwhile either
         for whose, size in sizes.items():
             self._taken[whose] = self._taken.get(whose, 0) + size
 

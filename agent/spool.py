@@ -348,7 +348,7 @@ class Spool:
         """So many events are counted as dropped, durably, in space that is taken already. Raises OSError."""
         epoch = self._epochs[-1]
         seq = epoch.tail
-        if seq not in epoch.drops or self._handed >= (epoch.id, seq):
+        if seq not in epoch.drops or (self._handed[0] == epoch.id and self._handed[1] >= seq):
             seq += 1  # what was sent once stays as it is
         before = dict(epoch.drops)
         epoch.drops[seq] = epoch.drops.get(seq, 0) + count

@@ -63,7 +63,7 @@ def slot_states(appliers: Appliers) -> tuple[SlotState, ...]:
             slot_id=slot.slot_id,
             revision=slot.revision,
             files=tuple(
-                FileState(path=file.path, digest=applier.views.on_disk(file.real)[0]) for file in slot.files
+                FileState(path=file.path, digest=applier.views.on_disk(file)[0]) for file in slot.files
             ),
             step=slot.step,
             # An attempt that is due again may have lost its offer.

@@ -39,14 +39,14 @@ class Views:
         self.seen: dict[str, View] = {}
         self.owed: deque[View] = deque(maxlen=MAX_OWED)
 
-    def on_disk(self, real: str) -> tuple[Digest | None, ViewState]:
-        """What the file holds now and how that stands to what should be there. Blocks.
+    def on_disk(self, file: SlotFile) -> tuple[Digest | None, ViewState]:
+        """What lies at the target's path now, by whatever links, and how that stands to what should. Blocks.
 
         What cannot be read as a file, such as a directory or link in its place, is drifted without a digest.
         """
-        owner = holder(self._slots, real)
+        owner = holder(self._slots, file.real)
         try:
-            found = self._workspace.digest(real)
+            found = self._workspace.digest(self._workspace.locate(file.path))
         except Refused:
             return None, ViewState.UNMANAGED if owner is None else ViewState.DRIFTED
         if owner is None:
@@ -55,10 +55,10 @@ class Views:
             return found, ViewState.APPLIED
         return found, ViewState.MISSING if found is None else ViewState.DRIFTED
 
-    def digest_of(self, real: str) -> Digest | None:
-        """What the file holds now; None for absence, or what cannot be read as a file. Blocks."""
+    def digest_of(self, file: SlotFile) -> Digest | None:
+        """What lies at the target's path now; None for absence, or what cannot be read as a file. Blocks."""
         try:
-            return self._workspace.digest(real)
+            return self._workspace.digest(self._workspace.locate(file.path))
         except Refused:
             return None
 
@@ -68,8 +68,18 @@ class Views:
         return view is not None and view.state is ViewState.APPLIED and found == view.digest == file.applied
 
     def look(self, file: SlotFile, *, from_at: int) -> ViewState:
-        """How the file stands; recorded as a view, where it differs from the last one. Blocks."""
-        found, state = self.on_disk(file.real)
+        """How the file stands; recorded as a view, where it differs from the last one. Blocks.
+
+        So is what lies at other paths that open slots wrote to the same file by.
+        """
+        for slot in list(self._slots.values()):
+            for other in slot.files if not slot.closed else ():
+                if other.real == file.real and other.path != file.path and other.applied is not None:
+                    self._look(other, from_at=from_at)
+        return self._look(file, from_at=from_at)
+
+    def _look(self, file: SlotFile, *, from_at: int) -> ViewState:
+        found, state = self.on_disk(file)
         view = View(participant=self._config.id, path=file.path, digest=found, state=state, from_at=from_at)
         last = self.seen.get(file.path)
         if last is None or (last.digest, last.state) != (found, state):

@@ -77,6 +77,8 @@ class Windows:
             failed = failures >= probe.FAILURES and not self._held()
             if failed or (not fault and self._clock.monotonic() >= end):
                 async with self._locks[participant]:
+                    if self._appliers().get(participant) is not applier or (failed and self._held()):
+                        continue  # other rules, or a hold, came while it waited
                     outcome = await applier.endings.end_window(
                         slot_id, probation, _reason(participant, fault) if failed else None
                     )
