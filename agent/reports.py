@@ -12,7 +12,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 from shared.errors import Fault, Invalid
-from shared.model import MAX_VALUE_MICROS, Digest, Event, EventKind, Loaded, parse_digest
+from shared.model import MAX_VALUE_MICROS, NAME_ENDS, Digest, Event, EventKind, Loaded, is_text, parse_digest
 from shared.moment import SECOND, from_rfc3339
 
 FUTURE_SECONDS = 300
@@ -192,7 +192,7 @@ class _Reader:
             return ""
         if not isinstance(value, str) or not 1 <= len(value) <= limit:
             self._fault(key, f"must be a text of 1 to {limit} characters")
-        elif not _is_text(value):
+        elif not is_text(value) or (key == "eventName" and NAME_ENDS in value):
             self._fault(key, "holds characters that are no text")
         else:
             return value
@@ -255,21 +255,13 @@ class _Reader:
         except (ValueError, RecursionError):
             self._fault("properties", "holds NaN or Infinity, or is nested too deeply")
             return ""
-        if not _is_text(text) or any(not _is_text(part) for part in _texts(value)):
+        if not is_text(text) or any(not is_text(part) for part in _texts(value)):
             self._fault("properties", "holds characters that are no text")
         elif len(text.encode()) > MAX_PROPERTIES:
             self._fault("properties", f"is longer than {MAX_PROPERTIES} bytes")
         else:
             return text
         return ""
-
-
-def _is_text(value: str) -> bool:
-    """Whether any database and any wire takes it: UTF-8 without NUL."""
-    try:
-        return b"\0" not in value.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -4,7 +4,7 @@ Each raises `Invalid` naming the field for what is beyond them, and is the value
 """
 
 from shared.errors import Fault, Invalid
-from shared.model import MAX_PATH_BYTES, MAX_VALUE_MICROS
+from shared.model import MAX_PATH_BYTES, MAX_VALUE_MICROS, NAME_ENDS
 
 MAX_COUNT = 2**40
 """Of anything: what counts for real stays far below, and no sum of them overflows a database's integer."""
@@ -41,7 +41,16 @@ def text(value: str, field: str, limit: int, *, empty: bool = False) -> str:
     """At most `limit` characters; none at all where it may be `empty`."""
     if len(value) > limit or not (value or empty):
         raise malformed(field, f"{'0' if empty else '1'} to {limit} characters")
+    if "\0" in value:
+        raise malformed(field, "holds NUL, which not every database takes")
     return value
+
+
+def event_name(value: str, field: str, *, empty: bool) -> str:
+    """Of a conversion."""
+    if NAME_ENDS in value:
+        raise malformed(field, "holds a character that no name has")
+    return text(value, field, 128, empty=empty)
 
 
 def path(value: str, field: str, *, empty: bool = False) -> str:

@@ -482,6 +482,17 @@ def chain(previous: bytes, record: bytes) -> bytes:
     return hashlib.sha256(previous + record).digest()
 
 
+def is_text(value: str) -> bool:
+    """Whether any database and any wire takes it: UTF-8 without NUL."""
+    try:
+        return "\0" not in value and bool(value.isascii() or value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+NAME_ENDS = "\x1f"
+"""Between an event's name and a window within which it counts; in no name that is reported."""
+
 MAX_VALUE_MICROS = 2**50
 """Of one event, about ±1.1e9: thousands of them in one sum do not overflow a database's integer."""
 MAX_PATH_BYTES = 2_048

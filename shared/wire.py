@@ -485,7 +485,7 @@ def _event_from_pb(m: pb.Event) -> Event:
         participant=checks.text(m.participant_id, "event.participant_id", 128),
         kind=kind,
         occurred_at=m.occurred_at_us,
-        event_name=checks.text(m.event_name, "event.event_name", 128, empty=kind is EventKind.IMPRESSION),
+        event_name=checks.event_name(m.event_name, "event.event_name", empty=kind is EventKind.IMPRESSION),
         subject=checks.text(m.subject, "event.subject", 256, empty=True),
         value_micros=checks.micros(m.value_micros, "event.value_micros")
         if m.HasField("value_micros")

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from shared.model import Digest, EventKind
+from shared.model import NAME_ENDS, Digest, EventKind
 from shared.moment import SECOND, utc_day
 
 
@@ -92,7 +92,7 @@ class Timeline:
 Windows = Mapping[str, tuple[int, ...]]
 """For how long after its unit's first exposure each conversion counts for some metric, microseconds, by event name."""
 
-WITHIN = "\x1f"
+WITHIN = NAME_ENDS
 
 
 def windowed(event_name: str, window: int | None) -> str:

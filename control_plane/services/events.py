@@ -245,9 +245,8 @@ class _Ingest:
             for event in events:
                 items = [item for item in attribute(event, enrolled, timelines) if self._admit(item)]
                 if not items:
-                    covered = any(phase.covers(event.occurred_at) for phase in enrolled)
                     nowhere[event.id] = (
-                        Kept.TOO_MANY_NAMES if covered and event.event_name else Kept.NO_EXPERIMENT
+                        Kept.TOO_MANY_NAMES if attribute(event, enrolled, timelines) else Kept.NO_EXPERIMENT
                     )
                 for item in items:
                     key = UnitKey(item.phase_id, participant_id, event.subject, item.block)
@@ -287,7 +286,7 @@ class _Ingest:
         known, new = self.names[item.phase_id]
         if name in known or name in new:
             return True
-        if len(known) + len(new) >= MAX_EVENT_NAMES:
+        if len(known) + len(new) >= MAX_EVENT_NAMES and name not in self.store.declared(item.phase_id):
             return False
         new.add(name)
         return True

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from control_plane.domain.assignment import ALGORITHM, replay
+from control_plane.domain.assignment import Arm as Weighted
 from control_plane.domain.design import Type
 from control_plane.domain.evidence import (
     Alternation,
@@ -30,7 +31,6 @@ from control_plane.domain.experiment import (
     decision,
     drawn_placements,
     normalised,
-    rules_of,
 )
 from control_plane.domain.intake import HASHED, Method, late_blocks
 from control_plane.domain.metrics import counted_as
@@ -328,7 +328,9 @@ def _replays(seated: Seating) -> bool | None:
         return None
     drawn = [item for item in seated.assignments if item.drawn is Method.RANDOMIZED and planned(item, phase)]
     placements = drawn_placements(experiment, drawn)
-    return replay(placements, rules_of(experiment, seed=phase.seed).arms, seed=phase.seed)
+    # By the phase's weights: a later phase gives the variants others.
+    arms = [Weighted(key=item.key, weight=phase.weights.get(item.id, 0)) for item in experiment.arms]
+    return replay(placements, arms, seed=phase.seed)
 
 
 def exclusions(work: Work, seated: Seating) -> tuple[Excluded, ...]:

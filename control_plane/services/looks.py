@@ -54,6 +54,8 @@ def record(work: Work, request: requests.ById, prepared: Prepared) -> None:
 def _of_phase(
     work: Work, experiment: Experiment, phase: Phase, former: Sequence[Sequence[LookRow]]
 ) -> Iterator[tuple[LookRow, Snapshot]]:
+    if phase.closed_at is not None and phase.closed_at <= phase.opened_at:
+        return  # the clock was set back over it: it took no time, and nothing can have happened in it
     days = list(_due(work, experiment, phase))
     if not days:
         return

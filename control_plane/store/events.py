@@ -254,6 +254,16 @@ class EventStore(Sightings, TallyStore):
             self._of_phase[phase_id] = _windows(row["metrics"]) if row else {}
         return self._of_phase[phase_id]
 
+    def declared(self, phase_id: bytes) -> set[str]:
+        """Events that the metrics of the phase's experiment are of."""
+        row = self._tx.one(
+            "select e.metrics from phase p join experiment e on e.id = p.experiment_id where p.id = ?",
+            (phase_id,),
+        )
+        stored = json.loads(row["metrics"]) if row else {}
+        items = (stored.get("primary") or {}, *stored.get("secondary", []), *stored.get("guardrail", []))
+        return {one[name] for one in items for name in ("eventName", "denominatorEventName") if one.get(name)}
+
     def count_anew(
         self, phase_id: bytes, units: Iterable[tuple[UnitKey, UnitState]], tallies: Tallies
     ) -> None:

@@ -50,8 +50,12 @@ class FindingStore:
             " order by v.from_at desc, v.id desc limit 1) as state, a.time_block, a.cluster"
             " from assignment a join participant p on p.id = a.participant_id"
             " left join agent g on g.uid = p.agent_uid"
+            " join phase f on f.id = a.phase_id"
+            # The newest of the phase's time: what came after its end was no part of it.
             " left join slot s on s.participant_id = a.participant_id and s.experiment_id = a.experiment_id"
-            " left join deployment d on d.id = s.deployment_id"
+            " left join deployment d on d.participant_id = s.participant_id and d.slot_id = s.id"
+            " and d.revision = (select max(n.revision) from deployment n where n.participant_id = s.participant_id"
+            " and n.slot_id = s.id and (f.closed_at is null or n.created_at < f.closed_at))"
             f" where a.phase_id = ? and a.variant_id is not null and {PRESENT} order by p.public_id",
             (phase_id, now),
         )

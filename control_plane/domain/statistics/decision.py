@@ -49,6 +49,8 @@ class Comparison:
     decided: bool
     reasons: Mapping[str, Undefined] = field(default_factory=dict)
     unspent: float | None = None
+    baseline: float = 0.0
+    """The control's rate that the estimate is against, where a sequence has an interval; 0: none is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,6 +349,7 @@ def _sequential(
         decided=decided,
         reasons={},
         unspent=always.unspent,
+        baseline=now.control.rate,
     )
 
 
@@ -521,6 +524,7 @@ def _comparison(
     around: Interval | Undefined = Undefined.NO_IMPRESSIONS,
     p: float | None = None,
     unspent: float | None = None,
+    baseline: float = 0.0,
 ) -> Comparison:
     why = dict(reasons)
     if isinstance(relative, Undefined):
@@ -552,4 +556,5 @@ def _comparison(
         decided=decided,
         reasons=why,
         unspent=0.0 if not plan.level else unspent,
+        baseline=baseline,
     )

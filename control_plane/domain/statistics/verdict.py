@@ -5,8 +5,9 @@ moment: it does not flicker, and late events cannot take it back.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import Any
 
 from control_plane.domain.statistics.bayes import Goal
@@ -317,7 +318,8 @@ def guard(
     """
     harm = 1 if goal == "decrease" else -1
     found: dict[str, Guarded] = {}
-    for look in looks(plan, snapshots):
+    # The horizon is the verdict's: what does harm is told for as long as it is measured.
+    for look in looks(replace(plan, horizon=inf), snapshots):
         for one in look.comparisons:
             if one.arm in found and found[one.arm].state is Guard.FAILED:
                 continue
@@ -328,8 +330,8 @@ def guard(
 def _guarded(metric: str, one: Comparison, *, harm: int, margin: float | None) -> Guarded:
     bound: float | None = None
     state = Guard.UNPROVEN
-    if one.estimate is not None and one.lift:
-        bound = (margin or 0.0) * abs(one.estimate / one.lift)
+    if one.baseline:
+        bound = (margin or 0.0) * abs(one.baseline)
     elif one.estimate is not None and not margin:
         bound = 0.0
     if one.interval is not None:
