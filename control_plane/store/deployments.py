@@ -125,7 +125,7 @@ class DeploymentStore:
             " values (?, ?, ?, 1, ?, ?) on conflict (participant_id, id) do update set"
             " revision = max(slot.revision, slot.reported_revision) + 1,"
             " deployment_id = excluded.deployment_id, updated_at = excluded.updated_at,"
-            " settled = 0, withdrawn_at = null, overtaken_in = null, halted_at = null returning revision",
+            " withdrawn_at = null, overtaken_in = null, halted_at = null returning revision",
             (new.participant_id, new.slot_id, new.experiment_id, new.id, now),
         )
         assert row is not None
@@ -228,8 +228,8 @@ class DeploymentStore:
     def revisions(self, agent_uid: bytes) -> dict[tuple[str, bytes], Revisions]:
         """How far every slot of the agent's participants is, by public id and slot."""
         rows = self._tx.all(
-            "select p.public_id, s.id, s.participant_id, s.revision, s.reported_revision, s.halted_at, s.settled,"
-            " d.action"
+            "select p.public_id, s.id, s.participant_id, s.revision, s.reported_revision, s.halted_at,"
+            " s.settled_revision, d.action"
             " from slot s join participant p on p.id = s.participant_id"
             " join deployment d on d.id = s.deployment_id where p.agent_uid = ? and p.deleted_at is null",
             (agent_uid,),
@@ -242,7 +242,7 @@ class DeploymentStore:
                 reported=row["reported_revision"],
                 action=OfferAction(row["action"]),
                 halted=row["halted_at"] is not None,
-                settled=bool(row["settled"]),
+                settled=row["settled_revision"] == row["revision"],
             )
             for row in rows
         }
@@ -277,7 +277,7 @@ class DeploymentStore:
                 (known.participant_id, known.slot_id) * 2,
             )
             self._tx.run(
-                "update slot set revision = reported_revision + 1, settled = 0, overtaken_in = ?, halted_at = ?"
+                "update slot set revision = reported_revision + 1, overtaken_in = ?, halted_at = ?"
                 " where participant_id = ? and id = ?",
                 (incarnation, halted_at, known.participant_id, known.slot_id),
             )

@@ -97,7 +97,8 @@ class OfferStore:
         )
         rows = [
             *self._among(
-                f"{sql} and s.settled = 0 order by d.id", [uid for uid in uids if uid not in behind]
+                f"{sql} and s.settled_revision <> s.revision order by d.id",
+                [uid for uid in uids if uid not in behind],
             ),
             *self._among(f"{sql} order by d.id", [uid for uid in uids if uid in behind]),
         ]
@@ -293,7 +294,7 @@ class _Written:
                 outcome.revision,
                 int(outcome.result.holds),
                 outcome.revision,
-                int(settled),
+                outcome.revision if settled else 0,
                 row["participant_id"],
                 outcome.slot_id,
             )
@@ -325,7 +326,8 @@ class _Written:
         )
         tx.many(
             "update slot set reported_revision = max(reported_revision, ?),"
-            " applied_before = max(applied_before, ?), settled = case when revision = ? then ? else settled end"
+            " applied_before = max(applied_before, ?), settled_revision = case when revision = ? then ?"
+            " else settled_revision end"
             " where participant_id = ? and id = ?",
             self.slots,
         )

@@ -220,8 +220,11 @@ async def test_what_a_host_is_done_with_is_not_read_again(plane: _Plane) -> None
     uid = plane.sessions[BOTS[0]].agent_uid
     [again] = await plane.world.ask(lambda store: store.offers.wanted([uid], behind={uid}))
     assert (again.revision, again.ended) == (2, True)
+    # As a server of an earlier version orders something, which knows nothing of what is settled.
+    await plane.world.database.write(lambda tx: tx.run("update slot set revision = revision + 1"))
+    assert [bot for bot, _ in await wanted()] == [*BOTS]
     await plane.world.do(lifecycle.ship, requests.parse(requests.Ship, {"id": "test", "variantId": "a"}))
-    assert await wanted() == [(bot, 3) for bot in BOTS]
+    assert await wanted() == [(bot, 4) for bot in BOTS]
 
 
 async def test_what_cannot_be_stored_ends_the_session_that_said_it(plane: _Plane) -> None:

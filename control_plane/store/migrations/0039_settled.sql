@@ -1,4 +1,5 @@
--- The host is done with what a slot was closed or restored by: what its sessions look at is not read of it again.
-alter table slot add column settled integer not null default 0;
-update slot set settled = 1 where exists (select 1 from deployment d where d.id = slot.deployment_id
+-- The revision with which the host is done, where that closed or restored the slot: looks do not read it while it is the
+-- newest. A server of an earlier version that makes another one does not know of it, and need not.
+alter table slot add column settled_revision integer not null default 0;
+update slot set settled_revision = revision where exists (select 1 from deployment d where d.id = slot.deployment_id
   and d.action <> 'write' and d.state in ('applied', 'confirmed'));
