@@ -215,7 +215,7 @@ class _Reader:
             )
             if abs(micros) <= MAX_VALUE_MICROS:
                 return micros
-            self._fault("value", "is out of range", "within ±1.1e9")
+            self._fault("value", "is out of range", f"within ±{MAX_VALUE_MICROS // 1_000_000}")
         return None
 
     def _digest(self, *, required: bool = False) -> Digest | None:

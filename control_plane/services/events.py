@@ -243,11 +243,10 @@ class _Ingest:
         nowhere: dict[bytes, Kept] = {}
         if events and enrolled:
             for event in events:
-                items = [item for item in attribute(event, enrolled, timelines) if self._admit(item)]
+                attributed = attribute(event, enrolled, timelines)
+                items = [item for item in attributed if self._admit(item)]
                 if not items:
-                    nowhere[event.id] = (
-                        Kept.TOO_MANY_NAMES if attribute(event, enrolled, timelines) else Kept.NO_EXPERIMENT
-                    )
+                    nowhere[event.id] = Kept.TOO_MANY_NAMES if attributed else Kept.NO_EXPERIMENT
                 for item in items:
                     key = UnitKey(item.phase_id, participant_id, event.subject, item.block)
                     self.fresh[key].append(item)

@@ -61,6 +61,7 @@ class EventStore(Sightings, TallyStore):
     def __init__(self, tx: Tx) -> None:
         super().__init__(tx)
         self._of_phase: dict[bytes, Windows] = {}
+        self._declared: dict[bytes, set[str]] = {}
         self._of_experiment: dict[bytes, dict[bytes, dict[str, Digest]]] = {}
         self._of_others: dict[bytes, dict[str, frozenset[Digest]]] = {}
 
@@ -256,13 +257,17 @@ class EventStore(Sightings, TallyStore):
 
     def declared(self, phase_id: bytes) -> set[str]:
         """Events that the metrics of the phase's experiment are of."""
+        if (known := self._declared.get(phase_id)) is not None:
+            return known
         row = self._tx.one(
             "select e.metrics from phase p join experiment e on e.id = p.experiment_id where p.id = ?",
             (phase_id,),
         )
         stored = json.loads(row["metrics"]) if row else {}
         items = (stored.get("primary") or {}, *stored.get("secondary", []), *stored.get("guardrail", []))
-        return {one[name] for one in items for name in ("eventName", "denominatorEventName") if one.get(name)}
+        names = ("eventName", "denominatorEventName")
+        self._declared[phase_id] = {one[name] for one in items for name in names if one.get(name)}
+        return self._declared[phase_id]
 
     def count_anew(
         self, phase_id: bytes, units: Iterable[tuple[UnitKey, UnitState]], tallies: Tallies
