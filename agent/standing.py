@@ -5,6 +5,7 @@ Reads what the apply machines know and changes nothing.
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from heapq import nlargest
 
 from agent.apply import Applier
 from agent.slots import Slot
@@ -19,6 +20,9 @@ WARNINGS = (
     "CONTENT_QUARANTINED",
 )
 """Conditions that stop nothing."""
+
+CLOSED_TOLD = 1_000
+"""Closed slots in a Hello: a database that was put back unnoticed is behind by what was ordered last."""
 
 Appliers = Mapping[str, Applier]
 """The apply machine of each participant."""
@@ -56,24 +60,37 @@ def holding_of(applier: Applier, path: str, *, queued: Loaded | None) -> Holding
 
 
 def slot_states(appliers: Appliers) -> tuple[SlotState, ...]:
-    """Every slot on record, with digests as they are on disk this moment. Reads files."""
+    """The open slots, with digests as they are on disk this moment, and the CLOSED_TOLD that were closed last.
+
+    Those closed before are told to nobody, so that a Hello stays within what a control plane takes however many
+    experiments there were. Reads files.
+    """
+    slots = [(applier, slot) for applier in tuple(appliers.values()) for slot in list(applier.slots.values())]
+    closed = nlargest(CLOSED_TOLD, (held for held in slots if held[1].closed), key=_ended_at)
     return tuple(
         SlotState(
-            participant=participant,
+            participant=slot.participant,
             slot_id=slot.slot_id,
             revision=slot.revision,
-            files=tuple(
-                FileState(path=file.path, digest=applier.views.on_disk(file)[0]) for file in slot.files
-            ),
+            # What lies where a closed slot once wrote says nothing of it, and is another's to tell.
+            files=() if slot.closed else _on_disk(applier, slot),
             step=slot.step,
             # An attempt that is due again may have lost its offer.
             result=Result.IN_PROGRESS if slot.retrying else slot.result,
             quarantined=bool(slot.quarantined),
             closed=slot.closed,
         )
-        for participant, applier in tuple(appliers.items())
-        for slot in list(applier.slots.values())
+        for applier, slot in (*(held for held in slots if not held[1].closed), *closed)
     )
+
+
+def _on_disk(applier: Applier, slot: Slot) -> tuple[FileState, ...]:
+    return tuple(FileState(path=file.path, digest=applier.views.on_disk(file)[0]) for file in slot.files)
+
+
+def _ended_at(held: tuple[Applier, Slot]) -> int:
+    slot = held[1]
+    return slot.outcome.occurred_at if slot.outcome is not None else slot.swapped_at
 
 
 def wrong_with(

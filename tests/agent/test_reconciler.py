@@ -85,10 +85,8 @@ async def test_restore_puts_content_mode_owner_and_absence_back_exactly(tmp_path
         assert host.reconciler.watched() == {}
         assert [view.state for view in host.views[-2:]] == [ViewState.UNMANAGED] * 2
         [state] = host.reconciler.slots()
-        assert {file.path: file.digest for file in state.files} == {
-            "soul.md": digest(target.read_bytes()),
-            "deep/er/new.md": None,
-        }
+        assert (state.closed, state.files) == (True, ())
+        assert target.read_bytes() == b"mine\r\n\x00\xff"
 
 
 async def test_restored_absence_leaves_directories_that_others_use(tmp_path: Path) -> None:
@@ -182,6 +180,30 @@ async def test_an_older_revision_is_refused_and_an_equal_one_repeats_its_outcome
         assert await host.apply(make_offer({"soul.md": "B"}, revision=5)) == done
         assert (host.root / "soul.md").stat().st_ino == inode
         assert {o.revision for o in host.reconciler.unacknowledged()} == {4, 5}
+
+
+async def test_a_host_tells_of_its_open_slots_and_of_those_it_closed_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many experiments there were, a Hello stays small; what is not told is known all the same."""
+    monkeypatch.setattr("agent.standing.CLOSED_TOLD", 2)
+    slots = [number.to_bytes(16) for number in range(1, 6)]
+    clock = FakeClock()
+    async with running_host(tmp_path, clock=clock) as host:
+        for number, slot in enumerate(slots):
+            await host.apply(make_offer({f"{number}.md": "A"}, slot_id=slot))
+        for number in (3, 0, 2, 1):
+            await clock.advance(1)
+            await host.apply(make_end(RESTORE, f"{number}.md", revision=2, slot_id=slots[number]))
+        told = {state.slot_id: state for state in host.reconciler.slots()}
+        assert {slot: state.closed for slot, state in told.items()} == {
+            slots[4]: False,
+            slots[2]: True,
+            slots[1]: True,
+        }
+        assert [file.digest for file in told[slots[4]].files] == [digest(b"A")]
+        outcome = await host.apply(make_offer({"3.md": "B"}, slot_id=slots[3]))
+        assert (outcome.result, code(outcome)) == (Result.REFUSED, ReasonCode.REGRESSION)
 
 
 async def test_a_refused_revision_may_be_tried_again(tmp_path: Path) -> None:

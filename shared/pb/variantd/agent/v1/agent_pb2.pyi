@@ -801,7 +801,9 @@ class Hello(_message.Message):
 
     @_builtins.property
     def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotState]:
-        """Every slot with a journal."""
+        """Every open slot, and the thousand that were closed last: what was ordered last is what a database that was put back
+        unnoticed does not know.
+        """
 
     @_builtins.property
     def spool(self) -> Global___SpoolState:
@@ -967,7 +969,7 @@ class SlotState(_message.Message):
     """The slot holds nothing any more: it was restored or closed."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileState]:
-        """The files of the slot as they are on disk."""
+        """The files of the slot as they are on disk; none where it is closed."""
 
     def __init__(
         self,
