@@ -53,11 +53,11 @@ def _factors(evidence: Evidence) -> Factors:
 
 
 def _members(evidence: Evidence, sums: Sums) -> list[Member]:
-    """Who was there when the phase began, clusters summed up, with the levels of its variant."""
+    """Who takes part, clusters summed up, with the levels of its variant."""
     levels = {arm.key: tuple(arm.levels[item.key] for item in evidence.factors) for arm in evidence.arms}
     found: dict[tuple[str, str], list[int]] = {}
     for member, m, c in zip(evidence.members, *sums.pair(evidence.measure), strict=True):
-        if member.planned:
+        if member.compared:
             own = found.setdefault((member.cluster or member.participant, member.arm), [0, 0])
             own[0] += m
             own[1] += c

@@ -94,7 +94,8 @@ class Arm(Part):
 class Member(Part):
     """An assigned participant: its arm by key, and how it was drawn.
 
-    `planned`: it was there when the phase began, so the looks decide with it. `cluster`: it was drawn together with
+    `planned`: it was there when the phase began, so the looks decide with it. `joined`: so many days after that it
+    came, and takes part from then on; None where only who is planned does. `cluster`: it was drawn together with
     everybody of that name.
     """
 
@@ -103,7 +104,17 @@ class Member(Part):
     block: str
     stratum: str
     planned: bool = True
+    joined: float | None = None
     cluster: str = ""
+
+    @property
+    def compared(self) -> bool:
+        """It takes part in what is compared, if not from the beginning on."""
+        return self.planned or self.joined is not None
+
+    def there(self, day: float | None) -> bool:
+        """It takes part in what is compared `day` days after the phase began; None: with who is planned alone."""
+        return self.planned or (day is not None and self.joined is not None and self.joined <= day)
 
 
 class Turn(Part):
@@ -165,7 +176,10 @@ class Settings(Part):
 
 
 class Ledgered(Part):
-    """A recorded look; `sums` (of a switchback by turn) only in what is exported, to check it by."""
+    """A recorded look; `sums` (of a switchback by turn) only in what is exported, to check it by.
+
+    `open`: who had joined by then took part in it, as in every look of a sequence that was not taken before they did.
+    """
 
     number: int
     at: str
@@ -173,6 +187,7 @@ class Ledgered(Part):
     day: float
     comparisons: tuple[Json, ...] = ()
     guardrails: tuple[Json, ...] = ()
+    open: bool = False
     sums: Sums | None = None
 
 
@@ -269,7 +284,7 @@ class Evidence(Part):
 
 
 def plan_of(evidence: Evidence, *, comparisons: int = 0, effect: float | None = None) -> Plan:
-    """The plan behind the looks: who was there when the phase began. Raises Invalid where nothing compares."""
+    """The plan behind the looks: who takes part, and how it is decided. Raises Invalid where nothing compares."""
     histories = _histories(evidence)
     units = [
         Unit(arm=arm, block=block, stratum=stratum, before=histories.get((name, arm)))
@@ -309,10 +324,10 @@ def _turns(alternation: Alternation) -> dict[tuple[str, int], Unit]:
 
 
 def clusters(evidence: Evidence) -> list[tuple[str, str, str, str]]:
-    """(name, arm, block, stratum) of what was drawn when the phase began, each once, in order."""
+    """(name, arm, block, stratum) of what was drawn and takes part, each once, in order."""
     found: dict[tuple[str, str], tuple[str, str, str, str]] = {}
     for member in evidence.members:
-        if member.planned:
+        if member.compared:
             name = member.cluster or member.participant
             found.setdefault((name, member.arm), (name, member.arm, member.block, member.stratum))
     return list(found.values())
@@ -323,7 +338,7 @@ def _histories(evidence: Evidence) -> dict[tuple[str, str], tuple[int, int]]:
     found: dict[tuple[str, str], tuple[int, int]] = {}
     if evidence.history is not None:
         for member, (m, c) in zip(evidence.members, evidence.history.before(evidence.measure), strict=True):
-            if member.planned and m:
+            if member.compared and m:
                 key = (member.cluster or member.participant, member.arm)
                 had = found.get(key, (0, 0))
                 found[key] = (had[0] + m, had[1] + c)
@@ -335,18 +350,22 @@ def historied(evidence: Evidence) -> int:
     return len(_histories(evidence))
 
 
-def snapshot_of(evidence: Evidence, sums: Sums, *, day: float) -> Snapshot:
-    """The sums of what was drawn, in the plan's order; clusters are summed up, turns count once they are over."""
+def snapshot_of(evidence: Evidence, sums: Sums, *, day: float, until: float | None) -> Snapshot:
+    """The sums of what was drawn, in the plan's order; clusters are summed up, turns count once they are over.
+
+    Who joined within `until` days takes part; None: who was there when the phase began.
+    """
     if evidence.alternation is not None:
         return _snapshot_of_turns(evidence, evidence.alternation, sums, day=day)
     places = {(name, arm): at for at, (name, arm, _, _) in enumerate(clusters(evidence))}
-    trials, successes = [0] * len(places), [0] * len(places)
+    trials, successes, there = [0] * len(places), [0] * len(places), [False] * len(places)
     for member, m, c in zip(evidence.members, *sums.pair(evidence.measure), strict=True):
-        if member.planned:
+        if member.there(until):
             at = places[member.cluster or member.participant, member.arm]
             trials[at] += m
             successes[at] += c
-    return Snapshot(day=day, trials=trials, successes=successes)
+            there[at] = True
+    return Snapshot(day=day, trials=trials, successes=successes, there=() if all(there) else there)
 
 
 def _snapshot_of_turns(evidence: Evidence, alternation: Alternation, sums: Sums, *, day: float) -> Snapshot:
@@ -370,8 +389,10 @@ def until_now(evidence: Evidence) -> list[Snapshot]:
     else:
         first = (evidence.first, 1e-9)
         present = (evidence.sums, max(evidence.looks[-1].day if evidence.looks else 0.0, 1e-9))
-    found = [snapshot_of(evidence, first[0], day=first[1])] if first and first[0] is not None else []
-    return [*found, snapshot_of(evidence, present[0], day=present[1])]
+    found = (
+        [snapshot_of(evidence, first[0], day=first[1], until=inf)] if first and first[0] is not None else []
+    )
+    return [*found, snapshot_of(evidence, present[0], day=present[1], until=inf)]
 
 
 def look(evidence: Evidence, snapshots: Sequence[Snapshot]) -> tuple[Json, ...]:

@@ -489,7 +489,8 @@ def differing_looks(evidence: Evidence) -> list[int]:
         if item.sums is None:
             message = "has no sums; export it with include=inputs"
             raise Invalid(f"looks.{item.number}: {message}", faults=[Fault(field="looks", message=message)])
-        shots.append(snapshot_of(evidence, item.sums, day=item.day))
+        until = item.day if item.open else None
+        shots.append(snapshot_of(evidence, item.sums, day=item.day, until=until))
         again = look(evidence, shots)
         # What an older record does not say cannot differ.
         same = len(again) == len(item.comparisons) and all(

@@ -183,12 +183,12 @@ def _enough(evidence: Evidence, sides: list[phases.Phase]) -> bool:
 
 
 def _sides(evidence: Evidence, arm: Arm, stretch: Stretch) -> phases.Phase | None:
-    """Who was there of the arm and of the control when the phase began, clusters summed up; None without both."""
+    """Who takes part of the arm and of the control, clusters summed up; None without both."""
     found: dict[tuple[str, bool], list[int]] = {}
     strata: dict[tuple[str, bool], str] = {}
     keys = (arm.key, evidence.control)
     for member, m, c in zip(stretch.members, *stretch.sums.pair(evidence.measure), strict=True):
-        if member.planned and member.arm in keys:
+        if member.compared and member.arm in keys:
             who = (member.cluster or member.participant, member.arm == arm.key)
             strata.setdefault(who, member.stratum)
             sums = found.setdefault(who, [0, 0])

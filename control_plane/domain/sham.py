@@ -38,11 +38,11 @@ def replay(evidence: Evidence, *, runs: int, told: Callable[[int], None] = lambd
 
     `told` is called after each run. Raises Invalid for evidence without looks, or without the sums they saw.
     """
-    sums = [(look.day, look.sums) for look in evidence.looks]
+    sums = [(look.day, look.day if look.open else None, look.sums) for look in evidence.looks]
     if not sums:
         raise Invalid("looks: there are none yet; come back when a UTC day is closed", faults=[
             Fault(field="looks", message="there are none yet")])  # fmt: skip
-    shots = [snapshot_of(evidence, one, day=day) for day, one in sums if one is not None]
+    shots = [snapshot_of(evidence, one, day=day, until=until) for day, until, one in sums if one is not None]
     if len(shots) < len(sums):
         raise Invalid("looks: their sums are missing; export with inputs", faults=[
             Fault(field="looks", message="their sums are missing")])  # fmt: skip

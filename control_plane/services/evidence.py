@@ -252,6 +252,8 @@ def evidence(
 def members_of(seated: Seating) -> tuple[Member, ...]:
     """Who is assigned, as evidence has them."""
     keys = {variant.id: variant.key for variant in seated.experiment.variants}
+    grows = seated.experiment.type is not Type.SWITCHBACK and settings_of(seated).decision == "sequence"
+    seats = Counter(item.participant for item in seated.assignments)
     return tuple(
         Member(
             participant=item.participant,
@@ -259,11 +261,20 @@ def members_of(seated: Seating) -> tuple[Member, ...]:
             block=item.block,
             stratum=item.stratum,
             planned=planned(item, seated.phase),
+            # Who only changed sides since the phase began is no more witnesses than it was.
+            joined=_joined(item, seated.phase) if grows and seats[item.participant] == 1 else None,
             cluster=item.cluster,
         )
         for item in seated.assignments
         if item.variant_id is not None
     )
+
+
+def _joined(item: Assignment, phase: Phase | None) -> float | None:
+    """So many days after the phase began it came; None for who was there."""
+    if phase is None or planned(item, phase):
+        return None
+    return max(item.from_at - phase.opened_at, 0) / alternation.DAY
 
 
 def stretch(seated: Seating, sums: Sums, *, first: Sums | None) -> Stretch:
@@ -384,6 +395,7 @@ def ledgered(
                 day=primary["day"],
                 comparisons=tuple(primary[population]),
                 guardrails=tuple(row.decisions.get("guardrails", ())),
+                open=row.decisions.get("open", False),
                 sums=snapshots[at] if snapshots else None,
             )
         )

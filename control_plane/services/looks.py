@@ -7,7 +7,7 @@ away each get their look, with what is known when it is back.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from control_plane.domain import evidence as domain
 from control_plane.domain import requests
@@ -24,6 +24,14 @@ from shared.moment import SECOND, utc_day
 DAY = 86_400 * SECOND
 
 Prepared = list[tuple[LookRow, Snapshot]]
+
+
+class _Shot(NamedTuple):
+    """What a look saw, so many days after the phase began; `open`: who had joined by then takes part in it."""
+
+    seen: Seen
+    day: float
+    open: bool
 
 
 def prepare(work: Work, request: requests.ById) -> Prepared:
@@ -103,9 +111,8 @@ def _decisions(
     `former` are the looks of the phases before, which have spent some of alpha.
     """
     assert seated.phase is not None
-    days = _days(work, seated.phase, len(snapshots), cut_off)
+    shots = _shots(work, seated.phase, snapshots, cut_off)
     wanted = metrics.by_value(work, seated.experiment.metrics)
-    seen = [evidence.remembered(kept) for kept in snapshots]
     past = history.before(work, seated, snapshots)
     found: dict[str, Any] = {
         "standings": {
@@ -118,25 +125,26 @@ def _decisions(
         ],
         "primary": None,
         "guardrails": [],
+        "open": True,
     }
     primary = wanted.get("primary")
     if primary is None or not _comparable(seated):
         return found
     found["primary"] = {
         "metric": evidence.fingerprint(primary),
-        "day": days[-1],
+        "day": shots[-1].day,
         **{
             population: _compared(
-                seated, primary, population, seen, days, past, evidence.unspent(former, primary, population)
+                seated, primary, population, shots, past, evidence.unspent(former, primary, population)
             )
             for population in ("assigned", "delivered")
         },
     }
     guardrails = wanted["guardrail"]
     for metric in guardrails:
-        item = _evidence(seated, metric, "assigned", seen[-1], past)
-        shots = _shots(item, seated, metric, "assigned", seen, days)
-        found["guardrails"] += domain.guardrail(item, shots, guardrails=len(guardrails))
+        item = _evidence(seated, metric, "assigned", shots[-1].seen, past)
+        sums = _sums(item, seated, metric, "assigned", shots)
+        found["guardrails"] += domain.guardrail(item, sums, guardrails=len(guardrails))
     return found
 
 
@@ -155,13 +163,12 @@ def _compared(
     seated: Seating,
     metric: Json,
     population: domain.Population,
-    seen: Sequence[Seen],
-    days: Sequence[float],
+    shots: Sequence[_Shot],
     past: history.Before | None,
     unspent: float,
 ) -> list[Json]:
-    item = _evidence(seated, metric, population, seen[-1], past, unspent=unspent)
-    return list(domain.look(item, _shots(item, seated, metric, population, seen, days)))
+    item = _evidence(seated, metric, population, shots[-1].seen, past, unspent=unspent)
+    return list(domain.look(item, _sums(item, seated, metric, population, shots)))
 
 
 def _evidence(
@@ -186,25 +193,33 @@ def _evidence(
     )
 
 
-def _shots(
-    item: domain.Evidence,
-    seated: Seating,
-    metric: Json,
-    population: str,
-    seen: Sequence[Seen],
-    days: Sequence[float],
+def _sums(
+    item: domain.Evidence, seated: Seating, metric: Json, population: str, shots: Sequence[_Shot]
 ) -> list[Any]:
     return [
-        domain.snapshot_of(item, one.sums(seated.compared, metric, population), day=day)
-        for one, day in zip(seen, days, strict=True)
+        domain.snapshot_of(
+            item,
+            shot.seen.sums(seated.compared, metric, population),
+            day=shot.day,
+            until=shot.day if shot.open else None,
+        )
+        for shot in shots
     ]
 
 
-def _days(work: Work, phase: Phase, count: int, cut_off: int) -> list[float]:
-    """How many days after the phase's beginning each look's cut-off is, the last one's given."""
-    cut_offs = [look.cut_off for look in work.store.looks.all(phase.id)]
+def _shots(work: Work, phase: Phase, snapshots: Sequence[Snapshot], cut_off: int) -> list[_Shot]:
+    """The looks whose snapshots these are, the last of which is cut off there."""
+    known = work.store.looks.all(phase.id)
+    cut_offs = [look.cut_off for look in known]
     # Looks that are prepared together are not on record yet: they end with their days.
-    while len(cut_offs) < count - 1:
+    while len(cut_offs) < len(snapshots) - 1:
         before = cut_offs[-1] if cut_offs else phase.opened_at
         cut_offs.append((utc_day(before) + 1) * DAY)
-    return [(moment - phase.opened_at) / DAY for moment in [*cut_offs, cut_off]]
+    # Those of an earlier version were of who was there when the phase began, and stay so.
+    opens = [look.decisions.get("open", False) for look in known]
+    return [
+        _Shot(seen=evidence.remembered(kept), day=(moment - phase.opened_at) / DAY, open=is_open)
+        for kept, moment, is_open in zip(
+            snapshots, [*cut_offs, cut_off], [*opens, *[True] * (len(snapshots) - len(opens))], strict=True
+        )
+    ]

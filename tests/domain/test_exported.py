@@ -75,7 +75,9 @@ def export(kind: str = "proportion", **more: Any) -> Evidence:
         }
     )  # fmt: skip
     looks: list[Ledgered] = []
-    shots = [snapshot_of(evidence, seen, day=float(day)) for day, seen in enumerate(days, start=1)]
+    shots = [
+        snapshot_of(evidence, seen, day=float(day), until=None) for day, seen in enumerate(days, start=1)
+    ]
     for number, seen in enumerate(days, start=1):
         found = look(evidence, shots[:number])
         state = {"metric": "hurt", "variant": "b", "state": "unproven", "interval": None, "bound": None}

@@ -8,7 +8,7 @@ import pytest
 
 from control_plane.domain import inference, requests, sham
 from control_plane.domain.evidence import Evidence
-from control_plane.services import lifecycle, phases, results
+from control_plane.services import experiments, fleet, lifecycle, phases, results
 from shared.errors import Invalid, NotFound
 from shared.model import Record
 from shared.moment import to_rfc3339
@@ -378,3 +378,88 @@ async def test_silent_participants_have_their_worst_case(world: World) -> None:
     assert b["worstCase"]["low"] == pytest.approx(spoken - a["conversionRate"])
     assert b["worstCase"]["high"] == pytest.approx(spoken + 1 / 8 - a["conversionRate"])
     assert (a["worstCase"], a["reasons"]["worstCase"]) == (None, "IS_CONTROL")
+
+
+async def labelled(world: World, *names: str) -> None:
+    """These participants carry the label that the experiment is about."""
+    for name in names:
+        await world.do(
+            fleet.update_participant, requests.CreateParticipant(id=name, labels={"role": "support"})
+        )
+
+
+async def grown(world: World) -> tuple[bytes, dict[str, str]]:
+    """An experiment by label that four had at its start, with a look, and sixteen a day later, with another."""
+    world.clock.jump(DAY - world.clock.now() // 1_000_000 % DAY)
+    uid = await world.agent(*PEOPLE)
+    await labelled(world, *PEOPLE[:4])
+    values = {"metrics": {"primary": {"eventName": "done"}}, "participants": {"labels": {"role": "support"}}}
+    await world.start(await world.experiment(**values))
+    async with ticking(world):
+        first = await world.assigned((await world.do(experiments.get, requests.ById(id="test"))).experiment)
+        await world.report(uid, *day_of(world, first, {"a": 2, "b": 7}))
+        await close_day(world)
+        await looked(world, 1)
+        await labelled(world, *PEOPLE[4:])
+        rows = "select distinct participant_id from assignment"
+
+        async def there() -> bool:
+            await world.clock.advance(1.0)
+            return len(await world.rows(rows)) == len(PEOPLE)
+
+        await eventually(there, what="everybody is in")
+        everybody = await world.assigned(
+            (await world.do(experiments.get, requests.ById(id="test"))).experiment
+        )
+        assert {name: everybody[name] for name in first} == first
+        await world.report(uid, *day_of(world, everybody, {"a": 2, "b": 7}, each=30))
+        await close_day(world)
+        await looked(world, 2)
+    return uid, everybody
+
+
+async def exported(world: World) -> Evidence:
+    """What the answer is made of, as whoever checks it gets it."""
+    asked = requests.parse(requests.GetResults, {"id": "test", "include": "inputs"})
+    found = (await world.do(results.get, asked)).evidence
+    return Evidence.model_validate_json(found.model_dump_json(by_alias=True))
+
+
+async def test_a_fleet_that_grows_is_decided_by_all_of_it(world: World) -> None:
+    """Who joined takes part from then on, and in no look that was taken before."""
+    _, everybody = await grown(world)
+    answer = await world.answer()
+    assert answer["method"]["decision"] == "sequence"
+    first, second = (look["comparisons"][0] for look in answer["looks"])
+    assert (first["interval"], first["reasons"]["interval"]) == (None, "TOO_FEW_DATA")
+    assert (answer["verdict"]["status"], answer["verdict"]["variant"]) == ("winner", "b")
+    a, b = answer["variants"]
+    assert second["difference"] == pytest.approx(b["conversionRate"] - a["conversionRate"], abs=1e-12)
+    evidence = await exported(world)
+    assert [member.joined is not None for member in evidence.members] == [
+        name not in PEOPLE[:4] for name in sorted(everybody)
+    ]
+    assert inference.differing_looks(evidence) == []
+
+
+async def test_looks_that_an_earlier_version_took_of_a_growing_fleet_stay(world: World) -> None:
+    """They were of who was there when the phase began: on record, and again when they are checked."""
+    uid, everybody = await grown(world)
+    before = (await exported(world)).looks
+    rows = await world.rows("select number, decisions from look")
+    old = {row["number"]: json.loads(row["decisions"]) for row in rows}
+    # As that version would have recorded the second one: of four participants there is too little.
+    old[2]["open"] = False
+    for population in ("assigned", "delivered"):
+        old[2]["primary"][population] = old[1]["primary"][population]
+    await world.database.write(
+        lambda tx: tx.run("update look set decisions = ? where number = 2", (json.dumps(old[2]),))
+    )
+    async with ticking(world):
+        await world.report(uid, *day_of(world, everybody, {"a": 2, "b": 7}, each=30))
+        await close_day(world)
+        await looked(world, 3)
+    evidence = await exported(world)
+    assert [look.open for look in evidence.looks] == [True, False, True]
+    assert [look.comparisons[0]["decided"] for look in evidence.looks] == [False, False, True]
+    assert evidence.looks[0] == before[0]

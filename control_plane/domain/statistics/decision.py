@@ -8,6 +8,7 @@ stands: later looks never take it back. After the horizon nothing is decided any
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from math import sqrt
 
 from control_plane.domain.statistics import blocked, cuped, path, proportions, switchback
@@ -105,16 +106,28 @@ def _of_two(plan: Plan, arm: str, snapshots: Sequence[Snapshot]) -> tuple[list[U
             day=snapshot.day,
             trials=[snapshot.trials[at] for at in index],
             successes=[snapshot.successes[at] for at in index],
+            there=[snapshot.there[at] for at in index] if snapshot.there else (),
         )
         for snapshot in _of_size(plan, snapshots)
     ]
     return [plan.units[at] for at in index], own
 
 
+def _come(units: Sequence[Unit], snapshot: Snapshot) -> tuple[Sequence[Unit], Snapshot]:
+    """Who had come by then, and their sums: who comes later counts in nothing that was looked at before."""
+    if not snapshot.there:
+        return units, snapshot
+    return list(compress(units, snapshot.there)), Snapshot(
+        day=snapshot.day,
+        trials=list(compress(snapshot.trials, snapshot.there)),
+        successes=list(compress(snapshot.successes, snapshot.there)),
+    )
+
+
 def _of_arm(plan: Plan, arm: str, snapshots: Sequence[Snapshot]) -> list[Comparison]:
     units, own = _of_two(plan, arm, snapshots)
     if not plan.level:
-        return [_without_alpha(plan, arm, units, snapshot) for snapshot in own]
+        return [_without_alpha(plan, arm, *_come(units, snapshot)) for snapshot in own]
     if plan.method == "sequence":
         return _by_sequence(plan, arm, units, own)
     return _by_flips(plan, arm, own) if plan.cycles else _by_path(plan, arm, units, own)
@@ -270,11 +283,11 @@ def _by_sequence(
         return sequenced(plan, arm, [_within_cycles(plan, arm, snapshot) for snapshot in snapshots])
     states = [
         State(
-            apart=_difference(plan, arm, units, snapshot),
-            participants=len(units),
-            enough=_enough(plan, arm, units, snapshot),
+            apart=_difference(plan, arm, there, sums),
+            participants=len(there),
+            enough=_enough(plan, arm, there, sums),
         )
-        for snapshot in snapshots
+        for there, sums in (_come(units, snapshot) for snapshot in snapshots)
     ]
     return sequenced(plan, arm, states)
 

@@ -66,11 +66,15 @@ class Design:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The sums of every participant, in the design's order, as they stood `day` days after the start."""
+    """The sums of every participant, in the design's order, as they stood `day` days after the start.
+
+    `there`: who had come by then, where some came later, as only a sequence can have it; empty: everybody.
+    """
 
     day: float
     trials: Sequence[int]
     successes: Sequence[int]
+    there: Sequence[bool] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
