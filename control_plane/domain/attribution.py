@@ -92,17 +92,15 @@ class Timeline:
 Windows = Mapping[str, tuple[int, ...]]
 """For how long after its unit's first exposure each conversion counts for some metric, microseconds, by event name."""
 
-WITHIN = NAME_ENDS
-
 
 def windowed(event_name: str, window: int | None) -> str:
     """The name under which a conversion is counted that came within `window` microseconds; None: at any time."""
-    return event_name if window is None else f"{event_name}{WITHIN}{window}"
+    return event_name if window is None else f"{event_name}{NAME_ENDS}{window}"
 
 
 def unwindowed(name: str) -> tuple[str, float | None]:
     """(event name, window in seconds or None) behind what a conversion is counted as."""
-    own, _, window = name.partition(WITHIN)
+    own, _, window = name.partition(NAME_ENDS)
     return own, int(window) / SECOND if window else None
 
 

@@ -1,9 +1,10 @@
 """Counts within windows, made anew where the windows of a running experiment's metrics became others."""
 
-from control_plane.domain.attribution import WITHIN, Tallies, UnitKey, UnitState, recount
+from control_plane.domain.attribution import Tallies, UnitKey, UnitState, recount
 from control_plane.domain.experiment import Experiment
 from control_plane.services.work import Work
 from control_plane.store.events import EventStore
+from shared.model import NAME_ENDS
 
 
 def count_anew(work: Work, experiment: Experiment, events: EventStore) -> None:
@@ -21,7 +22,7 @@ def count_anew(work: Work, experiment: Experiment, events: EventStore) -> None:
                 units.append((key, recount(key, (), happened, all_tallies)))
         tallies = Tallies()
         for cell in all_tallies.cells():
-            if WITHIN in cell.event_name:
+            if NAME_ENDS in cell.event_name:
                 tallies.assigned[cell] = all_tallies.assigned[cell]
                 tallies.delivered[cell] = all_tallies.delivered[cell]
         events.count_anew(phase.id, units, tallies)

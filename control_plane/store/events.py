@@ -8,7 +8,6 @@ from itertools import count
 from typing import NamedTuple
 
 from control_plane.domain.attribution import (
-    WITHIN,
     Attributed,
     Enrolled,
     Firsts,
@@ -25,7 +24,7 @@ from control_plane.domain.fields import duration
 from control_plane.store.database import Row, Tx, asked
 from control_plane.store.sightings import Sightings
 from control_plane.store.tallies import TallyStore
-from shared.model import Digest, Event, EventKind
+from shared.model import NAME_ENDS, Digest, Event, EventKind
 
 
 class Origin(NamedTuple):
@@ -276,7 +275,7 @@ class EventStore(Sightings, TallyStore):
         for table in ("tally", "unit"):
             self._tx.run(
                 f"delete from {table} where phase_id = ? and event_name like ?",  # noqa: S608
-                (phase_id, f"%{WITHIN}%"),
+                (phase_id, f"%{NAME_ENDS}%"),
             )
         self.put_units(units)
         self.add_tallies(tallies)

@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from control_plane.domain.attribution import WITHIN, Standing
+from control_plane.domain.attribution import Standing
 from control_plane.store.database import Tx
+from shared.model import NAME_ENDS
 
 _NO_DAY = 1 << 40
 """After every day."""
@@ -119,7 +120,7 @@ class TallyStore:
         count = "delivered_count" if population == "delivered" else "assigned_count"
         counted = self._tx.one(
             f"select sum({count}) as n from tally where phase_id = ? and event_name not like ?",  # noqa: S608
-            (phase_id, f"%{WITHIN}%"),
+            (phase_id, f"%{NAME_ENDS}%"),
         )
         pending = eligible - ((counted["n"] or 0) if counted else 0)
         return {**({"pending": pending} if pending else {}), **standings}

@@ -11,6 +11,7 @@ from agent.policy import Refused
 from shared.model import DriftPolicy, OfferedFile, Outcome, ReasonCode, Result, digest
 from tests.support.clock import FakeClock
 from tests.support.host import OTHER_SLOT, Host, bare_host, make_offer, running_host
+from tests.support.privileged import mounted
 from tests.support.waiting import eventually
 
 ENDS = "grep -q bad $0 || exit 0; touch {began}; exec sleep 600"
@@ -162,3 +163,41 @@ async def test_a_repair_s_reload_that_ends_the_agent_is_no_loop(tmp_path: Path) 
         assert "stopped 3 times" in condition.message
     assert not began.exists()
     assert len((tmp_path / "runs").read_text().split()) == 1 + ATTEMPTS
+
+
+async def test_output_that_cannot_be_kept_stops_no_agent(tmp_path: Path) -> None:
+    """What a check said is lost, what it decided is told, and the reconciler lives."""
+    host = bare_host(tmp_path, check=("sh", "-c", "echo no; exit 1"))
+    (host.state_dir / "output").write_text("no directory")
+    await host.reconciler.start()
+    working = asyncio.create_task(host.reconciler.run())
+    host.reconciler.offer(make_offer({"soul.md": "A"}))
+    try:
+        await eventually(lambda: host.outcomes or working.done())
+        assert not working.done()
+        assert host.outcomes[-1].reason is not None
+        assert host.outcomes[-1].reason.code is ReasonCode.CHECK_FAILED
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+async def test_a_reload_that_fails_on_a_full_disk_is_a_condition(tmp_path: Path) -> None:
+    """A repair is made, its reload fails, and there is no room for what it said: nothing is raised."""
+    (tmp_path / "state").mkdir()
+    reload = ("sh", "-c", "test -e ../well || { echo no; exit 1; }")
+    with mounted("-t", "tmpfs", "-o", "size=256k", "tmpfs", at=tmp_path / "state"):
+        async with running_host(tmp_path, drift=DriftPolicy.REPAIR, reload=reload) as host:
+            (tmp_path / "well").touch()
+            await host.apply(make_offer({"soul.md": "A"}))
+            (tmp_path / "well").unlink()
+            with (
+                (host.state_dir / "other").open("ab", buffering=0) as file,
+                pytest.raises(OSError, match="No space"),
+            ):
+                while True:
+                    file.write(bytes(4096))
+            (host.root / "soul.md").write_text("edited")
+            await host.reconciler.observed("bot-1", "soul.md")
+            assert host.text("soul.md") == "A"
+            assert "REPAIR_FAILED" in [one.code for one in host.reconciler.conditions()]

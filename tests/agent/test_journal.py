@@ -332,3 +332,13 @@ def test_outcomes_are_owed_until_acknowledged_up_to_a_limit() -> None:
     assert slot.outcome == make_outcome(MAX_UNACKNOWLEDGED + 2)
     slot = slot.acknowledged(make_outcome(3).key).acknowledged(make_outcome(3).key)
     assert slot.unacknowledged[0].revision == 4
+
+
+async def test_damaged_content_is_kept_anew(tmp_path: Path) -> None:
+    """What is asked to be kept is durable afterwards, whatever lay there under its name."""
+    journal = Journal(tmp_path)
+    journal.load(now=1)
+    value = journal.keep(b"mine")
+    (tmp_path / "contents" / value.hex()).write_bytes(b"mi\0e")
+    journal.keep(b"mine")
+    assert journal.content(value) == b"mine"

@@ -33,7 +33,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from shared.ticket import ticket_from_token, ticket_to_token
 from tests.support.clock import FakeClock
 from tests.support.control_plane import ScriptedControlPlane, Sync, in_background
-from tests.support.link import CONTENT, Host, linked, offered
+from tests.support.link import CONTENT, Host, configured, linked, offered
 from tests.support.waiting import PATIENCE, eventually, ticked
 
 
@@ -958,3 +958,18 @@ async def test_host_that_never_enrolled_says_so(tmp_path: Path) -> None:
     async with in_background(host.link.run()):
         await eventually(lambda: "NOT_ENROLLED" in host.codes())
         assert host.link.status()["state"] == "not_enrolled"
+
+
+async def test_a_reload_while_sessions_change_over_is_told(tmp_path: Path) -> None:
+    """The successor has said its Hello and waits for Welcome: what changed since is told by a session of its own."""
+    async with ScriptedControlPlane().running() as plane, linked(tmp_path, plane) as host:
+        old = await plane.session()
+        plane.welcomes = False
+        await old.send(drain=pb.Drain(window_ms=1, keep_old=True))
+        successor = await plane.session(2)
+        host.link.reconfigure(replace(configured(tmp_path), labels={"role": "another"}))
+        plane.welcomes = True
+        await successor.send(welcome=plane._welcome())
+        await asyncio.wait_for(old.ended.wait(), PATIENCE)
+        await eventually(lambda: len(plane.syncs) > 2, within=10, what="a session that tells the change")
+        assert plane.syncs[2].hello.labels == {"role": "another"}

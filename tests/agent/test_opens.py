@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from agent.opens import Opens
 from agent.watch import REHASH_SECONDS, Watch
 from shared.errors import ResourceExhausted
 from shared.model import Event, EventKind, EventSource, Exposure, Unseen, digest
+from tests.agent.test_spool import opened, records
 from tests.support.clock import FakeClock
 from tests.support.host import OTHER_SLOT, Host, make_config, make_offer, make_participant, running_host
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 
 class Counted:
@@ -285,3 +286,73 @@ async def test_a_look_of_our_own_beside_another_s_gives_it_no_wrong_digest(
         os.close(directory)
         first = None if is_changed else digest(b"A")
         assert [event.digest for event in count.events] == [first, digest(b"A")]
+
+
+def on_open(host: Host, append: Callable[..., object], clock: FakeClock) -> Opens:
+    return Opens(
+        config=make_config(host.state_dir, make_participant(host.root, exposure=Exposure.ON_OPEN)),
+        append=append,  # type: ignore[arg-type]
+        holding=host.reconciler.view_of,
+        alive=host.state_dir / "opens",
+        clock=clock,
+    )
+
+
+async def test_who_settles_at_the_same_time_records_nothing_twice(tmp_path: Path) -> None:
+    """On a real spool: one open, one record, and neither of the two fails."""
+    async with running_host(tmp_path / "host") as host, opened(tmp_path / "spool") as spool:
+        await host.apply(make_offer({"soul.md": "A"}))
+        opens = on_open(host, spool.append_all, FakeClock())
+        real, status = host.root / "soul.md", host.root.stat()
+        opens.follow({real: ("bot-1", "soul.md")}, {host.root: (status.st_dev, status.st_ino)})
+        for what in (What.OPENED, What.READ):
+            opens.take(Notice(what, real))
+        told = await asyncio.gather(opens.settle(), opens.settle(), return_exceptions=True)
+        batch = await spool.next_batch(100, 1 << 20)
+        assert (told, len(records(batch)), dict(opens.counted)) == ([None, None], 1, {"bot-1": 1})
+
+
+async def test_the_periodic_look_during_an_fsync_ends_no_watch(tmp_path: Path) -> None:
+    """The same by the watch's own two tasks: it lives, and one open is one impression."""
+    clock, durable, begun = FakeClock(), asyncio.Event(), asyncio.Event()
+    recorded: list[Event | Unseen] = []
+
+    async def append(some: Sequence[Event | Unseen]) -> None:
+        begun.set()
+        await durable.wait()
+        recorded.extend(some)
+
+    async with running_host(tmp_path, clock=clock) as host:
+        await host.apply(make_offer({"soul.md": "A"}))
+        opens = on_open(host, append, clock)
+        watching = asyncio.create_task(Watch(reconciler=host.reconciler, clock=clock, opens=opens).run())
+        try:
+            await eventually(lambda: opens.following and clock.sleeping)
+            (host.root / "soul.md").read_text()
+            await asyncio.wait_for(begun.wait(), PATIENCE)
+            alive = host.state_dir / "opens"
+            await clock.advance(REHASH_SECONDS)
+            await eventually(alive.exists)  # right before the periodic look settles
+            await clock.advance(0)  # and now it does
+            durable.set()
+            (host.root / "soul.md").write_text("edited")  # a sign behind everything else
+            await eventually(lambda: watching.done() or len(host.views) > 1)
+            await eventually(lambda: watching.done() or not opens.waiting)
+            assert not watching.done() or watching.exception() is None
+            assert sum(isinstance(one, Event) for one in recorded) == 1
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_note_that_was_cut_short_is_a_stop(tmp_path: Path) -> None:
+    """A full disk or a power cut leaves the file empty: that opens went unseen is told all the same."""
+    async with running_host(tmp_path) as host:
+        (host.state_dir / "opens").write_text("")
+        told: list[Event | Unseen] = []
+
+        async def append(some: Sequence[Event | Unseen]) -> None:
+            told.extend(some)
+
+        await on_open(host, append, FakeClock()).settle()
+        assert [one.reason for one in told if isinstance(one, Unseen)] == ["not_running"]

@@ -347,3 +347,14 @@ async def test_a_session_asks_and_is_told(
         codes = [verdict.refused and verdict.refused.code for verdict in found.verdicts]
         assert codes == [None, ReasonCode.TARGET_NOT_ALLOWED]
         assert not (tmp_path / "bot-1" / "SOUL.md").exists()
+
+
+async def test_a_question_that_is_withdrawn_leaves_no_content(tmp_path: Path) -> None:
+    """A newer question, a session's end or a reload cancels it at any moment, the staging included."""
+    async with running_host(tmp_path, check=("true",)) as host:
+        [file] = make_offer({"soul.md": "secret"}).files
+        asked = asyncio.create_task(host.reconciler.judge("bot-1", file))
+        await asyncio.sleep(0)  # it has begun to stage
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        assert host.leftovers() == []

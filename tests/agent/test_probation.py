@@ -11,8 +11,8 @@ from agent.config import AgentConfig
 from shared.model import OfferAction, Outcome, ReasonCode, Result, Step, ViewState, digest
 from tests.support.application import Application, application
 from tests.support.clock import FakeClock
-from tests.support.host import Host, make_end, make_offer, running_host
-from tests.support.waiting import eventually, ticked
+from tests.support.host import OTHER_SLOT, Host, make_config, make_end, make_offer, running_host
+from tests.support.waiting import PATIENCE, eventually, ticked
 
 A, B = digest(b"A"), digest(b"B")
 
@@ -235,3 +235,42 @@ async def test_an_application_that_hangs_is_not_waited_for(tmp_path: Path) -> No
         server.close()
         for writer in silent:
             writer.close()
+
+
+@pytest.mark.parametrize("decision", ["hold", "removed"])
+async def test_what_the_host_decides_while_a_window_waits_counts(tmp_path: Path, decision: str) -> None:
+    """The third ask failed while another slot's reload ran: what the host says meanwhile comes before the way back."""
+    clock, begun, go = FakeClock(), tmp_path / "begun", tmp_path / "go"
+    reload = ("sh", "-c", "touch ../begun; until test -e ../go; do :; done")
+    async with (
+        application() as well,
+        running_host(tmp_path, clock=clock, probe=well.probe(), reload=reload) as host,
+    ):
+        (host.root / "soul.md").write_text("mine")
+        go.touch()
+        await host.apply(make_offer({"soul.md": "A"}))
+        go.unlink()
+        begun.unlink()
+        well.status = 500
+        host.reconciler.offer(make_offer({"two.md": "B"}, slot_id=OTHER_SLOT))
+        await eventually(begun.exists)
+        waiters = lambda: len(host.reconciler._locks["bot-1"]._waiters or ())  # noqa: E731
+        deciding: asyncio.Task[None] | None = None
+        if decision == "removed":
+            deciding = asyncio.create_task(host.reconciler.reconfigure(make_config(tmp_path)))
+            await eventually(lambda: waiters() == 1)
+        before = waiters()
+        await ticked(clock, 1.0, lambda: waiters() > before)
+        if decision == "hold":
+            await host.reconciler.hold()
+        asked = well.asked
+        go.touch()
+        if deciding is not None:
+            await asyncio.wait_for(deciding, PATIENCE)
+        await eventually(lambda: not waiters() and host.reconciler.settled())
+        if decision == "hold":
+            await ticked(clock, 1.0, lambda: well.asked > asked + 2 or host.text("soul.md") != "A")
+        else:  # whatever it does, it does before the lock is anybody else's
+            async with asyncio.timeout(PATIENCE), host.reconciler._locks["bot-1"]:
+                pass
+        assert host.text("soul.md") == "A"

@@ -1,6 +1,7 @@
 """Offers become files, exactly and for good, or a reason why not; baselines come back exactly."""
 
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -697,3 +698,21 @@ async def test_a_look_around_tells_what_changed_and_nothing_else(tmp_path: Path)
         (host.root / "soul.md").write_text("A")
         await host.reconciler.look_around()
         assert shown(host)[-1] == (digest(b"A").hex()[:6], ViewState.APPLIED)
+
+
+async def test_an_access_list_is_kept(tmp_path: Path) -> None:
+    """Without it the group bits of its mode, which are its mask, would let the whole group in."""
+    async with running_host(tmp_path) as host:
+        target = host.root / "soul.md"
+        target.write_text("mine")
+        nobody = 2**32 - 1
+        access = [(1, 6, nobody), (2, 6, 65534), (4, 0, nobody), (16, 6, nobody), (32, 0, nobody)]
+        entries = b"".join(struct.pack("<HHI", *one) for one in access)  # u::rw u:65534:rw g::- m::rw o::-
+        try:
+            os.setxattr(target, "system.posix_acl_access", struct.pack("<I", 2) + entries)
+        except OSError as error:
+            pytest.skip(f"no access lists here: {error.strerror}")
+        before = os.getxattr(target, "system.posix_acl_access")
+        assert (await host.apply(make_offer({"soul.md": "A"}))).result is Result.APPLIED
+        assert os.listxattr(target) == ["system.posix_acl_access"]
+        assert os.getxattr(target, "system.posix_acl_access") == before

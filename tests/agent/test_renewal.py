@@ -1,6 +1,7 @@
 """The certificate's life, over real mutual TLS, against a control plane that follows a script."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -327,3 +328,17 @@ async def test_a_process_that_ends_between_trial_and_commit_has_the_old_identity
     identities.stage(tmp_path / "state", replace(candidate, incarnation=bytes(16)))
     identities.commit(tmp_path / "state")
     assert identities.load(tmp_path / "state") == replace(candidate, incarnation=bytes(16))
+
+
+async def test_a_commit_that_failed_half_way_costs_no_identity(tmp_path: Path) -> None:
+    """The next candidate is staged beside the identity there is, not in its place."""
+    async with ScriptedControlPlane().running() as plane:
+        state = tmp_path / "state"
+        with identities.hold(state):
+            known = await enroll(plane.token(), state, name="host-1")
+        identities.stage(state, known)
+        shutil.rmtree(state / "identity.new")  # so that the second rename fails
+        with pytest.raises(FileNotFoundError):
+            identities.commit(state)
+        identities.stage(state, known)  # and the agent stops before that is proven
+        assert identities.load(state) == known

@@ -9,7 +9,15 @@ import pytest
 from agent.repair import MAX_REPAIRS, WINDOW_SECONDS
 from shared.model import DriftPolicy, OfferAction, ReasonCode, Result, ViewState, digest
 from tests.support.clock import FakeClock
-from tests.support.host import OTHER_SLOT, Host, make_end, make_offer, running_host
+from tests.support.host import (
+    OTHER_SLOT,
+    Host,
+    make_config,
+    make_end,
+    make_offer,
+    make_participant,
+    running_host,
+)
 from tests.support.waiting import eventually
 
 REPAIR, HOLD, EXCLUDE = DriftPolicy.REPAIR, DriftPolicy.HOLD, DriftPolicy.EXCLUDE
@@ -315,3 +323,14 @@ async def test_a_host_that_reports_only_reports(tmp_path: Path) -> None:
         assert host.text("soul.md") == "edited"
         assert shown(host)[-1] == (digest(b"edited"), ViewState.DRIFTED)
         assert codes(host) == []
+
+
+async def test_what_is_no_target_any_more_is_not_repaired(tmp_path: Path) -> None:
+    """agent.toml takes the file out of `targets`: nothing writes it from then on."""
+    async with running_host(tmp_path, drift=DriftPolicy.REPAIR) as host:
+        await host.apply(make_offer({"soul.md": "A"}))
+        narrower = make_participant(host.root, targets=("config/*.md",), drift=DriftPolicy.REPAIR)
+        await host.reconciler.reconfigure(make_config(tmp_path, narrower))
+        (host.root / "soul.md").write_text("the host's own again")
+        await host.reconciler.observed("bot-1", "soul.md")
+        assert host.text("soul.md") == "the host's own again"

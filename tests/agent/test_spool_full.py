@@ -1,5 +1,6 @@
 """A full spool says so or counts, exactly, and nobody can fill it for the others."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from agent.config import WhenFull
 from agent.spool import Spool
 from shared.errors import ResourceExhausted, Unavailable
+from shared.ids import new_id
 from shared.model import Event, EventKind, View, ViewState
 from tests.agent.test_spool import damage, impression, opened, records, segments, told
+from tests.support.clock import FakeClock
 from tests.support.ledger import Ledger
 from tests.support.privileged import mounted
 
@@ -242,3 +245,40 @@ async def test_a_participant_by_itself_has_all_of_the_spool(tmp_path: Path) -> N
         assert codes(spool) == ["SPOOL_FULL"]
         assert len(segments(tmp_path)) == 1
         assert len(records(await spool.next_batch(10, 1 << 20))) == 10
+
+
+async def test_what_was_reported_alone_is_no_share_later(tmp_path: Path) -> None:
+    """All of it was acknowledged, the spool is empty: a second participant in agent.toml silences nobody."""
+    async with opened(tmp_path, max_bytes=20_000, segment_bytes=1000) as spool:
+        for _ in range(300):
+            await spool.append(of("first"))
+            batch = await spool.next_batch(10, 1 << 20)
+            assert batch is not None
+            await spool.acknowledge(batch.epoch, batch.first_seq)
+        assert spool.state().depth == 0
+        spool.room.share = 0.5
+        await spool.append(of("first"))
+
+
+async def test_drops_are_one_count_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    """A start whose epoch sorts before the last one's (no battery behind the clock) keeps its accounts small."""
+    async with opened(tmp_path, max_bytes=5_000) as spool:
+        for number in range(5):
+            await spool.append(impression(str(number)))
+    ids = [bytes([1]) * 16]
+    spool = Spool(
+        tmp_path,
+        clock=FakeClock(),
+        new_id=lambda: ids.pop() if ids else new_id(),
+        max_bytes=400,
+        when_full=WhenFull.DROP_NEWEST,
+    )
+    try:
+        await spool.next_batch(10, 1 << 20)  # the uplink has it, and nobody to tell
+        for _ in range(500):
+            await spool.append(impression("dropped"))
+        assert spool.dropped > 400
+        assert spool.state().depth < 10
+        assert max((tmp_path / f"cursor.{number}").stat().st_size for number in (0, 1)) == 16 * 1024
+    finally:
+        await asyncio.to_thread(spool.close)
