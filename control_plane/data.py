@@ -19,6 +19,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from control_plane.services import access, enrollment
-from control_plane.services.replicas import LEASE_SECONDS
+from control_plane.services.replicas import BEAT_SECONDS, LEASE_SECONDS
 from control_plane.store.access import Incarnation
 from control_plane.store.database import Database, Tx
 from control_plane.store.sqlite import SqliteDatabase, backup_database, migrate_file
@@ -37,7 +38,6 @@ from shared import tls
 from shared.clock import Clock, SystemClock
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import NewId, new_secret
-from shared.moment import SECOND
 
 _IN_BACKUP = ("variantd.db", "ca/ca.pem", "ca/key.pem", "operator.api-key", "ca/next-key.pem", "database")
 
@@ -429,22 +429,21 @@ async def new_incarnation(
     """The database is another incarnation from now on, named as the successor of the present one.
 
     For a database that was put back without `restore`: hosts that know more than it does get no offers until then.
-    Servers over it may begin with another authority than before. Raises Invalid where there is no database,
-    FailedPrecondition while a server runs over it.
+    Servers over it may begin with another authority than before. Where one ended without a word it takes the length of
+    a lease to know that. Raises Invalid where there is no database, FailedPrecondition while a server runs over it.
     """
     held = data.require().lock()
     try:
         database = open_database(data, url)
         try:
+            silent = await database.read(lambda tx: Store(tx).replicas.beats())
+            until = clock.monotonic() + LEASE_SECONDS
+            while silent and clock.monotonic() < until:
+                await clock.sleep(BEAT_SECONDS)
+                await database.read(lambda tx: _require_silence(tx, silent))
 
             def succeed(tx: Tx) -> Incarnation:
-                since = clock.now() - round(LEASE_SECONDS * SECOND)
-                running = Store(tx).replicas.seen_since(since)
-                if running:
-                    raise FailedPrecondition(
-                        f"servers run over this database, {running[0]} among them; stop them all",
-                        reason="LOCKED",
-                    )
+                _require_silence(tx, silent)
                 Store(tx).access.note_authorities(())
                 return access.succeed(Store(tx), new_id=new_id)
 
@@ -453,6 +452,16 @@ async def new_incarnation(
             await database.close()
     finally:
         os.close(held)
+
+
+def _require_silence(tx: Tx, known: Mapping[bytes, int]) -> None:
+    """No server gave a sign of life beyond those. Raises FailedPrecondition naming one that did."""
+    replicas = Store(tx).replicas
+    names = replicas.names()
+    running = [names[uid] for uid, count in replicas.beats().items() if known.get(uid) != count]
+    if running:
+        message = f"servers run over this database, {min(running)} among them; stop them all"
+        raise FailedPrecondition(message, reason="LOCKED")
 
 
 async def left_behind(data: DataDir, url: SecretStr | None, clock: Clock) -> list[str]:

@@ -19,7 +19,6 @@ from control_plane.store.questions import Asked
 from control_plane.store.store import Store
 from shared import logs
 from shared.errors import Error, FailedPrecondition, PermissionDenied, ResourceExhausted, Unavailable
-from shared.moment import SECOND
 
 _log = logs.get(__name__)
 
@@ -118,8 +117,7 @@ class Elsewhere:
         services = self._services
         if services is None:
             return
-        since = services.clock.now() - round(ANSWER_SECONDS * SECOND)
-        for asked in await services.database.read(lambda tx: Store(tx).questions.open(since=since)):
+        for asked in await services.database.read(lambda tx: Store(tx).questions.open()):
             if asked.id not in self._answering and self._sessions.reaches(asked.agent_uid):
                 task = asyncio.create_task(self._serve(services, asked), name="question-elsewhere")
                 self._answering[asked.id] = task

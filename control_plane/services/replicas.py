@@ -9,7 +9,7 @@ A database in one process's own file has none of this: `Alone` leads it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,6 @@ from shared import logs
 from shared.clock import Clock
 from shared.errors import Error, FailedPrecondition
 from shared.ids import show_id
-from shared.moment import SECOND
 
 _log = logs.get(__name__)
 
@@ -28,8 +27,8 @@ BEAT_SECONDS = 2.0
 LEASE_SECONDS = 10.0
 """Who gave no sign of life for so long is gone; its lead is another's then."""
 
-FORGOTTEN = 86_400 * SECOND
-ABANDONED = 300 * SECOND
+FORGOTTEN_SECONDS = 86_400.0
+ABANDONED_SECONDS = 300.0
 """A question to another replica that nobody took back by then was asked by a process that ended."""
 
 Fence = Callable[[Store], None]
@@ -66,9 +65,10 @@ def _pass(store: Store) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
-    """What a sign of life found: everybody's signs, the leader, the token where that is this process."""
+    """What a sign of life found: everybody's signs, what is asked, the leader, the token where that is this process."""
 
     beats: dict[bytes, int]
+    asked: frozenset[bytes]
     leader: Leader
     token: int | None
 
@@ -84,6 +84,7 @@ class Replica:
         self._started_at = clock.now()
         self._token: int | None = None
         self._known: dict[bytes, tuple[int, float]] = {}
+        self._asked: dict[bytes, float] = {}
         self._leader: tuple[Leader, float] | None = None
         self._beaten_at = self._heard_at = clock.monotonic()
         self.refused = 0
@@ -123,12 +124,17 @@ class Replica:
         gone = self._leader is not None and at - self._leader[1] >= LEASE_SECONDS
         expired = self._leader[0] if self._leader is not None and gone else None
         led = self._token
-        seen = await self._database.write(lambda tx: self._beat(tx, expired))
+        silent = {
+            uid: count for uid, (count, since) in self._known.items() if at - since >= FORGOTTEN_SECONDS
+        }
+        abandoned = [uid for uid, since in self._asked.items() if at - since >= ABANDONED_SECONDS]
+        seen = await self._database.write(lambda tx: self._beat(tx, expired, silent, abandoned))
         self._beaten_at = self._heard_at = at
         known, self._known = self._known, {}
         for uid, count in seen.beats.items():
             before = known.get(uid)
             self._known[uid] = before if before is not None and before[0] == count else (count, at)
+        self._asked = {uid: self._asked.get(uid, at) for uid in seen.asked}
         if self._leader is None or self._leader[0] != seen.leader:
             self._leader = seen.leader, at
         self._token = seen.token
@@ -136,24 +142,31 @@ class Replica:
             word = "replica.leads" if seen.token is not None else "replica.leads_no_more"
             _log.info(word, replica=show_id(self.id), token=seen.token if seen.token is not None else led)
 
-    def _beat(self, tx: Tx, expired: Leader | None) -> _Seen:
+    def _beat(
+        self, tx: Tx, expired: Leader | None, silent: Mapping[bytes, int], abandoned: Sequence[bytes]
+    ) -> _Seen:
         store = Store(tx)
-        now = self._clock.now()
         incarnation = store.access.incarnation()
         if incarnation is None or incarnation.id != self._incarnation:
             raise FailedPrecondition(
                 "the database is another incarnation than this server began with; start it again",
                 reason="INCARNATION_CHANGED",
             )
-        store.replicas.beat(self.id, self._name, started_at=self._started_at, now=now)
-        store.replicas.forget(before=now - FORGOTTEN)
-        store.questions.sweep(before=now - ABANDONED)
+        store.replicas.beat(self.id, self._name, started_at=self._started_at, now=self._clock.now())
+        store.replicas.forget(silent)
+        for question_id in abandoned:
+            store.questions.forget(question_id)
         found, token = store.replicas.leader(), None
         if self._token is not None and store.replicas.hold_lead(self.id, self._token):
             token = self._token
         elif found.replica_id is None or found == expired:
             token = store.replicas.take_lead(self.id, found)
-        return _Seen(beats=store.replicas.beats(), leader=store.replicas.leader(), token=token)
+        return _Seen(
+            beats=store.replicas.beats(),
+            asked=store.questions.ids(),
+            leader=store.replicas.leader(),
+            token=token,
+        )
 
     async def leave(self) -> None:
         """The others know at once that this process serves no more; where the database takes nothing, later."""

@@ -29,12 +29,11 @@ class QuestionStore:
             (asked.id, asked.agent_uid, asked.participant, asked.path, asked.seal_for, now),
         )
 
-    def open(self, *, since: int) -> list[Asked]:
-        """Questions without an answer that were asked since the moment; the oldest first."""
+    def open(self) -> list[Asked]:
+        """Questions without an answer; the oldest first."""
         rows = self._tx.all(
             "select id, agent_uid, participant, path, seal_for from question"
-            " where answer is null and asked_at > ? order by asked_at, id",
-            (since,),
+            " where answer is null order by asked_at, id"
         )
         return [
             Asked(
@@ -60,6 +59,6 @@ class QuestionStore:
         """Nobody waits for it any more."""
         self._tx.run("delete from question where id = ?", (question_id,))
 
-    def sweep(self, *, before: int) -> None:
-        """What a process that ended left behind is gone."""
-        self._tx.run("delete from question where asked_at < ?", (before,))
+    def ids(self) -> frozenset[bytes]:
+        """Every question that nobody took back, answered or not."""
+        return frozenset(row["id"] for row in self._tx.all("select id from question"))

@@ -1,5 +1,6 @@
 """The processes that serve one database, and which of them does what is due by itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from control_plane.store.database import Tx
@@ -32,19 +33,20 @@ class ReplicaStore:
         """How many signs of life each replica gave."""
         return {row["id"]: row["beat"] for row in self._tx.all("select id, beat from replica")}
 
-    def seen_since(self, moment: int) -> list[str]:
-        """Names of the replicas that gave a sign of life since the moment."""
-        rows = self._tx.all("select name from replica where seen_at > ? order by name, id", (moment,))
-        return [row["name"] for row in rows]
+    def names(self) -> dict[bytes, str]:
+        """What the replicas are called."""
+        return {
+            row["id"]: row["name"] for row in self._tx.all("select id, name from replica order by name, id")
+        }
 
     def leave(self, replica_id: bytes) -> None:
         """The replica serves no more, and leads no more."""
         self._tx.run("delete from replica where id = ?", (replica_id,))
         self._tx.run("update leader set replica_id = null where replica_id = ?", (replica_id,))
 
-    def forget(self, *, before: int) -> None:
-        """Replicas that went without a word are forgotten after so long."""
-        self._tx.run("delete from replica where seen_at < ?", (before,))
+    def forget(self, silent: Mapping[bytes, int]) -> None:
+        """These replicas went without a word; one that gave a sign of life beyond so many is there."""
+        self._tx.many("delete from replica where id = ? and beat = ?", list(silent.items()))
 
     def leader(self) -> Leader:
         """Who leads."""

@@ -10,9 +10,17 @@ import pytest
 from control_plane.api.reads import Reads
 from control_plane.api.witness import witness
 from control_plane.services.due import Timers
-from control_plane.services.replicas import BEAT_SECONDS, LEASE_SECONDS, Fenced, Replica
+from control_plane.services.replicas import (
+    ABANDONED_SECONDS,
+    BEAT_SECONDS,
+    FORGOTTEN_SECONDS,
+    LEASE_SECONDS,
+    Fenced,
+    Replica,
+)
 from control_plane.services.work import Joining, Services
 from control_plane.store.access import Incarnation
+from control_plane.store.questions import Asked
 from control_plane.store.store import Store
 from shared.errors import FailedPrecondition
 from shared.moment import SECOND, to_rfc3339
@@ -76,6 +84,34 @@ async def test_clocks_that_disagree_make_no_second_leader(world: World) -> None:
         await world.clock.advance(BEAT_SECONDS)
         await ahead.advance(BEAT_SECONDS)
     assert (a.leads, b.leads) == (True, False)
+
+
+async def test_clocks_that_disagree_forget_nobody_and_no_question(world: World) -> None:
+    """What counts is for how long nothing changed, by one's own clock: a wall clock a day ahead deletes nothing."""
+    ahead = FakeClock(now=world.clock.now() + 2 * 86_400 * SECOND)
+    a, b = await replica(world), await replica(world, clock=ahead)
+    gone = await replica(world)
+    await gone.beat()
+    asked = Asked(id=bytes(16), agent_uid=b"u" * 16, participant="p", path="soul.md", seal_for=b"k")
+    await world.database.write(lambda tx: Store(tx).questions.ask(asked, now=world.clock.now()))
+
+    async def lives(seconds: float) -> None:
+        for _ in range(round(seconds / BEAT_SECONDS)):
+            await a.beat()
+            await b.beat()
+            await world.clock.advance(BEAT_SECONDS)
+            await ahead.advance(BEAT_SECONDS)
+
+    await lives(2 * BEAT_SECONDS)
+    assert [one.others for one in (a, b)] == [2, 2]
+    assert await world.ask(lambda store: store.questions.open()) == [asked]
+    await lives(ABANDONED_SECONDS + 2 * BEAT_SECONDS)
+    assert await world.ask(lambda store: store.questions.open()) == []
+    assert [one.others for one in (a, b)] == [1, 1]
+    assert gone.id in await world.ask(lambda store: store.replicas.beats())
+    await world.clock.advance(FORGOTTEN_SECONDS)
+    await a.beat()
+    assert set(await world.ask(lambda store: store.replicas.beats())) == {a.id, b.id}, "b has beaten since"
 
 
 async def test_a_database_that_became_another_ends_the_process(world: World) -> None:
