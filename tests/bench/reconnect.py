@@ -1,14 +1,14 @@
 """The whole fleet comes back after the server was killed: `make bench BENCH=reconnect`.
 
-A control plane is killed (SIGKILL) with all its agents connected and started again on the same ports; until every agent
-has a session again, and what an operator waits for meanwhile for a page of experiments, beside the same while nothing
-happens. Beside it, in turn within each round: a bare grpc.aio server that is killed and started likewise, with as many
-streams over mutual TLS, and somebody who waits for answers that take nothing to give. Either server has as many
-processes of hosts, each with a share of the cores as large as its own; all hosts wait at random up to the same time
-before they try again (--jitter, or what our server asks of so large a fleet), which is taken off both; the time is
-counted from the kill, processor time from the moment the server listens again, less what the questions cost before
-there was a fleet. Agents whose sessions were short wait longer, so theirs have lasted for a minute (--lasted) before
-each kill. Nothing is asserted.
+A control plane is killed (SIGKILL) with all its agents connected and started again on the same ports; until every
+agent has a session again, and what an operator waits for meanwhile for a page of experiments, beside the same while
+nothing happens, in the minute before. Beside it, in turn within each round: a bare grpc.aio server that is killed and
+started likewise, with as many streams over mutual TLS, and somebody who waits for answers that take nothing to give.
+Either server has as many processes of hosts, each with a share of the cores as large as its own; all hosts wait at
+random up to the same time before they try again (--jitter, or what our server asks of so large a fleet), which is
+taken off both; the time is counted from the kill, processor time from the moment the server listens again, less what
+the questions cost before there was a fleet. Agents whose sessions were short wait longer, so theirs have lasted for a
+minute (--lasted) before each kill, in which both servers are asked in turn. Nothing is asserted.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tests.support.plane import Plane
 
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "2000,5000")
 BACK = "select count(*) from agent where connected_at >= ?"
-IDLE_QUESTIONS = 200
+COUNTED_QUESTIONS = 200
 PAUSE_SECONDS = 0.02
 
 
@@ -52,8 +52,8 @@ class Asker:
         await asyncio.sleep(PAUSE_SECONDS)
 
     async def ask_often(self) -> None:
-        """As often as tells how long it takes by itself."""
-        for _ in range(IDLE_QUESTIONS):
+        """As often as tells what a question costs."""
+        for _ in range(COUNTED_QUESTIONS):
             await self.ask()
 
     @asynccontextmanager
@@ -109,7 +109,7 @@ async def question_cpu(server: Served) -> float:
         await asker.ask()
         started = server.cpu
         await asker.ask_often()
-        return (server.cpu - started) / IDLE_QUESTIONS
+        return (server.cpu - started) / COUNTED_QUESTIONS
 
 
 async def bare_question_cpu(bare: Bare) -> float:
@@ -119,7 +119,19 @@ async def bare_question_cpu(bare: Bare) -> float:
         await asker.ask()
         started = cpu_seconds(bare.server.pid)
         await asker.ask_often()
-        return (cpu_seconds(bare.server.pid) - started) / IDLE_QUESTIONS
+        return (cpu_seconds(bare.server.pid) - started) / COUNTED_QUESTIONS
+
+
+async def idle_waits(server: Served, bare: Bare, *, seconds: float) -> tuple[Asker, Asker]:
+    """An operator's waits and those for the bare server's answer, in turn, while so long nothing happens."""
+    async with server.operator() as operator, bare.asking() as ask:
+        askers = operators(operator), Asker(ask)
+        until = time.perf_counter() + seconds
+        while True:
+            for asker in askers:
+                await asker.ask()
+            if time.perf_counter() >= until:
+                return askers
 
 
 async def ours_back(server: Served, agents: int, *, each: float) -> Back:
@@ -152,7 +164,8 @@ async def bare_back(bare: Bare, stack: Any, streams: int, *, each: float) -> Bac
 
 async def measure(folder: Path, agents: int, rounds: int, shortest: float, lasted: float) -> dict[str, Any]:
     """The row of a fleet, whose hosts come back over `shortest` seconds, or longer where there are so many."""
-    found = []
+    found: list[tuple[Back, Back]] = []
+    idles: list[tuple[float, float]] = []
     jitter = max(shortest, Spacing.of(agents).reconnect_window)
     async with (
         served(folder / "ours") as server,
@@ -166,13 +179,9 @@ async def measure(folder: Path, agents: int, rounds: int, shortest: float, laste
         async with fleet(server, folder / "hosts", ticket, agents, jitter=jitter, processes=processes):
             await bare.connect(stack, agents)
             pass_on(f"{agents} agents", connected=agents)
-            async with server.operator() as operator, bare.asking() as ask:
-                idle, bare_idle = operators(operator), Asker(ask)
-                await idle.ask_often()
-                await bare_idle.ask_often()
             for number in range(1, rounds + 1):
+                idle, bare_idle = await idle_waits(server, bare, seconds=lasted)
                 least = await bare_back(bare, stack, agents, each=bare_each)
-                await asyncio.sleep(lasted)
                 ours = await ours_back(server, agents, each=each)
                 pass_on(
                     f"{agents} agents, round {number} of {rounds}",
@@ -180,9 +189,11 @@ async def measure(folder: Path, agents: int, rounds: int, shortest: float, laste
                     bareSeconds=least.seconds,
                     cpuMicros=ours.cpu / agents * 1e6,
                     p99Ms=ours.p99 * 1e3,
+                    idleP99Ms=idle.p99 * 1e3,
                     bareP99Ms=least.p99 * 1e3,
                 )
                 found.append((least, ours))
+                idles.append((bare_idle.p99, idle.p99))
     beyond = [(max(0.0, ours.seconds - jitter), max(0.0, least.seconds - jitter)) for least, ours in found]
     return {
         "agents": agents,
@@ -197,11 +208,11 @@ async def measure(folder: Path, agents: int, rounds: int, shortest: float, laste
         "cpuMicros": median((ours.cpu / agents * 1e6 for _, ours in found), 0),
         "bareCpuMicros": median((least.cpu / agents * 1e6 for least, _ in found), 0),
         "operatorP99Ms": median(ours.p99 * 1e3 for _, ours in found),
-        "idleP99Ms": round(idle.p99 * 1e3, 2),
-        "p99OfIdle": median(ours.p99 / idle.p99 for _, ours in found),
+        "idleP99Ms": median(idle * 1e3 for _, idle in idles),
+        "p99OfIdle": median(ours.p99 / idle for (_, ours), (_, idle) in zip(found, idles, strict=True)),
         "bareP99Ms": median(least.p99 * 1e3 for least, _ in found),
-        "bareIdleP99Ms": round(bare_idle.p99 * 1e3, 2),
-        "bareP99OfIdle": median(least.p99 / bare_idle.p99 for least, _ in found),
+        "bareIdleP99Ms": median(idle * 1e3 for idle, _ in idles),
+        "bareP99OfIdle": median(least.p99 / idle for (least, _), (idle, _) in zip(found, idles, strict=True)),
     }
 
 
