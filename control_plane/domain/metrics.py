@@ -68,8 +68,29 @@ def shown(item: dict[str, Any], role: str | None = None) -> dict[str, Any]:
 
 def counted_as(item: dict[str, Any]) -> str:
     """The name under which tallies have the conversions that a metric counts."""
-    window = item.get("window")
-    return windowed(item["eventName"], None if window is None else duration(window))
+    return _within(item["eventName"], item.get("window"))
+
+
+def counted_below(item: dict[str, Any]) -> str | None:
+    """The same of the events that a ratio divides by; None where it is none."""
+    name = item.get("denominatorEventName")
+    return None if name is None else _within(name, item.get(BELOW))
+
+
+def kept(document: dict[str, Any]) -> dict[str, Any]:
+    """A definition as an experiment keeps it: what it says, and for how long what a ratio divides by counts."""
+    said = {name: value for name, value in document.items() if value is not None and name != "role"}
+    is_whole = "window" in said and "denominatorEventName" in said
+    return {**said, BELOW: said["window"]} if is_whole else said
+
+
+def _within(name: str, window: str | None) -> str:
+    return windowed(name, None if window is None else duration(window))
+
+
+BELOW = "denominatorWindow"
+"""The window of what a ratio divides by, in what is stored; it is missing where a running experiment was begun by a
+version that let all of it count."""
 
 
 class MetricSpec(Request):

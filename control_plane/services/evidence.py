@@ -33,7 +33,7 @@ from control_plane.domain.experiment import (
     normalised,
 )
 from control_plane.domain.intake import HASHED, Method, late_blocks
-from control_plane.domain.metrics import counted_as
+from control_plane.domain.metrics import counted_as, counted_below
 from control_plane.domain.statistics.proportions import Undefined
 from control_plane.domain.switchback import SWITCHBACK
 from control_plane.services import alternation
@@ -72,7 +72,7 @@ class Seen:
             return tuple(row.get(name, {}).get(population, (0, 0, 0))[place] for row in rows)
 
         event = counted_as(metric)
-        denominator = metric.get("denominatorEventName")
+        denominator = counted_below(metric)
         return Sums(
             impressions=column("", 0),
             conversions=column(event, 0),

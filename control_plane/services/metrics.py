@@ -5,7 +5,14 @@ from typing import Any
 
 from control_plane.domain import requests
 from control_plane.domain.experiment import key_from
-from control_plane.domain.metrics import CreateMetric, Definition, MetricSpec, MetricsSpec, UpdateMetric
+from control_plane.domain.metrics import (
+    CreateMetric,
+    Definition,
+    MetricSpec,
+    MetricsSpec,
+    UpdateMetric,
+    kept,
+)
 from control_plane.services.work import Listing, Work, cursor_text, hex_of, listing, page_size
 from control_plane.store.metrics import StoredMetric
 from shared.errors import AlreadyExists, FailedPrecondition, Fault, Invalid, NotFound
@@ -104,7 +111,7 @@ def stored(work: Work, spec: MetricsSpec, *, draft: bool) -> dict[str, Any]:
         if item.event_name is None or (draft and item.id is not None):
             return _named(find(work, item.id or item.key or ""), item, field, draft=draft)
         called = {"id": item.id, "key": item.key, "name": item.name}
-        return {**{k: v for k, v in called.items() if v}, **_given(item.definition().document())}
+        return {**{k: v for k, v in called.items() if v}, **kept(item.definition().document())}
 
     return {
         **({"primary": one(spec.primary, "primary", "metrics.primary")} if spec.primary else {}),
@@ -131,11 +138,7 @@ def _named(saved: StoredMetric, sent: MetricSpec, field: str, *, draft: bool) ->
 def copy_of(saved: StoredMetric) -> dict[str, Any]:
     """The saved metric by value, as an experiment that has started keeps it."""
     called = {"id": show_id(saved.id), "key": saved.key, "name": saved.name}
-    return {**called, **_given(saved.definition)}
-
-
-def _given(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if value is not None and name != "role"}
+    return {**called, **kept(saved.definition)}
 
 
 def by_value(work: Work, metrics: dict[str, Any]) -> dict[str, Any]:

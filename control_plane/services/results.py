@@ -10,7 +10,7 @@ from control_plane.domain import pooling, requests
 from control_plane.domain.design import Type
 from control_plane.domain.evidence import Alternation, Beside, Evidence, Excluded, Json, Population, Sums
 from control_plane.domain.experiment import Experiment, Phase
-from control_plane.domain.metrics import counted_as, shown
+from control_plane.domain.metrics import counted_as, counted_below, shown
 from control_plane.services import alternation, asked, evidence, findings, history
 from control_plane.services.evidence import Seating, Seen
 from control_plane.services.timers import Kind
@@ -241,7 +241,7 @@ def _seen(
         return evidence.seen([])
     if past:
         return evidence.remembered(work.store.looks.snapshot(phase.id, rows[-1].number))
-    names = {""} | {name for item in wanted for name in (counted_as(item), item.get("denominatorEventName"))}
+    names = {""} | {name for item in wanted for name in (counted_as(item), counted_below(item))}
     tallied = work.store.turns if experiment.type is Type.SWITCHBACK else work.store.events
     return evidence.seen(tallied.totals(phase.id, sorted(name for name in names if name is not None)))
 

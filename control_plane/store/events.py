@@ -21,6 +21,7 @@ from control_plane.domain.attribution import (
 )
 from control_plane.domain.design import Design, Exposure
 from control_plane.domain.fields import duration
+from control_plane.domain.metrics import BELOW
 from control_plane.store.database import Row, Tx, asked
 from control_plane.store.sightings import Sightings
 from control_plane.store.tallies import TallyStore
@@ -463,8 +464,9 @@ def _windows(metrics: str) -> Windows:
     found: defaultdict[str, set[int]] = defaultdict(set)
     primary = stored.get("primary")
     for item in (*([primary] if primary else []), *stored.get("secondary", []), *stored.get("guardrail", [])):
-        if item.get("window") and "eventName" in item:
-            found[item["eventName"]].add(duration(item["window"]) or 0)
+        for event, window in (("eventName", "window"), ("denominatorEventName", BELOW)):
+            if item.get(window) and event in item:
+                found[item[event]].add(duration(item[window]) or 0)
     return {name: tuple(sorted(lengths)) for name, lengths in found.items()}
 
 

@@ -1,5 +1,6 @@
 """Windows of metrics: what counts, for which metric, and what a window that was changed does."""
 
+import json
 from typing import Any
 
 import pytest
@@ -76,3 +77,32 @@ async def test_an_earlier_exposure_that_is_late_takes_a_conversion_out(
         await world.report(uid, records[place])
     assert await counted(world) == 0
     assert await counted(world, eventName="done") == 0
+
+
+async def test_a_window_is_on_both_sides_of_a_ratio(world: World) -> None:
+    """What came after it is in neither sum; what an earlier version began counts as it did."""
+    uid = await world.agent("p", "q")
+    below = {**HOUR, "kind": "ratio", "denominatorEventName": "order"}
+    started = await world.start(await world.experiment("p", "q", metrics={"primary": below}))
+    variant = (await world.assigned(started))["p"]
+    world.clock.jump(3 * 3600)
+    begun = world.clock.now() - seconds(3 * 3600)
+    records: list[Record] = [world.impression("p", at=begun + seconds(1), subject="s")]
+    for minutes in (10, 59, 120):
+        at = begun + seconds(1 + 60 * minutes)
+        records.append(world.conversion("p", at=at, subject="s", value_micros=3_000_000))
+        records.append(world.conversion("p", at=at + 1, subject="s", name="order"))
+    records.append(world.conversion("p", at=begun + seconds(62), subject="s", name="order"))
+    await world.report(uid, *records)
+
+    async def ratio() -> float:
+        answer = await world.answer()
+        (found,) = (arm["mean"] for arm in answer["variants"] if arm["key"] == variant)
+        return float(found)
+
+    assert await ratio() == pytest.approx(6 / 3)
+    assert (await world.do(doctor.check_tallies, requests.ById(id="test"))).count == 0
+    stored = json.loads((await world.rows("select metrics from experiment"))[0]["metrics"])
+    del stored["primary"]["denominatorWindow"]
+    await world.database.write(lambda tx: tx.run("update experiment set metrics = ?", (json.dumps(stored),)))
+    assert await ratio() == pytest.approx(6 / 4)
