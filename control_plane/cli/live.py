@@ -62,11 +62,23 @@ class Frame:
 def follow(session: Session, ask: Callable[[], Frame], *, interval: str) -> None:
     """The view is shown until it is over or the person interrupts; a restarting server is waited for."""
     pause = max(0.1, duration(interval))
-    with suppress(KeyboardInterrupt):
-        if session.out.is_terminal and not session.out.is_dumb_terminal and not session.json:
+    if session.out.is_terminal and not session.out.is_dumb_terminal and not session.json:
+        with suppress(KeyboardInterrupt):
             _draw_in_place(session, ask, pause)
-        else:
+    else:
+        with until_interrupted():
             _print_changes(session, ask, pause)
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what is within, which is no error."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _draw_in_place(session: Session, ask: Callable[[], Frame], pause: float) -> None:

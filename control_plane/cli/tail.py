@@ -11,7 +11,7 @@ import typer
 
 from control_plane.cli import show
 from control_plane.cli.connection import Unreachable
-from control_plane.cli.live import Interval
+from control_plane.cli.live import Interval, until_interrupted
 from control_plane.cli.session import Session, duration
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
@@ -40,7 +40,7 @@ def tail(
     ] = True,
     interval: Interval = "2s",
 ) -> None:
-    """Events as they come in, one line each, until Ctrl-C; --json prints each as one line of JSON.
+    """Events as they come in, one line each, until Ctrl-C or SIGTERM; --json prints each as one line of JSON.
 
     Shown is what this control plane has stored. Not shown: what still waits in a host's spool (it comes when the host
     is back, however old), what a host declared lost (see `agents list` and `results`), what the local API refused
@@ -51,7 +51,7 @@ def tail(
     wanted = pb.ListEventsRequest(
         experiment_id=experiment, participant_id=participant, kind=kind or "", event_name=event_name
     )
-    with suppress(KeyboardInterrupt):
+    with until_interrupted() if follow else suppress(KeyboardInterrupt):
         seen = _newest(session)
         for event in _last(session, wanted, last):
             _print(session, event)

@@ -4,6 +4,8 @@ import asyncio
 import json
 import signal
 
+import pytest
+
 from tests.cli.conftest import Run
 from tests.cli.test_watch import ended, watching
 from tests.support.plane import Plane
@@ -29,8 +31,9 @@ async def test_what_is_there_already(plane: Plane, running: Run) -> None:
     assert (await running("events", "tail", "--no-follow", "-e", "nothing")).code == 1
 
 
-async def test_what_comes_in_is_followed_until_ctrl_c(plane: Plane, running: Run) -> None:
-    """Each event once, as it comes, filtered ones not; the interruption is no error."""
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+async def test_what_comes_in_is_followed_until_ctrl_c(plane: Plane, running: Run, told: int) -> None:
+    """Each event once, as it comes, filtered ones not; the interruption, by a person or a manager, is no error."""
     await reported(plane, "before")
     words = ("events", "tail", "--last", "1", "--participant", "bot-1", "--json")
     async with watching(*words) as process:
@@ -46,5 +49,5 @@ async def test_what_comes_in_is_followed_until_ctrl_c(plane: Plane, running: Run
             await reported(plane, "next", "last")
             for wanted in ("next", "last"):
                 assert json.loads(await process.stdout.readline())["eventId"] == wanted
-        process.send_signal(signal.SIGINT)
+        process.send_signal(told)
         assert await ended(process) == []

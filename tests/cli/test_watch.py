@@ -72,6 +72,16 @@ async def test_each_change_is_one_json_line(plane: Plane, running: Run) -> None:
     assert all(one != two for one, two in pairwise(lines))
 
 
+async def test_whoever_reads_the_lines_may_end_them(plane: Plane, running: Run) -> None:
+    """SIGTERM, as a manager of processes sends it, is no error where no terminal is either."""
+    async with watching("watch", "soul-tone", "--json") as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            assert json.loads(await process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        assert all(map(json.loads, await ended(process)))
+
+
 async def test_results_are_watched_to_their_end(plane: Plane, running: Run) -> None:
     """`results --watch` prints a line per change and ends once the experiment is completed."""
     async with watching("results", "soul-tone", "--watch") as process:
