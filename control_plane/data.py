@@ -232,10 +232,10 @@ def open_database(data: DataDir, url: SecretStr | None, *, may_change: bool = Tr
 async def agreed_authorities(data: DataDir, database: Database, clock: Clock) -> tls.Authorities:
     """The authorities of the directory, which are those of every server over its database; made at the first start.
 
-    Raises FailedPrecondition where the database's servers have others.
+    Raises FailedPrecondition where the database's servers have, or had, others: hosts trust those.
     """
     data.require_own()
-    if database.hints is not None and not data.has_authority:
+    if not data.has_authority:
         known = await database.read(lambda tx: Store(tx).access.authorities())
         if known:
             raise _other_authority(data)
@@ -248,16 +248,16 @@ async def agreed_authorities(data: DataDir, database: Database, clock: Clock) ->
             raise _other_authority(data)
         store.note_authorities(own)
 
-    if database.hints is not None:
-        await database.write(agree)
+    await database.write(agree)
     return found
 
 
 def _other_authority(data: DataDir) -> FailedPrecondition:
     where = data.authority_file or data.ca_certificate.parent
     return FailedPrecondition(
-        f"{where} does not hold the certificate authority of this database's servers; copy it from one that runs"
-        " (ca_key_file, or the folder ca/). Where its key is lost, `variantd admin new-incarnation` lets another in",
+        f"{where} does not hold the certificate authority of this database's servers, which hosts trust; copy it from"
+        " one that runs or out of a backup (ca_key_file, or the folder ca/). Where its key is lost,"
+        " `variantd admin new-incarnation` lets another in, and every host is enrolled anew",
         reason="OTHER_AUTHORITY",
     )
 
@@ -430,7 +430,8 @@ async def new_incarnation(
 
     For a database that was put back without `restore`: hosts that know more than it does get no offers until then.
     Servers over it may begin with another authority than before. Where one ended without a word it takes the length of
-    a lease to know that. Raises Invalid where there is no database, FailedPrecondition while a server runs over it.
+    a lease to know that. Raises Invalid where there is no database, FailedPrecondition while a server runs over it,
+    or where none ever did.
     """
     held = data.require().lock()
     try:
@@ -444,6 +445,10 @@ async def new_incarnation(
 
             def succeed(tx: Tx) -> Incarnation:
                 _require_silence(tx, silent)
+                if Store(tx).access.incarnation() is None:
+                    raise FailedPrecondition(
+                        "no server ran over this database yet; `variantd serve` begins it"
+                    )
                 Store(tx).access.note_authorities(())
                 return access.succeed(Store(tx), new_id=new_id)
 

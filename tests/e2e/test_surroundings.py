@@ -1,12 +1,15 @@
 """What `variantd` says where its surroundings are not as they should be: one sentence, never a traceback."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from control_plane.data import DataDir, backup, restore
+from control_plane.data import DataDir, agreed_authorities, backup, restore
+from control_plane.services import access
 from control_plane.store.sqlite import SqliteDatabase
+from control_plane.store.store import Store
 from shared.clock import SystemClock
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import new_id
@@ -124,3 +127,27 @@ def test_a_backup_without_an_authority_is_none(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="no authority yet"):
         backup(data, tmp_path / "b.tar")
     assert not (tmp_path / "b.tar").exists()
+
+
+async def test_no_authority_takes_the_place_of_one_that_was_deleted(tmp_path: Path) -> None:
+    """Hosts that trust the first one would be locked out; whoever knows that says so."""
+    data, now = DataDir(tmp_path / "d"), SystemClock()
+    data.prepare()
+    database = SqliteDatabase.open(data.database)
+    try:
+        first = (await agreed_authorities(data, database, now)).first.certificate
+        assert (await agreed_authorities(data, database, now)).first.certificate == first
+        shutil.rmtree(data.ca_certificate.parent)
+        with pytest.raises(FailedPrecondition, match="new-incarnation") as refused:
+            await agreed_authorities(data, database, now)
+        assert refused.value.reason == "OTHER_AUTHORITY"
+        assert not data.has_authority
+        anew = ("variantd", "admin", "new-incarnation", "--data-dir", str(data.path))
+        code, _, said = await run(*anew, ok=False)
+        assert (code, "`variantd serve` begins it" in said) == (1, True)
+        await database.write(lambda tx: access.initialise(Store(tx), new_id=new_id, now=now.now()))
+        await run(*anew)
+        data.prepare()
+        assert (await agreed_authorities(data, database, now)).first.certificate != first
+    finally:
+        await database.close()
