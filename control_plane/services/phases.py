@@ -181,7 +181,7 @@ def _seat_again(
         store.put_variant(variant)
     store.save(opened)
     slots = work.store.deployments.slots_of(opened.id)
-    holding = {slot.participant_id: slot.written for slot in slots}
+    holding = {slot.participant_id: slot.written for slot in slots if slot.open}
     planned = list(assignments_of(opened, found, [_applicant(item) for item in present]))
     in_place = retired | {
         item.participant for item in planned if holding.get(ids[item.participant]) == item.variant_id

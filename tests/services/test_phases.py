@@ -111,6 +111,20 @@ async def test_another_seed_deals_everything_out_again(world: World) -> None:
     assert len(await world.rows("select * from claim")) == 4
 
 
+async def test_whoever_comes_in_again_gets_the_variant_again(world: World) -> None:
+    """A phase put it outside and its file back; a later one that gives it what it had before writes that."""
+    await world.agent(*NAMES)
+    experiment = await world.start(await world.experiment(*NAMES))
+    keys = {variant.id: variant.key for variant in experiment.variants}
+    before = await written(world)
+    await open_phase(world, seed="ab" * 32, trafficAllocation=50)
+    outside = {name for name, key in (await written(world)).items() if key is None}
+    await open_phase(world, seed=experiment.seed.hex(), trafficAllocation=100)
+    assert {name: keys[item.variant_id] for name, item in (await seats(world)).items()} == before
+    assert outside
+    assert await written(world) == before
+
+
 async def test_who_cannot_come_in_stays_outside_and_is_named(world: World) -> None:
     """A file that another experiment holds by now keeps its participant out, and nobody else."""
     await world.agent(*NAMES)
