@@ -140,15 +140,31 @@ def resume(work: Work, request: requests.ById) -> View:
     if experiment.type is Type.SWITCHBACK:
         switching.go_on(work, experiment)
         return view_of(work, work.store.experiments.get(experiment.id))
-    reverted = [slot for slot in _slots(work, experiment) if slot.origin is Origin.PAUSE]
+    taken = _taken(work, experiment)
     for variant in experiment.variants:
-        ids = [slot.participant_id for slot in reverted if slot.written == variant.id]
+        ids = [participant_id for participant_id, wanted in taken.items() if wanted == variant.id]
         delivery.write(work, experiment, variant, ids, origin=Origin.RESUME)
     share = experiment.design.traffic_allocation
     if experiment.phase is not None and share != experiment.phase.traffic_allocation:
         asked = requests.OpenPhase(id=request.id, trafficAllocation=share)
         return phases.open_phase(work, asked)[0]
     return moved
+
+
+def _taken(work: Work, experiment: Experiment) -> dict[bytes, bytes | None]:
+    """What each participant whose variant was taken from its file is to have again.
+
+    A pause took what the slot held; the withdrawal of what was deployed meanwhile leaves what was drawn.
+    """
+    store, phase = work.store.experiments, experiment.phase
+    ids = store.participant_ids(phase.id) if phase else {}
+    present = store.present(phase.id, now=work.now) if phase else []
+    drawn = {ids[item.participant]: item.variant_id for item in present}
+    return {
+        slot.participant_id: slot.written if slot.origin is Origin.PAUSE else drawn.get(slot.participant_id)
+        for slot in _slots(work, experiment)
+        if not slot.open
+    }
 
 
 def stop(work: Work, request: requests.ById) -> View:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import experiments, lifecycle
+from control_plane.services import deployments, experiments, lifecycle
 from shared.errors import FailedPrecondition, Invalid
+from shared.ids import show_id
 from tests.support.builders import World
 
 
@@ -36,6 +37,30 @@ async def test_a_pause_that_reverts_is_undone_by_the_resume(world: World) -> Non
     view = await do(world, "resume")
     assert view.experiment.status == "running"
     assert await wanted(world) == {name: ("write", key) for name, key in assigned.items()}
+
+
+@pytest.mark.parametrize("other", [False, True])
+async def test_what_is_withdrawn_during_a_pause_that_reverts_is_no_matter_to_the_resume(
+    world: World, *, other: bool
+) -> None:
+    """Whichever variant was deployed by hand and taken back, its own comes back; nobody outside gets any."""
+    await world.agent("p", "q", "r", "s")
+    started = await world.start(await world.experiment("p", "q", "r", "s", trafficAllocation=50))
+    before = await wanted(world)
+    keys = [variant.key for variant in started.variants]
+    await do(world, "pause", onPause="revert")
+    for name in ("p", "q", "r", "s"):
+        own = before[name][1] if name in before else "a"
+        order = {
+            "id": "test",
+            "participantId": name,
+            "variantId": next(k for k in keys if (k != own) == other),
+        }
+        made = await world.do(deployments.create, requests.parse(requests.CreateDeployment, order))
+        await world.do(deployments.withdraw, requests.ById(id=show_id(made.id)))
+    await do(world, "resume")
+    assert len(before) == 2
+    assert await wanted(world) == {name: before.get(name, ("restore", None)) for name in ("p", "q", "r", "s")}
 
 
 async def test_a_pause_that_holds_touches_no_slot(world: World) -> None:
