@@ -196,9 +196,10 @@ def put_back(intent: Slot, *, but: Iterable[SlotFile], touched: bool) -> Slot:
 
 
 def merged(slot: Slot, plan: Iterable[Planned]) -> tuple[SlotFile, ...]:
-    """The slot's files with those of the plan."""
-    files = {file.path: file for file in slot.files} | {planned.file.path: planned.file for planned in plan}
-    return tuple(files.values())
+    """The slot's files with those of the plan; what a closed slot does not write again stays the host's own."""
+    let_go = slot.closed and slot.action is OfferAction.WRITE
+    files = {file.path: replace(file, applied=None) if let_go else file for file in slot.files}
+    return tuple((files | {planned.file.path: planned.file for planned in plan}).values())
 
 
 def with_baseline(slot: Slot, file: SlotFile, before: FileImage | None) -> Slot:

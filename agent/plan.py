@@ -177,7 +177,7 @@ class Planner:
         for file in offer.files:
             if file.path not in known:
                 found = self._workspace.digest(self._workspace.locate(file.path))
-                if self._record_lost(offer, found):
+                if self._record_lost(offer, slot, found):
                     raise _baseline_lost(file.path)
         plan = []
         for entry in slot.files:
@@ -211,7 +211,7 @@ class Planner:
         """
         found = None if present is None else present.digest
         if entry is None:
-            return None if self._record_lost(offer, found) else image(present)
+            return None if self._record_lost(offer, slot, found) else image(present)
         if not slot.closed and entry.applied is not None:
             return entry.before
         ours = found in offer.experiment_digests or (entry.applied is not None and found == entry.applied)
@@ -219,13 +219,15 @@ class Planner:
             return entry.before
         return image(present)
 
-    def _record_lost(self, offer: Offer, found: Digest | None) -> bool:
+    def _record_lost(self, offer: Offer, slot: Slot, found: Digest | None) -> bool:
         """Whether variantd wrote here before and nobody knows what was there first.
 
-        Content of the experiment on disk proves nothing by itself: a control is usually the very content the
-        host has. It does where a journal of this host was set aside.
+        A slot whose baselines are on record wrote nothing that its record does not name, as where the experiment is
+        about another file by now. Content of the experiment on disk proves nothing by itself: a control is usually
+        the very content the host has. It does where a journal of this host was set aside.
         """
-        return offer.applied_before or (
+        is_whole = bool(slot.files) and all(entry.before is not None for entry in slot.files)
+        return (offer.applied_before and not is_whole) or (
             found in offer.experiment_digests and bool(self._journal.conditions())
         )
 

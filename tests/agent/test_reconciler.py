@@ -414,6 +414,39 @@ async def test_a_restore_without_any_record_needs_none_where_nothing_was_written
         assert host.text("soul.md") == "mine"
 
 
+@pytest.mark.parametrize("end", [OfferAction.CLOSE, OfferAction.RESTORE, None])
+async def test_a_slot_that_is_about_another_file_by_now_restores_that(
+    tmp_path: Path, end: OfferAction | None
+) -> None:
+    """Also one that was not ended before gives both back; what it was closed over stays as the host has it since."""
+    async with running_host(tmp_path) as host:
+        (host.root / "soul.md").write_text("mine")
+        (host.root / "other.md").write_text("mine, too")
+        await host.apply(make_offer({"soul.md": "A"}))
+        if end is not None:
+            await host.apply(make_end(end, "soul.md", revision=2))
+            (host.root / "soul.md").write_text("edited since")
+        again = make_offer({"other.md": "A"}, revision=3, applied_before=True)
+        assert (await host.apply(again)).result is Result.APPLIED
+        watched = {"soul.md", "other.md"} if end is None else {"other.md"}
+        assert {path for _, path in host.reconciler.watched()} == watched
+        restored = await host.apply(make_end(RESTORE, "other.md", revision=4, applied_before=True))
+        assert restored.result is Result.APPLIED
+        assert host.text("other.md") == "mine, too"
+        assert host.text("soul.md") == ("mine" if end is None else "edited since")
+
+
+async def test_a_slot_whose_record_was_lost_knows_no_other_file_either(tmp_path: Path) -> None:
+    """What it wrote before its journal went may have been any file of the experiment."""
+    async with running_host(tmp_path) as host:
+        (host.root / "other.md").write_text("A")
+        await host.apply(make_offer({"soul.md": "B"}, applied_before=True))
+        await host.apply(make_offer({"soul.md": "B", "other.md": "B"}, revision=2, applied_before=True))
+        lost = make_end(RESTORE, "soul.md", "other.md", revision=3, applied_before=True)
+        assert code(await host.apply(lost)) is ReasonCode.BASELINE_LOST
+        assert host.text("other.md") == "B"
+
+
 async def test_a_later_slot_takes_a_target_over_and_inherits_the_baseline(tmp_path: Path) -> None:
     """The older slot's restore does not touch the file; the newer one gives back what was there first."""
     async with running_host(tmp_path) as host:
