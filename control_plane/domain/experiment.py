@@ -83,7 +83,8 @@ class Assignment:
     """Which variant a participant has within a phase, None for none; ids are None and `from_at` 0 while planned.
 
     `time_block` counts the blocks of a switchback from 1, 0: there are none.
-    `retired`: the participant's host is gone for good, and no other agent has declared it since.
+    `retired`: the participant's host is gone for good, and no other agent has declared it since. `deleted`: the
+    participant itself is gone.
     `cluster`: what it was drawn together with; empty: it was drawn by itself.
     """
 
@@ -101,6 +102,7 @@ class Assignment:
     to_at: int | None = None
     forced_by: str | None = None
     retired: bool = False
+    deleted: bool = False
     time_block: int = 0
     cluster: str = ""
 

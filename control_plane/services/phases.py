@@ -55,8 +55,8 @@ def open_phase(work: Work, request: requests.OpenPhase) -> tuple[View, Phase]:
     With the seed as it is, everybody keeps the variant, except as few as the new weights need; a raised
     allocation lets further ones in, a lowered one puts nobody out. Another seed deals everything out again, and
     whoever is then outside the allocation gets back what was there before.
-    Who cannot come in because another experiment holds the file stays outside. Forced participants get their
-    variant back.
+    Who cannot come in because another experiment holds the file, or because the host is retired, stays outside;
+    whoever was deleted is not on record any more. Forced participants get their variant back.
     """
     experiment = find(work, request.id)
     experiment.after(Verb.OPEN_PHASE)
@@ -76,13 +76,16 @@ def open_phase(work: Work, request: requests.OpenPhase) -> tuple[View, Phase]:
         )
     design = experiment.design.model_copy(update={"traffic_allocation": allocation})
     changed = replace(experiment, variants=variants, design=design)
-    present = work.store.experiments.present(former.id, now=work.now)
+    present = [i for i in work.store.experiments.present(former.id, now=work.now) if not i.deleted]
     rules = rules_of(changed, seed=seed)
     if request.seed:
         applying = [_applicant(item) for item in present if not item.retired]
         found, algorithm = seats(applying, rules), algorithm_for(len(applying), rules)
     else:
-        found, algorithm = reseat(_seats(experiment, present), rules, number=former.number + 1), STICKY
+        waiting = [item for item in present if item.retired and item.variant_id is None]
+        others = [item for item in present if not item.retired or item.variant_id is not None]
+        again = reseat(_seats(experiment, others), rules, number=former.number + 1)
+        found, algorithm = (*again, *_seats(experiment, waiting)), STICKY
     phase = Phase(
         id=work.new_id(),
         number=former.number + 1,

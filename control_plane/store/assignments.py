@@ -12,7 +12,8 @@ from control_plane.domain.intake import Method
 from control_plane.store.database import Row, Tx
 
 _SELECT = (
-    "select a.*, p.public_id, p.retired_at from assignment a join participant p on p.id = a.participant_id"
+    "select a.*, p.public_id, p.retired_at, p.deleted_at from assignment a"
+    " join participant p on p.id = a.participant_id"
 )
 PRESENT = (
     "(a.time_block = 0 or a.from_at = coalesce("
@@ -139,10 +140,10 @@ class AssignmentStore:
         return {row["public_id"]: row["id"] for row in rows}
 
     def participants_in(self, phase_id: bytes) -> list[bytes]:
-        """Internal ids of everybody the phase has on record, with or without a variant, whose host is not retired."""
+        """Internal ids of everybody on record, with or without a variant, who is not deleted and no retired host's."""
         rows = self._tx.all(
             "select distinct a.participant_id from assignment a join participant p on p.id = a.participant_id"
-            " where a.phase_id = ? and p.retired_at is null order by a.participant_id",
+            " where a.phase_id = ? and p.retired_at is null and p.deleted_at is null order by a.participant_id",
             (phase_id,),
         )
         return [row["participant_id"] for row in rows]
@@ -182,6 +183,7 @@ def _assignment(row: Row) -> Assignment:
         to_at=row["to_at"],
         forced_by=row["forced_by"],
         retired=row["retired_at"] is not None,
+        deleted=row["deleted_at"] is not None,
         time_block=row["time_block"],
         cluster=row["cluster"],
     )

@@ -205,13 +205,13 @@ class DeploymentStore:
         )
 
     def slots_of(self, experiment_id: bytes) -> list[Slot]:
-        """Every slot of the experiment, but those that were withdrawn."""
+        """Every slot of the experiment, but those that were withdrawn and those of deleted participants."""
         rows = self._tx.all(
             "select s.participant_id, s.deployment_id, d.action, d.origin, (select w.variant_id from deployment w"
             " where w.participant_id = s.participant_id and w.slot_id = s.id and w.action = 'write'"
             " order by w.revision desc limit 1) as written from slot s"
-            " join deployment d on d.id = s.deployment_id where s.experiment_id = ?"
-            " and s.withdrawn_at is null order by s.participant_id",
+            " join deployment d on d.id = s.deployment_id join participant p on p.id = s.participant_id"
+            " where s.experiment_id = ? and s.withdrawn_at is null and p.deleted_at is null order by s.participant_id",
             (experiment_id,),
         )
         return [

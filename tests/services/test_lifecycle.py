@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import deployments, experiments, lifecycle
+from control_plane.services import deployments, experiments, fleet, lifecycle
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import show_id
 from tests.support.builders import World
@@ -61,6 +61,18 @@ async def test_what_is_withdrawn_during_a_pause_that_reverts_is_no_matter_to_the
     await do(world, "resume")
     assert len(before) == 2
     assert await wanted(world) == {name: before.get(name, ("restore", None)) for name in ("p", "q", "r", "s")}
+
+
+async def test_nothing_is_shipped_to_or_restored_on_a_participant_that_was_deleted(world: World) -> None:
+    """Nobody would ever take it, so whoever waited for the hosts would wait for good."""
+    await world.agent("p", "q")
+    await world.start(await world.experiment("p", "q"))
+    await do(world, "complete")
+    await world.do(fleet.delete_participant, requests.ById(id="p"))
+    await do(world, "ship", variantId="b")
+    assert await wanted(world) == {"p": ("close", None), "q": ("write", "b")}
+    await do(world, "reset", then="restore")
+    assert await wanted(world) == {"p": ("close", None), "q": ("restore", None)}
 
 
 async def test_a_pause_that_holds_touches_no_slot(world: World) -> None:

@@ -111,6 +111,25 @@ async def test_another_seed_deals_everything_out_again(world: World) -> None:
     assert len(await world.rows("select * from claim")) == 4
 
 
+async def test_nobody_comes_in_who_is_gone(world: World) -> None:
+    """A deleted participant is not on record any more, one of a retired host stays outside; the others come in."""
+    await world.agent(*NAMES)
+    await world.start(await world.experiment(*NAMES, trafficAllocation=50))
+    outside = sorted(set(NAMES) - set(await written(world)))
+    await world.do(fleet.delete_participant, requests.ById(id=outside[0]))
+    uid = await world.agent("elsewhere")
+    move = {"id": outside[1], "agentId": show_id(uid)}
+    await world.do(fleet.move_participant, requests.parse(requests.MoveParticipant, move))
+    await world.do(fleet.retire_agent, requests.ById(id=show_id(uid)))
+    await open_phase(world, trafficAllocation=100)
+    found = await seats(world)
+    assert set(found) == set(NAMES) - {outside[0]}
+    assert {name for name, item in found.items() if item.variant_id is None} == {outside[1]}
+    assert set(await written(world)) == set(NAMES) - set(outside[:2])
+    keys = Counter(item.variant_id for item in found.values() if item.variant_id)
+    assert sorted(keys.values()) == [3, 3]
+
+
 async def test_whoever_comes_in_again_gets_the_variant_again(world: World) -> None:
     """A phase put it outside and its file back; a later one that gives it what it had before writes that."""
     await world.agent(*NAMES)
