@@ -22,6 +22,8 @@ class Readiness:
     """Whose cluster nobody knows, where it is drawn by clusters."""
     kept_out: int = 0
     """Whose host does not take every variant."""
+    end_missed: bool = False
+    """Its scheduled end is past, and nothing is to come that would bring it about."""
 
 
 def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]:
@@ -46,6 +48,14 @@ def faults_at_start(experiment: Experiment, readiness: Readiness) -> list[Fault]
                 remedy="look at what their hosts refuse with a preview, and mend it"
                 if readiness.kept_out
                 else "set participantIds, or labels that some participant carries",
+            )
+        )
+    if readiness.end_missed:
+        faults.append(
+            Fault(
+                field="schedule.endAt",
+                message=f"{experiment.design.schedule.end_at} is past, so nothing would stop it",
+                remedy="choose a moment ahead, or leave it out",
             )
         )
     faults += [

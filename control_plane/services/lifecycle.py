@@ -74,6 +74,7 @@ def start(work: Work, request: requests.ById) -> View:
         conflicts=conflicts,
         unclustered=unclustered(experiment, applying),
         kept_out=len(found.kept_out),
+        end_missed=timers.is_end_missed(work, experiment),
     )
     faults = faults_at_start(experiment, ready)
     faults += settings.faults(work, experiment)

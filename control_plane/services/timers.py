@@ -67,6 +67,14 @@ def schedule(work: Work, experiment: Experiment) -> None:
     )
 
 
+def is_end_missed(work: Work, experiment: Experiment) -> bool:
+    """Whether the scheduled end is past and will not be made up for, as where it came while this was a draft."""
+    end = experiment.design.schedule.end
+    if end is None or end > work.now:
+        return False
+    return all(timer.kind != Kind.STOP for timer in work.store.timers.ahead(experiment.id))
+
+
 def _switches(experiment: Experiment) -> list[int | None]:
     """When the blocks of a switchback end; while it is paused only the last one's end is of interest."""
     if experiment.calendar is None:

@@ -17,7 +17,7 @@ from control_plane.services import experiments, lifecycle
 from control_plane.services.due import Timers
 from control_plane.services.replicas import Alone
 from control_plane.services.work import Joining, Services
-from shared.errors import Invalid
+from shared.errors import FailedPrecondition, Invalid
 from shared.moment import SECOND, to_rfc3339
 from tests.support.builders import World, make_world, nobody_writes
 from tests.support.waiting import eventually
@@ -174,6 +174,28 @@ async def test_the_schedule_follows_the_experiment(world: World) -> None:
     assert await ahead() == ["stop", "look"]
     await world.do(lifecycle.complete, requests.Complete(id="test"))
     assert await ahead() == ["look"]  # of its last day, once that is closed
+
+
+async def test_an_end_that_passed_before_the_start_is_told(world: World) -> None:
+    """Nothing would stop it any more, so it does not start until the end is moved or gone."""
+    await world.agent("p")
+    draft = await world.experiment("p", schedule={"endAt": after(world, HOUR)})
+    async with ticking(world):
+        await world.clock.advance(HOUR)
+
+        async def passed() -> bool:
+            await world.clock.advance(1.0)
+            return bool(await world.rows("select id from timer where failure is not null"))
+
+        await eventually(passed, what="the end of a draft")
+    with pytest.raises(FailedPrecondition, match=r"schedule.endAt: .* is past") as refused:
+        await world.start(draft)
+    assert refused.value.reason == "NOT_READY"
+    await change(world, endAt=after(world, HOUR))
+    await world.start(draft)
+    async with ticking(world):
+        await world.clock.advance(HOUR)
+        await moves_to(world, "stopped")
 
 
 async def test_a_schedule_that_cannot_be_is_refused(world: World) -> None:
