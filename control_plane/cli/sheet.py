@@ -17,7 +17,7 @@ _MEANING = {
 _REASONS = {
     "NO_IMPRESSIONS": "no impressions yet",
     "TOO_FEW_PARTICIPANTS": "fewer than two participants with impressions",
-    "TOO_FEW_DATA": "fewer than ten conversions, or five participants in a variant",
+    "TOO_FEW_DATA": "fewer than ten conversions (more by unequal variants), or five participants in a variant",
     "NO_VARIATION": "its participants do not differ",
     "ONE_IMPRESSION_EACH": "every participant has one impression",
     "CONVERSIONS_EXCEED_IMPRESSIONS": "more conversions than impressions",

@@ -205,7 +205,7 @@ def _states(
     found = []
     for _, numbers in days:
         sides = [numbers[arm.key], numbers[control.key]]
-        hits = sum(one.conversions or 0 for one in sides)
+        hits = [one.conversions or 0 for one in sides]
         sizes = [one.impressions or 0 for one in sides]
         t, c = (estimate_of(asked, of, one) for of, one in zip((arm, control), sides, strict=True))
         plain = compared(t, c, alpha=level)
@@ -220,7 +220,7 @@ def _states(
                 Side(rate=t.value, variance=t.variance or 0.0),
                 Side(rate=c.value, variance=c.variance or 0.0),
             )
-        enough = decision.enough(sizes, hits, sum(sizes) - hits, shares=True)
+        enough = sequence.enough(sizes, sizes, hits, shares=True)
         found.append(State(apart=apart, participants=sum(sizes), enough=enough))
     return found
 

@@ -9,7 +9,6 @@ from math import sqrt
 
 from control_plane.domain.evidence import Evidence, Json, Sums, ends
 from control_plane.domain.statistics import multivariate, sequence
-from control_plane.domain.statistics.decision import FEWEST_CONVERSIONS, FEWEST_PARTICIPANTS
 from control_plane.domain.statistics.multivariate import MainEffect, Member
 from control_plane.domain.statistics.proportions import Undefined
 
@@ -128,9 +127,13 @@ def _why_not(evidence: Evidence, one: MainEffect, rows: Sequence[Member], at: in
         return one.effect.reasons["value"]
     if not one.effect.variance:
         return Undefined.NO_VARIATION
-    for name in (one.level, one.baseline):
-        if sum(1 for row in rows if row.levels[at] == name and row.trials) < FEWEST_PARTICIPANTS:
-            return Undefined.TOO_FEW_DATA
-    hits = sum(row.successes for row in rows)
-    few = min(hits, sum(row.trials for row in rows) - hits) < FEWEST_CONVERSIONS
-    return Undefined.TOO_FEW_DATA if few and evidence.measure.kind == "proportion" else None
+    speaking = [
+        sum(1 for row in rows if row.levels[at] == name and row.trials) for name in (one.level, one.baseline)
+    ]
+    enough = sequence.enough(
+        speaking,
+        [row.trials for row in rows],
+        [row.successes for row in rows],
+        shares=evidence.measure.kind == "proportion",
+    )
+    return None if enough else Undefined.TOO_FEW_DATA

@@ -9,7 +9,6 @@ from math import sqrt
 
 from control_plane.domain.evidence import Arm, Evidence, Json, Stretch, camel, ends
 from control_plane.domain.statistics import phases, sequence
-from control_plane.domain.statistics.decision import FEWEST_CONVERSIONS, FEWEST_PARTICIPANTS
 from control_plane.domain.statistics.proportions import Undefined
 from control_plane.domain.statistics.summary import EXPLANATIONS
 from shared.errors import Fault, Invalid
@@ -167,19 +166,21 @@ def _target(evidence: Evidence, arm: Arm, level: float) -> float | None:
 
 def _enough(evidence: Evidence, sides: list[phases.Phase]) -> bool:
     """What a sequence needs before its normal approximation may say anything, over all phases."""
-    for treated in (True, False):
-        speaking = {
+    speaking = [
+        {
             who
             for side in sides
             for who, own, m in zip(side.participants, side.treated, side.trials, strict=True)
             if own is treated and m
         }
-        if len(speaking) < FEWEST_PARTICIPANTS:
-            return False
-    if evidence.measure.kind != "proportion":
-        return True
-    hits = sum(sum(side.successes) for side in sides)
-    return min(hits, sum(sum(side.trials) for side in sides) - hits) >= FEWEST_CONVERSIONS
+        for treated in (True, False)
+    ]
+    return sequence.enough(
+        [len(people) for people in speaking],
+        [m for side in sides for m in side.trials],
+        [c for side in sides for c in side.successes],
+        shares=evidence.measure.kind == "proportion",
+    )
 
 
 def _sides(evidence: Evidence, arm: Arm, stretch: Stretch) -> phases.Phase | None:

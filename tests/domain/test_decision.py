@@ -192,6 +192,25 @@ def test_a_sequence_does_not_decide_on_next_to_nothing() -> None:
     assert (two.interval, two.decided) == (None, False)
 
 
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_sequence_wants_more_conversions_where_an_arm_is_small(shares: bool) -> None:
+    """A small arm without any has no error either: no loser of 5 % of the participants, and no guardrail failed."""
+    units = [Unit(arm=arm, block="hash", stratum="") for arm in ("b",) * 60 + ("control",) * 1140]
+    plan = plan_of(ARMS, 0, method="sequence", units=units, effect=0.5, shares=shares)
+
+    def look(*hits: int) -> Snapshot:
+        """So many conversions in b and in control, one each; a proportion is of ten impressions each."""
+        hit = [*([1] * hits[0] + [0] * (60 - hits[0])), *([1] * hits[1] + [0] * (1140 - hits[1]))]
+        return Snapshot(day=1, trials=(10 if shares else 1,) * 1200, successes=tuple(hit))
+
+    early = look(0, 20)
+    one = looks(plan, [early])[0].comparisons[0]
+    assert (one.interval, one.reasons["interval"]) == (None, Undefined.TOO_FEW_DATA)
+    assert guard(plan, [early], metric="m", goal="increase", margin=None)[0].state is Guard.UNPROVEN
+    assert guard(plan, [early], metric="m", goal="decrease", margin=0.5)[0].state is Guard.UNPROVEN
+    assert looks(plan, [look(10, 190)])[0].comparisons[0].interval is not None
+
+
 @pytest.mark.parametrize(
     "more", [{"control": "x"}, {"arms": ("control",)}, {"arms": ("control", "b", "b")}, {"alpha": 0}]
 )

@@ -16,13 +16,8 @@ from control_plane.domain.statistics.lift import fieller, lift
 from control_plane.domain.statistics.path import Snapshot
 from control_plane.domain.statistics.plan import Plan, Unit
 from control_plane.domain.statistics.proportions import ArmSums, Interval, Undefined
-from control_plane.domain.statistics.sequence import Always, always_valid, information_target
+from control_plane.domain.statistics.sequence import Always, always_valid, enough, information_target
 from shared.errors import Fault, Invalid
-
-FEWEST_CONVERSIONS = 10
-"""Conversions, and as many impressions without one, that both arms need together for a sequence to decide."""
-FEWEST_PARTICIPANTS = 5
-"""Participants that each arm needs for a sequence to decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,15 +367,7 @@ def _enough(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot) -> 
         sum(1 for unit, m in zip(units, snapshot.trials, strict=True) if unit.arm == key and m)
         for key in (arm, plan.control)
     ]
-    hits = sum(snapshot.successes)
-    return enough(speaking, hits, sum(snapshot.trials) - hits, shares=plan.shares)
-
-
-def enough(speaking: Sequence[int], hits: int, misses: int, *, shares: bool) -> bool:
-    """Whether the arms' participants with data, and of a proportion both outcomes, are enough to decide."""
-    if min(speaking) < FEWEST_PARTICIPANTS:
-        return False
-    return not shares or min(hits, misses) >= FEWEST_CONVERSIONS
+    return enough(speaking, snapshot.trials, snapshot.successes, shares=plan.shares)
 
 
 def _difference(plan: Plan, arm: str, units: Sequence[Unit], snapshot: Snapshot) -> Apart | Undefined:
@@ -437,13 +424,17 @@ def _within_cycles(plan: Plan, arm: str, snapshot: Snapshot) -> State:
         why = Undefined.TOO_FEW_CYCLES if told.error is None else Undefined.NO_VARIATION
         return State(apart=why, participants=told.witnesses, enough=False)
     own = [block for block in blocks if block.arm in (arm, plan.control)]
-    hits = sum(block.successes for block in own)
     return State(
         apart=Apart(
             told.difference, told.error, told.witnesses - 1, told.treatment, told.control, told.covariance
         ),
         participants=told.witnesses,
-        enough=enough([told.witnesses], hits, sum(block.trials for block in own) - hits, shares=plan.shares),
+        enough=enough(
+            [told.witnesses],
+            [block.trials for block in own],
+            [block.successes for block in own],
+            shares=plan.shares,
+        ),
     )
 
 

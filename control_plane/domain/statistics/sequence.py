@@ -7,6 +7,7 @@ information, not in participants: counted in participants the boundary is flat a
 within a year of looks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite, log, log1p, sqrt
 from sys import float_info
@@ -15,6 +16,11 @@ import scipy
 
 from control_plane.domain.statistics.proportions import Interval, check_alpha, log_two_sided_p
 from shared.errors import Fault, Invalid
+
+FEWEST_CONVERSIONS = 10
+"""Conversions, and as many impressions without one, that arms of like size need together for a sequence to decide."""
+FEWEST_PARTICIPANTS = 5
+"""Participants that each arm needs for a sequence to decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,27 @@ class Always:
     def finite(self) -> bool:
         """Whether floats can hold the interval; where they cannot, hardly anything is known yet."""
         return isfinite(self.interval.low) and isfinite(self.interval.high)
+
+
+def enough(
+    speaking: Sequence[int], trials: Sequence[float], successes: Sequence[float], *, shares: bool
+) -> bool:
+    """Whether there is what the normal approximation needs to decide; `speaking`: each arm's participants with data.
+
+    Conversions and impressions without one are needed k times as often as by arms of like size, k being how many
+    whole times the larger arm is the smaller. Ten over 90 % and 10 % of all participants are one in the smaller
+    arm: where nothing differs it has none of them in a third of experiments, and then no error either, so that up
+    to 32 % are decided (3 % with ninety). Of what is no proportion (not `shares`) participants with a value are
+    counted, unless most have one, and of unlike arms only.
+    """
+    if min(speaking) < FEWEST_PARTICIPANTS:
+        return False
+    times = max(speaking) // min(speaking)
+    if shares:
+        hits = sum(successes)
+        return min(hits, sum(trials) - hits) >= FEWEST_CONVERSIONS * times
+    valued = sum(1 for value in successes if value)
+    return times == 1 or valued >= min(FEWEST_CONVERSIONS * times, len(successes) - valued)
 
 
 def information_target(*, alpha: float, power: float, effect: float) -> float:
