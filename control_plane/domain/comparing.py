@@ -381,6 +381,10 @@ def _sequenced(asked: Question, arm: Arm, control: Arm, found: Against, level: f
         standard_error=plain.standard_error,
         share=(arm.size + control.size) / asked.tuning,
         alpha=level,
+        degrees_of_freedom=plain.degrees_of_freedom,
     )
+    if not always.finite:
+        found.reasons.setdefault("sequential", Undefined.OUT_OF_RANGE.value)
+        return found
     told = {"pValue": always.p_value, "differenceInterval": ends(always.interval, 1.0)}
     return replace(found, sequential=told)
