@@ -297,7 +297,9 @@ def _participants(tables: object, relative_to: Path, faults: list[Fault]) -> Ite
                 )
         yield ParticipantConfig(
             id=name,
-            root=relative_to / reader.text("root"),
+            root=(
+                relative_to / reader.text("root")
+            ).absolute(),  # its commands are run in it, and told of files in it
             targets=targets,
             labels=reader.labels(),
             drift=DriftPolicy(reader.choice("drift", tuple(DriftPolicy), "report")),

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from shared.errors import Error, FailedPrecondition, Invalid
 
+_NAMES_END = 108  # bytes of a socket's name, with the NUL after it
+
 
 def listen_on_socket(path: Path) -> socket.socket:
     """A listening socket at `path`, open to every user of the host; a dead one there is replaced."""
@@ -40,6 +42,12 @@ def _is_served(path: Path) -> bool:
         except ConnectionRefusedError:
             return False
     return True
+
+
+def reached_at(path: Path) -> str:
+    """How the socket is named to others: from the root, wherever they are, unless no socket can be named by so much."""
+    absolute = path.absolute()
+    return str(absolute if len(bytes(absolute)) < _NAMES_END else path)
 
 
 def listen_on_loopback(address: str) -> socket.socket:

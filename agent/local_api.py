@@ -20,7 +20,7 @@ from aiohttp import web
 
 from agent import reports
 from agent.config import AgentConfig, ParticipantConfig
-from agent.doors import is_loopback, listen_on_loopback, listen_on_socket
+from agent.doors import is_loopback, listen_on_loopback, listen_on_socket, reached_at
 from agent.peer import commands_the_agent, is_on_socket, uid_of
 from agent.policy import Refused, allow
 from agent.reconciler import Reconciler
@@ -142,7 +142,7 @@ class LocalApi:
         host, port = loopback.getsockname()[:2]
         await web.SockSite(self._runner, loopback).start()
         shown = f"[{host}]" if ":" in host else host
-        return {"http": f"{shown}:{port}", "socket": str(self._config.socket)}
+        return {"http": f"{shown}:{port}", "socket": reached_at(self._config.socket)}
 
     async def stop(self) -> None:
         """No longer serving; requests under way were answered. Repeating it changes nothing."""

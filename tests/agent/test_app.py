@@ -148,6 +148,37 @@ async def test_offer_and_report_go_all_the_way(tmp_path: Path, control_plane: Sc
     assert not (tmp_path / "state" / "addresses.json").exists()
 
 
+async def test_what_is_named_from_the_working_directory_is_found_from_any_other(
+    tmp_path: Path, control_plane: ScriptedControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run --config agent.toml`: a check, which runs in its root, finds what is staged; a shell elsewhere the agent."""
+    path = make_host(tmp_path)
+    path.write_text(path.read_text() + 'check = ["grep", "-q", "kind", "{staged}"]\n')
+    await enrolled(tmp_path, control_plane)
+    monkeypatch.chdir(tmp_path)
+    async with running(Path()):
+        sync = await control_plane.session()
+        await sync.offer(offered())
+        await eventually(lambda: sync.outcomes and sync.outcomes[-1].result is not Result.IN_PROGRESS)
+        assert sync.outcomes[-1].result is Result.APPLIED, sync.outcomes[-1].reason
+        asked = await program("status", "--state-dir", tmp_path / "state", "--json", cwd=Path("/"))
+        code, out, err = await asked.ended()
+        assert code == 0, err
+        assert json.loads(out)["participants"][0]["root"] == str(tmp_path / "bot-1")
+
+
+async def test_a_socket_in_a_deep_directory_is_named_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its whole path is more than a socket can be named by; from its own directory it is reached."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    make_host(deep)
+    monkeypatch.chdir(deep)
+    async with running(Path()) as local:
+        assert (await call(local, "/healthz")).status == 200
+
+
 async def test_restart_goes_on_from_the_state_directory(
     tmp_path: Path, control_plane: ScriptedControlPlane
 ) -> None:
@@ -367,7 +398,7 @@ class Program:
         return self.process.returncode or 0, out.decode(), err.decode()
 
 
-async def program(*arguments: object, **environment: str) -> Program:
+async def program(*arguments: object, cwd: Path | None = None, **environment: str) -> Program:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -376,6 +407,7 @@ async def program(*arguments: object, **environment: str) -> Program:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        cwd=cwd,
         env={**os.environ, **environment},
     )
     return Program(process)
