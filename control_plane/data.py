@@ -20,6 +20,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -81,8 +82,16 @@ class DataDir:
 
     def prepare(self) -> None:
         """The directory exists and only its owner can look into it."""
-        (self.path / "ca").mkdir(parents=True, exist_ok=True, mode=0o700)
+        authority = self.path / "ca"
+        is_new = not authority.exists()
+        authority.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if is_new:
+            _hand_over(authority, like=self.path)
         self.path.chmod(0o700)
+
+    def begin(self) -> None:
+        """The database's file is there, empty at first; what SQLite makes beside it has the same owner and mode."""
+        _touch(self.database)
 
     def require(self) -> "DataDir":
         """Itself. Raises Invalid where there is no database in it."""
@@ -92,7 +101,9 @@ class DataDir:
 
     def lock(self) -> int:
         """A descriptor that holds the directory for this process. Raises FailedPrecondition where taken."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = self.path / "lock"
+        _touch(file)
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -223,6 +234,7 @@ def open_database(data: DataDir, url: SecretStr | None, *, may_change: bool = Tr
     """
     _check_kind(data, url)
     if url is None:
+        data.begin()
         return SqliteDatabase.open(data.database, may_change=may_change)
     postgres = _postgres()
     database: Database = postgres.PostgresDatabase.open(url.get_secret_value(), may_change=may_change)
@@ -266,6 +278,7 @@ def migrate(data: DataDir, url: SecretStr | None) -> list[str]:
     """The database has the newest schema; the names of the migrations applied now. Raises as `open_database`."""
     _check_kind(data, url)
     if url is None:
+        data.begin()
         return migrate_file(data.database)
     applied: list[str] = _postgres().prepare(url.get_secret_value())
     return applied
@@ -303,6 +316,7 @@ def write_private(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
+            _hand_over(descriptor, like=path if path.exists() else path.parent)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -311,6 +325,24 @@ def write_private(path: Path, content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def _hand_over(made: int | Path, *, like: Path) -> None:
+    """What root made belongs to whom `like` does: an administrator is root, the server that has to read it is not."""
+    if os.geteuid() == 0:
+        owner = like.stat()
+        with suppress(PermissionError):  # a file system that keeps no owners
+            os.chown(made, owner.st_uid, owner.st_gid, follow_symlinks=isinstance(made, int))
+
+
+def _touch(path: Path) -> None:
+    """The file is there; a new one is readable by its owner only."""
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _hand_over(descriptor, like=path.parent)
+        finally:
+            os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

@@ -1,6 +1,9 @@
 """What `variantd` says where its surroundings are not as they should be: one sentence, never a traceback."""
 
+import os
+import pwd
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,3 +154,34 @@ async def test_no_authority_takes_the_place_of_one_that_was_deleted(tmp_path: Pa
         assert (await agreed_authorities(data, database, now)).first.certificate != first
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("migrate", "--data-dir", "d"),
+        ("admin", "ca", "next", "--data-dir", "d"),
+        ("admin", "new-incarnation", "--data-dir", "d"),
+        ("restore", "--data-dir", "d", "b.tar"),
+    ],
+)
+async def test_what_root_makes_is_the_directory_s_owner_s(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """An administrator is root and the server is not: it has to start after whatever was done to its directory."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to be another user than the server")
+    server = pwd.getpwnam("nobody")
+    backup(DataDir(used(tmp_path / "was")), tmp_path / "b.tar")
+    at = tmp_path / "d"
+    at.mkdir()
+    if words[0] == "admin":
+        await restore(DataDir(at), tmp_path / "b.tar", new_id=new_id)
+    for path in (at, *at.rglob("*")):
+        os.chown(path, server.pw_uid, server.pw_gid)
+    given = [str(tmp_path / word) if word in ("d", "b.tar") else word for word in words]
+    await run("variantd", *given)
+    assert (at / "ca").exists()
+    assert (at / "variantd.db").exists()
+    for path in (at, *at.rglob("*")):
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == (server.pw_uid, server.pw_gid), path
+        assert stat.S_IMODE(found.st_mode) & 0o077 == 0, path
