@@ -357,14 +357,18 @@ def sync_directory(path: Path) -> None:
 def backup(data: DataDir, target: Path) -> None:
     """`target` is a tar file with everything a restore needs, taken while the server may be running.
 
-    A database on a server is not in it: that server's own tools copy it.
+    A database on a server is not in it: that server's own tools copy it. A `target` that is a link is followed, and only a
+    file is ever replaced.
     """
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        raise Invalid(f"{target} is there and is no file; name one to write the backup to")
     if not data.database.exists() and not data.elsewhere.exists():
         raise Invalid(f"{data.path} is not a data directory of variantd")
     if not data.has_authority:
         raise Invalid(f"{data.path} has no authority yet; a server over it makes one", reason="BAD_CONFIG")
     found = _authority_files(data)
-    with tempfile.TemporaryDirectory(dir=target.resolve().parent) as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         copied = Path(folder) / "variantd.db"
         if data.database.exists():
             backup_database(data.database, copied)
@@ -383,7 +387,7 @@ def backup(data: DataDir, target: Path) -> None:
         os.fsync(descriptor)
         os.close(descriptor)
         archive.replace(target)
-    sync_directory(target.resolve().parent)
+    sync_directory(target.parent)
 
 
 def _authority_files(data: DataDir) -> dict[str, bytes]:

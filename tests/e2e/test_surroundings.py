@@ -17,6 +17,7 @@ from shared.clock import SystemClock
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import new_id
 from tests.support.fleet import run
+from tests.support.privileged import mounted
 
 
 def junk(path: Path) -> Path:
@@ -154,6 +155,28 @@ async def test_no_authority_takes_the_place_of_one_that_was_deleted(tmp_path: Pa
         assert (await agreed_authorities(data, database, now)).first.certificate != first
     finally:
         await database.close()
+
+
+def test_a_backup_follows_a_link_to_another_disk(tmp_path: Path) -> None:
+    """`latest.tar` is often one."""
+    data = DataDir(used(tmp_path / "d"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "latest.tar").symlink_to(other / "1.tar")
+    with mounted("-t", "tmpfs", "none", at=other):
+        backup(data, tmp_path / "latest.tar")
+        assert (tmp_path / "latest.tar").is_symlink()
+        assert stat.S_IMODE((other / "1.tar").stat().st_mode) == 0o600
+
+
+def test_a_backup_takes_the_place_of_nothing_but_a_file(tmp_path: Path) -> None:
+    """As root, /dev/null would be a file from then on."""
+    data = DataDir(used(tmp_path / "d"))
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(Invalid, match="is no file"):
+            backup(data, target)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize(
