@@ -357,8 +357,8 @@ def sync_directory(path: Path) -> None:
 def backup(data: DataDir, target: Path) -> None:
     """`target` is a tar file with everything a restore needs, taken while the server may be running.
 
-    A database on a server is not in it: that server's own tools copy it. A `target` that is a link is followed, and only a
-    file is ever replaced.
+    A database on a server is not in it: that server's own tools copy it. A `target` that is a link is followed, and
+    only a file is ever replaced.
     """
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_file():
