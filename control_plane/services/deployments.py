@@ -82,7 +82,7 @@ def withdraw(work: Work, request: requests.ById) -> Deployment:
     if assigned and assigned.id is not None and place.variant_id in (None, assigned.variant_id):
         work.store.experiments.unforce(assigned.id)
     if phase is None and place.action is None and not place.told:
-        work.store.experiments.release_of(experiment.id, [place.participant_id])
+        work.store.experiments.release_of(experiment.id, [place.participant_id], now=work.now)
     return _get(work, deployment.id)
 
 

@@ -291,7 +291,7 @@ def _end(work: Work, experiment: Experiment) -> None:
     store.keep_snapshot(experiment.id, summarise_phase(work, experiment))
     if experiment.phase:
         store.close_phase(experiment.phase.id, now=work.now)
-    store.release(experiment.id)
+    store.release(experiment.id, now=work.now)
 
 
 def _concluded(

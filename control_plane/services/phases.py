@@ -193,7 +193,7 @@ def _seat_again(
     staying = {ids[item.participant] for item in planned if item.variant_id is not None}
     leaving = [slot for slot in slots if slot.open and slot.participant_id not in staying]
     delivery.restore(work, opened, leaving, origin=Origin.PHASE)
-    store.release_of(opened.id, [slot.participant_id for slot in leaving])
+    store.release_of(opened.id, [slot.participant_id for slot in leaving], now=work.now)
     view = view_of(work, store.get(opened.id))
     warnings = tuple(
         (

@@ -317,8 +317,13 @@ class ExperimentStore(AssignmentStore):
             ]
         return found
 
-    def release(self, experiment_id: bytes) -> None:
-        """The experiment holds nothing."""
+    def release(self, experiment_id: bytes, *, now: int) -> None:
+        """The experiment holds nothing; who is meant by another that is running is considered for that again."""
+        self._tx.run(
+            "update participant set updated_at = ? where id in"
+            " (select participant_id from claim where experiment_id = ?)",
+            (now, experiment_id),
+        )
         self._tx.run("delete from claim where experiment_id = ?", (experiment_id,))
 
     def release_participants(self, participant_ids: Sequence[bytes]) -> None:
@@ -327,11 +332,15 @@ class ExperimentStore(AssignmentStore):
             "delete from claim where participant_id = ?", [(identifier,) for identifier in participant_ids]
         )
 
-    def release_of(self, experiment_id: bytes, participant_ids: Iterable[bytes]) -> None:
-        """The experiment holds nothing of these participants."""
+    def release_of(self, experiment_id: bytes, participant_ids: Sequence[bytes], *, now: int) -> None:
+        """The experiment holds nothing of these participants; as for `release`."""
         self._tx.many(
             "delete from claim where experiment_id = ? and participant_id = ?",
             [(experiment_id, participant_id) for participant_id in participant_ids],
+        )
+        self._tx.many(
+            "update participant set updated_at = ? where id = ?",
+            [(now, participant_id) for participant_id in participant_ids],
         )
 
     # -- intake

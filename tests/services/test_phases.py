@@ -297,8 +297,16 @@ async def test_who_is_held_elsewhere_is_passed_over_until_free(world: World) -> 
         await label(world, "busy", "support")
         await label(world, "free", "support")
         await on_record(world, "p", "free")
+
+        async def looked() -> bool:
+            await world.clock.advance(1.0)
+            changed = "(select max(updated_at) from participant)"
+            return bool(
+                await world.rows(f"select 1 from experiment where key = 'test' and intake_at >= {changed}")
+            )
+
+        await eventually(looked, what="nobody is considered any more")
         await world.do(lifecycle.complete, requests.Complete(id="other"))
-        await label(world, "busy", "support")
         await on_record(world, "p", "free", "busy")
 
 
