@@ -288,11 +288,12 @@ class _Written:
             )
         )
         self.files += [(file.running, file.desired, deployment_id, file.path) for file in outcome.files]
-        settled = row["action"] != OfferAction.WRITE.value and state in (State.APPLIED, State.CONFIRMED)
+        writes = row["action"] == OfferAction.WRITE.value
+        settled = not writes and state in (State.APPLIED, State.CONFIRMED)
         self.slots.append(
             (
                 outcome.revision,
-                int(outcome.result.holds),
+                int(writes and outcome.result.holds),
                 outcome.revision,
                 outcome.revision if settled else 0,
                 row["participant_id"],

@@ -308,6 +308,22 @@ async def test_an_offer_its_outcome_and_the_acknowledgement(plane: Plane) -> Non
         assert (restore.action, restore.revision, restore.applied_before) == (OfferAction.RESTORE, 2, True)
 
 
+async def test_what_a_host_only_closed_it_has_no_content_of(plane: Plane) -> None:
+    """It was away while the experiment ran, so what it holds when that runs again is the baseline."""
+    identity = await plane.enroll(await plane.token())
+    async with session(identity, make_hello("p")):
+        at = await started(plane, "p")
+    await plane.made(f"{at}/complete", {"then": "keep"})
+    async with session(identity, make_hello("p", session_epoch=2)) as stream:
+        close = await stream.offer()
+        assert close.action is OfferAction.CLOSE
+        await stream.report(close, Result.APPLIED)
+        await plane.made(f"{at}/reset", None)
+        await plane.made(f"{at}/start", None)
+        offer = await stream.offer()
+        assert (offer.action, offer.applied_before) == (OfferAction.WRITE, False)
+
+
 async def test_a_refusal_is_visible_with_code_message_and_remedy(plane: Plane) -> None:
     """What the host says of a refusal is what the operator reads, in the deployment and its history."""
     identity = await plane.enroll(await plane.token())

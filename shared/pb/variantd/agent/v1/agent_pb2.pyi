@@ -1604,7 +1604,7 @@ class Offer(_message.Message):
     overwrite_drift: _builtins.bool
     """Apply over a file somebody else changed."""
     applied_before: _builtins.bool
-    """True where an earlier revision of this slot was reported applied by this participant."""
+    """True where an earlier revision of this slot that wrote something was reported applied by this participant."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfferedFile]:
         """The files of the slot, 1 to 64, paths distinct."""
