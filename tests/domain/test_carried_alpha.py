@@ -69,6 +69,16 @@ def test_a_sequence_leaves_the_capital_of_its_bet() -> None:
     assert (strong.unspent, strong.p_value < 0.05) == (1.0, True)
 
 
+def test_what_rounding_leaves_of_alpha_is_nothing() -> None:
+    """4 of 560 rows are all of a seventh of 5 %; no quantile of the 10⁻¹⁶ that a float has left is a number."""
+    rest = 1 - (4 / 560) / (0.05 / 7)
+    assert 0 < rest < 1e-15
+    plan = plan_of(ARMS, 8, method="sequence", unspent=rest)
+    one = looks(plan, days(ARMS, 8, 2))[-1].comparisons[0]
+    assert (plan.level, one.decided, one.unspent) == (0.0, False, 0.0)
+    assert one.reasons["interval"] is Undefined.ALPHA_SPENT
+
+
 @pytest.mark.parametrize("method", ["path_test", "sequence"])
 def test_with_nothing_left_nothing_is_decided(method: str) -> None:
     """The difference is told, and why it has no interval; the verdict names the earlier phases."""

@@ -10,6 +10,9 @@ from shared.errors import Fault, Invalid
 
 Method = Literal["path_test", "sequence"]
 
+_ROUNDING = 1e-12
+"""A share of alpha below this is what rounding left of one that is spent; no quantile of it is a number."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
@@ -75,7 +78,7 @@ class Plan:
     @property
     def level(self) -> float:
         """The level of each comparison: what is left of alpha divided by their number; 0 where nothing is."""
-        return self.alpha * self.unspent / self.divisor
+        return self.alpha * self.unspent / self.divisor if self.unspent > _ROUNDING else 0.0
 
     @property
     def divisor(self) -> int:
