@@ -34,7 +34,7 @@ from control_plane.domain.evidence import (
 from control_plane.domain.history import forgotten
 from control_plane.domain.integrity import integrity, shown
 from control_plane.domain.secondary import secondary
-from control_plane.domain.statistics import planning, srm
+from control_plane.domain.statistics import planning, sequence, srm
 from control_plane.domain.statistics.bayes import beliefs_of_values
 from control_plane.domain.statistics.decision import Comparison, Look
 from control_plane.domain.statistics.posterior import Beta
@@ -423,24 +423,57 @@ def _power(evidence: Evidence) -> Json | None:
     shown = summarise([own], control=None)
     base, alike = shown.arms[0].conversion_rate, shown.arms[0].icc
     rows = own.with_data()
-    if not base or base >= 1 or not rows:
+    others = [arm for arm in evidence.arms if arm.weight and arm is not control]
+    level = plan_of(evidence).level if others and control.weight else 0.0
+    if not base or base >= 1 or not rows or not level:
         return None
+    fewest = min(len(_exposed(evidence, arm)) for arm in others)
     effect = base * (evidence.measure.effect or evidence.settings.effect)
     total = sum(m for m, _ in rows)
+    each = sum(m * m for m, _ in rows) / total
+    deff = planning.design_effect(impressions_each=each, icc=alike or 0.0)
     common: Json = {
         "baseline": base,
-        "impressions_each": sum(m * m for m, _ in rows) / total,
+        "impressions_each": each,
         "icc": alike or 0.0,
         "wanted": evidence.settings.power,
-        "alpha": evidence.settings.alpha,
-        "comparisons": max(sum(1 for arm in evidence.arms if arm.weight) - 1, 1),
+        "alpha": level,
+        "boundary": _boundary(evidence, effect=effect, level=level, each=each / deff),
     }
     needed = planning.participants_per_arm(effect=effect, **common) if base + effect <= 1 else None
+    found = None
+    if fewest:
+        found = planning.detectable(participants=len(rows), ratio=fewest / len(rows), **common)
     return {
-        "mde": planning.detectable(participants=len(rows), **common),
+        "mde": found,
         "participantsNeeded": needed,
         "assumes": {"baseline": base, "icc": alike, "effect": effect},
     }
+
+
+def _exposed(evidence: Evidence, arm: Arm) -> list[tuple[int, int]]:
+    """The sums of what was drawn into the arm and has any."""
+    return _arm_sums(evidence, arm, evidence.sums.shares(evidence.measure)).with_data()
+
+
+def _boundary(evidence: Evidence, *, effect: float, level: float, each: float) -> planning.Boundary | None:
+    """How far away a sequence decides, with participants worth so many trials each; None where it does not decide."""
+    if evidence.settings.decision != "sequence":
+        return None
+    target = sequence.information_target(alpha=level, power=evidence.settings.power, effect=effect)
+    tuning = evidence.settings.tuning
+
+    def boundary(trials: float, variance: float) -> float:
+        both = 2 * trials / each
+        return sequence.always_valid(
+            estimate=0.0,
+            standard_error=1.0,
+            share=1 / variance / target if tuning is None else both / tuning,
+            alpha=level,
+            degrees_of_freedom=max(both - 2, 1.0),
+        ).boundary
+
+    return boundary
 
 
 def _excluded(evidence: Evidence, item: Excluded) -> Json:

@@ -11,6 +11,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
 
+from control_plane.domain.evidence import Arm, Evidence, Measure, Member, Settings, Sums
+from control_plane.domain.inference import answer
 from control_plane.domain.statistics import planning
 from control_plane.domain.statistics.lift import fieller, lift
 from control_plane.domain.statistics.multiple import adjusted
@@ -245,6 +247,69 @@ def test_more_impressions_per_host_cannot_help_for_ever(
     """30 + 30 hosts at 25 % and ICC 0.15 find 13.2 points with 150 impressions each, 13.0 with infinitely many."""
     found = planning.detectable(baseline=0.25, participants=hosts, impressions_each=impressions, icc=0.15)
     assert found == pytest.approx(expected, abs=0.0006)
+
+
+def _evidence(control: int, treatment: int, *, rate: float, decision: str, unspent: float = 1.0) -> Evidence:
+    """One impression each; the two variants' rates are alike."""
+    members = [("c", control), ("t", treatment)]
+    drawn = [
+        Member(participant=f"{arm}{n}", arm=arm, block="b", stratum="")
+        for arm, size in members
+        for n in range(size)
+    ]
+    hits = tuple(int(n < rate * size) for _, size in members for n in range(size))
+    ones = (1,) * len(hits)
+    return Evidence(
+        about={},
+        measure=Measure(name="m"),
+        primary=True,
+        population="assigned",
+        settings=Settings(alpha=0.05, decision=decision),
+        seed="00",
+        arms=tuple(Arm(id=key, key=key, name=key, is_control=key == "c", weight=50) for key in "ct"),
+        members=tuple(drawn),
+        sums=Sums(impressions=ones, conversions=hits, values=(0,) * len(hits), denominators=(0,) * len(hits)),
+        unspent=unspent,
+    )
+
+
+def _found(sizes: tuple[int, int], effect: float, *, decision: str) -> float:
+    """How often a difference as large is found at the end, by both arms' own errors."""
+    chance, runs = np.random.default_rng(9), 2_000
+    (n_c, n_t), base = sizes, 0.2
+    control, treatment = (
+        chance.binomial(n_c, base, runs) / n_c,
+        chance.binomial(n_t, base + effect, runs) / n_t,
+    )
+    error = np.sqrt(control * (1 - control) / n_c + treatment * (1 - treatment) / n_t)
+    if decision == "path_test":
+        return float((np.abs(treatment - control) / error > 1.96).mean())
+    target = information_target(alpha=0.05, power=0.8, effect=0.1 * base)
+    p = [
+        always_valid(estimate=d, standard_error=e, share=1 / e**2 / target, alpha=0.05).p_value
+        for d, e in zip(treatment - control, error, strict=True)
+    ]
+    return float((np.array(p) < 0.05).mean())
+
+
+@pytest.mark.parametrize("decision", ["path_test", "sequence"])
+@pytest.mark.parametrize("sizes", [(400, 400), (720, 80), (80, 720)])
+def test_what_is_said_to_be_found_is_found(sizes: tuple[int, int], decision: str) -> None:
+    """About with the power that was planned, however unequal the variants are and whichever method decides."""
+    told = answer(_evidence(*sizes, rate=0.2, decision=decision))["power"]
+    assert _found(sizes, told["mde"], decision=decision) == pytest.approx(0.8, abs=0.08)
+    needed = told["participantsNeeded"]
+    assert _found((needed, needed), 0.02, decision=decision) == pytest.approx(0.8, abs=0.03)
+
+
+def test_less_is_found_with_what_earlier_phases_have_left_of_alpha() -> None:
+    """And nothing is told where they have left nothing."""
+    whole, half, nothing = (
+        answer(_evidence(200, 200, rate=0.2, decision="path_test", unspent=share))["power"]
+        for share in (1.0, 0.5, 0.0)
+    )
+    assert whole["mde"] < half["mde"]
+    assert nothing is None
 
 
 def test_what_cannot_be_planned_is_said() -> None:

@@ -5,12 +5,16 @@ the formula of R's power.prop.test). Impressions are worth 1/deff of what they a
 1 + (Σm²/M - 1) ICC, so more of them per host cannot help beyond n/ICC.
 """
 
+from collections.abc import Callable
 from math import ceil, inf, sqrt
 
 import scipy
 
 from control_plane.domain.statistics.proportions import check_alpha
 from shared.errors import Fault, Invalid
+
+Boundary = Callable[[float, float], float]
+"""How many errors away from 0 a difference has to be, by the control's independent trials and by its variance."""
 
 
 def design_effect(*, impressions_each: float, icc: float) -> float:
@@ -39,12 +43,18 @@ def power(
 
 
 def trials_per_arm(
-    *, baseline: float, effect: float, wanted: float = 0.8, alpha: float = 0.05, comparisons: int = 1
+    *,
+    baseline: float,
+    effect: float,
+    wanted: float = 0.8,
+    alpha: float = 0.05,
+    comparisons: int = 1,
+    ratio: float = 1.0,
 ) -> float:
-    """How many independent trials each arm needs for this power; a fraction, round up.
+    """How many independent trials the control needs for this power, the other arm having `ratio` times as many.
 
-    n = (z₁₋α/₂ √(2 p̄ q̄) + z_power √(p₁q₁ + p₂q₂))² / effect². Raises Invalid by field for an effect of 0 or
-    one that leaves 0 … 1.
+    A fraction, round up: n = (z₁₋α/₂ √((1 + 1/ratio) p̄ q̄) + z_power √(p₁q₁ + p₂q₂/ratio))² / effect², p̄ over both arms.
+    Raises Invalid by field for an effect of 0 or one that leaves 0 … 1.
     """
     _check(baseline, alpha, comparisons)
     if not 0 < wanted < 1:
@@ -52,11 +62,11 @@ def trials_per_arm(
     first, second = baseline, baseline + effect
     if not effect or not 0 <= second <= 1:
         _fault("effect", "must not be 0 nor take the rate out of 0 … 1")
-    pooled = (first + second) / 2
+    pooled = (first + ratio * second) / (1 + ratio)
     z_alpha = float(scipy.special.ndtri(1 - alpha / comparisons / 2))
     z_power = float(scipy.special.ndtri(wanted))
-    spread = z_alpha * sqrt(2 * pooled * (1 - pooled))
-    spread += z_power * sqrt(first * (1 - first) + second * (1 - second))
+    spread = z_alpha * sqrt((1 + 1 / ratio) * pooled * (1 - pooled))
+    spread += z_power * sqrt(first * (1 - first) + second * (1 - second) / ratio)
     return (spread / effect) ** 2
 
 
@@ -69,12 +79,35 @@ def participants_per_arm(
     wanted: float = 0.8,
     alpha: float = 0.05,
     comparisons: int = 1,
+    boundary: Boundary | None = None,
 ) -> int:
-    """How many participants each arm needs where each has so many impressions, this much alike."""
+    """How many participants each arm needs where each has so many impressions, this much alike.
+
+    With a `boundary` as many as are beyond it with this power.
+    """
     trials = trials_per_arm(
         baseline=baseline, effect=effect, wanted=wanted, alpha=alpha, comparisons=comparisons
     )
+    if boundary is not None:
+        low = high = trials
+        while not _beyond(boundary, baseline, effect, wanted=wanted, trials=high, ratio=1.0):
+            low, high = high, 2 * high
+        while high - low > 1e-9 * high:
+            middle = (low + high) / 2
+            enough = _beyond(boundary, baseline, effect, wanted=wanted, trials=middle, ratio=1.0)
+            low, high = (low, middle) if enough else (middle, high)
+        trials = high
     return ceil(trials * design_effect(impressions_each=impressions_each, icc=icc) / impressions_each)
+
+
+def _beyond(
+    boundary: Boundary, baseline: float, effect: float, *, wanted: float, trials: float, ratio: float
+) -> bool:
+    """Whether a difference as large is beyond the boundary with this power: by boundary + z_power errors or more."""
+    second = baseline + effect
+    variance = (baseline * (1 - baseline) + second * (1 - second) / ratio) / trials
+    errors = boundary(trials, variance) + float(scipy.special.ndtri(wanted))
+    return abs(effect) >= errors * sqrt(variance)
 
 
 def detectable(
@@ -86,10 +119,13 @@ def detectable(
     wanted: float = 0.8,
     alpha: float = 0.05,
     comparisons: int = 1,
+    ratio: float = 1.0,
+    boundary: Boundary | None = None,
 ) -> float | None:
     """The smallest increase (absolute) that so many participants per arm find; None where there is none.
 
-    `impressions_each` may be infinite: what is found then is all that more impressions could ever find.
+    Of the other arm there are `ratio` times as many. `impressions_each` may be infinite: what is found then is all
+    that more impressions could ever find. With a `boundary` it is found beyond that.
     """
     _check(baseline, alpha, comparisons)
     if impressions_each == inf:
@@ -100,9 +136,17 @@ def detectable(
         )
 
     def missing(effect: float) -> float:
+        if boundary is not None:
+            found = _beyond(boundary, baseline, effect, wanted=wanted, trials=effective, ratio=ratio)
+            return -1.0 if found else 1.0
         return (
             trials_per_arm(
-                baseline=baseline, effect=effect, wanted=wanted, alpha=alpha, comparisons=comparisons
+                baseline=baseline,
+                effect=effect,
+                wanted=wanted,
+                alpha=alpha,
+                comparisons=comparisons,
+                ratio=ratio,
             )
             - effective
         )
