@@ -1,18 +1,21 @@
 """Use cases of deployments: a variant onto a participant by hand, and what became of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from control_plane.domain import requests
-from control_plane.domain.deployment import Deployment, Origin, State
-from control_plane.domain.experiment import Assignment
+from control_plane.domain.deployment import Deployment, DeploymentFile, Origin, State
+from control_plane.domain.experiment import Assignment, Experiment
 from control_plane.domain.fleet import Presence
-from control_plane.domain.lifecycle import Verb
+from control_plane.domain.lifecycle import Status, Verb
 from control_plane.services import delivery
 from control_plane.services.experiments import find, find_variant
 from control_plane.services.lifecycle import refuse_held
 from control_plane.services.work import Listing, Work, cursor_id, hex_of, listing, page_size
+from control_plane.store.deployments import Place
 from shared.errors import FailedPrecondition, NotFound
 from shared.ids import parse_id, show_id
+from shared.model import OfferAction
 
 
 def create(work: Work, request: requests.CreateDeployment) -> Deployment:
@@ -65,9 +68,9 @@ def withdraw(work: Work, request: requests.ById) -> Deployment:
     """What was deployed by hand is not asked for any more; its slot should hold what it should have held before it.
 
     That is a newer revision with the old digests, because the host may have been told meanwhile; where nothing was
-    asked of the slot before, it is restored. An assignment that was forced by it is as it was drawn. Repeated, it
-    changes nothing. Raises FailedPrecondition for one that the host is done with, and for one that a verb of the
-    experiment made.
+    asked of the slot before, it is restored. An assignment that was forced by it is as it was drawn. Where a resume or
+    a phase has found it in place meanwhile, the slot should hold what is assigned now. Repeated, it changes nothing.
+    Raises FailedPrecondition for one that the host is done with, and for one that a verb of the experiment made.
     """
     deployment = get(work, request)
     experiment = find(work, show_id(deployment.experiment_id))
@@ -76,14 +79,30 @@ def withdraw(work: Work, request: requests.ById) -> Deployment:
     _require_withdrawable(deployment)
     experiment.after(Verb.DEPLOY)
     place = work.store.deployments.withdraw_one(deployment.id, _WITHDRAWN, now=work.now)
-    delivery.put_back(work, experiment, place, [file.path for file in deployment.files])
     phase = experiment.phase
-    assigned = phase and work.store.experiments.assignment(phase.id, place.participant_id, now=work.now)
+    of = work.store.experiments.assignment
+    assigned = of(phase.id, place.participant_id, now=work.now) if phase else None
+    place = _as_it_is_by_now(experiment, deployment, place, assigned)
+    delivery.put_back(work, experiment, place, [file.path for file in deployment.files])
     if assigned and assigned.id is not None and place.variant_id in (None, assigned.variant_id):
         work.store.experiments.unforce(assigned.id)
     if phase is None and place.action is None and not place.told:
         work.store.experiments.release_of(experiment.id, [place.participant_id], now=work.now)
     return _get(work, deployment.id)
+
+
+def _as_it_is_by_now(
+    experiment: Experiment, deployment: Deployment, place: Place, assigned: Assignment | None
+) -> Place:
+    """The place with the assigned variant, where the one before the deployment is not what is wanted any more."""
+    variants = [item for item in experiment.variants if assigned and item.id == assigned.variant_id]
+    taken = experiment.status is Status.RUNNING and place.action is not OfferAction.WRITE
+    if not assigned or not variants or not (taken or assigned.from_at > deployment.created_at):
+        return place
+    files = [
+        DeploymentFile(path=item.path, desired=item.digest, size=item.size) for item in variants[0].files
+    ]
+    return replace(place, variant_id=variants[0].id, action=OfferAction.WRITE, files=tuple(files))
 
 
 def _require_withdrawable(deployment: Deployment) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import deployments, experiments, fleet, lifecycle
+from control_plane.services import deployments, experiments, fleet, lifecycle, phases
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import show_id
 from tests.support.builders import World
@@ -61,6 +61,30 @@ async def test_what_is_withdrawn_during_a_pause_that_reverts_is_no_matter_to_the
     await do(world, "resume")
     assert len(before) == 2
     assert await wanted(world) == {name: before.get(name, ("restore", None)) for name in ("p", "q", "r", "s")}
+
+
+@pytest.mark.parametrize("meanwhile", ["resume", "phase"])
+async def test_a_withdrawal_takes_nobody_s_own_variant(world: World, meanwhile: str) -> None:
+    """What was deployed by hand stayed over a resume, or was in place for a phase: the own one follows it."""
+    await world.agent("p", "q")
+    started = await world.start(await world.experiment("p", "q"))
+    assigned = await world.assigned(started)
+    name = next(name for name, key in assigned.items() if key == "a")
+    if meanwhile == "resume":
+        await do(world, "pause", onPause="revert")
+    await world.clock.advance(1)
+    order = {"id": "test", "participantId": name, "variantId": "a" if meanwhile == "resume" else "b"}
+    made = await world.do(deployments.create, requests.parse(requests.CreateDeployment, order))
+    await world.clock.advance(1)
+    if meanwhile == "resume":
+        await do(world, "resume")
+    else:
+        request = requests.parse(requests.OpenPhase, {"id": "test", "weights": {"a": 0, "b": 100}})
+        await world.do(phases.open_phase, request)
+        assigned = dict.fromkeys(assigned, "b")
+    assert await wanted(world) == {one: ("write", key) for one, key in assigned.items()}
+    await world.do(deployments.withdraw, requests.ById(id=show_id(made.id)))
+    assert await wanted(world) == {one: ("write", key) for one, key in assigned.items()}
 
 
 async def test_nothing_is_shipped_to_or_restored_on_a_participant_that_was_deleted(world: World) -> None:
