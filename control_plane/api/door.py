@@ -3,6 +3,7 @@
 Hides authentication and the three ways an operation runs, so that `rest` and `rpc` only translate.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ class Door:
         self._rates, self._tokens = rates or Rates(rate=0, burst=1), tokens
         self._ended = Counter(
             "variantd_operations",
-            "operators' operations, by how they ended: ok or an error code",
+            "operators' operations, by how they ended: ok, an error code, or cancelled where who asked went away",
             ["operation", "code"],
             registry=registry,
         )
@@ -92,6 +93,9 @@ class Door:
                 return await self._run(operation, caller, values, request_id, condition)
         except Error as error:
             code = error.code.value
+            raise
+        except asyncio.CancelledError:
+            code = "cancelled"
             raise
         except BaseException:
             code = Code.INTERNAL.value

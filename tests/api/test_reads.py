@@ -181,3 +181,19 @@ async def test_a_host_that_is_away_is_said_to_be(plane: Plane) -> None:
     await eventually(gone, what="the host is not connected")
     unknown = await plane.rest("GET", PATH.replace("bot-1", "nobody"))
     assert unknown.status == 404
+
+
+async def test_who_goes_away_is_no_failure_of_ours(plane: Plane) -> None:
+    """An operator who presses Ctrl-C while a host is asked: an alert rests on what is counted as internal."""
+    owner = await plane.enroll(await plane.token())
+    async with session(owner, make_hello("bot-1")) as stream:
+        asking = asyncio.create_task(plane.grpc("FleetService.ReadFile", id="bot-1", path="config/soul.md"))
+        await stream.receive("read_file")
+        asking.cancel()
+
+        async def counted() -> str:
+            metrics: str = (await plane.rest("GET", "/metrics")).body
+            found = [line for line in metrics.splitlines() if 'operation="FleetService.ReadFile"' in line]
+            return next((line for line in found if line.startswith("variantd_operations_total")), "")
+
+        assert 'code="cancelled"' in await eventually(counted)
