@@ -33,6 +33,8 @@ MAX_KEPT = 16
 """Damaged segments that are kept for whoever looks into it; the oldest go first."""
 
 SPOOL_FULL = "spool_full"
+CAUSES = ("torn", "corrupt", "missing_segment", "unreadable", SPOOL_FULL)
+"""Why records are declared lost."""
 
 
 @dataclass(slots=True, kw_only=True)

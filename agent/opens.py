@@ -29,6 +29,9 @@ RATE, BURST = 1_000.0, 5_000.0
 MAX_OWED = 10_000
 """Opens that wait for the spool; those beyond are told as not seen."""
 
+REASONS = ("overflow", "replaced", "unwatched", "too_many", "not_running")
+"""Why opens go unseen."""
+
 Target = tuple[str, str]
 """(participant, path)."""
 

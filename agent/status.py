@@ -3,7 +3,7 @@
 Hides where each answer comes from. Both are made at the moment of asking, from the same parts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from socket import gethostname
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -11,10 +11,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agent.config import AgentConfig
+from agent.epochs import CAUSES
 from agent.health import Health
 from agent.link import Link
 from agent.local_api import LocalApi
-from agent.opens import Opens
+from agent.opens import REASONS, Opens
 from agent.reconciler import Reconciler
 from agent.spool import Spool
 from agent.uplink import Uplink
@@ -135,7 +136,7 @@ class Status(Collector):
         yield _one("spool_acknowledged", self._uplink.acknowledged)
         yield _one("spool_dropped", self._spool.dropped)
         lost = _family("spool_lost")
-        for reason, count in self._spool.lost().items():
+        for reason, count in _from_nothing(CAUSES, self._spool.lost()):
             lost.add_metric([reason], count)
         yield lost
         yield from self._collect_reports()
@@ -153,7 +154,7 @@ class Status(Collector):
         yield _one("quarantined", self._reconciler.quarantined)
         yield _one("opens", self._opens.counted.total())
         unseen = _family("opens_unseen")
-        for reason, count in self._opens.declared.items():
+        for reason, count in _from_nothing(REASONS, self._opens.declared):
             unseen.add_metric([reason], count)
         yield unseen
 
@@ -203,6 +204,11 @@ METRICS: Mapping[str, tuple[type[Family], str, tuple[str, ...]]] = {
 def described() -> list[Metric]:
     """Every metric there is, without samples."""
     return [_family(name) for name in METRICS]
+
+
+def _from_nothing(known: Iterable[str], counts: Mapping[str, int]) -> Iterable[tuple[str, int]]:
+    """The counts, with those that are 0: to Prometheus, what begins at 1 has not increased."""
+    return {**dict.fromkeys(known, 0), **counts}.items()
 
 
 def _family(name: str) -> Family:

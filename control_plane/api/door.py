@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from control_plane.api.admission import Rates
 from control_plane.api.oidc import Tokens
-from control_plane.api.operations import Operation
+from control_plane.api.operations import OPERATIONS, Operation
 from control_plane.domain import requests
 from control_plane.services.access import KEY_PREFIX, Holder, authenticate
 from control_plane.services.work import Caller, Condition, Services, check_request_id, require
@@ -42,6 +42,8 @@ class Door:
             ["operation", "code"],
             registry=registry,
         )
+        for operation in OPERATIONS:  # to Prometheus, what begins at 1 has not increased
+            self._ended.labels(operation.rpc, Code.INTERNAL.value)
         self._seconds = Histogram(
             "variantd_operation_seconds", "how long they took", ["operation"], registry=registry
         )

@@ -89,6 +89,8 @@ class Sessions:
             ["result"],
             registry=registry,
         )
+        for result in Result:  # to Prometheus, what begins at 1 has not increased
+            self.outcomes.labels(result=result.value)
         self.records = Counter(
             "variantd_spool_records", "spool records stored, repeats included", registry=registry
         )
