@@ -49,6 +49,7 @@ def login(
     """
     wanted = session.wanted
     name = check_profile_name(wanted.profile or DEFAULT_PROFILE)
+    path = profiles_path(os.environ)
     if data_dir is not None:
         if wanted.server or wanted.ca or wanted.api_key_file:
             raise Failure("--data-dir says server, CA and key already", exit_code=Exit.USAGE)

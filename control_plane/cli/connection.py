@@ -94,8 +94,13 @@ def peer(wanted: Wanted, environment: Mapping[str, str]) -> Peer:
     A profile's CA and key belong to the profile's server and are used for no other. Raises Failure that
     says what is missing and how to give it.
     """
-    stored = _stored(wanted, environment)
-    server = wanted.server or environment.get("VARIANTD_SERVER") or (stored.server if stored else "")
+    server = wanted.server or environment.get("VARIANTD_SERVER")
+    ca_file = wanted.ca or (Path(path) if (path := environment.get("VARIANTD_CA")) else None)
+    has_key = wanted.api_key_file or environment.get("VARIANTD_API_KEY")
+    named = wanted.profile or environment.get("VARIANTD_PROFILE")
+    # Who says it all needs no profile, and no home that one could be in.
+    stored = None if server and ca_file and has_key and not named else _stored(named, environment)
+    server = server or (stored.server if stored else "")
     if not server:
         raise Failure(
             "which control plane? Run `variantctl login --data-dir DIR` once, or give --server HOST:PORT",
@@ -103,7 +108,6 @@ def peer(wanted: Wanted, environment: Mapping[str, str]) -> Peer:
         )
     check_server(server)
     fitting = stored if stored and stored.server == server else None
-    ca_file = wanted.ca or (Path(path) if (path := environment.get("VARIANTD_CA")) else None)
     key = read_key(wanted.api_key_file) if wanted.api_key_file else environment.get("VARIANTD_API_KEY", "")
     key = key or (fitting.api_key if fitting else "")
     if not key:
@@ -115,8 +119,7 @@ def peer(wanted: Wanted, environment: Mapping[str, str]) -> Peer:
     return Peer(server=server, ca=ca, api_key=check_key(key))
 
 
-def _stored(wanted: Wanted, environment: Mapping[str, str]) -> Peer | None:
-    named = wanted.profile or environment.get("VARIANTD_PROFILE")
+def _stored(named: str | None, environment: Mapping[str, str]) -> Peer | None:
     profiles = load_profiles(profiles_path(environment))
     if named and named not in profiles:
         known = ", ".join(sorted(profiles)) or "none"
@@ -165,8 +168,14 @@ def read_file(path: Path, what: str) -> bytes:
 
 
 def profiles_path(environment: Mapping[str, str]) -> Path:
-    """Where profiles are kept: `XDG_CONFIG_HOME`, or else `~/.config`."""
-    home = environment.get("XDG_CONFIG_HOME") or str(Path("~/.config").expanduser())
+    """Where profiles are kept: `XDG_CONFIG_HOME`, or else `~/.config`. Raises Failure where there is neither."""
+    try:
+        home = environment.get("XDG_CONFIG_HOME") or str(Path("~/.config").expanduser())
+    except RuntimeError:
+        raise Failure(
+            "there is no home directory that a profile could be in; set HOME, or give --server, --ca and"
+            " --api-key-file"
+        ) from None
     return Path(home) / "variantd" / "profiles.toml"
 
 
@@ -297,6 +306,8 @@ def _unanswered(status: grpc.StatusCode, message: str, server: str) -> Failure:
             why = "it does not speak TLS; is that the operator's port?"
         elif "Hostname Verification" in message or "Peer name" in message:
             why = "its certificate does not name this address; `variantd serve --advertise` has to"
+        elif "create security handshaker" in message:
+            why = "what --ca or VARIANTD_CA names holds no certificate as PEM; the control plane's is DIR/ca/ca.pem"
         elif "SSL_ERROR_SSL" in message:
             why = "its certificate is not from the CA we trust; give its ca.pem with --ca, or log in again"
         elif "Connection refused" in message:

@@ -1,6 +1,7 @@
 """Who is spoken to, with which key, and how a failure is told."""
 
 import asyncio
+import os
 import stat
 from pathlib import Path
 
@@ -76,6 +77,25 @@ def test_a_profiles_key_goes_to_its_own_server_only(tmp_path: Path) -> None:
     other = chosen(tmp_path, Wanted(server="elsewhere:7401"), VARIANTD_API_KEY="sk_x")
     assert (other.api_key, other.ca) == ("sk_x", None)
     assert chosen(tmp_path, Wanted(server=HERE.server)) == HERE
+
+
+def test_who_says_everything_needs_no_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline whose home is another user's, or that has none at all."""
+    (tmp_path / "ca.pem").write_bytes(b"ca")
+    variables = {
+        "VARIANTD_SERVER": "a:1",
+        "VARIANTD_API_KEY": "sk_env",
+        "VARIANTD_CA": str(tmp_path / "ca.pem"),
+    }
+    profiles(tmp_path).mkdir(parents=True)  # cannot be read
+    assert chosen(tmp_path, **variables) == Peer(server="a:1", ca=b"ca", api_key="sk_env")
+    with pytest.raises(Failure, match="cannot read profiles"):
+        chosen(tmp_path, **{**variables, "VARIANTD_CA": ""})
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)  # a user that the machine does not know
+    assert peer(Wanted(), variables).server == "a:1"
+    with pytest.raises(Failure, match="set HOME"):
+        peer(Wanted(), {})
 
 
 def test_a_named_profile_is_used_or_missed(tmp_path: Path) -> None:
@@ -201,4 +221,6 @@ async def test_nobody_there_and_the_wrong_one_there(plane: Plane, ctl: Run, tmp_
         ca = str(plane.data / "ca" / "ca.pem")
         server = other.addresses["operator"]
         said = await ctl("experiments", "list", "--server", server, "--ca", ca, "--api-key-file", key)
+        no_ca = await ctl("experiments", "list", "--server", server, "--ca", key, "--api-key-file", key)
     assert (said.code, "not from the CA we trust" in said.err, said.err.count("\n")) == (1, True, 1)
+    assert (no_ca.code, "no certificate as PEM" in no_ca.err, no_ca.err.count("\n")) == (1, True, 1)
