@@ -90,7 +90,7 @@ class Setup:
             f"  {enroll}",
             f"  install -D -m 0644 deploy/systemd/{unit.file} {files / Path(unit.file).name}",
         ]
-        if unit.sandboxed:
+        if unit.needs_drop_in(self.config):
             steps += [
                 f"  mkdir -p {unit.drop_ins}",
                 f"  variant-agent check --config {config} --units > {unit.drop_ins}/paths.conf",

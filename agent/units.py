@@ -50,6 +50,10 @@ class Unit:
         """It belongs to a user's own systemd."""
         return not self.sandboxed
 
+    def needs_drop_in(self, config: Path) -> bool:
+        """With that agent.toml it is not enough by itself."""
+        return self.sandboxed or config != self.config
+
     @property
     def socket(self) -> Path:
         """Where the local API of its agent listens."""
@@ -113,15 +117,15 @@ def acting_as(unit: Unit) -> Iterator[None]:
 
 
 def drop_in(unit: Unit, roots: Iterable[Path], *, config: Path) -> str:
-    """The text of the drop-in that lets `unit` write `roots`. A root that is missing does not stop the unit.
+    """The text of the drop-in that lets `unit` write `roots` and read `config`. A missing root does not stop the unit.
 
     Raises Invalid for a root that cannot be named in a unit.
     """
     head = f"# What {unit.name} may write, from {config}; `variant-agent check --units` printed it.\n"
-    if not unit.sandboxed:
+    if not unit.needs_drop_in(config):
         return head + f"# Nothing is needed here: it may write whatever {unit.user} may.\n"
     lines = [head + "[Service]"]
-    for root in sorted({root.resolve() for root in roots}):
+    for root in sorted({root.resolve() for root in roots}) if unit.sandboxed else ():
         hidden = unit.homes_hidden and any(root.is_relative_to(home) for home in HOMES)
         lines.append(f"{'BindPaths' if hidden else 'ReadWritePaths'}={_quoted(root)}")
     if config != unit.config:

@@ -287,9 +287,18 @@ def test_a_root_no_unit_can_name_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "cannot stand in a unit" in printed.err
 
 
-def test_a_user_of_their_own_needs_no_drop_in(public: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their unit may write what they may."""
+def test_a_user_of_their_own_needs_no_drop_in(
+    public: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their unit may write what they may; it has to be told of an agent.toml that is not where it looks."""
     path = config(public, bot(workspace(public / "bot", "SOUL.md", owner=USER), "SOUL.md"))
+    monkeypatch.setenv("HOME", str(public))
+    usual = public / ".config" / "variant-agent" / "agent.toml"
+    usual.parent.mkdir(parents=True)
+    usual.write_text(path.read_text())
     with being(USER):
+        assert run(["check", "--units"]) == 0
+        assert "[Service]" not in capsys.readouterr().out
         assert run(["check", "--units", "--config", str(path)]) == 0
-    assert "[Service]" not in capsys.readouterr().out
+    start = f"variant-agent run --config {path} --state-dir {public}/.local/state/variant-agent"
+    assert capsys.readouterr().out.splitlines()[1:] == ["[Service]", "ExecStart=", f"ExecStart={start}"]

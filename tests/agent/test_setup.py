@@ -133,6 +133,11 @@ def test_somebody_else_than_root_gets_an_agent_of_their_own(
         assert load(made.config).participants[0].id == "bot"
     assert made.unit.is_user_unit
     assert f"systemctl --user enable --now {made.unit.name}" in "\n".join(made.next_steps())
+    assert "--units" not in "\n".join(made.next_steps())
+    with being(USER):
+        elsewhere = setup.plan([bot], config=public / "agent.toml")
+    told = f"variant-agent check --config {public}/agent.toml --units > {made.unit.drop_ins}/paths.conf"
+    assert f"  {told}" in elsewhere.next_steps()
 
 
 @pytest.mark.parametrize("kind", ["host", "at", "own"])
