@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -50,6 +51,8 @@ def main() -> None:
     # structlog colours tracebacks by rich wherever that is installed: 4 MiB, and a daemon never prints one so.
     # Once the daemon itself needs rich, this has to go.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it takes ASCII only, `…` is no reason to fail
     sys.exit(run(sys.argv[1:]))
 
 

@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ GARBAGE = 20_000
 
 def main() -> None:
     """The console script: exit 0 done, 1 error, 2 usage; never a traceback."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it takes ASCII only, `…` is no reason to fail
     try:
         sys.exit(_main())
     except Error as error:

@@ -65,8 +65,9 @@ def keys_from_pem(pem: bytes) -> list[Key]:
 
 
 def new_signing_request(key: Key, name: str) -> bytes:
-    """A PKCS#10 request (DER) that proves possession of `key`."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    """A PKCS#10 request (DER) that proves possession of `key`; it has of the name what fits into one, 64 bytes."""
+    fitting = name.encode(errors="replace")[:64].decode(errors="ignore")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, fitting)] if fitting else [])
     return (
         x509.CertificateSigningRequestBuilder()
         .subject_name(subject)

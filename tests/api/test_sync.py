@@ -187,6 +187,15 @@ async def test_an_expired_token_is_refused(plane: Plane) -> None:
     assert await enroll_refused(plane, token) is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_host_is_named_by_what_it_says(plane: Plane) -> None:
+    """Also where a certificate has no room for it; a name that is none is the control plane's to refuse."""
+    await plane.enroll(await plane.token(), name="ä" * 40)
+    agents = (await plane.rest("GET", "/v1/agents")).body["entities"]
+    assert [agent["name"] for agent in agents] == ["ä" * 40]
+    with pytest.raises(grpc.aio.AioRpcError, match="1 to 128 characters"):
+        await plane.enroll(await plane.token(), name="")
+
+
 async def test_a_foreign_or_unfitting_token_is_refused(plane: Plane) -> None:
     """A made-up secret and a name outside the pattern are refused alike."""
     ticket = ticket_from_token(await plane.token())

@@ -87,6 +87,17 @@ async def test_an_authority_that_is_none_is_named(tmp_path: Path) -> None:
     assert "authority.pem" in said
 
 
+async def test_help_is_for_every_terminal() -> None:
+    """Also one that knows ASCII only."""
+    for words in (
+        ("variantd", "serve", "--help"),
+        ("variant-agent", "--help"),
+        ("variant-agent", "report", "--help"),
+    ):
+        code, said, _ = await run(*words, PYTHONIOENCODING="ascii")
+        assert (code, "usage:" in said) == (0, True)
+
+
 def test_no_authority_takes_the_place_of_one_whose_file_is_missing(tmp_path: Path) -> None:
     """After a restore on another machine, where `ca_key_file` is still set: every host would be locked out."""
     data = DataDir(used(tmp_path / "d"))
