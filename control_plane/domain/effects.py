@@ -4,6 +4,7 @@ Main effects have what may be said at any moment, at alpha over the number of le
 whole variants with the control. Interactions are shown with their error and nothing is decided on them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from math import sqrt
 
@@ -135,5 +136,6 @@ def _why_not(evidence: Evidence, one: MainEffect, rows: Sequence[Member], at: in
         [row.trials for row in rows],
         [row.successes for row in rows],
         shares=evidence.measure.kind == "proportion",
+        cells=() if one.additive else list(Counter(row.levels for row in rows if row.trials).values()),
     )
     return None if enough else Undefined.TOO_FEW_DATA

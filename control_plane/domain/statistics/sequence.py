@@ -42,7 +42,12 @@ class Always:
 
 
 def enough(
-    speaking: Sequence[int], trials: Sequence[float], successes: Sequence[float], *, shares: bool
+    speaking: Sequence[int],
+    trials: Sequence[float],
+    successes: Sequence[float],
+    *,
+    shares: bool,
+    cells: Sequence[int] = (),
 ) -> bool:
     """Whether there is what the normal approximation needs to decide; `speaking`: each arm's participants with data.
 
@@ -50,11 +55,13 @@ def enough(
     whole times the larger arm is the smaller. Ten over 90 % and 10 % of all participants are one in the smaller
     arm: where nothing differs it has none of them in a third of experiments, and then no error either, so that up
     to 32 % are decided (3 % with ninety). Of what is no proportion (not `shares`) participants with a value are
-    counted, unless most have one, and of unlike arms only.
+    counted, unless most have one, and of unlike arms only. Where arms are compared within `cells`, of so many
+    participants with data, it is the smallest of these that has to have some.
     """
     if min(speaking) < FEWEST_PARTICIPANTS:
         return False
-    times = max(speaking) // min(speaking)
+    sizes = cells or speaking
+    times = max(sizes) // min(sizes)
     if shares:
         hits = sum(successes)
         return min(hits, sum(trials) - hits) >= FEWEST_CONVERSIONS * times
