@@ -440,15 +440,20 @@ def delete(work: Work, request: requests.ById) -> None:
     """
     experiment = find(work, request.id)
     experiment.after(Verb.DELETE)
+    require_unused(work, experiment)
     if experiment.status is Status.COMPLETED or experiment.run > 1:
         work.store.experiments.save(replace(experiment, archived=True, updated_at=work.now))
         return
-    if work.store.deployments.slots_of(experiment.id):
+    work.store.experiments.delete(experiment.id)
+
+
+def require_unused(work: Work, experiment: Experiment) -> None:
+    """Raises FailedPrecondition for a draft that holds files: out of sight, nobody would know how to free them."""
+    if experiment.status is Status.DRAFT and work.store.experiments.holds(experiment.id):
         raise FailedPrecondition(
             "something was deployed by hand from this draft; start and complete it with `restore` first",
             reason="DRAFT_IN_USE",
         )
-    work.store.experiments.delete(experiment.id)
 
 
 def duplicate(work: Work, request: requests.Duplicate) -> View:

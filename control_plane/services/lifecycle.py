@@ -25,6 +25,7 @@ from control_plane.services.experiments import (
     design_warnings,
     find,
     find_variant,
+    require_unused,
     view_of,
 )
 from control_plane.services.results import summarise_phase
@@ -363,6 +364,8 @@ def _put_away(work: Work, id_or_key: str, verb: Verb) -> View:
     experiment = find(work, id_or_key)
     experiment.after(verb)
     put_away = verb is Verb.ARCHIVE
+    if put_away:
+        require_unused(work, experiment)
     archived_at = work.now if put_away else None
     moved = replace(experiment, archived=put_away, archived_at=archived_at, updated_at=work.now)
     _save(work, moved)

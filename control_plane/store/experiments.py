@@ -298,6 +298,12 @@ class ExperimentStore(AssignmentStore):
             [(participant, path, experiment_id, now) for participant in participant_ids for path in paths],
         )
 
+    def holds(self, experiment_id: bytes) -> bool:
+        """The experiment holds a file of somebody."""
+        return (
+            self._tx.one("select 1 from claim where experiment_id = ? limit 1", (experiment_id,)) is not None
+        )
+
     def conflicts(
         self, experiment_id: bytes, participant_ids: Sequence[bytes], paths: Sequence[str]
     ) -> list[Conflict]:

@@ -208,3 +208,24 @@ async def test_a_copy_is_a_draft_with_the_same_design(world: World) -> None:
     assert [(item.key, item.weight, item.is_control, item.files) for item in copy.variants] == shape
     assert {item.id for item in copy.variants}.isdisjoint(item.id for item in source.variants)
     assert copy.seed != source.seed
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_draft_that_holds_a_file_is_not_put_away(world: World, *, again: bool) -> None:
+    """Whoever wants the file would be sent to an experiment that is in no list."""
+    await world.agent("p", "q")
+    await world.experiment("p", "q")
+    if again:
+        await do(world, "start")
+        await do(world, "complete", then="restore")
+        await do(world, "reset")
+    order = {"id": "test", "participantId": "p", "variantId": "a"}
+    await world.do(deployments.create, requests.parse(requests.CreateDeployment, order))
+    for verb in (lifecycle.archive, experiments.delete):
+        with pytest.raises(FailedPrecondition) as refused:
+            await world.do(verb, requests.ById(id="test"))
+        assert refused.value.reason == "DRAFT_IN_USE"
+    await do(world, "start")
+    await do(world, "complete", then="restore")
+    view = await do(world, "archive")
+    assert view.experiment.archived
