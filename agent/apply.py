@@ -7,6 +7,7 @@ Whoever calls makes sure that one thing at a time happens to a participant.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -332,8 +333,8 @@ class Applier:
 
     async def recover(self) -> list[Outcome]:
         """What was begun before the last stop is finished, or undone where it cannot be."""
-        if not await blocking(self.config.root.is_dir):
-            return []  # not mounted yet, perhaps: what was begun there can wait
+        if not await blocking(lambda: os.path.isdir(self.config.root)):  # noqa: PTH112 - a Path's raises
+            return []  # not mounted yet, perhaps, or closed to us: what was begun there can wait
         for slot in list(self.slots.values()):
             if slot.reload_owed and not slot.intends:
                 await self.repairer.reload(slot.slot_id)

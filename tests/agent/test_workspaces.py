@@ -23,6 +23,16 @@ async def test_a_root_that_is_a_loop_is_its_own_trouble(tmp_path: Path) -> None:
         assert (await call(agent, "/v1/admin/reload", body={})).status == 200
 
 
+async def test_a_root_that_cannot_be_looked_at_is_its_own_trouble(tmp_path: Path) -> None:
+    """A closed home, a dead mount, a link to what can have no name: the agent starts, and serves the others."""
+    write_config(tmp_path, "bot-1", "bot-2")
+    (tmp_path / "bot-2").rmdir()
+    (tmp_path / "bot-2").symlink_to("n" * 300)
+    async with running(tmp_path) as agent:
+        answer = await call(agent, "/v1/impressions", body={"participantId": "bot-1"})
+        assert answer.status == 202
+
+
 async def test_a_deep_workspace_is_its_own_trouble(tmp_path: Path) -> None:
     """1,500 directories within one another below a `**`: the agent starts."""
     top = tmp_path / "root" / "deep"
