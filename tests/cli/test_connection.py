@@ -1,6 +1,7 @@
 """Who is spoken to, with which key, and how a failure is told."""
 
 import asyncio
+import getpass
 import os
 import stat
 from pathlib import Path
@@ -146,7 +147,7 @@ async def test_login_makes_a_key_of_ones_own(plane: Plane, run: Run, home: Path)
     assert (
         (await run("audit", "--json", "--limit", "1"))
         .json["entities"][0]["actor"]
-        .startswith("api_key:root@")
+        .startswith(f"api_key:{getpass.getuser()}@")
     )
 
 
