@@ -8,13 +8,12 @@ stands: later looks never take it back. After the horizon nothing is decided any
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from math import sqrt
 
 from control_plane.domain.statistics import blocked, cuped, path, proportions, switchback
 from control_plane.domain.statistics.lift import fieller, lift
 from control_plane.domain.statistics.path import Snapshot
-from control_plane.domain.statistics.plan import Plan, Unit
+from control_plane.domain.statistics.plan import Plan, Unit, come
 from control_plane.domain.statistics.proportions import ArmSums, Interval, Undefined
 from control_plane.domain.statistics.sequence import Always, always_valid, enough, information_target
 from shared.errors import Fault, Invalid
@@ -108,21 +107,10 @@ def _of_two(plan: Plan, arm: str, snapshots: Sequence[Snapshot]) -> tuple[list[U
     return [plan.units[at] for at in index], own
 
 
-def _come(units: Sequence[Unit], snapshot: Snapshot) -> tuple[Sequence[Unit], Snapshot]:
-    """Who had come by then, and their sums: who comes later counts in nothing that was looked at before."""
-    if not snapshot.there:
-        return units, snapshot
-    return list(compress(units, snapshot.there)), Snapshot(
-        day=snapshot.day,
-        trials=list(compress(snapshot.trials, snapshot.there)),
-        successes=list(compress(snapshot.successes, snapshot.there)),
-    )
-
-
 def _of_arm(plan: Plan, arm: str, snapshots: Sequence[Snapshot]) -> list[Comparison]:
     units, own = _of_two(plan, arm, snapshots)
     if not plan.level:
-        return [_without_alpha(plan, arm, *_come(units, snapshot)) for snapshot in own]
+        return [_without_alpha(plan, arm, *come(units, snapshot)) for snapshot in own]
     if plan.method == "sequence":
         return _by_sequence(plan, arm, units, own)
     return _by_flips(plan, arm, own) if plan.cycles else _by_path(plan, arm, units, own)
@@ -282,7 +270,7 @@ def _by_sequence(
             participants=len(there),
             enough=_enough(plan, arm, there, sums),
         )
-        for there, sums in (_come(units, snapshot) for snapshot in snapshots)
+        for there, sums in (come(units, snapshot) for snapshot in snapshots)
     ]
     return sequenced(plan, arm, states)
 

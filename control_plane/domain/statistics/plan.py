@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Literal
 
 from control_plane.domain.statistics import switchback
+from control_plane.domain.statistics.path import Snapshot
 from control_plane.domain.statistics.proportions import Variance, check_alpha
 from shared.errors import Fault, Invalid
 
@@ -89,3 +91,14 @@ class Plan:
     def treatments(self) -> tuple[str, ...]:
         """The arms that are compared with the control."""
         return tuple(arm for arm in self.arms if arm != self.control)
+
+
+def come(units: Sequence[Unit], snapshot: Snapshot) -> tuple[Sequence[Unit], Snapshot]:
+    """Who had come by then, and their sums: who comes later counts in nothing that was looked at before."""
+    if not snapshot.there:
+        return units, snapshot
+    return list(compress(units, snapshot.there)), Snapshot(
+        day=snapshot.day,
+        trials=list(compress(snapshot.trials, snapshot.there)),
+        successes=list(compress(snapshot.successes, snapshot.there)),
+    )
