@@ -412,7 +412,7 @@ async def grown(world: World) -> tuple[bytes, dict[str, str]]:
             (await world.do(experiments.get, requests.ById(id="test"))).experiment
         )
         assert {name: everybody[name] for name in first} == first
-        await world.report(uid, *day_of(world, everybody, {"a": 2, "b": 7}, each=30))
+        await world.report(uid, *day_of(world, everybody, {"a": 2, "b": 27}, each=30))
         await close_day(world)
         await looked(world, 2)
     return uid, everybody
@@ -456,7 +456,7 @@ async def test_looks_that_an_earlier_version_took_of_a_growing_fleet_stay(world:
         lambda tx: tx.run("update look set decisions = ? where number = 2", (json.dumps(old[2]),))
     )
     async with ticking(world):
-        await world.report(uid, *day_of(world, everybody, {"a": 2, "b": 7}, each=30))
+        await world.report(uid, *day_of(world, everybody, {"a": 2, "b": 27}, each=30))
         await close_day(world)
         await looked(world, 3)
     evidence = await exported(world)
