@@ -157,10 +157,14 @@ def _refusal(field: str, message: str, remedy: str) -> Invalid:
 
 
 def _shown(field: Any, value: Any) -> Any:
-    if isinstance(value, Timestamp):
-        return to_rfc3339(value.seconds * SECOND + value.nanos // 1000)
-    if isinstance(value, Struct):
-        return MessageToDict(value)
+    try:
+        if isinstance(value, Timestamp):
+            return to_rfc3339(value.seconds * SECOND + value.nanos // 1000)
+        if isinstance(value, Struct):
+            return MessageToDict(value)
+    except (ValueError, OverflowError, OSError):
+        remedy = "years are 1 to 9999, numbers finite"
+        raise _refusal(field.json_name, "holds what JSON cannot say", remedy) from None
     if isinstance(value, FieldMask):
         return list(value.paths)
     if isinstance(value, Message):

@@ -209,7 +209,7 @@ class ListExperiments(_Labelled):
 
     status: Literal["draft", "running", "paused", "stopped", "completed"] | None = None
     type: Literal["ab", "multivariate", "personalization", "switchback"] | None = None
-    search: str = ""
+    search: Text = ""
     archived: bool = False
 
 

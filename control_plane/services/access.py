@@ -179,7 +179,7 @@ def authenticate(store: Store, secret: str, *, now: int) -> Holder:
 
     Raises Unauthenticated; that a key was revoked or has expired is told only to who has it.
     """
-    given = hash_secret(secret.encode())
+    given = hash_secret(secret.encode(errors="surrogatepass"))  # a header has any bytes
     key = store.access.api_key(given) if secret.startswith(KEY_PREFIX) else None
     if key is None or not hmac.compare_digest(key.secret_hash, given):
         raise Unauthenticated(reason="BAD_API_KEY")

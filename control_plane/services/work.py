@@ -346,8 +346,8 @@ def require(caller: Caller, scope: Scope) -> None:
 
 def check_request_id(request_id: str) -> str:
     """A usable idempotency key. Raises Invalid."""
-    if len(request_id) > 128:
-        raise Invalid("Idempotency-Key is at most 128 characters", reason="INVALID_FIELDS")
+    if len(request_id) > 128 or not request_id.isprintable():
+        raise Invalid("Idempotency-Key is at most 128 printable characters", reason="INVALID_FIELDS")
     return request_id
 
 

@@ -255,6 +255,25 @@ async def test_who_is_not_known_is_refused_before_a_body_is_read(small: Plane) -
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize(
+    ("header", "status"), [(b"Authorization: Bearer sk_\xff", 401), (b"Idempotency-Key: \xff", 400)]
+)
+async def test_a_header_of_any_bytes_is_refused(plane: Plane, header: bytes, status: int) -> None:
+    """What is no UTF-8 in a header is a wrong key, and no failure of the server."""
+    host, port = plane.addresses["http"].split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    key = b"" if status == 401 else f"Authorization: Bearer {plane.key}\r\n".encode()
+    try:
+        writer.write(
+            b"POST /v1/fleet:freeze HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n" + key + header + b"\r\n\r\n"
+        )
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.readline()).startswith(f"HTTP/1.1 {status} ".encode())
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_a_body_is_json_and_says_so(plane: Plane) -> None:
     """415 for every other type and for none; a call without a body needs no type."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""):

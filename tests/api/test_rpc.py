@@ -1,10 +1,12 @@
 """Operator gRPC is REST with other words: the same operations, resources and refusals."""
 
 import json
+import math
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from control_plane.api import errors
@@ -92,6 +94,27 @@ async def test_refusals_carry_status_reason_and_faults(
     assert trailing["reason"] == reason
     if reason == "INVALID_FIELDS":
         assert json.loads(trailing["errors-bin"])[0]["field"] == "name"
+
+
+@pytest.mark.parametrize(
+    ("rpc", "fields", "field"),
+    [
+        ("AccessService.ListAuditLog", {"from_at": Timestamp(seconds=2**62)}, "fromAt"),
+        ("AccessService.ListAuditLog", {"to_at": Timestamp(seconds=253_402_300_800)}, "toAt"),
+        ("ExperimentService.CreateExperiment", {"metadata": {"a": math.nan}}, "metadata"),
+        ("ExperimentService.CreateExperiment", {"metadata": {"a": -math.inf}}, "metadata"),
+        ("ExperimentService.ListExperiments", {"search": "x" * 60_000}, "search"),
+    ],
+)
+async def test_what_nobody_can_mean_is_refused(
+    plane: Plane, rpc: str, fields: dict[str, Any], field: str
+) -> None:
+    """A moment beyond all years, a number that is none, an endless search: the caller's mistake, not the server's."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await plane.grpc(rpc, **fields)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, refused.value.details()
+    trailing = dict(refused.value.trailing_metadata() or ())
+    assert json.loads(trailing["errors-bin"])[0]["field"] == field
 
 
 async def test_without_a_key_nothing_is_answered(plane: Plane) -> None:
