@@ -107,9 +107,17 @@ def _key(value: str) -> str:
     return value
 
 
+def without_nul(value: dict[str, str]) -> dict[str, str]:
+    """Labels, or what they are filtered by: PostgreSQL reads no JSON with U+0000. Raises ValueError."""
+    if any("\0" in text for item in value.items() for text in item):
+        raise ValueError("labels hold no U+0000")
+    return value
+
+
 def _labels(value: dict[str, str]) -> dict[str, str]:
     if len(value) > 64 or any(len(k) > 128 or len(v) > 256 or not k for k, v in value.items()):
         raise ValueError("at most 64 labels, names to 128 and values to 256 characters")
+    without_nul(value)
     if any(name.startswith("host.") for name in value):
         raise ValueError("labels under host. are the host's own")
     return value

@@ -24,6 +24,7 @@ from control_plane.domain.fields import (
     Weight,
     duration,
     whole,
+    without_nul,
 )
 from control_plane.domain.fields import Request as Request
 from control_plane.domain.fields import parse as parse
@@ -201,7 +202,9 @@ class PageOf(Page):
 class _Labelled(Page):
     """Asks for what carries all of these labels."""
 
-    labels: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
+    labels: Annotated[dict[str, str], Field(max_length=64), AfterValidator(without_nul)] = Field(
+        default_factory=dict
+    )
 
 
 class ListExperiments(_Labelled):

@@ -192,6 +192,8 @@ class PostgresTx:
             return b" %d" % value
         if kind is bytes:
             return b" '\\x%b'::bytea" % value.hex().encode()
+        if kind is str and "\0" in value:
+            raise Invalid("PostgreSQL cannot hold a text with the character U+0000", reason="INVALID_FIELDS")
         return b" NULL" if value is None else b" " + self._literal(value)
 
     def _send(self, statement: bytes) -> psycopg.ClientCursor[dict[str, Any]]:

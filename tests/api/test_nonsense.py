@@ -1,5 +1,6 @@
 """Whatever is sent, the answer is a refusal that says why: never a 500, never a traceback."""
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from control_plane.api.admission import Bucket
 from control_plane.api.operations import OPERATIONS, Operation
-from tests.support.plane import Plane
+from tests.support import postgres
+from tests.support.plane import Plane, running_plane
 
 LEAVES: list[Any] = [
     None, True, False, 0, -1, 1.5, 1e308, 2**63, 2**70, "", "x", "\x00", "ü" * 5000, "../..", "/", "sk_", [], {}, [[]],
@@ -50,6 +52,23 @@ async def test_nonsense_is_refused(plane: Plane, operation: Operation) -> None:
         else:
             answer = await plane.rest(operation.method, path, body_for(operation, random))
         assert answer.status < 500, (path, answer.body)
+
+
+async def test_no_database_is_asked_to_hold_nul(tmp_path: Path) -> None:
+    """PostgreSQL has no room for U+0000 in a text: that is a refusal, in a filter as well."""
+    async with running_plane(tmp_path / "data", database=postgres.url_of(tmp_path)) as plane:
+        for body in ({"name": "a\0"}, {"name": "a", "labels": {"team\0": "x"}}):
+            answer = await plane.rest("POST", "/v1/experiments", body)
+            assert (answer.status, answer.body["reason"]) == (400, "INVALID_FIELDS"), body
+        for query in (
+            "experiments?search=%00",
+            "experiments?label.a=%00",
+            "participants?cursor=00",
+            "metrics/%00",
+        ):
+            answer = await plane.rest("GET", f"/v1/{query}")
+            assert (answer.status, answer.body["reason"]) == (400, "INVALID_FIELDS"), query
+    postgres.drop(tmp_path)
 
 
 def test_a_bucket_lets_through_its_rate() -> None:
