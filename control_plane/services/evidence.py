@@ -253,9 +253,6 @@ def members_of(seated: Seating) -> tuple[Member, ...]:
     """Who is assigned, as evidence has them."""
     keys = {variant.id: variant.key for variant in seated.experiment.variants}
     grows = seated.experiment.type is not Type.SWITCHBACK and settings_of(seated).decision == "sequence"
-    first: dict[str, Assignment] = {}
-    for item in seated.assignments:
-        first.setdefault(item.participant, item)
     return tuple(
         Member(
             participant=item.participant,
@@ -263,8 +260,7 @@ def members_of(seated: Seating) -> tuple[Member, ...]:
             block=item.block,
             stratum=item.stratum,
             planned=planned(item, seated.phase),
-            # Who changes sides is no more witnesses than it was: it counts where it came in.
-            joined=_joined(item, seated.phase) if grows and first[item.participant] is item else None,
+            joined=_joined(item, seated.phase) if grows else None,
             cluster=item.cluster,
         )
         for item in seated.assignments
