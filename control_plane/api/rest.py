@@ -196,12 +196,26 @@ def _handler(
 async def _values(request: web.Request, operation: Operation) -> dict[str, Any]:
     """Body or query, with the path's names. Raises Invalid where they are not usable."""
     named: Mapping[str, Any] = request.match_info
-    given = _query(request, operation.request) if operation.method == "GET" else await bodies.read(request)
+    if operation.method == "GET":
+        given = _query(request, operation.request)
+    else:
+        _refuse_query(request)
+        given = await bodies.read(request)
     twice = sorted(set(named) & set(given))
     if twice:
         fault = Fault(field=twice[0], message="is in the path already", remedy="leave it out of the body")
         raise Invalid(f"{fault.field}: {fault.message}", reason="INVALID_FIELDS", faults=[fault])
     return {**given, **named}
+
+
+def _refuse_query(request: web.Request) -> None:
+    """A write says everything in its body: what it said beside it, such as `?validateOnly=true`, would be unheard."""
+    faults = [
+        Fault(field=name, message="is in the query, which only GET has", remedy="say it in the body")
+        for name in dict.fromkeys(request.query)
+    ]
+    if faults:
+        raise Invalid(f"{faults[0].field}: {faults[0].message}", reason="INVALID_FIELDS", faults=faults)
 
 
 def _query(request: web.Request, model: type[Request]) -> dict[str, Any]:

@@ -161,6 +161,18 @@ async def test_a_body_that_is_no_json_object_is_refused(plane: Plane, body: byte
     assert (answer.status, answer.headers["Content-Type"].split(";")[0]) == (400, "application/problem+json")
 
 
+@pytest.mark.parametrize("prefix", ["", "/stamn"])
+async def test_a_write_says_everything_in_its_body(plane: Plane, prefix: str) -> None:
+    """What stands in the query of a write is refused by name, and nothing is stored: it would go unheard."""
+    answer = await plane.rest("POST", f"{prefix}/v1/experiments?validateOnly=true&name=B", STAMN_EXAMPLE)
+    assert answer.status == 400
+    listed = await plane.rest("GET", "/v1/experiments")
+    assert listed.body["entities"] == []
+    if not prefix:
+        assert [fault["field"] for fault in answer.body["errors"]] == ["validateOnly", "name"]
+        assert "body" in answer.body["errors"][0]["remedy"]
+
+
 async def test_whole_floats_are_whole_numbers(plane: Plane) -> None:
     """JSON has one kind of number: a weight of 50.0 is 50, a weight of 50.5 is refused."""
     variants = [{"name": "A", "content": "a", "weight": 50.0}]
