@@ -77,11 +77,10 @@ def results(
 
     Intervals and p-values treat the participant as the unit, however many impressions it has.
     """
-    if html is not None and (watch or by_day or inputs):
-        raise typer.BadParameter("--html does not go together with --watch, --by-day or --inputs")
+    said = {"--why": explain, "--group-by": group_by, "--phase": phase, "--as-of": as_of}
+    views = {"--html": html is not None, "--by-day": by_day, "--watch": watch, "--inputs": inputs}
+    _refuse_unheard({name for name, given in {**said, **views}.items() if given})
     if by_day:
-        if watch:
-            raise typer.BadParameter("--by-day and --watch do not go together")
         series.by_day(
             session,
             pb.GetTimeSeriesRequest(
@@ -124,6 +123,22 @@ def results(
         show.say(session.out, line)
     if group_by:
         print_groups(session, found)
+
+
+_VIEWS = {
+    "--html": {"--by-day", "--watch", "--inputs"},
+    "--by-day": {"--watch", "--inputs", "--why", "--group-by", "--phase", "--as-of"},
+    "--watch": {"--inputs", "--why", "--group-by"},
+    "--inputs": {"--why", "--group-by"},
+}
+"""What each other way of showing results has no place for."""
+
+
+def _refuse_unheard(given: set[str]) -> None:
+    for view, unheard in _VIEWS.items():
+        if view in given and unheard & given:
+            names = ", ".join(sorted(unheard & given))
+            raise typer.BadParameter(f"{view} has no place for {names}; leave one of them out")
 
 
 def _print_beside_the_other_population(
