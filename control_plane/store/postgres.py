@@ -391,7 +391,7 @@ def prepare(url: str, *, may_change: bool = True) -> list[str]:
 
 
 def _connect(url: str) -> Connection:
-    settings = " ".join(
+    limits = " ".join(
         f"-c {name}={round(seconds * 1000)}"
         for name, seconds in (
             ("statement_timeout", STATEMENT_SECONDS),
@@ -399,14 +399,14 @@ def _connect(url: str) -> Connection:
             ("idle_in_transaction_session_timeout", IDLE_SECONDS),
         )
     )
-    _parts(url)
+    own = _parts(url).get("options", "")  # such as a search_path; what we rely on comes after it, and holds
     try:
         connection: Connection = psycopg.connect(
             url,
             autocommit=True,
             row_factory=dict_row,
             connect_timeout=CONNECT_SECONDS,
-            options=f"{settings} -c synchronous_commit=on -c standard_conforming_strings=on",
+            options=f"{own} {limits} -c synchronous_commit=on -c standard_conforming_strings=on",
             application_name="variantd",
         )
     except psycopg.ProgrammingError as error:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -576,6 +577,23 @@ async def test_a_migration_takes_as_long_as_it_takes(tmp_path: Path, monkeypatch
     slow = ("9999_slow.sql", "create table slow as select 1 as n from pg_sleep(2)")
     monkeypatch.setattr(contract, "_migrations", lambda: [*known, slow])
     assert await asyncio.to_thread(prepare, url) == [slow[0]]
+    postgres.drop(tmp_path)
+
+
+async def test_options_of_the_url_are_heard_but_never_weaken_anything(tmp_path: Path) -> None:
+    """A search_path puts everything into its schema; a commit is as durable as ever, whatever is asked for."""
+    url = postgres.url_of(tmp_path)
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("drop schema public cascade; create schema ours")
+        options = quote("-c search_path=ours -c synchronous_commit=off")
+        database = postgres.opened(f"{url}{'&' if '?' in url else '?'}options={options}")
+        await database.write(put("there"))
+        assert await keys(database) == ["there"]
+        assert other.execute("select key from ours.meta").fetchone() == ("there",)
+        shown = await database.write(lambda tx: tx.one("show synchronous_commit"))
+        assert shown is not None
+        assert shown["synchronous_commit"] == "on"
+        await database.close()
     postgres.drop(tmp_path)
 
 
