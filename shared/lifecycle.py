@@ -26,14 +26,20 @@ def sd_notify(state: str) -> None:
 
 
 def on_signals(stop: asyncio.Event) -> None:
-    """SIGTERM and SIGINT set `stop`; a second one ends the process the default way."""
+    """SIGTERM, SIGINT and a terminal that goes away (SIGHUP) set `stop`; a second one ends the process the default way.
+
+    Under `nohup`, which has SIGHUP ignored, it stays so.
+    """
     loop = asyncio.get_running_loop()
 
     def request_stop(number: signal.Signals) -> None:
         loop.remove_signal_handler(number)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    asked = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asked.append(signal.SIGHUP)
+    for number in asked:
         loop.add_signal_handler(number, request_stop, number)
 
 

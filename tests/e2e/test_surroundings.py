@@ -1,10 +1,13 @@
 """What `variantd` says where its surroundings are not as they should be: one sentence, never a traceback."""
 
+import asyncio
 import os
 import pwd
 import shutil
+import signal
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,9 @@ from control_plane.store.store import Store
 from shared.clock import SystemClock
 from shared.errors import FailedPrecondition, Invalid
 from shared.ids import new_id
-from tests.support.fleet import run
+from tests.support.fleet import BIN, Process, run
 from tests.support.privileged import mounted
+from tests.support.waiting import PATIENCE, eventually
 
 
 def junk(path: Path) -> Path:
@@ -219,3 +223,38 @@ async def test_what_root_makes_is_the_directory_s_owner_s(tmp_path: Path, words:
         found = path.stat()
         assert (found.st_uid, found.st_gid) == (server.pw_uid, server.pw_gid), path
         assert stat.S_IMODE(found.st_mode) & 0o077 == 0, path
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, *before: str) -> AsyncIterator[Process]:
+    """A server that listens, started by the words `before`; it has ended well afterwards."""
+    addresses = tmp_path / "d" / "addresses.json"
+    words = [*before, str(BIN / "variantd"), "serve", "--data-dir", str(addresses.parent)]
+    for listener in ("http", "operator", "agents"):
+        words += [f"--{listener}", "127.0.0.1:0"]
+    process = Process(words, tmp_path / "log")
+    await process.start()
+    try:
+        await eventually(lambda: process.running() and addresses.exists())
+        yield process
+    finally:
+        assert await process.stop() == 0
+
+
+async def test_a_terminal_that_goes_away_is_a_stop(tmp_path: Path) -> None:
+    """The server drains and ends as it is asked to."""
+    async with serving(tmp_path) as process:
+        assert process.child is not None
+        process.child.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(PATIENCE):
+            assert await process.child.wait() == 0
+    assert "control_plane.stopping" in process.log.read_text()
+    assert not (tmp_path / "d" / "addresses.json").exists()
+
+
+async def test_under_nohup_a_server_goes_on(tmp_path: Path) -> None:
+    """SIGHUP stays ignored."""
+    async with serving(tmp_path, "nohup") as process:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(status.split("SigIgn:")[1].split()[0], 16)
+        assert ignored & (1 << (signal.SIGHUP - 1))
