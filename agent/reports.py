@@ -235,6 +235,8 @@ class _Reader:
         except (ValueError, OverflowError):
             self._fault("occurredAt", "is no moment", "write it as 2026-01-31T12:00:00Z")
             return self._now
+        if moment < 0:
+            self._fault("occurredAt", "is before 1970", "leave it out, or say when it happened")
         if moment > self._now + FUTURE_SECONDS * SECOND:
             self._fault(
                 "occurredAt",

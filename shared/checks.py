@@ -6,6 +6,8 @@ Each raises `Invalid` naming the field for what is beyond them, and is the value
 from shared.errors import Fault, Invalid
 from shared.model import MAX_PATH_BYTES, MAX_VALUE_MICROS, NAME_ENDS
 
+MAX_MOMENT = 253_402_300_799_999_999
+"""The last microsecond of the year 9999, after which no calendar shows anything."""
 MAX_COUNT = 2**40
 """Of anything: what counts for real stays far below, and no sum of them overflows a database's integer."""
 
@@ -64,6 +66,13 @@ def micros(value: int, field: str) -> int:
     """What an event was worth, in micro-units."""
     if abs(value) > MAX_VALUE_MICROS:
         raise malformed(field, f"within ±{MAX_VALUE_MICROS}")
+    return value
+
+
+def moment(value: int, field: str) -> int:
+    """From 1970 to 9999, in microseconds; 0 where there is none."""
+    if not 0 <= value <= MAX_MOMENT:
+        raise malformed(field, "from 1970 to 9999")
     return value
 
 

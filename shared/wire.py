@@ -198,7 +198,7 @@ def spool_state_from_pb(message: pb.SpoolState) -> SpoolState:
         epoch=checks.uid(message.epoch, "spool.epoch") if message.epoch else b"",
         depth=checks.count(message.depth, "spool.depth"),
         size=checks.count(message.bytes, "spool.bytes", most=2**62),
-        oldest_at=message.oldest_at_us,
+        oldest_at=checks.moment(message.oldest_at_us, "spool.oldest_at_us"),
     )
 
 
@@ -211,12 +211,15 @@ def conditions_to_pb(conditions: Iterable[Condition]) -> list[pb.Condition]:
 
 
 def conditions_from_pb(messages: Iterable[pb.Condition]) -> tuple[Condition, ...]:
-    """The conditions of messages, at most the first 32, and of each text as much as anybody reads."""
+    """The conditions of messages, at most the first 64, and of each text as much as anybody reads."""
     return tuple(
         Condition(
-            code=m.code[:64], severity=m.severity[:16], since_at=m.since_at_us, message=m.message[:1000]
+            code=m.code[:64],
+            severity=m.severity[:16],
+            since_at=max(0, min(m.since_at_us, checks.MAX_MOMENT)),
+            message=m.message[:1000],
         )
-        for m in list(messages)[:32]
+        for m in list(messages)[:64]
     )
 
 
@@ -293,7 +296,7 @@ def outcome_from_pb(message: pb.Outcome) -> Outcome:
         durations=Durations(
             fetch=d.fetch_ms, check=d.check_ms, write=d.write_ms, reload=d.reload_ms, probe=d.probe_ms
         ),
-        occurred_at=message.occurred_at_us,
+        occurred_at=checks.moment(message.occurred_at_us, "outcome.occurred_at_us"),
         confirming=message.confirming,
     )
 
@@ -446,7 +449,7 @@ def record_from_bytes(raw: bytes) -> Record:
             path=checks.path(message.view.path, "view.path"),
             digest=checks.digest(message.view.digest, "view.digest"),
             state=_name(ViewState, message.view.state, "view.state"),
-            from_at=message.view.from_at_us,
+            from_at=checks.moment(message.view.from_at_us, "view.from_at_us"),
         )
     elif kind == "loaded":
         loaded = checks.digest(message.loaded.digest, "loaded.digest")
@@ -456,7 +459,7 @@ def record_from_bytes(raw: bytes) -> Record:
             participant=checks.text(message.loaded.participant_id, "loaded.participant_id", 128),
             path=checks.path(message.loaded.path, "loaded.path"),
             digest=loaded,
-            loaded_at=message.loaded.loaded_at_us,
+            loaded_at=checks.moment(message.loaded.loaded_at_us, "loaded.loaded_at_us"),
         )
     elif kind == "event":
         body = _event_from_pb(message.event)
@@ -464,8 +467,8 @@ def record_from_bytes(raw: bytes) -> Record:
         body = Unseen(
             participant=checks.text(message.unseen.participant_id, "unseen.participant_id", 128),
             reason=checks.text(message.unseen.reason, "unseen.reason", 64),
-            from_at=message.unseen.from_at_us,
-            to_at=message.unseen.to_at_us,
+            from_at=checks.moment(message.unseen.from_at_us, "unseen.from_at_us"),
+            to_at=checks.moment(message.unseen.to_at_us, "unseen.to_at_us"),
         )
     elif kind == "loss":
         body = Loss(
@@ -476,7 +479,8 @@ def record_from_bytes(raw: bytes) -> Record:
         )
     else:
         raise checks.malformed("record", "no kind of record that is known here")
-    return Record(id=checks.uid(message.id, "record.id"), recorded_at=message.recorded_at_us, body=body)
+    recorded_at = checks.moment(message.recorded_at_us, "record.recorded_at_us")
+    return Record(id=checks.uid(message.id, "record.id"), recorded_at=recorded_at, body=body)
 
 
 def _event_from_pb(m: pb.Event) -> Event:
@@ -484,7 +488,7 @@ def _event_from_pb(m: pb.Event) -> Event:
     return Event(
         participant=checks.text(m.participant_id, "event.participant_id", 128),
         kind=kind,
-        occurred_at=m.occurred_at_us,
+        occurred_at=checks.moment(m.occurred_at_us, "event.occurred_at_us"),
         event_name=checks.event_name(m.event_name, "event.event_name", empty=kind is EventKind.IMPRESSION),
         subject=checks.text(m.subject, "event.subject", 256, empty=True),
         value_micros=checks.micros(m.value_micros, "event.value_micros")

@@ -234,6 +234,7 @@ async def test_value_is_kept_in_micro_units(tmp_path: Path, value: float, micros
         ("impressions", {"occurredAt": "yesterday"}, {"occurredAt"}),
         ("impressions", {"occurredAt": "2026-01-31T12:00:00"}, {"occurredAt"}),
         ("impressions", {"occurredAt": 5}, {"occurredAt"}),
+        ("impressions", {"occurredAt": "1969-12-31T23:59:59Z"}, {"occurredAt"}),
         ("impressions", {"target": "/etc/passwd"}, {"target"}),
         ("impressions", {"target": "../SOUL.md"}, {"target"}),
         ("impressions", {"target": "OTHER.md"}, {"target"}),

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from uuid import UUID
 
 import grpc
@@ -187,6 +188,61 @@ async def test_jumps_in_a_spool_cost_only_who_jumps(plane: Plane) -> None:
         assert isinstance(garbage, pb.ReportSpoolResponse)
     shown = (await agents(plane))[liar.uid]["spool"]
     assert shown["lost"] == 1001  # type: ignore[index]
+
+
+@pytest.mark.parametrize("moment", [-1, 253_402_300_800_000_000])
+async def test_moments_that_no_calendar_has_are_shown_to_nobody(plane: Plane, moment: int) -> None:
+    """Of conditions, the spool, outcomes and records: whatever is made of them, everything is still answered."""
+    _, liar = await pair(plane)
+    async with session(liar, make_hello("p")) as stream:
+        at = await started(plane, "p")
+        offer = await stream.offer()
+        condition = pb.Condition(code="WATCH_DEGRADED", severity="warning", since_at_us=moment, message="m")
+        await stream.send(observation=pb.Observation(conditions=[condition]))
+        await stream.send(heartbeat=pb.Heartbeat(sequence=1, sent_at_us=moment))
+
+        async def told() -> bool:
+            conditions = (await agents(plane))[liar.uid]["conditions"]
+            return [c["code"] for c in conditions] == ["WATCH_DEGRADED"]  # type: ignore[attr-defined]
+
+        await eventually(told, what="the condition is shown")
+        outcome = wire.outcome_to_pb(make_outcome(offer, Result.APPLIED))
+        outcome.occurred_at_us = moment
+        await stream.send(outcome=outcome)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            while True:
+                await stream.next()
+        assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    async with lying(liar) as kit:
+        aged = replace(make_hello("p"), spool=SpoolState(epoch=new_id(), depth=1, size=1, oldest_at=moment))
+        assert await kit.hello(aged) == ([], grpc.StatusCode.INVALID_ARGUMENT)
+        bodies = (
+            {"event": pb.Event(participant_id="p", kind=1, occurred_at_us=moment, source=1)},
+            {"view": pb.View(participant_id="p", path="soul.md", from_at_us=moment, state=1)},
+            {"loaded": pb.Loaded(participant_id="p", path="soul.md", digest=bytes(32), loaded_at_us=moment)},
+            {"unseen": pb.Unseen(participant_id="p", reason="overflow", from_at_us=moment, to_at_us=moment)},
+        )
+        records = [
+            pb.SpoolRecord(id=new_id(), recorded_at_us=moment, **body).SerializeToString()  # type: ignore[arg-type]
+            for body in bodies
+        ]
+        answer = await kit.report(
+            epoch=new_id(), first_seq=1, chain=CHAIN_START, records=records, tail_seq=len(records)
+        )
+        assert isinstance(answer, pb.ReportSpoolResponse)
+        assert answer.through_seq == len(records)
+    deployment = (await plane.rest("GET", f"{at}/deployments")).body["entities"][0]
+    for path in (
+        "/v1/agents",
+        "/v1/participants",
+        "/v1/participants/p",
+        "/v1/events",
+        f"/v1/deployments/{deployment['id']}/outcomes",
+        f"{at}/deployments",
+        f"{at}/results",
+    ):
+        answered = await plane.rest("GET", path)
+        assert answered.status == 200, (path, answered.body)
 
 
 @pytest.mark.timeout(120)
