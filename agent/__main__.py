@@ -205,6 +205,9 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
             )
     for condition in status["conditions"]:
         lines.append(f"{condition['severity']:<13} {condition['code']}: {condition['message']}")
+    for finding in status["findings"]:
+        said = "".join(c if c.isprintable() else "�" for c in f"{finding['code']}: {finding['message']}")
+        lines.append(f"control plane {said}")
     return lines
 
 

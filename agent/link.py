@@ -105,6 +105,7 @@ class Link:
         self._session_id = ""
         self._last_error = ""
         self._skew = 0
+        self.findings: tuple[Condition, ...] = ()  # what the control plane says is wrong with this host
         self.calls = Calls(channel=self._way.channel, trusted=self._trusted, carried=self._carried)
         self._sharing = Sharing(config, tell=self._answer, upload=self.calls.upload)
         self._preflights = Preflights(config, judge=reconciler.judge, tell=self._judged, clock=clock)
@@ -410,6 +411,9 @@ class Link:
         self._trusted.set()
         _log.info("link.connected", session=self._session_id, address=self._way.address)
         return True
+
+    def found(self, welcome: pb.Welcome) -> None:
+        self.findings = wire.conditions_from_pb(welcome.findings)
 
     async def _follow(self, welcome: pb.Welcome) -> bool:
         """Whether the incarnation is, or now became, the one this host follows; else a condition says why not."""

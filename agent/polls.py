@@ -177,6 +177,7 @@ class Polls:
             if admitted != self._admitted:
                 self._admitted = admitted
                 self._trusted = await self._party.welcomed(message.welcome)
+            self._party.found(message.welcome)
         elif kind == "offer" and self._trusted:
             self._take_offer(wire.offer_from_pb(message.offer))
         elif kind == "read_file" and self._trusted:

@@ -63,6 +63,9 @@ class Party(Protocol):
     async def welcomed(self, welcome: pb.Welcome) -> bool:
         """The session is open; whether this control plane may be trusted with offers and reports."""
 
+    def found(self, welcome: pb.Welcome) -> None:
+        """What the control plane says is wrong with this host, now as well as when the session was opened."""
+
     def offered(self, offer: Offer) -> None:
         """A trusted control plane says what a slot should hold."""
 
@@ -273,6 +276,7 @@ class Session:
     async def _open(self, welcome: pb.Welcome) -> None:
         self._carries = welcome.limits.stream_batch_bytes
         self._trusted = await self._party.welcomed(welcome)
+        self._party.found(welcome)
         self._unanswered = 0
         self._interval = _seconds(welcome.heartbeat_interval_ms)
         self._start("watch", self._watch())

@@ -22,6 +22,7 @@ from agent.uplink import Uplink
 from shared import VERSION
 from shared.clock import Clock
 from shared.ids import show_id
+from shared.model import Condition
 from shared.moment import SECOND, to_rfc3339
 
 Family = GaugeMetricFamily | CounterMetricFamily
@@ -81,15 +82,8 @@ class Status(Collector):
             "hold": self._show_hold(),
             "slots": self._reconciler.status(),
             "spool": self._show_spool(),
-            "conditions": [
-                {
-                    "code": condition.code,
-                    "severity": condition.severity,
-                    "sinceAt": to_rfc3339(condition.since_at),
-                    "message": condition.message,
-                }
-                for condition in self._health.conditions()
-            ],
+            "conditions": [_shown(condition) for condition in self._health.conditions()],
+            "findings": [_shown(finding) for finding in self._link.findings],
         }
 
     def _show_hold(self) -> dict[str, object] | None:
@@ -199,6 +193,15 @@ METRICS: Mapping[str, tuple[type[Family], str, tuple[str, ...]]] = {
     "spool_dropped": (CounterMetricFamily, "reports that a full spool took without keeping them", ()),
 }
 """Every metric without its prefix: kind, what it says, labels."""
+
+
+def _shown(condition: Condition) -> dict[str, object]:
+    return {
+        "code": condition.code,
+        "severity": condition.severity,
+        "sinceAt": to_rfc3339(condition.since_at),
+        "message": condition.message,
+    }
 
 
 def described() -> list[Metric]:

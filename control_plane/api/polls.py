@@ -116,7 +116,10 @@ class Polls:
     async def _say(
         self, session: Session, messages: Sequence[pb.SyncRequest], *, renew: bool
     ) -> pb.ExchangeResponse:
-        said = [pb.SyncResponse(welcome=welcome(self._own, session.id, spacing=session.spacing, renew=renew))]
+        greeting = welcome(
+            self._own, session.id, spacing=session.spacing, findings=session.findings, renew=renew
+        )
+        said = [pb.SyncResponse(welcome=greeting)]
         _, window = session.spacing.in_ms()
         for message in messages:
             if message.WhichOneof("message") == "heartbeat":

@@ -226,6 +226,7 @@ class Session:
     def __init__(self, services: Services, sessions: Sessions, opened: Opened, hello: Hello) -> None:
         self._services = services
         self._sessions = sessions
+        self.findings = opened.findings
         self._taken = frozenset(opened.taken)
         self._ahead = opened.ahead
         self._generation = opened.generation

@@ -202,7 +202,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         uid = session.agent_uid
         try:
             renew = self._is_former(context)
-            greeting = welcome(self._own, session.id, spacing=session.spacing, renew=renew)
+            greeting = welcome(
+                self._own, session.id, spacing=session.spacing, findings=session.findings, renew=renew
+            )
             await context.write(pb.SyncResponse(welcome=greeting))
             await _Stream(session, context).run(messages)
         finally:

@@ -1,13 +1,14 @@
 """What a session begins with: which life of the database this is, why to believe it, and under which limits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from control_plane.api.spacing import Spacing
 from control_plane.services import spools
 from control_plane.services.sessions import Terms
 from control_plane.store.access import Incarnation
-from shared import tls
-from shared.model import MAX_INLINE_BYTES
+from shared import tls, wire
+from shared.model import MAX_INLINE_BYTES, Condition
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 
 MAX_BATCH_BYTES = 2 * 1_048_576
@@ -39,8 +40,15 @@ def origin(incarnation: Incarnation, authority: tls.Authority, *, withdraw_limit
     return Origin(terms=Terms(incarnation=incarnation, withdraw_limit=withdraw_limit), lineage=lineage)
 
 
-def welcome(own: Origin, session_id: bytes, *, spacing: Spacing, renew: bool = False) -> pb.Welcome:
-    """The session is admitted, by which life of the database, under which limits."""
+def welcome(
+    own: Origin,
+    session_id: bytes,
+    *,
+    spacing: Spacing,
+    findings: Sequence[Condition] = (),
+    renew: bool = False,
+) -> pb.Welcome:
+    """The session is admitted, by which life of the database, under which limits; what is wrong with the host."""
     heartbeat_ms, reconnect_window_ms = spacing.in_ms()
     newest, *earlier = own.lineage
     return pb.Welcome(
@@ -52,6 +60,7 @@ def welcome(own: Origin, session_id: bytes, *, spacing: Spacing, renew: bool = F
         renew_certificate=renew,
         heartbeat_interval_ms=heartbeat_ms,
         reconnect_window_ms=reconnect_window_ms,
+        findings=wire.conditions_to_pb(findings),
         limits=pb.Limits(
             inline_bytes=MAX_INLINE_BYTES,
             batch_records=spools.MAX_RECORDS,

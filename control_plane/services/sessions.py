@@ -26,7 +26,7 @@ from control_plane.store.fleet import host_labels
 from control_plane.store.store import Store
 from shared.errors import FailedPrecondition, PermissionDenied
 from shared.ids import NewId, show_id
-from shared.model import Hello, OfferAction, ParticipantState
+from shared.model import Condition, Hello, OfferAction, ParticipantState
 from shared.moment import SECOND
 
 LEASE = LEASE_SECONDS * SECOND
@@ -53,7 +53,8 @@ class Opened:
     `generation` is the agent's as the session begins; `took_over`: its session before was alive, here or elsewhere.
     `goes_on`: it was opened by an earlier poll. `ahead`: the host knows more than this database, and gets no offers.
     `behind`: it has an earlier revision of something that it once was done with.
-    `quarantined`: there is no session; the agent is kept out from now on.
+    `quarantined`: there is no session; the agent is kept out from now on. `findings`: what is wrong with the host,
+    which it is told.
     """
 
     id: bytes
@@ -65,6 +66,7 @@ class Opened:
     ahead: bool = False
     behind: bool = False
     quarantined: bool = False
+    findings: tuple[Condition, ...] = ()
 
 
 Finding = dict[str, Any]
@@ -141,7 +143,8 @@ def open_session(
         *ahead,
         *halted,
     ]
-    store.fleet.find(agent_uid, _since(agent.findings, findings))
+    found = _since(agent.findings, findings)
+    store.fleet.find(agent_uid, found)
     return Opened(
         id=session_id,
         agent_uid=agent_uid,
@@ -151,6 +154,15 @@ def open_session(
         goes_on=going_on is not None,
         ahead=any(finding["code"] == "HOST_AHEAD" for finding in ahead),
         behind=_is_behind(hello, known),
+        findings=tuple(
+            Condition(
+                code=item["code"],
+                severity=item["severity"],
+                since_at=item["sinceAt"],
+                message=item["message"],
+            )
+            for item in found
+        ),
     )
 
 

@@ -158,8 +158,15 @@ async def test_a_participant_moves_between_running_hosts(fleet: Fleet) -> None:
         agents = (await fleet.plane.get("/v1/agents"))["entities"]
         return [c["code"] for a in agents if a["name"] == host.name for c in a["conditions"]]
 
+    async def told(host: Host) -> list[str]:
+        async with host.local() as local, local.get("http://agent/status") as answer:
+            return [finding["code"] for finding in (await answer.json())["findings"]]
+
+    async def nothing_told(host: Host) -> bool:
+        return await told(host) == []
+
     async def taken(host: Host) -> bool:
-        return await conditions(host) == ["PARTICIPANT_TAKEN"]
+        return await conditions(host) == await told(host) == ["PARTICIPANT_TAKEN"]
 
     await eventually(lambda: taken(latter), what="the second host is told")
     assert latter.file("bot-1").read_bytes() == latter.baseline("bot-1")
@@ -168,6 +175,9 @@ async def test_a_participant_moves_between_running_hosts(fleet: Fleet) -> None:
     await holds(latter, {"bot-1": wanted["bot-1"]})
     await eventually(lambda: taken(former), what="the former host is told")
     assert await conditions(latter) == []
+    await eventually(lambda: nothing_told(latter), what="nothing is wrong with the second host any more")
+    _, shown, _ = await run("variant-agent", "status", "--state-dir", str(former.state))
+    assert "control plane PARTICIPANT_TAKEN: bot-1 belongs to another agent" in shown
     await fleet.plane.post("/v1/experiments/tone/complete", {"then": "restore"})
     await holds(former, baselines(former, "bot-2"))
 

@@ -1265,7 +1265,7 @@ Global___Observation: _TypeAlias = Observation  # noqa: Y015
 
 @_typing.final
 class Condition(_message.Message):
-    """Something wrong on the host."""
+    """Something wrong on the host, or with it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1464,6 +1464,7 @@ class Welcome(_message.Message):
     LINEAGE_FIELD_NUMBER: _builtins.int
     RENEW_CERTIFICATE_FIELD_NUMBER: _builtins.int
     RECONNECT_WINDOW_MS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.bytes
     """Id of the session."""
     incarnation: _builtins.bytes
@@ -1488,6 +1489,10 @@ class Welcome(_message.Message):
     def lineage(self) -> _containers.RepeatedCompositeFieldContainer[Global___Succession]:
         """The successions before that one, newest first, for an agent that was away over several; at most 64."""
 
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """What the control plane finds wrong with this host, as of the Hello, such as PARTICIPANT_TAKEN; at most 64."""
+
     def __init__(
         self,
         *,
@@ -1500,10 +1505,11 @@ class Welcome(_message.Message):
         lineage: _abc.Iterable[Global___Succession] | None = ...,
         renew_certificate: _builtins.bool = ...,
         reconnect_window_ms: _builtins.int = ...,
+        findings: _abc.Iterable[Global___Condition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "incarnation", b"incarnation", "incarnation_signature", b"incarnation_signature", "limits", b"limits", "lineage", b"lineage", "predecessor", b"predecessor", "reconnect_window_ms", b"reconnect_window_ms", "renew_certificate", b"renew_certificate", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "heartbeat_interval_ms", b"heartbeat_interval_ms", "incarnation", b"incarnation", "incarnation_signature", b"incarnation_signature", "limits", b"limits", "lineage", b"lineage", "predecessor", b"predecessor", "reconnect_window_ms", b"reconnect_window_ms", "renew_certificate", b"renew_certificate", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
