@@ -5,7 +5,8 @@ cannot be read is set aside and reported, never guessed at. Everything here bloc
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -18,6 +19,9 @@ from shared.model import Condition, Digest, digest
 
 MAX_BYTES = 32_768
 """A slot's file is not added to beyond this, but replaced; a start reads all of it."""
+
+CLOSED_KEPT = 1_000
+"""Of a participant's closed slots: an experiment that was ended so many ago is started on this host as a new one."""
 
 _log = get(__name__)
 
@@ -33,7 +37,10 @@ class Journal:
         self._lock = Lock()
 
     def load(self, *, now: int) -> dict[SlotKey, Slot]:
-        """Every slot that can be read; what cannot is renamed `*.quarantined` and becomes a condition."""
+        """Every slot that can be read; what cannot is renamed `*.quarantined` and becomes a condition.
+
+        Of a participant's closed slots the CLOSED_KEPT that were closed last; those before are forgotten.
+        """
         for directory in (self._slots, self._contents):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for leftover in directory.glob("*.tmp"):
@@ -63,6 +70,9 @@ class Journal:
             for path in sorted(self._slots.glob("*.quarantined"))
         ]
         if not self._conditions:
+            for slot in _outlived(slots.values()):
+                self._forget(slot)
+                del slots[slot.key]
             # A file set aside may refer to contents that only a person can still make use of.
             self._forget_contents(keeping=_references(slots.values()))
         return slots
@@ -118,6 +128,11 @@ class Journal:
             number += 1
         path.rename(target)
 
+    def _forget(self, slot: Slot) -> None:
+        name = _file_name(slot.key)
+        self._ends.pop(name, None)
+        (self._slots / name).unlink()
+
     def _forget_contents(self, *, keeping: set[Digest]) -> None:
         for path in self._contents.iterdir():
             with suppress(ValueError):
@@ -163,6 +178,23 @@ def _write(path: Path, data: bytes) -> None:
             temp.unlink()
         raise
     sync_directory(path.parent)
+
+
+def _outlived(slots: Iterable[Slot]) -> Iterator[Slot]:
+    """Closed slots that nobody needs, but for the CLOSED_KEPT of each participant that were closed last."""
+    closed: dict[str, list[Slot]] = defaultdict(list)
+    for slot in slots:
+        if slot.closed:
+            closed[slot.participant].append(slot)
+    for found in closed.values():
+        found.sort(key=lambda slot: slot.ended_at, reverse=True)
+        yield from (slot for slot in found[CLOSED_KEPT:] if not _is_needed(slot))
+
+
+def _is_needed(slot: Slot) -> bool:
+    """Something is owed, or it alone knows what a target held at first, or which content is not to be tried again."""
+    owed = bool(slot.unacknowledged) or slot.reload_owed or slot.retrying or not slot.result.holds
+    return owed or bool(slot.quarantined) or any(file.original for file in slot.files)
 
 
 def _references(slots: Iterable[Slot]) -> set[Digest]:

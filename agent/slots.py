@@ -123,6 +123,11 @@ class Slot:
         """An apply was begun and its end is not journalled."""
         return self.result is Result.IN_PROGRESS
 
+    @property
+    def ended_at(self) -> int:
+        """When its last attempt ended; of a closed slot, when it was closed."""
+        return self.outcome.occurred_at if self.outcome is not None else self.swapped_at
+
     def ended(self, outcome: Outcome) -> "Slot":
         """The slot with `outcome` as its last one, owed until it is acknowledged."""
         others = tuple(o for o in self.unacknowledged if o.key != outcome.key)

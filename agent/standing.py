@@ -66,7 +66,9 @@ def slot_states(appliers: Appliers) -> tuple[SlotState, ...]:
     experiments there were. Reads files.
     """
     slots = [(applier, slot) for applier in tuple(appliers.values()) for slot in list(applier.slots.values())]
-    closed = nlargest(CLOSED_TOLD, (held for held in slots if held[1].closed), key=_ended_at)
+    closed = nlargest(
+        CLOSED_TOLD, (held for held in slots if held[1].closed), key=lambda held: held[1].ended_at
+    )
     return tuple(
         SlotState(
             participant=slot.participant,
@@ -86,11 +88,6 @@ def slot_states(appliers: Appliers) -> tuple[SlotState, ...]:
 
 def _on_disk(applier: Applier, slot: Slot) -> tuple[FileState, ...]:
     return tuple(FileState(path=file.path, digest=applier.views.on_disk(file)[0]) for file in slot.files)
-
-
-def _ended_at(held: tuple[Applier, Slot]) -> int:
-    slot = held[1]
-    return slot.outcome.occurred_at if slot.outcome is not None else slot.swapped_at
 
 
 def wrong_with(

@@ -283,6 +283,68 @@ def test_contents_are_kept_once_and_go_when_nothing_refers_to_them(tmp_path: Pat
     assert found == {"before", "original", "old", "new"}
 
 
+def test_closed_slots_are_forgotten_once_there_are_many_newer_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what they put back; what is open, owed or known to them alone stays, and so do another participant's."""
+    monkeypatch.setattr("agent.journal.CLOSED_KEPT", 2)
+    journal, _ = loaded(tmp_path)
+    baselines = {name: journal.keep(name.encode()) for name in ("first", "last", "none")}
+
+    def slot(number: int, *, baseline: str = "none", **values: object) -> Slot:
+        file = SlotFile(path="a.md", real="a.md", before=FileImage(digest=baselines[baseline]), order=number)
+        closed = Slot(
+            participant="bot-1",
+            slot_id=bytes([number]) * 16,
+            revision=1,
+            attempt=1,
+            action=OfferAction.CLOSE,
+            step=Step.SWAPPED,
+            result=Result.APPLIED,
+            files=(file,),
+            closed=True,
+            outcome=replace(make_outcome(1), occurred_at=number),
+        )
+        return replace(closed, **values)  # type: ignore[arg-type]
+
+    original = SlotFile(path="a.md", real="a.md", before=None, original=FileImage(digest=None))
+    needed = (
+        slot(2, unacknowledged=(make_outcome(1),)),
+        slot(3, files=(original,)),
+        slot(4, quarantined=(Condemned(path="a.md", digest=digest(b"bad"), code=ReasonCode.CHECK_FAILED),)),
+        slot(5, closed=False),
+        slot(6, result=Result.STUCK),
+        slot(7, reload_owed=True),
+        slot(8, participant="bot-2"),
+        slot(11),
+        slot(12, baseline="last"),
+    )
+    for one in (*needed, slot(1, baseline="first"), slot(9), slot(10)):
+        journal.save(one)
+    journal, slots = loaded(tmp_path)
+    assert slots.keys() == {one.key for one in needed}
+    assert (journal.content(baselines["first"]), journal.content(baselines["last"])) == (None, b"last")
+    assert loaded(tmp_path)[1] == slots
+    journal.save(again := slot(9, outcome=replace(make_outcome(1), occurred_at=13)))  # taken up once more
+    assert again.key in loaded(tmp_path)[1]
+
+
+def test_nothing_is_forgotten_while_a_journal_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the record is all that a person has to mend the rest."""
+    monkeypatch.setattr("agent.journal.CLOSED_KEPT", 0)
+    journal, _ = loaded(tmp_path)
+    done = make_slot(
+        result=Result.APPLIED, files=(), unacknowledged=(), quarantined=(), reload_owed=False, retrying=False
+    )
+    journal.save(done)
+    (tmp_path / "slots" / "bot-1.json").write_text("not one")
+    assert list(loaded(tmp_path)[1]) == [done.key]
+    (tmp_path / "slots" / "bot-1.quarantined").unlink()
+    assert loaded(tmp_path)[1] == {}
+
+
 @pytest.mark.fault(47)
 def test_damaged_content_is_no_content(tmp_path: Path) -> None:
     """A baseline is put back exactly or not at all."""
