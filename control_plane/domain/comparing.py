@@ -321,7 +321,7 @@ def _blocked(
         shot = _snapshot(asked.model_copy(update={"variants": (one,)}), unit, 1.0, {one.key: one})
         sums = ArmSums(key=one.key, trials=shot.trials, successes=shot.successes, signed=True)
         sides.append(blocked.StratifiedArm(sums=sums, strata=one.strata or ()))
-    found = blocked.difference(*sides)
+    found = blocked.difference(*sides, variance=asked.variance)
     if isinstance(found, Undefined) or not in_range(found.variance * unit**2):
         return None
     variances = (found.treatment_variance, found.variance - found.treatment_variance)

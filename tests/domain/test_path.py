@@ -248,6 +248,39 @@ def test_strata_take_the_spread_between_them_out() -> None:
     assert found.strata == 3
 
 
+@pytest.mark.parametrize("traffic", [[10] * 12, [1, 90, 7, 3, 200, 15, 40, 2, 66, 8, 5, 31]])
+def test_the_jackknife_leaves_out_one_at_a_time(traffic: list[int]) -> None:
+    """Worked out anew without each of them, the others of its stratum in its place; as delta where traffic is alike."""
+    names = ["a", "a", "a", "b", "b", "b"]
+    sides = [
+        [(name, m, m * hits // 9) for name, m, hits in zip(names, part, (2, 4, 3, 6, 5, 7), strict=True)]
+        for part in (traffic[:6], traffic[6:])
+    ]
+    found = blocked.difference(arm("t", *sides[0]), arm("c", *sides[1]), variance="jackknife")
+
+    def rate(rows: list[tuple[str, int, int]]) -> float:
+        weight = {name: 6 / sum(of == name for of, _, _ in rows) for name in names}
+        return sum(weight[s] * c for s, _, c in rows) / sum(weight[s] * m for s, m, _ in rows)
+
+    wanted = sum(
+        2 / 3 * (rate(side[:at] + side[at + 1 :]) - rate(side)) ** 2 for side in sides for at in range(6)
+    )
+    assert isinstance(found, blocked.Blocked)
+    assert found.variance == pytest.approx(wanted)
+    plain = blocked.difference(arm("t", *sides[0]), arm("c", *sides[1]))
+    assert isinstance(plain, blocked.Blocked)
+    assert found.estimate == plain.estimate
+    assert (found.variance == pytest.approx(plain.variance)) is (len(set(traffic)) == 1)
+
+
+def test_the_jackknife_needs_data_of_two() -> None:
+    """Where one has all there is, nothing is known without it."""
+    t = [("a", 10, 5), ("a", 0, 0), ("b", 0, 0), ("b", 0, 0)]
+    c = [("a", 10, 3), ("a", 10, 1), ("b", 10, 4), ("b", 10, 4)]
+    found = blocked.difference(arm("t", *t), arm("c", *c), variance="jackknife")
+    assert found is Undefined.TOO_FEW_PARTICIPANTS
+
+
 def test_unequal_shares_within_strata_are_weighed() -> None:
     """A stratum that one arm has more of does not pull its rate: weights make both arms the same mix."""
     t = [("low", 100, 10)] * 6 + [("high", 100, 50)] * 2

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
-from control_plane.domain.statistics import decision, sequence
+from control_plane.domain.statistics import blocked, decision, sequence
 from control_plane.domain.statistics.bayes import Beliefs, beliefs
 from control_plane.domain.statistics.decision import Apart, State
 from control_plane.domain.statistics.path import Side, Snapshot
@@ -201,6 +202,26 @@ def test_three_strata(effect: float) -> None:
         ]
         unblocked += (difference(*sides, alpha=0.05).p_value or 1) < 0.05
     assert unblocked / runs < 0.15
+
+
+@pytest.mark.parametrize("hosts", [8, 30])
+def test_two_strata_of_skewed_traffic_analysed_once(hosts: int) -> None:
+    """`analyze` with strata and Welch's error, where a few hosts have most of the impressions (sigma 1.5)."""
+    rng, runs = np.random.default_rng(41), 150 * TIMES
+    found = 0
+    for _ in range(runs):
+        sides = {}
+        for key in ("treatment", "control"):
+            strata = np.arange(hosts) % 2
+            trials = np.maximum(1, rng.poisson(200 * rng.lognormal(0, 1.5, hosts)))
+            rates = np.clip(0.2 + 0.1 * strata + rng.normal(0, 0.05, hosts), 0.01, 0.99)
+            sums = ArmSums(key=key, trials=trials.tolist(), successes=rng.binomial(trials, rates).tolist())
+            sides[key] = blocked.StratifiedArm(sums=sums, strata=[str(name) for name in strata])
+        said = blocked.difference(sides["treatment"], sides["control"], variance="jackknife")
+        assert isinstance(said, blocked.Blocked)
+        p = 2 * stats.t.sf(abs(said.estimate) / sqrt(said.variance), said.degrees_of_freedom)
+        found += bool(p < 0.05)
+    at_most(f"two strata of skewed traffic, {hosts} + {hosts}, once", found, runs)
 
 
 @pytest.mark.parametrize("arms", [(80, 20), (20, 80)])

@@ -7,12 +7,12 @@ any size, and the estimate that is reported where every stratum holds two of eac
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import fsum, sqrt
+from math import fsum, isfinite, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.domain.statistics.proportions import ArmSums, Undefined
+from control_plane.domain.statistics.proportions import ArmSums, Undefined, Variance
 from shared.errors import Fault, Invalid
 
 Floats = NDArray[np.float64]
@@ -83,34 +83,45 @@ def statistic(treated: Floats, untreated: Floats) -> float:
     return apart / error
 
 
-def difference(treatment: StratifiedArm, control: StratifiedArm) -> Blocked | Undefined:
+def difference(
+    treatment: StratifiedArm, control: StratifiedArm, *, variance: Variance = "delta"
+) -> Blocked | Undefined:
     """The estimate that weighs every stratum by its size, with its variance.
 
-    With N_s participants in a stratum and n_ks of them in arm k, each weighs w = N_s/n_ks;
-    r_k = Σwc/Σwm, u = w(c - r_k m)/Σwm, v_k = Σ_s n/(n-1) Σ(u - ū_s)², degrees of freedom after Satterthwaite
-    over the cells (post-stratification of a ratio: Särndal, Swensson, Wretman 1992). Strata with fewer than
-    two of an arm are put together, into the smallest of the others if need be.
+    With N_s participants in a stratum and n_ks of them in arm k, each weighs w = N_s/n_ks; r_k = Σwc/Σwm.
+    delta: u = w(c - r_k m)/Σwm, v_k = Σ_s n/(n-1) Σ(u - ū_s)² (post-stratification of a ratio: Särndal,
+    Swensson, Wretman 1992), which is what is on record of looks.
+    jackknife: v_k = Σ_s (n-1)/n Σ(r_k₍₋ᵢ₎ - r_k)², where the others of its stratum weigh N_s/(n-1) (Shao and Tu
+    1995, 6.2). Of 8 + 8 participants in two strata with lognormal traffic (sigma 1.5) it calls 2 % of the
+    differences real that are none, of 30 + 30 5 %, and delta 17 and 14 %. Both agree where all m are equal.
+    Degrees of freedom after Satterthwaite over the cells; with the jackknife over the arms, each of which has its
+    effective number of participants (Kish 1965) less the strata, one at the least. Strata with fewer than two of
+    an arm are put together, into the smallest of the others if need be.
     """
     cells = _cells(treatment, control)
     if isinstance(cells, Undefined):
         return cells
     sizes = {name: sum(len(arm) for arm in pair) for name, pair in cells.items()}
-    rates, variances, parts = [], [], []
+    rates: list[float] = []
+    variances: list[float] = []
+    parts: list[tuple[float, float]] = []
     for arm in (0, 1):
-        weighed = [
-            (sizes[name] / len(pair[arm]), m, c, name) for name, pair in cells.items() for m, c in pair[arm]
-        ]
-        total = fsum(w * m for w, m, _, _ in weighed)
+        weighed = [(sizes[name] / len(pair[arm]), m, c) for name, pair in cells.items() for m, c in pair[arm]]
+        total = fsum(w * m for w, m, _ in weighed)
         if not total:
             return Undefined.NO_IMPRESSIONS
-        share = fsum(w * c for w, _, c, _ in weighed) / total
+        share = fsum(w * c for w, _, c in weighed) / total
         spread = 0.0
         for name, pair in cells.items():
-            u = np.array([w * (c - share * m) / total for w, m, c, of in weighed if of == name])
-            n = len(pair[arm])
-            own = n * float(u.var(ddof=1))
-            parts.append((own, n - 1))
+            own = _spread(pair[arm], sizes[name], total=total, share=share, variance=variance)
+            if not isfinite(own):  # without one of them nobody has data
+                return Undefined.TOO_FEW_PARTICIPANTS
             spread += own
+            if variance == "delta":
+                parts.append((own, len(pair[arm]) - 1.0))
+        if variance == "jackknife":
+            effective = total**2 / fsum((w * m) ** 2 for w, m, _ in weighed)
+            parts.append((spread, max(1.0, effective - len(cells))))
         rates.append(share)
         variances.append(spread)
     whole = sum(variances)
@@ -125,6 +136,22 @@ def difference(treatment: StratifiedArm, control: StratifiedArm) -> Blocked | Un
         control_rate=rates[1],
         strata=len(cells),
     )
+
+
+def _spread(
+    rows: Sequence[tuple[int, int]], size: int, *, total: float, share: float, variance: Variance
+) -> float:
+    """What one arm's (m, c) in a stratum of `size` add to the variance of its rate; not finite without an answer."""
+    n = len(rows)
+    m, c = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    if variance == "delta":
+        return n * float((size / n * (c - share * m) / total).var(ddof=1))
+    # Σw(c - r m) is 0 over all of the arm, so that what is left without one is what its stratum changes by.
+    off, grown = c - share * m, size / (n - 1)
+    left = total - size / n * m.sum() + grown * (m.sum() - m)
+    away = grown * (off.sum() - off) - size / n * off.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (n - 1) / n * float(np.square(away / np.where(left > 1e-12 * total, left, 0.0)).sum())
 
 
 Cell = tuple[list[tuple[int, int]], list[tuple[int, int]]]
