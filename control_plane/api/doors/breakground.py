@@ -63,7 +63,7 @@ def _configured(value: Any) -> Json:
         return {"config": None}
     if not isinstance(value, dict):
         raise wrong("config", "is not an object", "send an object")
-    return configured(value)
+    return configured(value, "config")
 
 
 def _type_of(kind: str) -> str:
@@ -80,7 +80,11 @@ def _type(value: Any) -> Json:
 
 VARIANT = Shape(
     Field(
-        name="id", says="its id; sent in a change it says which variant is meant", native="id", only="update"
+        name="id",
+        says="its id; sent in a change it says which variant is meant",
+        native="id",
+        only="update",
+        kind=str,
     ),
     ours("name", "its name", required=True, example="Friendly"),
     ours("description", "what it tries", example="Warm words"),
@@ -169,7 +173,9 @@ def _read_variants(value: Any, *, verb: str) -> list[Sent]:
         raise wrong("variants", "is not a list of variants", "send [{name, splitPercentage}, …]")
     found = [
         VARIANT.read(
-            item, verb="update" if "id" in item and verb == "update" else "create", at=f"variants.{index}."
+            item,
+            verb="update" if item.get("id") is not None and verb == "update" else "create",
+            at=f"variants.{index}.",
         )
         for index, item in enumerate(value)
     ]

@@ -18,6 +18,7 @@ def whole_file(name: str = "targetFile") -> Field:
         name,
         "an addition: the file that the variants write, relative to each participant's root",
         native="targetFile",
+        kind=str,
         example="config/soul.md",
     )
 
@@ -102,10 +103,17 @@ def bare(item: Any) -> Any:
 _WRITTEN = ("content", "files", "targetFile")
 
 
-def configured(value: Json) -> Json:
-    """What a variant writes, out of its free configuration; the rest stays configuration."""
+def configured(value: Json, at: str) -> Json:
+    """What a variant writes, out of its free configuration `at` that field; the rest stays configuration.
+
+    Raises Invalid where a file is no text, or files are no list: callers compare them before anybody else looks.
+    """
     said = {name: value[name] for name in _WRITTEN if value.get(name) is not None}
-    if isinstance(said.get("files"), list):
+    if not isinstance(said.get("targetFile", ""), str):
+        raise wrong(f"{at}.targetFile", "is not a text", "send a path such as config/soul.md")
+    if "files" in said:
+        if not isinstance(said["files"], list):
+            raise wrong(f"{at}.files", "is not a list of files", "send [{path, content}, …]")
         said["files"] = [bare(item) for item in said["files"]]
     rest = {name: item for name, item in value.items() if name not in _WRITTEN}
     return {**said, "config": rest or None}
@@ -139,7 +147,7 @@ def audience_rule(value: Any) -> Json:
 
 def audience_of(experiment: Json) -> str | None:
     """The audience that an experiment asks for."""
-    return next((rule["value"] for rule in _rules(experiment) if _is_audience(rule)), None)
+    return next((rule.get("value") for rule in _rules(experiment) if _is_audience(rule)), None)
 
 
 def other_rules(experiment: Json) -> list[Json]:
@@ -157,7 +165,7 @@ def _is_audience(rule: Any) -> bool:
 
 def choose_audience(sent: Sent) -> None:
     """Where nobody else is named, the audience takes part: whoever carries its label."""
-    asked = next((rule["value"] for rule in _rules(sent.values) if _is_audience(rule)), None)
+    asked = audience_of(sent.values)
     if asked is not None and not {"participants", "participantIds"} & set(sent.values):
         sent.values["participants"] = {"labels": {AUDIENCE: asked}}
 

@@ -46,7 +46,8 @@ class Field:
     """A field of a resource: `says` is its sentence, `native` where it is in our JSON, `example` a value of it.
 
     `into` makes our JSON of what was sent, `show` what is answered of ours; without them the value is the same.
-    `kind` is the type a kept value has to have, `default` what is shown of it until it is sent. A field with
+    `kind` is the type a value has to have, looked at before anything else is; of a kept one `default` is what is shown
+    until it is sent. A field with
     `inside` is an object of fields, replaced as a whole; one with `each` a list of such resources. With `only`
     it may be sent to `create` or to `update` only, with `unshown` it is in no answer. What it `holds` are names of
     ours that stand inside its value.
@@ -134,14 +135,15 @@ class Shape:
                 faults.append(replace(fault, field=at + name))
             elif found is not None and found.inside is not None:
                 _read_object(found, found.inside, value, verb, at, faults, sent)
-            elif found is not None and found.how is How.KEPT:
+            elif found is not None and found.how in (How.KEPT, How.OURS):
                 try:
-                    sent.kept[name] = _of_kind(found, value)
+                    fits = _of_kind(found, value)
+                    if found.how is How.KEPT:
+                        sent.kept[name] = fits
+                    else:
+                        _merge(sent.values, found.into(fits) if found.into else {found.native: fits})
                 except ValidationError as error:
                     faults += _kind_faults(at + name, error)
-            elif found is not None and found.how is How.OURS:
-                try:
-                    _merge(sent.values, found.into(value) if found.into else {found.native: value})
                 except Invalid as error:
                     told = error.faults or (Fault(field=name, message=error.message),)
                     faults += [replace(one, field=at + one.field) for one in told]

@@ -111,6 +111,7 @@ TARGETING = Shape(
         "labels",
         "an addition: conditions on participants' labels, with the same operators",
         native="targetingRules.labels",
+        kind=list[Any],
         into=_rules,
         show=other_rules,
         example=[{"key": "tier", "operator": "equals", "value": "gold"}],

@@ -56,7 +56,7 @@ def _payload(value: Any) -> Json:
         return {"config": None}
     if not isinstance(found, dict):
         return {"config": {"payload": found}}
-    return configured(found)
+    return configured(found, "payload")
 
 
 def payload(variant: Json) -> Any:
@@ -70,6 +70,7 @@ VARIANT = Shape(
         "key",
         "its key; ours has small letters, digits and - in it",
         required=True,
+        kind=str,
         into=lambda k: {"key": slug(k)},
     ),
     ours(
@@ -101,6 +102,7 @@ PARAMETERS = Shape(
         name="feature_flag_payloads",
         says="payloads by variant key, where variants do not carry them",
         native="variants",
+        kind=dict[str, Any],
         into=_nothing,
         unshown=True,
     ),
@@ -139,8 +141,10 @@ def _exposure(value: Any) -> Json:
     strange = sorted(set(value) - {"filterTestAccounts", "exposure_config", "multiple_variant_handling"})
     if strange:
         raise wrong(f"exposure_criteria.{strange[0]}", "is not a known field", "leave it out")
-    event = (value.get("exposure_config") or {}).get("event", "$feature_flag_called")
-    if event != "$feature_flag_called" or (value.get("exposure_config") or {}).get("properties"):
+    config = value.get("exposure_config") or {}
+    if not isinstance(config, dict):
+        raise wrong("exposure_criteria.exposure_config", "is not an object", "leave it out")
+    if config.get("event", "$feature_flag_called") != "$feature_flag_called" or config.get("properties"):
         raise wrong(
             "exposure_criteria.exposure_config",
             "exposure is the impression that is reported of a file, no other event",
@@ -188,8 +192,9 @@ EXPERIMENT = Shape(
     _told(
         "primary_metrics_ordered_uuids",
         "in which order metrics are shown; has to name each, and follows them otherwise",
+        kind=list[str],
     ),
-    _told("secondary_metrics_ordered_uuids", "the same of further metrics"),
+    _told("secondary_metrics_ordered_uuids", "the same of further metrics", kind=list[str]),
     _told("saved_metrics_ids", "saved metrics by number, as {id, metadata: {type}}", native="metrics"),
     shown("saved_metrics", "the same with what they measure", show=lambda e: e["told"]["saved_metrics"]),
     kept("allow_unknown_events", "true, as it is anyway: no event has to have been seen", bool, example=True),
@@ -206,6 +211,7 @@ EXPERIMENT = Shape(
         "kept; of it `bayesian.ci_level`, or `frequentist.alpha` with that method, is our level alpha, and"
         " `baseline_variant_key` the control; both until it is launched",
         native="analysis.alpha",
+        kind=dict[str, Any],
     ),
     kept("scheduling_config", "when it is recomputed: days are ready whenever they are asked for", dict[str, Any],
          example={"timeseries": True}),
@@ -215,8 +221,8 @@ EXPERIMENT = Shape(
     Field(
         name="conclusion_comment", says="what was learnt", native="conclusionComment", into=_nothing
     ),
-    Field(name="archived", says="whether it is put away", native="archived", into=_nothing),
-    _told("deleted", "true hides it, and archives it: one under way is ended first; false brings it back"),
+    Field(name="archived", says="whether it is put away", native="archived", kind=bool, into=_nothing),
+    _told("deleted", "true hides it, and archives it: one under way is ended first; false brings it back", kind=bool),
     kept("type", "product or web", Literal["product", "web"], example="web", default="product"),
     kept("filters", "legacy", dict[str, Any], example={"insight": "TRENDS"}, default={}),
     kept("secondary_metrics", "legacy", list[Any], example=[{"name": "old"}], default=[]),
@@ -224,6 +230,7 @@ EXPERIMENT = Shape(
     Field(
         name="update_feature_flag_params",
         says="true lets a change of weights or share take effect after the launch, as a phase",
+        kind=bool,
         into=_nothing,
         unshown=True,
     ),

@@ -137,6 +137,7 @@ METRIC = Shape(
         "conversion_window_unit",
         "second, minute, hour, day (the default) or week",
         native="window",
+        kind=str,
         into=_any,
     ),
     kept("funnel_order_type", "in which order steps are taken: the last one counts", str, example="ordered"),

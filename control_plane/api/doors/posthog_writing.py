@@ -55,10 +55,10 @@ def variants(body: Json, *, new: bool) -> list[Sent] | None:
     return found
 
 
-def _variant(item: Json, payloads: Any, at: str) -> Sent:
-    said = dict(item)
-    if isinstance(payloads, dict) and item.get("key") in payloads and "payload" not in item:
-        said["payload"] = payloads[item["key"]]
+def _variant(item: Json, payloads: Json, at: str) -> Sent:
+    said, key = dict(item), item.get("key")
+    if isinstance(key, str) and key in payloads and "payload" not in item:
+        said["payload"] = payloads[key]
     sent = VARIANT.read(said, verb="create", at=f"{at}.")
     if "weight" not in sent.values:
         raise wrong(f"{at}.split_percent", "is required", "send it")
@@ -177,9 +177,10 @@ def _saved(work: Work, listed: Any) -> dict[str, list[Json]]:
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
         raise wrong("saved_metrics_ids", "is not a list of {id, metadata}", "send one")
     for index, item in enumerate(listed):
-        kind = (item.get("metadata") or {}).get("type", "primary")
+        said = item.get("metadata") or {}
+        kind = said.get("type", "primary") if isinstance(said, dict) else said
         metric = work.store.metrics.find(work.project_id, str(item.get("id")))
-        if metric is None or kind not in found:
+        if metric is None or kind not in tuple(found):
             what = "there is no saved metric of this id" if metric is None else f"{kind!r} is no type"
             raise wrong(f"saved_metrics_ids.{index}", what, "name one, as primary or secondary")
         found[kind].append({"id": show_id(metric.id)})
