@@ -78,6 +78,8 @@ class ArrivalStore:
     ) -> Mapping[bytes, list[Row]]:
         """By event, what each counts for in experiments that carry these labels, the oldest phase first."""
         found: dict[bytes, list[Row]] = defaultdict(list)
+        if not event_ids:  # a list that is empty, not every database knows
+            return found
         marks = ", ".join("?" * len(event_ids))
         for row in self._tx.all(
             "select t.*, f.experiment_id, u.first_assigned, u.first_delivered from attributed_event t"  # noqa: S608

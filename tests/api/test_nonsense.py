@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from control_plane.api.admission import Bucket
+from control_plane.api.doors import ROUTES
 from control_plane.api.operations import OPERATIONS, Operation
 from tests.support import postgres
+from tests.support.builders import ENGINES
 from tests.support.plane import Plane, running_plane
 
 LEAVES: list[Any] = [
@@ -69,6 +71,20 @@ async def test_no_database_is_asked_to_hold_nul(tmp_path: Path) -> None:
             answer = await plane.rest("GET", f"/v1/{query}")
             assert (answer.status, answer.body["reason"]) == (400, "INVALID_FIELDS"), query
     postgres.drop(tmp_path)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_where_there_is_nothing_every_list_is_empty(tmp_path: Path, engine: str) -> None:
+    """Whatever has no name in its path is read of a project without anything, on each database."""
+    every = [one for one in (*OPERATIONS, *ROUTES.values()) if one.method == "GET"]
+    paths = [one.path.replace("{project}", "@current") for one in every if set(one.named) <= {"project"}]
+    more: dict[str, Any] = {"database": postgres.url_of(tmp_path)} if engine == "postgres" else {}
+    async with running_plane(tmp_path / "data", **more) as plane:
+        answers = {path: await plane.rest("GET", path) for path in paths}
+    assert {path: answer.body for path, answer in answers.items() if answer.status >= 500} == {}
+    assert answers["/v1/events"].body["entities"] == []
+    if more:
+        postgres.drop(tmp_path)
 
 
 def test_a_bucket_lets_through_its_rate() -> None:
