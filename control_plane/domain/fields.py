@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from shared.errors import Fault, Invalid
-from shared.model import MAX_PATH_BYTES, PARTICIPANT_ID
+from shared.model import MAX_PATH_BYTES, NAME_ENDS, PARTICIPANT_ID, is_text
 from shared.moment import SECOND, from_rfc3339, to_rfc3339
 
 R = TypeVar("R", bound="Request")
@@ -112,6 +112,20 @@ def without_nul(value: dict[str, str]) -> dict[str, str]:
     if any("\0" in text for item in value.items() for text in item):
         raise ValueError("labels hold no U+0000")
     return value
+
+
+def plain_text(value: str) -> str:
+    """Text that every database and every wire takes. Raises ValueError for any other."""
+    if not is_text(value):
+        raise ValueError("holds characters that are no text")
+    return value
+
+
+def plain_name(value: str) -> str:
+    """A name that an event can be reported under. Raises ValueError for any other."""
+    if NAME_ENDS in value:
+        raise ValueError("holds a character that no name has")
+    return plain_text(value)
 
 
 def _labels(value: dict[str, str]) -> dict[str, str]:

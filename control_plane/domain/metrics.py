@@ -6,17 +6,17 @@ no later edit changes what a running experiment measures.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from control_plane.domain.attribution import windowed
-from control_plane.domain.fields import Duration, Key, Request, duration
+from control_plane.domain.fields import Duration, Key, Request, duration, plain_name
 
 Kind = Literal["proportion", "mean", "count", "ratio"]
 Of = Literal["impressions", "subjects", "participants"]
 """What a proportion is a share of."""
 Goal = Literal["increase", "decrease"]
 Role = Literal["primary", "secondary", "guardrail"]
-EventName = Annotated[str, Field(min_length=1, max_length=128)]
+EventName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(plain_name)]
 MetricName = Annotated[str, Field(min_length=1, max_length=200)]
 Share = Annotated[float, Field(gt=0, le=10)]
 """A relative change: 0.1 is 10 %."""

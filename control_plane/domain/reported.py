@@ -6,8 +6,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from control_plane.domain.fields import Json, Moment, ParticipantId, Request, Target
-from shared.model import MAX_VALUE_MICROS, NAME_ENDS, Event, EventKind, EventSource, is_text, parse_digest
+from control_plane.domain.fields import (
+    Json,
+    Moment,
+    ParticipantId,
+    Request,
+    Target,
+    plain_name,
+    plain_text,
+)
+from shared.model import MAX_VALUE_MICROS, Event, EventKind, EventSource, parse_digest
 from shared.moment import from_rfc3339
 
 MAX_EVENTS = 1_000
@@ -30,18 +38,6 @@ def _small(value: Json) -> Json:
     return value
 
 
-def _text(value: str) -> str:
-    if not is_text(value):
-        raise ValueError("holds characters that are no text")
-    return value
-
-
-def _name(value: str) -> str:
-    if NAME_ENDS in value:
-        raise ValueError("holds a character that no name has")
-    return _text(value)
-
-
 DigestText = Annotated[
     str, AfterValidator(_digest), WithJsonSchema({"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"})
 ]
@@ -52,9 +48,9 @@ class ReportedEvent(Request):
 
     kind: Literal["impression", "conversion"]
     participant_id: ParticipantId
-    event_id: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_text)]
-    event_name: Annotated[str, Field(max_length=128), AfterValidator(_name)] = ""
-    subject: Annotated[str, Field(max_length=256), AfterValidator(_text)] = ""
+    event_id: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(plain_text)]
+    event_name: Annotated[str, Field(max_length=128), AfterValidator(plain_name)] = ""
+    subject: Annotated[str, Field(max_length=256), AfterValidator(plain_text)] = ""
     value: Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)] | None = None
     digest: DigestText | None = None
     target: Target | None = None

@@ -73,15 +73,20 @@ _ONE_ROW = re.compile(
 _TURN = f"select pg_advisory_xact_lock({WRITERS_LOCK})"
 
 # SQLite's own: for text that holds a JSON object or array, the larger and the smaller of two numbers, bytes of zero,
-# bytes as text.
+# bytes as text. What was stored as JSON may say U+0000, of which no text can be made here: it is read as U+FFFD.
 _FUNCTIONS = """
+create or replace function as_json(document text) returns json
+language sql immutable parallel safe as $$
+  select (case when strpos(document, '\\u0000') = 0 then document
+    else regexp_replace(document, '(?<!\\\\)((?:\\\\\\\\)*)\\\\u0000', '\\1\\\\ufffd', 'g') end)::json
+$$;
 create or replace function json_each(document text) returns table (key text, value text)
 language sql immutable parallel safe as $$
   select o.key, o.value from json_each_text(
-    case when json_typeof(document::json) = 'object' then document::json else '{}'::json end) as o
+    case when json_typeof(as_json(document)) = 'object' then as_json(document) else '{}'::json end) as o
   union all
   select (a.place - 1)::text, a.value from json_array_elements_text(
-    case when json_typeof(document::json) = 'array' then document::json else '[]'::json end)
+    case when json_typeof(as_json(document)) = 'array' then as_json(document) else '[]'::json end)
     with ordinality as a (value, place)
 $$;
 create or replace function max(a bigint, b bigint) returns bigint

@@ -70,7 +70,22 @@ async def test_no_database_is_asked_to_hold_nul(tmp_path: Path) -> None:
         ):
             answer = await plane.rest("GET", f"/v1/{query}")
             assert (answer.status, answer.body["reason"]) == (400, "INVALID_FIELDS"), query
+        # What is stored as JSON may say it, and is found again.
+        deep = {"name": "Deep", "key": "deep", "metadata": {"a\0": "\0\0", "path": "c:\\u0000"}}
+        assert (await plane.made("/v1/experiments", deep))["metadata"] == deep["metadata"]
+        for name, found in (("deep", ["deep"]), ("tone", [])):
+            answer = await plane.rest("GET", f"/v1/audit-log?resourceId={name}")
+            assert [item["after"]["key"] for item in answer.body["entities"]] == found, answer.body
     postgres.drop(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\0", "a\x1fPT1H"])
+async def test_a_metric_is_of_a_name_that_can_be_reported(plane: Plane, name: str) -> None:
+    """What no event is called no metric counts: it would stand in statements over the database."""
+    asked = {"name": "Tone", "metrics": {"primary": {"eventName": name}}}
+    for path, body in (("experiments", asked), ("metrics", {"name": "m", "eventName": name})):
+        answer = await plane.rest("POST", f"/v1/{path}", body)
+        assert (answer.status, answer.body["reason"]) == (400, "INVALID_FIELDS"), answer.body
 
 
 @pytest.mark.parametrize("engine", ENGINES)

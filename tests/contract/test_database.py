@@ -670,3 +670,22 @@ def test_a_database_that_cannot_hold_every_text_is_refused(tmp_path: Path) -> No
         finally:
             other.execute(f"drop database {name} with (force)")
     postgres.drop(tmp_path)
+
+
+async def test_json_that_says_nul_is_read(engine: Engine) -> None:
+    """Names and values besides it are found, whichever escape is how near; a backslash that is one stays one."""
+    said = {"a": "x", "\0": "\0\0", "b": "\\u0000", "c": "\\\0", "d": "\\\\u0000y"}
+    database = engine.open()
+    try:
+        rows = await database.read(
+            lambda tx: tx.all("select key, value from json_each(?) where key <= 'z'", (json.dumps(said),))
+        )
+        listed = await database.read(
+            lambda tx: tx.all("select value from json_each(?)", (json.dumps(["\0", "b"]),))
+        )
+    finally:
+        await database.close()
+    found = {row["key"]: row["value"] for row in rows}
+    assert {key: found[key] for key in "abd"} == {key: said[key] for key in "abd"}
+    assert found["c"].startswith("\\")
+    assert [row["value"] for row in listed][1] == "b"
