@@ -539,6 +539,30 @@ async def test_drafts_change_their_variants(tenant: Tenant) -> None:
     assert [(v["key"], v["isControl"]) for v in native["variants"]] == [("a", True), ("b", False)]
 
 
+async def test_the_baseline_is_the_control(tenant: Tenant) -> None:
+    """Named beside the variants or alone; for good once it is launched; told as it is, whoever chose it."""
+    found = await draft(tenant)
+    at, native = f"{AT}/{found['id']}", f"/v1/experiments/{found['id']}"
+
+    async def controls() -> list[bool]:
+        return [variant["isControl"] for variant in (await tenant.ok("GET", native))["variants"]]
+
+    def naming(key: Any) -> dict[str, Any]:
+        return {"stats_config": {"baseline_variant_key": key}}
+
+    await tenant.ok("PATCH", at, naming("test"))
+    assert await controls() == [False, True]
+    assert (await refused(tenant, "PATCH", at, naming("none")))["attr"] == "stats_config.baseline_variant_key"
+    for key, yes in (("test", False), ("control", True)):
+        await tenant.ok("PATCH", f"{native}/variants/{key}", {"isControl": yes})
+    told = await tenant.ok("GET", at)
+    assert told["stats_config"]["baseline_variant_key"] == "control"
+    await tenant.ok("POST", f"{at}/launch/")
+    assert "for good" in (await refused(tenant, "PATCH", at, naming("test")))["detail"]
+    assert (await tenant.ok("PATCH", at, naming("control")))["stats_config"] == told["stats_config"]
+    assert await controls() == [True, False]
+
+
 async def test_ship_variant(tenant: Tenant) -> None:
     """The winner goes to everybody, and one that is running ends; nobody outside gets it."""
     found = await running(tenant)

@@ -101,6 +101,8 @@ def _write(work: Work, experiment: Experiment, body: Json, sent: Sent, before: J
     if draft and found is not None:
         with EXPERIMENT.told():
             writing.write_variants(work, work.store.experiments.get(experiment.id), found, body)
+    else:
+        writing.write_baseline(work, work.store.experiments.get(experiment.id), body)
     if not draft:
         allowed = body.get("update_feature_flag_params") is True
         writing.write_split(work, experiment, found, share, allowed=allowed)

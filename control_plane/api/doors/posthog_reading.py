@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from control_plane.api import resources
 from control_plane.api.doors import posthog_metrics as typed
 from control_plane.api.doors.mapping import Answered, Call, Json, one_of, take, whole_number, wrong
-from control_plane.api.doors.posthog_fields import EXPERIMENT, HOLDOUT, SAVED, VARIANT, payload
+from control_plane.api.doors.posthog_fields import EXPERIMENT, HOLDOUT, SAVED, VARIANT, payload, slug
 from control_plane.api.doors.posthog_writing import NAME, ORDERS, kept_of
 from control_plane.domain.experiment import Experiment
 from control_plane.domain.lifecycle import Status
@@ -92,7 +92,10 @@ def _told(work: Work, view: View, native: Json, kept: Json) -> Json:
         }
     saved = _saved(work, native, e)
     alpha = round(1 - e.alpha, 10)
-    said = kept.get("stats_config") or {}
+    said = dict(kept.get("stats_config") or {})
+    named = said.get("baseline_variant_key")
+    if named is not None and e.control is not None and slug(named) != e.control.key:
+        said["baseline_variant_key"] = e.control.key  # our own API has chosen another since
     method = said.get("method") or "bayesian"
     level = {"ci_level": alpha} if method == "bayesian" else {"alpha": e.alpha}
     held = work.store.holdouts.find(work.project_id, e.design.holdout_id) if e.design.holdout_id else None

@@ -70,16 +70,38 @@ def _variant(item: Json, payloads: Json, at: str) -> Sent:
 
 def baseline(keys: Sequence[str], body: Json, present: str | None = None) -> str:
     """The key of the control: the one named, the one there is, `control`, or the first."""
-    named = (body.get("stats_config") or {}).get("baseline_variant_key")
+    named = _baseline_named(body)
     if named is not None:
         if slug(named) not in keys:
-            raise wrong(
-                "stats_config.baseline_variant_key", f"there is no variant {named!r}", "name a variant"
-            )
+            raise wrong(_BASELINE, f"there is no variant {named!r}", "name a variant")
         return str(slug(named))
     if present in keys:
         return str(present)
     return next((key for key in keys if key == "control"), keys[0])
+
+
+_BASELINE = "stats_config.baseline_variant_key"
+
+
+def _baseline_named(body: Json) -> Any:
+    return (body.get("stats_config") or {}).get("baseline_variant_key")
+
+
+def write_baseline(work: Work, experiment: Experiment, body: Json) -> None:
+    """The control is the variant that is named as the baseline; of what is launched it cannot be another."""
+    control = experiment.control.key if experiment.control else None
+    if _baseline_named(body) is None:
+        return
+    wanted = baseline([variant.key for variant in experiment.variants], body)
+    if wanted == control:
+        return
+    if not is_draft(experiment):
+        raise wrong(_BASELINE, f"the baseline is {control}, for good once it is launched", "leave it out")
+    for variant in experiment.variants:
+        if variant.is_control or variant.key == wanted:
+            asked = {"id": show_id(experiment.id), "variantId": show_id(variant.id)}
+            changed = requests.parse(requests.UpdateVariant, {**asked, "isControl": variant.key == wanted})
+            experiments.update_variant(work, changed)
 
 
 def write_variants(work: Work, experiment: Experiment, found: Sequence[Sent], body: Json) -> None:
