@@ -506,6 +506,29 @@ async def test_what_changes_after_the_launch(tenant: Tenant) -> None:
             "detail"
         ]
     )
+    for payload in (
+        {"targetFile": "soul.md", "files": [{"path": "soul.md", "content": "else"}]},
+        {"files": [{"path": "soul.md", "contentBase64": "ZWxzZQ=="}]},
+        {"files": [{"path": "other.md", "content": "I am test."}]},
+        {**variants[1]["payload"], "tone": 3},
+        "else",
+    ):
+        said = {"parameters": {"feature_flag_variants": [other[0], {**other[1], "payload": payload}]}}
+        body = await refused(tenant, "PATCH", at, said)
+        assert body["attr"] == "parameters.feature_flag_variants.1.payload", (payload, body)
+    for payload in (
+        {"files": [{"path": "soul.md", "content": "I am test."}]},
+        {"files": [{"path": "soul.md", "contentBase64": "SSBhbSB0ZXN0Lg=="}]},
+        {"files": [{"path": "soul.md", "digest": "sha256:", "content": None}]},
+    ):
+        named = [other[0], {**other[1], "payload": payload, "name": f"{len(str(payload))}"}]
+        changed = await tenant.ok("PATCH", at, {"parameters": {"feature_flag_variants": named}})
+        told = changed["parameters"]["feature_flag_variants"]
+        assert [told[0], {**told[1], "name": "test"}] == [
+            {**variants[0], "split_percent": 80, "rollout_percentage": 80},
+            {**variants[1], "split_percent": 20, "rollout_percentage": 20},
+        ]
+        assert told[1]["name"] == named[1]["name"]
     before = found["metrics"][0]["fingerprint"]
     changed = await tenant.ok("PATCH", at, {"metrics": [FUNNEL], "name": "Renamed"})
     assert (changed["name"], changed["metrics"][0]["uuid"]) == ("Renamed", FUNNEL["uuid"])

@@ -35,7 +35,9 @@ def create(work: Work, call: Call) -> Answered:
     found = writing.variants(body, new=True) or []
     one_target(found, values, "parameters.feature_flag_variants")
     control = writing.baseline([item.values["key"] for item in found], body)
-    values["variants"] = [{**item.values, "isControl": item.values["key"] == control} for item in found]
+    values["variants"] = [
+        {**writing.with_name(item), "isControl": item.values["key"] == control} for item in found
+    ]
     measured, kept_metrics = writing.metrics(work, body, {})
     analysis, kept_stats = writing.analysis(None, body)
     criteria, kept_criteria = writing.exposure(None, body, values)

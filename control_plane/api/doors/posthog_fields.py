@@ -93,7 +93,8 @@ PARAMETERS = Shape(
     Field(
         name="feature_flag_variants",
         says="2 to 20; the baseline is the one that `stats_config.baseline_variant_key` names, else `control`, else the"
-        " first; half `control` and half `test` unless they are sent. Keys are for good once it is launched",
+        " first; half `control` and half `test` unless they are sent. Keys and payloads are"
+        " for good once it is launched",
         native="variants",
         each=VARIANT,
         into=_nothing,

@@ -1,5 +1,6 @@
 """How what PostHog's clients send becomes ours: variants, weights, metrics, settings of the analysis."""
 
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,11 +8,12 @@ from control_plane.api.doors import posthog_metrics as typed
 from control_plane.api.doors.mapping import Json, Sent, wrong
 from control_plane.api.doors.posthog_fields import DEFAULT_VARIANTS, EXPERIMENT, VARIANT, slug
 from control_plane.domain import requests
-from control_plane.domain.experiment import Experiment
+from control_plane.domain.experiment import Experiment, Variant
 from control_plane.domain.lifecycle import Status
 from control_plane.services import experiments, foreign, phases
 from control_plane.services.work import Work
 from shared.ids import show_id
+from shared.model import digest
 
 NAME = "PostHog"
 ORDERS = {
@@ -62,10 +64,14 @@ def _variant(item: Json, payloads: Json, at: str) -> Sent:
     sent = VARIANT.read(said, verb="create", at=f"{at}.")
     if "weight" not in sent.values:
         raise wrong(f"{at}.split_percent", "is required", "send it")
-    sent.values.setdefault("name", said["key"])
     if sent.values["key"] != said["key"]:
         sent.kept["key"] = said["key"]
     return sent
+
+
+def with_name(item: Sent) -> Json:
+    """What is sent of a variant, under its key where it has no name."""
+    return {"name": item.kept.get("key", item.values["key"]), **item.values}
 
 
 def baseline(keys: Sequence[str], body: Json, present: str | None = None) -> str:
@@ -113,7 +119,7 @@ def write_variants(work: Work, experiment: Experiment, found: Sequence[Sent], bo
     for key in there - set(keys):
         experiments.delete_variant(work, requests.OfVariant(id=at["id"], variantId=key))
     for item in found:
-        values = {**item.values, "isControl": item.values["key"] == control}
+        values = {**with_name(item), "isControl": item.values["key"] == control}
         if item.values["key"] in there:
             asked = {**at, "variantId": values.pop("key"), **values}
             _, changed = experiments.update_variant(work, requests.parse(requests.UpdateVariant, asked))
@@ -125,17 +131,24 @@ def write_variants(work: Work, experiment: Experiment, found: Sequence[Sent], bo
 def write_split(
     work: Work, experiment: Experiment, found: Sequence[Sent] | None, share: Any, *, allowed: bool
 ) -> None:
-    """Of what is launched, weights and share are as sent, as a phase. Raises Invalid where keys or contents differ."""
+    """Of what is launched, weights and share are as sent, as a phase, and names besides.
+
+    Raises Invalid where keys or payloads differ.
+    """
     at = "parameters.feature_flag_variants"
     weights: dict[str, Any] = {}
     if found is not None:
         present = {variant.key: variant for variant in experiment.variants}
         if {item.values["key"] for item in found} != set(present):
             raise wrong(at, "variants cannot come or go once it is launched", "send the keys that there are")
-        if any(_differs(work, present[item.values["key"]], item.values) for item in found):
-            raise wrong(
-                at, "what variants write cannot change once it is launched", "leave payloads as they are"
-            )
+        for place, item in enumerate(found):
+            if _differs(experiment, present[item.values["key"]], item.values):
+                raise wrong(
+                    f"{at}.{place}.payload",
+                    "what variants write, and what else their payloads say, cannot change once it is launched",
+                    "leave payloads as they are",
+                )
+        _rename(work, experiment, found)
         now = {
             variant.key: _weight(experiment, variant.id, variant.weight) for variant in experiment.variants
         }
@@ -159,14 +172,39 @@ def _weight(experiment: Experiment, variant_id: bytes, weight: int) -> int:
     return experiment.phase.weights.get(variant_id, weight) if experiment.phase else weight
 
 
-def _differs(work: Work, variant: Any, sent: Json) -> bool:
-    """Whether what is sent of a variant would write something else."""
+def _differs(experiment: Experiment, variant: Variant, sent: Json) -> bool:
+    """Whether what is sent of a variant would write, or configure, something else."""
+    if "config" in sent and (sent["config"] or None) != (variant.config or None):
+        return True
+    listed = sent.get("files", [])
     if "content" in sent:
-        body = str(sent["content"]).encode()
-        present = [work.store.experiments.content(work.project_id, file.digest) for file in variant.files]
-        if present != [body]:
-            return True
-    return "files" in sent and len(sent["files"]) != len(variant.files)
+        listed = [*listed, {"path": experiment.target_file, "content": sent["content"]}]
+    if not listed:
+        return False
+    digests = {file.path: file.digest for file in variant.files}
+    paths = [item.get("path") if isinstance(item, dict) else None for item in listed]
+    return sorted(map(str, paths)) != sorted(digests) or any(
+        _digest(item) not in (None, digests[item["path"]]) for item in listed
+    )
+
+
+def _digest(file: Json) -> bytes | None:
+    """Of what is sent of a file; None where only its path is, as whoever may not read contents was told it."""
+    if file.get("contentBase64") is not None:
+        try:
+            return digest(b64decode(file["contentBase64"], validate=True))
+        except (ValueError, TypeError):
+            return b""
+    return None if file.get("content") is None else digest(str(file["content"]).encode())
+
+
+def _rename(work: Work, experiment: Experiment, found: Sequence[Sent]) -> None:
+    present = {variant.key: variant for variant in experiment.variants}
+    for item in found:
+        variant, name = present[item.values["key"]], item.values.get("name")
+        if name not in (None, variant.name):
+            asked = {"id": show_id(experiment.id), "variantId": show_id(variant.id), "name": name}
+            experiments.update_variant(work, requests.parse(requests.UpdateVariant, asked))
 
 
 # -- metrics
