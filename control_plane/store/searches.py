@@ -32,14 +32,39 @@ _PAUSES: Mapping[str, str] = {
 """Paused with files that stay, or that are what was there before."""
 
 
+_KEEPS = (
+    "exists (select 1 from json_each(kept) door, json_each(door.value) said"
+    " where door.key = ? and said.key = ? and cast(said.value as text) in (?, ?))"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeps:
+    """That a door keeps, of the experiment itself, a field with this value."""
+
+    door: str
+    name: str
+    value: str | bool
+
+    @property
+    def values(self) -> tuple[str, str, str, str]:
+        """What stands in `_KEEPS`; a flag is 1 to SQLite and true to PostgreSQL."""
+        texts = (
+            (self.value, self.value)
+            if isinstance(self.value, str)
+            else (str(int(self.value)), str(self.value).lower())
+        )
+        return self.door, self.name, *texts
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """Which experiments; every condition has to hold. Empty, or None, is no condition.
 
     A status may be `held` or `reverted`, too: paused with files that stay, or that are what was there before.
 
-    `event` is looked for in the names that metrics count, in what doors keep `hidden`, and `counted`, which is as
-    good as the `kind`. With `flags` those of two variants and more, the first of them `control`.
+    `event` is looked for in the names that metrics count. What keeps `hidden` is left out, and what keeps `counted` is
+    as good as of the `kind`. With `flags` those of two variants and more, the first of them `control`.
     """
 
     project_id: bytes
@@ -51,8 +76,8 @@ class Wanted:
     number: int | None = None
     creator: str = ""
     event: str = ""
-    hidden: str = ""
-    counted: str = ""
+    hidden: Keeps | None = None
+    counted: Keeps | None = None
     flags: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -112,9 +137,9 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
             where.append(f"{column} = ?")
             values.append(value)
     if wanted.kind:
-        as_good = " or kept like ? escape '\\'" if wanted.counted else ""
+        as_good = f" or {_KEEPS}" if wanted.counted else ""
         where.append(f"(type = ?{as_good})")
-        values += [wanted.kind, *([_like(wanted.counted)] if wanted.counted else [])]
+        values += [wanted.kind, *(wanted.counted.values if wanted.counted else ())]
     if wanted.statuses:
         plain = [status for status in wanted.statuses if status not in _PAUSES]
         any_of = [_PAUSES[status] for status in wanted.statuses if status in _PAUSES]
@@ -129,8 +154,8 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
         where.append("metrics like ? escape '\\'")
         values.append(_like(json.dumps(wanted.event)))
     if wanted.hidden:
-        where.append("kept not like ? escape '\\'")
-        values.append(_like(wanted.hidden))
+        where.append(f"not {_KEEPS}")
+        values += wanted.hidden.values
     if wanted.flags:
         where.append(
             "(select count(*) from variant v where v.experiment_id = experiment.id) >= 2 and exists (select 1 from"

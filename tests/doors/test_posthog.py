@@ -671,6 +671,13 @@ async def test_a_copy_for_another_project(tenant: Tenant) -> None:
     assert (await tenant.ok("GET", AT))["count"] == 1
 
 
+async def test_what_is_kept_hides_nothing(tenant: Tenant) -> None:
+    """Whatever a client keeps in an experiment, lists show it."""
+    found = await made(tenant, filters={"deleted": True})
+    listed = await tenant.ok("GET", f"{AT}/")
+    assert [item["id"] for item in listed["results"]] == [found["id"]]
+
+
 async def test_deleting_is_hiding(tenant: Tenant) -> None:
     """DELETE is forbidden; `deleted` hides, archives and ends; and brings back."""
     found = await running(tenant)

@@ -94,14 +94,19 @@ async def test_two_kinds_of_pause(world: World) -> None:
 async def test_what_counts_as_a_type(world: World) -> None:
     """Besides those of the type, those of which a door keeps that they are."""
     await named(world, "Plain")
-    other = await named(world, "Other")
+    other, plain = await named(world, "Other"), (await named(world, "Deep"))
 
     def keep(work: Work, request: requests.Nothing) -> Any:
-        return foreign.keep(work, other.id, "A", {"as": "odd"})
+        foreign.keep(work, other.id, "A", {"as": "odd", "gone": True})
+        foreign.keep(work, plain.id, "B", {"as": "odd", "gone": True})
+        return foreign.keep(work, plain.id, "A", {"free": {"as": "odd", "gone": True}, "as": '"as": "odd"'})
 
     await world.do(keep, requests.Nothing())
-    assert await found(world, kind="switchback", counted='"as": "odd"') == (["Other"], 1)
-    assert await found(world, kind="ab", hidden='"as": "odd"') == (["Plain"], 1)
+    odd = searches.Keeps(door="A", name="as", value="odd")
+    gone = searches.Keeps(door="A", name="gone", value=True)
+    assert await found(world, kind="switchback", counted=odd) == (["Other"], 1)
+    assert await found(world, kind="ab", hidden=odd) == (["Deep", "Plain"], 2)
+    assert await found(world, hidden=gone) == (["Deep", "Plain"], 2)
 
 
 async def test_deleting_for_whoever_knows_no_completing(world: World) -> None:

@@ -50,11 +50,12 @@ from control_plane.domain.series import GetTimeSeries
 from control_plane.services import experiments, foreign, phases, results, series
 from control_plane.services.experiments import View
 from control_plane.services.work import Listing, Scope, Work
-from control_plane.store.searches import Wanted
+from control_plane.store.searches import Keeps, Wanted
 from shared.errors import Error, FailedPrecondition, Fault, NotFound
 from shared.ids import show_id
 from shared.moment import to_rfc3339
 
+_AS_MULTIVARIATE = Keeps(door=NAME, name=AS_TYPE, value="multivariate")
 _STOPPED = ("paused", "stopped")  # intake is closed in both; this door has one word for it
 
 
@@ -110,8 +111,8 @@ def _list(work: Work, call: Call) -> Answered:
         statuses=statuses,
         archived=False,
         kind=kind,
-        counted=f'"{AS_TYPE}": "multivariate"' if kind == "multivariate" else "",
-        hidden=f'"{AS_TYPE}": "multivariate"' if kind == "ab" else "",
+        counted=_AS_MULTIVARIATE if kind == "multivariate" else None,
+        hidden=_AS_MULTIVARIATE if kind == "ab" else None,
         search=searched(query.get("search", "")),
     )
     found = foreign.last_changed(work, wanted, cursor=query.get("cursor", ""), limit=limit)

@@ -15,12 +15,12 @@ from control_plane.domain.series import fingerprint
 from control_plane.services import asked, foreign, holdouts, metrics
 from control_plane.services.experiments import View
 from control_plane.services.work import Work
-from control_plane.store.searches import Wanted
+from control_plane.store.searches import Keeps, Wanted
 from shared.errors import NotFound
 from shared.ids import show_id
 
-HIDDEN = '"deleted": true'
-"""How an experiment that this door hides keeps that, as it is stored."""
+HIDDEN = Keeps(door=NAME, name="deleted", value=True)
+"""How an experiment that this door hides keeps that."""
 _FROZEN = ("stopped", "held")
 ACTIVE = ("running", *_FROZEN, "completed")
 """Our statuses whose files are in place (of a pause: `held`): the flag is active."""
