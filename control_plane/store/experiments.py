@@ -20,6 +20,7 @@ from control_plane.domain.targeting import TargetingRules
 from control_plane.store.assignments import AssignmentStore
 from control_plane.store.database import Row, Tx, carries, number
 from control_plane.store.holdouts import HoldoutStore
+from control_plane.store.searches import matching
 from shared.ids import parse_id
 from shared.model import Digest, digest
 from shared.moment import SECOND
@@ -108,12 +109,11 @@ class ExperimentStore(AssignmentStore):
         limit: int,
     ) -> list[Experiment]:
         """Experiments of the project that are (not) archived, newest first, from `before` down."""
-        like = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").lower() + "%"
+        found, texts = matching(search) if search else ("1 = 1", [])
         rows = self._tx.all(
             "select * from experiment where project_id = ? and archived = ? and (? is null or id < ?)"  # noqa: S608
             f" and (? is null or status = ?) and (? is null or type = ?) and {_CARRIES}"
-            " and (lower(name) like ? escape '\\' or key like ? escape '\\'"
-            " or lower(description) like ? escape '\\' or id = ?) order by id desc limit ?",
+            f" and {found} order by id desc limit ?",
             (
                 project_id,
                 int(archived),
@@ -124,10 +124,7 @@ class ExperimentStore(AssignmentStore):
                 kind,
                 kind,
                 json.dumps(labels),
-                like,
-                like,
-                like,
-                parse_id(search),
+                *texts,
                 limit,
             ),
         )

@@ -74,6 +74,7 @@ _TURN = f"select pg_advisory_xact_lock({WRITERS_LOCK})"
 
 # SQLite's own: for text that holds a JSON object or array, the larger and the smaller of two numbers, bytes of zero,
 # bytes as text. What was stored as JSON may say U+0000, of which no text can be made here: it is read as U+FFFD.
+# And what texts are searched by: columns that are ordered by their bytes are lowered by those, so only in ASCII.
 _FUNCTIONS = """
 create or replace function as_json(document text) returns json
 language sql immutable parallel safe as $$
@@ -95,6 +96,8 @@ create or replace function min(a bigint, b bigint) returns bigint
 language sql immutable parallel safe as $$ select least(a, b) $$;
 create or replace function zeroblob(bytes integer) returns bytea
 language sql immutable parallel safe as $$ select decode(repeat('00', bytes), 'hex') $$;
+create or replace function folded(said text) returns text
+language sql immutable parallel safe as $$ select lower(said collate "default") $$;
 create or replace function hex(bytes bytea) returns text
 language sql immutable parallel safe as $$ select upper(encode(bytes, 'hex')) $$;
 """

@@ -163,14 +163,19 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
             " (select min(w.position) from variant w where w.experiment_id = experiment.id))"
         )
     if wanted.search:
-        like = _like(wanted.search.lower())
-        where.append(
-            "(lower(name) like ? escape '\\' or key like ? escape '\\' or lower(description) like ? escape '\\'"
-            " or lower(hex(id)) like ?)"
-        )
-        digits = wanted.search.lower().replace("-", "")  # ids are shown with and without
-        values += [like, like, like, _like(digits) if digits else None]
+        found, texts = matching(wanted.search)
+        where.append(found)
+        values += texts
     return " and ".join(where), values
+
+
+def matching(search: str) -> tuple[str, list[str | None]]:
+    """SQL, and its values: experiments with this text in their name, key, description or id, in whatever case."""
+    # Both sides are folded by the database: which letters that reaches is its own business.
+    columns = ("name", "key", "description")
+    texts = " or ".join(f"folded({column}) like folded(?) escape '\\'" for column in columns)
+    like, digits = _like(search), search.lower().replace("-", "")  # ids are shown with and without
+    return f"({texts} or lower(hex(id)) like ?)", [like, like, like, _like(digits) if digits else None]
 
 
 def _like(text: str) -> str:

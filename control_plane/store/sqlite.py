@@ -179,6 +179,8 @@ def _connect(path: Path, *, reads_only: bool = False) -> sqlite3.Connection:
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=512
     )
     connection.row_factory = sqlite3.Row
+    # Its lower() knows the letters of ASCII only. No index may stand on ours: other programs read the file as well.
+    connection.create_function("folded", 1, str.lower, deterministic=True)
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
     connection.execute("pragma foreign_keys = on")

@@ -68,6 +68,16 @@ async def test_searches(world: World) -> None:
     assert (await found(world, order="name"))[0] == ["third", "Second", "First"]
 
 
+async def test_a_text_is_found_in_every_alphabet(world: World) -> None:
+    """As it is written, by our own list and by the doors'; a part of the id is found too."""
+    made = await named(world, "Énergie ÄÖ 50%")
+    await named(world, "50 more")
+    for text in ("Énergie", "ÄÖ", "50%", "nergie ÄÖ", show_id(made.id)[9:]):
+        assert await found(world, search=text) == (["Énergie ÄÖ 50%"], 1), text
+        page = await world.do(experiments.list_page, requests.ListExperiments(search=text))
+        assert [view.experiment.name for view in page.items] == ["Énergie ÄÖ 50%"], text
+
+
 async def test_two_kinds_of_pause(world: World) -> None:
     """Files that stay and files that are what was there before are told apart, in lists and of one experiment."""
     for name, kind in (("Held", "hold"), ("Reverted", "revert")):
