@@ -46,6 +46,16 @@ def without_content(value: Any) -> Any:
     return [without_content(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def hiding_content(value: Any) -> Any:
+    """The value as it is shown to whoever may not read contents."""
+    if isinstance(value, Mapping):
+        return {
+            key: None if key in _CONTENT and isinstance(item, str) else hiding_content(item)
+            for key, item in value.items()
+        }
+    return [hiding_content(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def opened(value: Any) -> Any:
     """The value with every text that is a JSON object as that object."""
     if isinstance(value, Mapping):

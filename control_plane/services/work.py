@@ -242,7 +242,7 @@ class Services:
             if request_id:
                 given = access.answer(caller.project_id, operation, request_id)
                 if given is not None:
-                    return _repeat(given, fingerprint), set()
+                    return _repeat(given, fingerprint, caller), set()
             if condition is not None:
                 condition.before(item)
             before = record.of_state(witnessed.before(item))
@@ -351,13 +351,14 @@ def check_request_id(request_id: str) -> str:
     return request_id
 
 
-def _repeat(given: tuple[bytes, Any], fingerprint: bytes) -> Any:
+def _repeat(given: tuple[bytes, Any], fingerprint: bytes, caller: Caller) -> Any:
     if not hmac.compare_digest(given[0], fingerprint):
         raise Conflict(
             "this Idempotency-Key was used for another request; use a fresh one",
             reason="IDEMPOTENCY_KEY_REUSED",
         )
-    return given[1]
+    # Whoever was answered first may have been shown more than who asks now.
+    return given[1] if caller.may(Scope.CONTENT_READ) else record.hiding_content(given[1])
 
 
 def _resource_id(answer: Any) -> str:

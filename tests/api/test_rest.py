@@ -220,6 +220,29 @@ async def test_the_same_idempotency_key_answers_the_same(plane: Plane) -> None:
     assert repeat.body["id"] == token.body["id"]
 
 
+async def test_an_answer_that_is_repeated_shows_what_its_reader_may_read(plane: Plane) -> None:
+    """What somebody with contents was answered under a key is repeated without them to who has none."""
+    variants = [
+        {"name": "A", "content": "secret words"},
+        {"name": "B", "files": [{"path": "b", "contentBase64": "/w=="}]},
+    ]
+    await plane.made(
+        "/v1/experiments", {"name": "Tone", "key": "tone", "targetFile": "a.md", "variants": variants}
+    )
+    scopes = ["experiment:read", "experiment:write"]
+    blind = (await plane.made("/v1/api-keys", {"name": "blind", "scopes": scopes}))["secret"]
+    for path in ("/v1/experiments/tone", "/api/projects/@current/experiments/tone"):
+        seen = [
+            await plane.rest("PATCH", path, {"name": "New"}, key=key, Idempotency_Key="1")
+            for key in (plane.key, blind)
+        ]
+        assert [answer.status for answer in seen] == [200, 200]
+        assert ["secret words" in str(answer.body) for answer in seen] == [True, False]
+        assert "/w==" not in str(seen[1].body)
+        if path.startswith("/v1"):
+            assert seen[1].body == (await plane.rest("GET", path, key=blind)).body
+
+
 async def test_pages_follow_one_another(plane: Plane) -> None:
     """The limit is clamped, the cursor leads through everything once, a made-up one is refused."""
     for index in range(3):
