@@ -63,6 +63,16 @@ def configure(*, level: str = "info", json: bool | None = None, waits: bool = Tr
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(_without_what_was_sent)
+
+
+def _without_what_was_sent(record: logging.LogRecord) -> bool:
+    """What was no HTTP is the peer's mistake, told by its kind: its bytes may be a header that holds a key."""
+    failure = record.exc_info[1] if record.exc_info else None
+    if failure is not None and type(failure).__module__ == "aiohttp.http_exceptions":
+        record.msg, record.exc_info = f"{record.msg}: {type(failure).__name__}", None
+        record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
+    return True
 
 
 class _Behind(logging.Handler):

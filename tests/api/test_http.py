@@ -274,6 +274,31 @@ async def test_a_header_of_any_bytes_is_refused(plane: Plane, header: bytes, sta
         await writer.wait_closed()
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"Authorization: Bearer sk_secret\0",
+        b"Authorization : Bearer sk_secret",
+        b"a: sk_secret" + b"x" * 9_000,
+    ],
+)
+async def test_what_is_no_http_is_logged_without_it(
+    plane: Plane, caplog: pytest.LogCaptureFixture, header: bytes
+) -> None:
+    """A key in a header that cannot be read is in no log; it is a line of the peer's mistake."""
+    host, port = plane.addresses["http"].split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(b"GET /v1/agents HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.readline()).startswith(b"HTTP/1.0 400 ")
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    assert [record.levelname for record in caplog.records if record.name == "aiohttp.server"] == ["WARNING"]
+    assert "sk_secret" not in caplog.text
+
+
 async def test_a_body_is_json_and_says_so(plane: Plane) -> None:
     """415 for every other type and for none; a call without a body needs no type."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""):
