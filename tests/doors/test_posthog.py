@@ -349,6 +349,18 @@ async def test_lists(tenant: Tenant) -> None:
 # -- a life
 
 
+@pytest.mark.parametrize("host", ["a b", "x:y:z"])
+async def test_a_host_header_of_any_kind(tenant: Tenant, host: str) -> None:
+    """Lists and reads are answered whatever name the client knows the server by."""
+    found = await made(tenant)
+    assert (await tenant.ok("GET", f"{AT}/{found['id']}/", Host=host))["id"] == found["id"]
+    for name in ("Second", "Third"):
+        await made(tenant, name=name, feature_flag_key=name)
+    listed = await tenant.ok("GET", f"{AT}/?limit=1&offset=1", Host=host)
+    assert listed["next"].endswith(f"{AT}/?limit=1&offset=2")
+    assert listed["previous"].endswith(f"{AT}/?limit=1&offset=0")
+
+
 async def test_a_life(tenant: Tenant) -> None:
     """launch, pause (files as before), resume, end with a conclusion, archive, unarchive, reset: dates and status."""
     found = await draft(tenant)

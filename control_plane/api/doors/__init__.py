@@ -57,7 +57,8 @@ def _handler(door: Door, found: Facade, route: Route) -> Callable[[web.Request],
         body = await bodies.read(request) if route.method != "GET" else {}
         values = {**names, "query": _query(request), "body": body}
         if route.method == "GET":
-            values["at"] = str(request.url.with_query(None))
+            # Put together, not parsed: a Host header has any characters, and is nobody's business here.
+            values["at"] = f"{request.scheme}://{request.host}{request.rel_url.raw_path}"
         key = request.headers.get("Idempotency-Key", "")
         answer = await door.run(route, caller, values, request_id=key)
         status = answer["status"] or route.status
