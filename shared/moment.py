@@ -7,8 +7,8 @@ SECOND = 1_000_000
 
 def to_rfc3339(moment: int) -> str:
     """`moment` (microseconds) as RFC 3339 UTC with milliseconds."""
-    text = datetime.fromtimestamp(moment // SECOND, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{moment % SECOND // 1000:03d}Z"
+    whole = datetime.fromtimestamp(moment // SECOND, UTC).replace(tzinfo=None)
+    return f"{whole.isoformat()}.{moment % SECOND // 1000:03d}Z"  # strftime writes the year 500 with three digits
 
 
 def from_rfc3339(text: str) -> int:

@@ -118,3 +118,16 @@ async def test_who_sees_what(told: Plane) -> None:
     assert await seen(told, keys["limited"]) == ["3"]
     assert (await told.rest("GET", "/v1/events?experimentId=tone", key=keys["limited"])).status == 404
     assert (await told.rest("GET", "/v1/events", key=keys["other"])).status == 403
+
+
+@pytest.mark.parametrize(
+    "moment", ["0001-01-01T00:00:00.000Z", "0500-06-01T12:00:00.500Z", "1969-12-31T23:59:59.999Z"]
+)
+async def test_a_moment_of_any_year_is_told_as_it_was_sent(told: Plane, moment: str) -> None:
+    """Four digits of a year, both ways, in what is stored and in what is asked for."""
+    event = {"eventId": "old", "participantId": "p", "kind": "impression", "occurredAt": moment}
+    await told.made("/v1/events:batch", {"events": [event]})
+    found = (await told.rest("GET", f"/v1/events?toAt=1970-01-01T00:00:00Z&fromAt={moment}")).body["entities"]
+    assert [(item["eventId"], item["occurredAt"]) for item in found] == [("old", moment)]
+    key = await told.rest("POST", "/v1/api-keys", {"name": "k", "expiresAt": moment})
+    assert (key.status, key.body["errors"][0]["field"]) == (400, "expiresAt")
