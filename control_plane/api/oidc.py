@@ -21,6 +21,7 @@ from shared import logs
 from shared.clock import Clock
 from shared.errors import FailedPrecondition, Unauthenticated
 from shared.ids import parse_id
+from shared.model import is_text
 from shared.moment import SECOND
 
 _log = logs.get(__name__)
@@ -95,7 +96,7 @@ class Tokens:
         ):
             raise _refused("its claim sub names nobody")
         project_id = None
-        if isinstance(named, str):
+        if isinstance(named, str) and is_text(named):
             project_id = await database.read(lambda tx: _project(Store(tx), named))
         if project_id is None:
             raise _refused(f"its claim {settings.project_claim} names no project of this control plane")

@@ -162,6 +162,7 @@ async def test_a_subject_has_one_rate_for_all_its_tokens(tmp_path: Path, provide
         ({"project": None}, "names no project"),
         ({"project": "another"}, "names no project"),
         ({"project": ["default"]}, "names no project"),
+        ({"project": "\ud800"}, "names no project"),
     ],
 )
 async def test_a_claim_that_is_wrong(plane: Plane, more: dict[str, Any], says: str) -> None:
