@@ -151,8 +151,10 @@ def _where(wanted: Wanted) -> tuple[str, list[Any]]:
         where.append(carries("labels"))
         values.append(json.dumps(dict(wanted.labels)))
     if wanted.event:
-        where.append("metrics like ? escape '\\'")
-        values.append(_like(json.dumps(wanted.event)))
+        where.append("(metrics like ? escape '\\' or metrics like ? escape '\\')")
+        values += [
+            _like(json.dumps({name: wanted.event})[1:-1]) for name in ("eventName", "denominatorEventName")
+        ]
     if wanted.hidden:
         where.append(f"not {_KEEPS}")
         values += wanted.hidden.values

@@ -41,7 +41,8 @@ async def found(
 async def test_searches(world: World) -> None:
     """Every condition, and every order there is."""
     await named(world, "First", metrics={"primary": {"eventName": "done_100%"}}, labels={"team": "a"})
-    second = await named(world, "Second", description="needle")
+    ratio = {"name": "done_100%", "eventName": "a", "kind": "ratio", "denominatorEventName": "ü"}
+    second = await named(world, "Second", description="needle", metrics={"primary": ratio})
     await named(world, "third", variants=[make_variant("b", control=True), make_variant("control")])
     assert await found(world) == (["third", "Second", "First"], 3)
     assert await found(world, limit=1, offset=1) == (["Second"], 3)
@@ -56,6 +57,8 @@ async def test_searches(world: World) -> None:
         ({"search": "%"}, []),
         ({"event": "done_100%"}, ["First"]),
         ({"event": "doneX100%"}, []),
+        ({"event": "ü"}, ["Second"]),
+        ({"event": "increase"}, []),
         ({"labels": {"team": "a"}}, ["First"]),
         ({"flags": True}, ["Second", "First"]),
         ({"number": second.number}, ["Second"]),
