@@ -236,10 +236,12 @@ class Evidence(Part):
     """Everything an answer is made of; `about` is handed through.
 
     `sums` are of the moment of the question, `first` of the first look (of a switchback by turn), which freezes what a
-    sequence aims at; `looks` are of the primary metric, and `unspent` is the share of its alpha that is left by earlier
-    phases. `history` is what members did before, where that is taken out. `alternation`: it is a switchback, and these
-    are its turns. `uncompared`: why variants of this type are not compared. `others`: each arm's crossed or not in the
-    other population, at the same looks. `pooled` are the phases, where the question is about all of them.
+    sequence aims at; `looks` are of the primary metric, `former_looks` those of what was it before, in what is
+    exported: what they saw of this one counts in every look after them. `unspent` is the share of its alpha that is
+    left by earlier phases. `history` is what members did before, where that is taken out. `alternation`: it is a
+    switchback, and these are its turns. `uncompared`: why variants of this type are not compared. `others`: each arm's
+    crossed or not in the other population, at the same looks. `pooled` are the phases, where the question is about all
+    of them.
     """
 
     about: Json
@@ -256,6 +258,7 @@ class Evidence(Part):
     unspent: float = 1.0
     alternation: Alternation | None = None
     looks: tuple[Ledgered, ...] = ()
+    former_looks: tuple[Ledgered, ...] = ()
     other_looks: tuple[Ledgered, ...] = ()
     next_look_at: str | None = None
     replays: bool | None = None

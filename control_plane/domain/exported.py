@@ -97,7 +97,12 @@ def _faults(evidence: Evidence) -> Iterator[Fault]:
     if turns is not None:
         yield from _alternation(turns, keys)
     yield from _looks(evidence.looks, "looks", keys, drawn)
+    yield from _looks(evidence.former_looks, "formerLooks", keys, drawn)
     yield from _looks(evidence.other_looks, "otherLooks", keys, drawn)
+    days = {item.day for item in evidence.looks}
+    for at, item in enumerate(evidence.former_looks):
+        if item.day in days:
+            yield Fault(field=f"formerLooks.{at}.day", message=f"is {item.day:g}, which one of looks has")
     for at, beside in enumerate(evidence.secondary):
         where = f"secondary.{at}"
         yield from _measure(beside.measure, f"{where}.measure")

@@ -514,16 +514,20 @@ def _sensitive(evidence: Evidence, recorded: Sequence[Look]) -> list[Json]:
 def differing_looks(evidence: Evidence) -> list[int]:
     """Numbers of the looks whose record does not follow from the sums they saw; raises Invalid where sums are missing.
 
-    p-values are of the looks up to each, so each is computed as if it were the last.
+    p-values are of the looks up to each, so each is computed as if it were the last; up to each are also those that
+    were of another metric, which say nothing of this one and have nothing to differ in.
     """
     shots = []
     found = []
-    for item in evidence.looks:
+    former = {item.day for item in evidence.former_looks}
+    for item in sorted([*evidence.looks, *evidence.former_looks], key=lambda one: one.day):
         if item.sums is None:
             message = "has no sums; export it with include=inputs"
             raise Invalid(f"looks.{item.number}: {message}", faults=[Fault(field="looks", message=message)])
         until = item.day if item.open else None
         shots.append(snapshot_of(evidence, item.sums, day=item.day, until=until))
+        if item.day in former:
+            continue
         again = look(evidence, shots)
         # What an older record does not say cannot differ.
         same = len(again) == len(item.comparisons) and all(

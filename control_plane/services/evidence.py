@@ -194,6 +194,7 @@ def evidence(
     unspent: float = 1.0,
     secondary: Sequence[Beside] = (),
     looks: Sequence[Ledgered] = (),
+    former_looks: Sequence[Ledgered] = (),
     other_looks: Sequence[Ledgered] = (),
     exclusions: Sequence[Excluded] = (),
     findings: Sequence[Json] = (),
@@ -238,6 +239,7 @@ def evidence(
         unspent=unspent,
         alternation=turns,
         looks=tuple(looks),
+        former_looks=tuple(former_looks),
         other_looks=tuple(other_looks),
         next_look_at=None if next_look_at is None else to_rfc3339(next_look_at),
         replays=_replays(seated),
@@ -398,6 +400,25 @@ def ledgered(
             )
         )
     return tuple(found)
+
+
+def former(
+    phase: Phase, rows: Sequence[LookRow], metric: Json, snapshots: Sequence[Sums]
+) -> tuple[Ledgered, ...]:
+    """The recorded looks that were of no metric or another one, with what they saw of this one."""
+    wanted = fingerprint(metric)
+    return tuple(
+        Ledgered(
+            number=row.number,
+            at=to_rfc3339(row.at),
+            cut_off=to_rfc3339(row.cut_off),
+            day=(row.cut_off - phase.opened_at) / alternation.DAY,
+            open=row.decisions.get("open", False),
+            sums=sums,
+        )
+        for row, sums in zip(rows, snapshots, strict=True)
+        if (row.decisions.get("primary") or {}).get("metric") != wanted
+    )
 
 
 def unspent(earlier: Iterable[Sequence[LookRow]], metric: Json, population: str) -> float:

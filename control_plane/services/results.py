@@ -88,6 +88,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
         secondary=known.beside,
         unspent=evidence.unspent(earlier, metric, request.population) if primary else 1.0,
         looks=evidence.ledgered(rows, metric, request.population, snapshots) if primary else (),
+        former_looks=evidence.former(phase, rows, metric, snapshots) if primary and phase and inputs else (),
         other_looks=evidence.ledgered(rows, metric, other) if primary else (),
         exclusions=_exclusions(work, known),
         findings=() if past else _findings(work, request),

@@ -113,6 +113,15 @@ def switchback() -> Evidence:
     )  # fmt: skip
 
 
+def changed() -> Evidence:
+    """The first of the three looks was of another metric; the others are what they are with what it saw."""
+    plain = export()
+    former = plain.looks[0].model_copy(update={"comparisons": (), "guardrails": ()})
+    return plain.model_copy(
+        update={"looks": plain.looks[1:], "former_looks": (former,), "other_looks": plain.other_looks[1:]}
+    )
+
+
 def pooled() -> Evidence:
     """Two phases of the same sixteen."""
     plain, chance = export(), random.Random(7)
@@ -137,6 +146,7 @@ EXPORTS: dict[str, Evidence] = {
         measure={"name": "paid", "kind": "mean", "winsorizeAt": 90.0},
         history=drawn(random.Random(8), 16, 2),
     ),
+    "changed metric": changed(),
     "switchback": switchback(),
     "pooled": pooled(),
 }
@@ -183,6 +193,10 @@ def test_what_was_not_edited_is_answered(name: str) -> None:
         ("path test", ("nonsense",), 1, "nonsense"),
         ("winsorised mean with a history", ("measure", "winsorizeAt"), 20, "measure.winsorizeAt"),
         ("winsorised mean with a history", ("history", "impressions"), [], "history.impressions"),
+        ("changed metric", ("formerLooks", 0, "day"), 2.0, "formerLooks.0.day"),
+        ("changed metric", ("formerLooks", 0, "sums"), None, "looks"),
+        ("changed metric", ("formerLooks", 0, "sums", "values"), [], "formerLooks.0.sums.values"),
+        ("changed metric", ("formerLooks",), [], "looks"),
         ("switchback", ("alternation", "cycles"), 10**12, "alternation.cycles"),
         ("switchback", ("alternation", "turns", 0, "cycle"), 9, "alternation.turns.0.cycle"),
         ("switchback", ("alternation", "turns", 0, "arm"), "z", "alternation.turns.0.arm"),

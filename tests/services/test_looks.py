@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane.domain import inference, requests, sham
+from control_plane.domain.analyze import analyze
 from control_plane.domain.evidence import Evidence
 from control_plane.services import experiments, fleet, lifecycle, phases, results
 from shared.errors import Invalid, NotFound
@@ -260,6 +261,31 @@ async def test_a_phase_has_the_alpha_that_earlier_ones_have_left(world: World) -
     assert json.dumps(inference.answer(read)) == json.dumps(await world.answer())
     for item in read.looks[0].comparisons:
         assert item["alphaSpent"] <= 0.05 * unspent * 0.3
+
+
+@pytest.mark.parametrize("decision", ["path_test", "sequence"])
+async def test_what_is_exported_after_the_metric_was_changed_gives_the_answer(
+    world: World, decision: str
+) -> None:
+    """The look at the new metric follows from what the looks before it saw of that, though they were of another one."""
+    uid, assigned = await begun(world, analysis={"decision": decision})
+    async with ticking(world):
+        for number, (a, b) in enumerate([(1, 8), (8, 1), (4, 4)], start=1):
+            await world.report(uid, *day_of(world, assigned, {"a": a, "b": b}))
+            await close_day(world)
+            await looked(world, number)
+            if number == 2:
+                changed = {"id": "test", "metrics": {"primary": {"eventName": "done", "kind": "count"}}}
+                await world.do(experiments.update, requests.parse(requests.UpdateExperiment, changed))
+    asked = requests.parse(requests.GetResults, {"id": "test", "include": "inputs"})
+    exported = (await world.do(results.get, asked)).evidence.model_dump_json(by_alias=True)
+    found = await world.answer()
+    assert ([look["number"] for look in found["looks"]], found["planChanged"]) == ([3], True)
+    assert json.dumps(analyze(json.loads(exported))) == json.dumps(found)
+    edited = json.loads(exported)
+    edited["formerLooks"] = []
+    with pytest.raises(Invalid, match="looks 3 do not follow"):
+        analyze(edited)
 
 
 async def test_a_group_is_described_and_nothing_else(world: World) -> None:
