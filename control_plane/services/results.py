@@ -63,7 +63,7 @@ def get(work: Work, request: requests.GetResults) -> Results:
     other = next(item for item in POPULATIONS if item != request.population)
     inputs = request.include == "inputs"
     snapshots = []
-    if inputs and phase is not None:
+    if inputs and phase is not None and known.seated.compared:
         kept = [evidence.remembered(item) for item in work.store.looks.snapshots(phase.id)[: len(rows)]]
         snapshots = [item.sums(known.seated.compared, metric, request.population) for item in kept]
     earlier = [
@@ -88,7 +88,9 @@ def get(work: Work, request: requests.GetResults) -> Results:
         secondary=known.beside,
         unspent=evidence.unspent(earlier, metric, request.population) if primary else 1.0,
         looks=evidence.ledgered(rows, metric, request.population, snapshots) if primary else (),
-        former_looks=evidence.former(phase, rows, metric, snapshots) if primary and phase and inputs else (),
+        former_looks=evidence.former(phase, rows, metric, snapshots)
+        if primary and phase and snapshots
+        else (),
         other_looks=evidence.ledgered(rows, metric, other) if primary else (),
         exclusions=_exclusions(work, known),
         findings=() if past else _findings(work, request),
@@ -178,7 +180,10 @@ def _known(work: Work, experiment: Experiment, phase: Phase | None, moment: _Mom
     opening = evidence.remembered(kept[0]) if kept else None
 
     def did(metric: Json) -> tuple[Sums, Sums | None]:
-        then = None if opening is None else opening.sums(seated.compared, metric, moment.population)
+        compared = (
+            seated.compared
+        )  # nothing, of a switchback whose first blocks were cut before they took any time
+        then = opening.sums(compared, metric, moment.population) if opening is not None and compared else None
         return seen.sums(seated.members, metric, moment.population), then
 
     sums, first = did(moment.metric)

@@ -226,6 +226,21 @@ async def test_a_block_that_goes_on_is_not_compared(world: World) -> None:
     assert sum(arm["impressions"] for arm in found["variants"]) == 120
 
 
+async def test_blocks_that_took_no_time_compare_nothing(world: World) -> None:
+    """The clock was set back between the start and the pause that cut them: results are answered after a look, too."""
+    await begun(world, *PEOPLE)
+    world.clock.jump(-2)
+    await world.do(lifecycle.pause, requests.Pause(id="test"))
+    world.clock.jump(2)
+    async with ticking(world):
+        await close_day(world)
+        await looked(world, 1)
+    text = (await inputs(world)).model_dump_json(by_alias=True)
+    found = await world.answer()
+    assert (found["verdict"]["status"], found["looks"]) == ("insufficient_data", [])
+    assert json.dumps(analyze(json.loads(text))) == json.dumps(found)
+
+
 async def test_whoever_has_the_inputs_has_the_answer(world: World) -> None:
     """Analyzed without a server the export gives the very bytes, and a look that was changed is told."""
     metrics = {"primary": {"eventName": "done"}, "guardrail": [{"eventName": "hurt", "goal": "decrease"}]}
