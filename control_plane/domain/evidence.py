@@ -278,6 +278,12 @@ class Evidence(Part):
         return controls[0] if len(controls) == 1 else None
 
     @property
+    def comparable(self) -> bool:
+        """Whether the control and another arm get participants; a phase may give anyone no weight."""
+        weighted = [arm.key for arm in self.arms if arm.weight]
+        return len(weighted) > 1 and self.control in weighted
+
+    @property
     def scale(self) -> float:
         """What turns the sums' unit into the metric's."""
         return 1 / MILLION if self.measure.kind in ("mean", "ratio") else 1.0
@@ -406,7 +412,7 @@ def look(evidence: Evidence, snapshots: Sequence[Snapshot]) -> tuple[Json, ...]:
 
 def now(evidence: Evidence) -> dict[str, Comparison]:
     """What may be said at this moment of each arm against the control, however often somebody asks."""
-    if sum(1 for arm in evidence.arms if arm.weight) < 2:
+    if not evidence.comparable:
         return {}
     sequence = plan_of(
         evidence.model_copy(

@@ -180,9 +180,9 @@ def _arms(evidence: Evidence, keys: Sequence[str]) -> Iterator[Fault]:
     except ValueError:
         yield Fault(field="uncompared", message=f"{evidence.uncompared!r} is no reason")
         return
-    # Without a control at all there is nothing to compare; with it, it takes part.
-    weighted = [arm for arm in evidence.arms if arm.weight]
-    if why is None and evidence.control and len(weighted) > 1 and not any(arm.is_control for arm in weighted):
+    # Where the control gets nobody there is nothing to compare, and no look compared anything.
+    compared = bool(evidence.looks) or evidence.alternation is not None
+    if why is None and compared and evidence.control and not evidence.comparable:
         yield Fault(field="arms", message=f"give the control {evidence.control!r} no weight")
     if evidence.alternation is not None and evidence.control is None:
         yield Fault(field="arms", message="have no one control, which a switchback needs")

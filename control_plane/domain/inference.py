@@ -373,10 +373,8 @@ def _verdict(
     mde: float | None,
 ) -> Verdict | None:
     """Only of the primary metric, in the population of everybody who was assigned."""
-    comparable = evidence.uncompared is None and evidence.control is not None
+    comparable = evidence.uncompared is None and evidence.comparable
     if not (evidence.primary and evidence.population == "assigned" and comparable):
-        return None
-    if sum(1 for arm in evidence.arms if arm.weight) < 2:
         return None
     return verdict(
         plan_of(evidence),

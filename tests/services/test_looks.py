@@ -14,7 +14,7 @@ from shared.errors import Invalid, NotFound
 from shared.model import Record
 from shared.moment import to_rfc3339
 from tests.services.test_timers import ticking
-from tests.support.builders import World, seconds
+from tests.support.builders import World, make_variant, seconds
 from tests.support.waiting import eventually
 
 DAY = 86_400
@@ -286,6 +286,34 @@ async def test_what_is_exported_after_the_metric_was_changed_gives_the_answer(
     edited["formerLooks"] = []
     with pytest.raises(Invalid, match="looks 3 do not follow"):
         analyze(edited)
+
+
+@pytest.mark.parametrize("kind", ["proportion", "mean"])
+async def test_a_phase_that_gives_the_control_nobody_compares_nothing(world: World, kind: str) -> None:
+    """Its counts are told, and what is exported gives the same; there is no difference, look or verdict."""
+    variants = [make_variant("a", control=True), make_variant("b", weight=30), make_variant("c", weight=20)]
+    metrics = {
+        "primary": {"eventName": "done", "kind": kind},
+        "secondary": [{"eventName": "done", "kind": "count"}],
+        "guardrail": [{"eventName": "hurt", "goal": "decrease"}],
+    }
+    uid, _ = await begun(world, variants=variants, metrics=metrics)
+    wanted = {"id": "test", "weights": {"a": 0, "b": 50, "c": 50}}
+    world.clock.jump(60)
+    view, _ = await world.do(phases.open_phase, requests.parse(requests.OpenPhase, wanted))
+    assigned = await world.assigned(view.experiment)
+    async with ticking(world):
+        await world.report(uid, *day_of(world, assigned, {"b": 3, "c": 5}))
+        await close_day(world)
+        await looked(world, 2)
+    asked = requests.parse(requests.GetResults, {"id": "test", "include": "inputs"})
+    exported = (await world.do(results.get, asked)).evidence.model_dump_json(by_alias=True)
+    found = await world.answer()
+    a, b, c = found["variants"]
+    assert (a["participants"], b["impressions"] + c["impressions"], b["difference"]) == (0, 160, None)
+    assert (found["verdict"], found["looks"], found["guardrails"], found["power"]) == (None, [], [], None)
+    assert b["reasons"]["difference"] == "NO_IMPRESSIONS"
+    assert json.dumps(analyze(json.loads(exported))) == json.dumps(found)
 
 
 async def test_a_group_is_described_and_nothing_else(world: World) -> None:
