@@ -117,15 +117,23 @@ class FindingStore:
         return found
 
     def _contents(self, experiment_id: bytes, phase_id: bytes) -> defaultdict[bytes, set[bytes]]:
-        """Variants whose content was on a participant's file while it was assigned in the phase."""
-        found: defaultdict[bytes, set[bytes]] = defaultdict(set)
+        """Variants whose content was on a participant's file while it was assigned in the phase.
+
+        What several variants have alike, as combinations of a level do, is the assigned one's where that has it too,
+        and else of one of them.
+        """
+        holders: defaultdict[tuple[bytes, bytes, str, bytes], set[bytes]] = defaultdict(set)
         for row in self._tx.all(
-            "select distinct a.participant_id, f.variant_id from assignment a"
-            " join view v on v.participant_id = a.participant_id and v.from_at >= a.from_at"
+            "select distinct a.participant_id, a.variant_id as own, v.path, v.digest, f.variant_id"
+            " from assignment a join view v on v.participant_id = a.participant_id and v.from_at >= a.from_at"
             " and (a.to_at is null or v.from_at < a.to_at)"
             " join variant_file f on f.path = v.path and f.digest = v.digest"
             " join variant r on r.id = f.variant_id where a.phase_id = ? and r.experiment_id = ?",
             (phase_id, experiment_id),
         ):
-            found[row["participant_id"]].add(row["variant_id"])
+            held = row["participant_id"], row["own"], row["path"], row["digest"]
+            holders[held].add(row["variant_id"])
+        found: defaultdict[bytes, set[bytes]] = defaultdict(set)
+        for (participant_id, own, *_), variants in holders.items():
+            found[participant_id].add(own if own in variants else min(variants))
         return found

@@ -37,6 +37,42 @@ async def test_the_record_tells_drift_force_and_crossing(world: World) -> None:
     assert seen["SEVERAL_EXPOSURES"].evidence["participants"] == ["p"]
 
 
+async def test_a_level_that_several_variants_share_is_no_other_s_content(world: World) -> None:
+    """Whoever holds its own combination met one variant; whoever has another one's level on a file met two."""
+    uid = await world.agent("p", "q", "r", "s")
+    factors = [
+        {
+            "key": key,
+            "targetFile": f"{key}.md",
+            "levels": [{"key": level, "content": key + level} for level in "xy"],
+        }
+        for key in ("one", "two")
+    ]
+    started = await world.start(
+        await world.experiment(
+            "p", "q", "r", "s", type="multivariate", factors=factors, targetFile=None, variants=[]
+        )
+    )
+    bodies = {variant.key: variant.files for variant in started.variants}
+    now = world.clock.now()
+    assigned = await world.assigned(started)
+    await world.report(
+        uid,
+        *(
+            world.view(name, file.digest, path=file.path, at=now + 1)
+            for name, key in assigned.items()
+            for file in bodies[key]
+        ),
+    )
+    assert "SEVERAL_EXPOSURES" not in await found(world)
+    await world.report(uid, world.view("p", digest(b"z"), path="one.md", at=now + 2))
+    assert "SEVERAL_EXPOSURES" not in await found(world), "nobody's content"
+    own = {file.digest for file in bodies[assigned["p"]]}
+    other = next(file for files in bodies.values() for file in files if file.digest not in own)
+    await world.report(uid, world.view("p", other.digest, path=other.path, at=now + 3))
+    assert (await found(world))["SEVERAL_EXPOSURES"].evidence["participants"] == ["p"]
+
+
 async def test_opens_that_went_unseen_are_told_where_the_participant_was_assigned(world: World) -> None:
     """For as long as it took part; however often the host says so, and from whichever epoch."""
     uid = await world.agent("p", "q")
