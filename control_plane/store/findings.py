@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from control_plane.store.assignments import PRESENT
 from control_plane.store.database import Row, Tx
 
+_STATE = (
+    "(select own.state from (select (select v.state from view v where v.participant_id = a.participant_id"
+    " and v.path = f.path order by v.from_at desc, v.id desc limit 1) as state"
+    " from variant_file f where f.variant_id = a.variant_id) own where own.state is not null"
+    " order by own.state in ('drifted', 'missing') desc limit 1)"
+)
+"""How the files of an assignment `a` were last seen: as one that is not as it should be, where there is one."""
+
 _ByVariant = defaultdict[tuple[bytes, bytes], tuple[int, int]]
 _ByParticipant = defaultdict[bytes, tuple[int, int]]
 
@@ -45,9 +53,7 @@ class FindingStore:
         """Every participant that has a variant in the phase, by public id; of a switchback, as it is in now's block."""
         rows = self._tx.all(
             "select a.participant_id, a.variant_id, a.forced_by, p.public_id, p.agent_uid, p.retired_at,"  # noqa: S608
-            " g.conditions, d.state as deployment, (select v.state from view v join variant_file f"
-            " on f.path = v.path and f.variant_id = a.variant_id where v.participant_id = a.participant_id"
-            " order by v.from_at desc, v.id desc limit 1) as state, a.time_block, a.cluster"
+            f" g.conditions, d.state as deployment, {_STATE} as state, a.time_block, a.cluster"
             " from assignment a join participant p on p.id = a.participant_id"
             " left join agent g on g.uid = p.agent_uid"
             " join phase f on f.id = a.phase_id"

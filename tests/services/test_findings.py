@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
+
 from control_plane.domain import requests
 from control_plane.services import deployments, findings
-from shared.model import Record, Unseen, digest
+from shared.model import Record, Unseen, View, ViewState, digest
 from tests.support.builders import Spooled, World, seconds
 
 
@@ -71,6 +73,36 @@ async def test_a_level_that_several_variants_share_is_no_other_s_content(world: 
     other = next(file for files in bodies.values() for file in files if file.digest not in own)
     await world.report(uid, world.view("p", other.digest, path=other.path, at=now + 3))
     assert (await found(world))["SEVERAL_EXPOSURES"].evidence["participants"] == ["p"]
+
+
+@pytest.mark.parametrize("drifted", ["one.md", "two.md"])
+async def test_a_file_that_drifted_is_told_though_another_one_is_as_it_should_be(
+    world: World, drifted: str
+) -> None:
+    """Of a variant of two files each is looked at as it was seen last, whichever was seen last of all."""
+    uid = await world.agent("p", "q")
+    variants = [
+        {
+            "name": key,
+            "key": key,
+            "isControl": key == "a",
+            "weight": 50,
+            "files": [{"path": f"{path}.md", "content": key} for path in ("one", "two")],
+        }
+        for key in "ab"
+    ]
+    await world.start(await world.experiment("p", "q", targetFile=None, variants=variants))
+    now = world.clock.now()
+    gone = View(participant="p", path=drifted, digest=None, state=ViewState.MISSING, from_at=now + 2)
+    await world.report(
+        uid,
+        *(world.view("p", digest(b"a"), path=path, at=now + 1) for path in ("one.md", "two.md")),
+        Record(id=world.new_id(), recorded_at=now + 2, body=gone),
+        world.view("p", digest(b"a"), path="two.md" if drifted == "one.md" else "one.md", at=now + 3),
+    )
+    assert (await found(world))["DRIFT"].evidence["participants"] == ["p"]
+    await world.report(uid, world.view("p", digest(b"a"), path=drifted, at=now + 4))
+    assert "DRIFT" not in await found(world)
 
 
 async def test_opens_that_went_unseen_are_told_where_the_participant_was_assigned(world: World) -> None:
