@@ -83,7 +83,7 @@ class Repairer:
             owner = next((file for slot, file in self._open() if file.path == path), None)
             if owner is None:
                 continue
-            where = f"{show(path)} of {name}"
+            where = f"{show(path)} of {name}"  # ` of ID ` is what findings know the participant by
             fault = self._faults.get(owner.real)
             match self._config.drift:
                 case DriftPolicy.HOLD:

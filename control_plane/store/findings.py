@@ -38,7 +38,7 @@ class SeatedRow:
     deployment: str | None
     contents: frozenset[bytes]
     conditions: tuple[str, ...]
-    """Codes of the agent's conditions that name the participant."""
+    """Codes of the agent's conditions that are of a file of the participant."""
     unseen: tuple[str, ...]
     """Why opens went uncounted while it was assigned in the phase."""
 
@@ -89,7 +89,8 @@ class FindingStore:
                 conditions=tuple(
                     condition["code"]
                     for condition in json.loads(row["conditions"] or "[]")
-                    if row["public_id"] in condition["message"]
+                    # Whole, as an id may be a part of another one.
+                    if f" of {row['public_id']} " in condition["message"]
                 ),
                 unseen=tuple(sorted(unseen[row["participant_id"]])),
             )

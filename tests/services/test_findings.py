@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
+from control_plane.domain.fleet import Telemetry
 from control_plane.services import deployments, findings
-from shared.model import Record, Unseen, View, ViewState, digest
+from control_plane.store.store import Store
+from shared.model import Condition, Record, SpoolState, Unseen, View, ViewState, digest
 from tests.support.builders import Spooled, World, seconds
 
 
@@ -103,6 +105,24 @@ async def test_a_file_that_drifted_is_told_though_another_one_is_as_it_should_be
     assert (await found(world))["DRIFT"].evidence["participants"] == ["p"]
     await world.report(uid, world.view("p", digest(b"a"), path=drifted, at=now + 4))
     assert "DRIFT" not in await found(world)
+
+
+@pytest.mark.parametrize("other", ["bot-1", "bot", "soul.md"])
+async def test_another_tool_is_told_of_the_participant_whose_file_it_rewrites(
+    world: World, other: str
+) -> None:
+    """Not of one on the same host whose id is a part of that one's, or of the path."""
+    uid = await world.agent("bot-10", other)
+    await world.start(await world.experiment("bot-10", other))
+    condition = Condition(
+        code="DRIFT_WAR",
+        severity="warning",
+        since_at=world.clock.now(),
+        message="'soul.md' of bot-10 was repaired 3 times in 10 minutes and changed again",
+    )
+    telemetry = Telemetry(spool=SpoolState(epoch=bytes(16)), conditions=(condition,))
+    await world.database.write(lambda tx: Store(tx).fleet.observe(uid, telemetry))
+    assert (await found(world))["REWRITTEN_BY_ANOTHER_TOOL"].evidence == {"participants": ["bot-10"]}
 
 
 async def test_opens_that_went_unseen_are_told_where_the_participant_was_assigned(world: World) -> None:
