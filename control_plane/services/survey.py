@@ -9,7 +9,7 @@ from control_plane.domain.experiment import Experiment
 from control_plane.domain.globs import describes, is_glob
 from control_plane.services import settings
 from control_plane.services.experiments import find
-from control_plane.services.seating import selected
+from control_plane.services.seating import planned, selected
 from control_plane.services.work import Listing, Work, cursor_text, hex_of, listing, page_size
 from control_plane.store.survey import Reported
 from shared.moment import SECOND
@@ -112,13 +112,11 @@ class Instrumentation:
 def check_instrumentation(work: Work, request: requests.ById) -> Instrumentation:
     """Whether applications report what the experiment needs: exposures of its files, and each metric's conversion.
 
-    Of whoever takes part, or in draft would. What is reported without a target counts for every file.
+    Of whoever takes part, or in draft would: who is held out, outside the allocation or not meant by the rules has no
+    application that the experiment needs. What is reported without a target counts for every file.
     """
     experiment = find(work, request.id)
-    if experiment.phase is None:
-        ids = [item.id for item in selected(work, experiment.selector)]
-    else:
-        ids = work.store.experiments.participants_in(experiment.phase.id)
+    ids = _taking_part(work, experiment)
     metrics = list(_metrics(experiment))
     paths = {"", *experiment.target_files}
     found = [
@@ -138,6 +136,22 @@ def check_instrumentation(work: Work, request: requests.ById) -> Instrumentation
             for path in experiment.target_files
         ),
     )
+
+
+def _taking_part(work: Work, experiment: Experiment) -> list[bytes]:
+    """Internal ids of who has a variant, or would have one; of no retired host."""
+    phase = experiment.phase
+    if phase is None:
+        known = {item.public_id: item.id for item in selected(work, experiment.selector)}
+        seated = {item.participant for item in planned(work, experiment) if item.variant_id is not None}
+    else:
+        known = work.store.experiments.participant_ids(phase.id)
+        seated = {
+            item.participant
+            for item in work.store.experiments.present(phase.id, now=work.now)
+            if item.variant_id is not None and not item.retired and not item.deleted
+        }
+    return [known[name] for name in sorted(seated)]
 
 
 def _metrics(experiment: Experiment) -> Iterator[tuple[str, str]]:

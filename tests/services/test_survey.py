@@ -6,7 +6,7 @@ import pytest
 
 from control_plane.domain import requests
 from control_plane.domain.settings import UpdateSettings
-from control_plane.services import lifecycle, settings, survey
+from control_plane.services import experiments, lifecycle, settings, survey
 from shared.model import ParticipantState
 from tests.support.builders import World, make_variant, seconds
 
@@ -154,6 +154,26 @@ async def test_what_was_never_reported_is_known_before_and_after_the_start(world
     whole = await check(world)
     assert not whole.required
     assert [item.last_seen_at for item in whole.targets] == [now - seconds(1)] * 2
+
+
+async def test_what_is_reported_of_who_takes_no_part_is_not_what_is_needed(world: World) -> None:
+    """Whoever is outside the allocation, before and after the start; whoever is on record without a variant."""
+    people = [f"p{number}" for number in range(8)]
+    uid = await world.agent(*people)
+    draft = await world.experiment(*people, trafficAllocation=50, metrics={"primary": {"eventName": "done"}})
+    page = await world.do(experiments.list_assignments, requests.PageOf(id="test"))
+    inside = {item.participant for item in page.items if item.variant_id is not None}
+    now = world.clock.now()
+    for name in set(people) - inside:
+        await world.report(uid, world.impression(name, at=now - 1), world.conversion(name, at=now - 1))
+    for started in (False, True):
+        if started:
+            await world.start(draft)
+        found = await check(world)
+        assert (found.participants, found.required, found.exposure.reporting) == (4, True, 0)
+    name = min(inside)
+    await world.report(uid, world.impression(name, at=now), world.conversion(name, at=now))
+    assert not (await check(world)).required
 
 
 @pytest.mark.parametrize(
