@@ -24,7 +24,7 @@ _log = logs.get(__name__)
 
 DAY = 86_400 * SECOND
 KEY_DAYS = 30
-"""For so long an application's own event id is known again."""
+"""For so long an application's own event id is known again, and the answer that was given under an idempotency key."""
 BATCH = 500
 """Rows in one transaction: other writers wait for no more."""
 PAUSE_SECONDS = 0.2  # between two of them
@@ -44,7 +44,8 @@ class Forgotten:
 def step(tx: Tx, *, now: int, keep_days: int) -> Forgotten:
     """Some of what is old enough is gone; `keep_days` 0 keeps every event."""
     store = Store(tx).retention
-    rows = store.drop_keys(before=now - KEY_DAYS * DAY, limit=BATCH)
+    long_ago = now - KEY_DAYS * DAY
+    rows = store.drop_keys(before=long_ago, limit=BATCH) + store.drop_answers(before=long_ago, limit=BATCH)
     if not keep_days:
         return Forgotten(closed=[], rows=rows)
     before = now - keep_days * DAY

@@ -70,6 +70,18 @@ class RetentionStore:
             )
         return len(rows)
 
+    def drop_answers(self, *, before: int, limit: int) -> int:
+        """Up to so many answers that were given before that moment are forgotten with their keys; how many."""
+        rows = self._tx.all(
+            "select project_id, operation, key from idempotency where created_at < ? order by created_at limit ?",
+            (before, limit),
+        )
+        self._tx.many(
+            "delete from idempotency where project_id = ? and operation = ? and key = ?",
+            [(row["project_id"], row["operation"], row["key"]) for row in rows],
+        )
+        return len(rows)
+
     def _drop(self, event_ids: Sequence[bytes], *, unless_counted: bool) -> None:
         if not event_ids:
             return

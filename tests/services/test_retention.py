@@ -5,6 +5,8 @@ from typing import Any
 
 from control_plane.domain import inference, requests
 from control_plane.services import arrivals, doctor, lifecycle, phases, results, retention
+from control_plane.store.database import Tx
+from control_plane.store.store import Store
 from tests.support.builders import World, content_digest, seconds
 
 DAY = 86_400
@@ -154,6 +156,29 @@ async def test_an_applications_own_ids_are_known_for_thirty_days(world: World) -
     await forget(world, keep=0)
     assert await world.rows("select key from event_key") == []
     assert len(await world.rows("select id from event")) == 3
+
+
+async def test_an_answer_is_known_by_its_key_for_thirty_days(world: World) -> None:
+    """Until then it is given again; after that the key is as good as new, and nothing of the answer is left."""
+    project = world.caller.project_id
+
+    def answer(tx: Tx) -> Any:
+        return Store(tx).access.answer(project, "CreateExperiment", "k")
+
+    def keep(tx: Tx) -> None:
+        Store(tx).access.keep_answer(
+            project, "CreateExperiment", "k", fingerprint=b"f", answer={"content": "a"}, now=world.clock.now()
+        )
+
+    await world.database.write(keep)
+    await world.clock.advance(29 * DAY)
+    assert await forget(world, keep=0) == 0
+    assert await world.database.read(answer) == (b"f", {"content": "a"})
+    await world.clock.advance(2 * DAY)
+    assert await forget(world, keep=0) == 1
+    assert await world.database.read(answer) is None
+    assert await world.rows("select * from idempotency") == []
+    await world.database.write(keep)
 
 
 async def test_a_step_is_small(world: World) -> None:
