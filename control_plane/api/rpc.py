@@ -99,18 +99,18 @@ def _stream(watchers: Watchers, watch: Watch, kind: Any) -> Callable[[Any, Conte
             context.set_trailing_metadata(((request_ids.METADATA, name),))
             events = watchers.follow([watch], str(metadata.get("authorization", "")))
             try:
-                request_values(message)
-                async for event in events:
-                    if event is None:
-                        continue  # HTTP/2 has its own keep-alive
-                    async with asyncio.timeout(watching.WRITE_SECONDS):
-                        await context.write(to_message(event[1], answer_class))
+                # Its place is free before its end is told, which waits behind what was not read.
+                async with aclosing(events) as told:  # type: ignore[type-var]  # it is a generator
+                    request_values(message)
+                    async for event in told:
+                        if event is None:
+                            continue  # HTTP/2 has its own keep-alive
+                        async with asyncio.timeout(watching.WRITE_SECONDS):
+                            await context.write(to_message(event[1], answer_class))
             except TimeoutError:
                 await errors.abort(context, slow())
             except Exception as failure:
                 await errors.abort(context, errors.explain(failure, watch.rpc, peer=context.peer()))
-            finally:
-                await events.aclose()  # type: ignore[attr-defined]  # it is a generator
 
     return handle
 

@@ -229,6 +229,31 @@ async def test_who_does_not_read_is_cut(plane: Plane, monkeypatch: pytest.Monkey
         assert (await events.next())["type"] == "reset"
 
 
+async def test_who_does_not_read_over_grpc_takes_nobodys_place(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end waits behind what it does not read; its place among the streams does not."""
+    monkeypatch.setattr(watch, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(watch, "MAX_STREAMS", 1)
+    for number in range(40):
+        await plane.made("/v1/experiments", {"name": f"E{number}", "metadata": {"x": "y" * 250_000}})
+    lazy = called(plane, "experiments")
+    try:
+        assert await lazy.read() is not grpc.aio.EOF
+        refused = await plane.rest("GET", "/v1/watch?kinds=fleet")
+        assert (refused.status, refused.body["reason"]) == (429, "TOO_MANY_STREAMS")
+
+        async def room() -> bool:
+            url = f"http://{plane.addresses['http']}/v1/watch?kinds=fleet"
+            async with plane.http.get(url, headers={"Authorization": f"Bearer {plane.key}"}) as answer:
+                return answer.status == 200
+
+        await eventually(room, what="there is room for a stream")
+        assert await _to_the_end(lazy) == ("RESOURCE_EXHAUSTED", "SLOW_CONSUMER")
+    finally:
+        lazy.cancel()
+
+
 async def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:
     """A stop is told with its reason on both, and waits for no consumer."""
     async with aiohttp.ClientSession() as http:
