@@ -192,6 +192,15 @@ def faults_of(error: Error) -> list[dict[str, str]]:
     ]
 
 
+async def can_end(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Call it before the first message: a call of which that is given up under way can be aborted then.
+
+    Headers that travel with a message are not known to be sent until it is, and are not taken twice; by themselves they
+    wait for no reader.
+    """
+    await context.send_initial_metadata(())
+
+
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Error) -> None:
     """Ends the call with the failure's status and trailing metadata.
 

@@ -36,8 +36,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 WRITE_DEADLINE_SECONDS = 20.0
 HELLO_DEADLINE_SECONDS = 10.0
 CHUNK_BYTES = 256 * 1024
-MAX_REPORTS, MAX_FETCHES = 4, 16
-"""Calls of one agent at once; one that behaves has one batch under way, and fetches for eight files."""
+MAX_STREAMS, MAX_REPORTS, MAX_FETCHES = 64, 4, 16
+"""Calls of one agent at once; one that behaves has two streams while one takes the place of the other, one batch under
+way, and fetches for eight files. The end of a stream waits behind what its agent does not read."""
 
 
 class _Stream:
@@ -54,21 +55,25 @@ class _Stream:
         self._writing: tuple[asyncio.Task[Any], float] | None = None
         self._late = False
 
-    async def run(self, messages: AsyncIterator[pb.SyncRequest]) -> None:
-        """Returns when the agent has left, was silent for three heartbeats, or has to go."""
+    async def run(self, greeting: pb.Welcome, messages: AsyncIterator[pb.SyncRequest]) -> None:
+        """Says the greeting; returns when the agent has left, was silent for three heartbeats, or has to go."""
         session = self._session
-        reader = asyncio.create_task(self._read(messages))
         self._timer = self._loop.call_later(session.spacing.heartbeat, self._check)
         try:
-            while not session.over:
-                await session.look()
-                await self._say()
-                if session.quiet and not session.over:
-                    await session.told()
+            await errors.can_end(self._context)
+            await self._write(pb.SyncResponse(welcome=greeting))
+            reader = asyncio.create_task(self._read(messages))
+            try:
+                while not session.over:
+                    await session.look()
+                    await self._say()
+                    if session.quiet and not session.over:
+                        await session.told()
+            finally:
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
         finally:
             self._timer.cancel()
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
         if not reader.cancelled() and (failure := reader.exception()):
             raise failure
 
@@ -138,7 +143,9 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self._own = own
         self._authority = authority
         self._polls = Polls(services, sessions, own)
-        self._reports, self._fetches = Turnstile(most=MAX_REPORTS), Turnstile(most=MAX_FETCHES)
+        self._streams, self._reports, self._fetches = (
+            Turnstile(most=most) for most in (MAX_STREAMS, MAX_REPORTS, MAX_FETCHES)
+        )
 
     async def UploadContent(
         self, request_iterator: AsyncIterator[pb.UploadContentRequest], context: Context
@@ -159,21 +166,29 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
         self, request_iterator: AsyncIterator[pb.SyncRequest], context: Context
     ) -> None:
         """Control: one session."""
-        try:
-            uid = _agent_uid(context)
-            hello = await _first_hello(request_iterator)
-            async with self._sessions.opening(uid, now=self._services.clock.monotonic()) as admitted:
-                session = await self._opened(uid, wire.hello_from_pb(hello)) if admitted else None
-            del hello  # as large as the host has slots, and not needed for as long as the session lasts
-            if session is None:
+        with ExitStack() as place:
+            try:
+                uid = _agent_uid(context)
+                place.enter_context(self._streams.enter(uid))
+                await self._sync(uid, request_iterator, context)
+            except TimeoutError:
+                _log.info("session.cut", peer=context.peer(), reason="deadline")
+                await errors.abort(context, ResourceExhausted("the stream was too slow", reason="DEADLINE"))
+            except Exception as failure:
+                await errors.abort(context, errors.explain(failure, "AgentService.Sync", peer=context.peer()))
+
+    async def _sync(self, uid: bytes, messages: AsyncIterator[pb.SyncRequest], context: Context) -> None:
+        """Raises TimeoutError where the agent says or takes nothing for too long."""
+        hello = await _first_hello(messages)
+        async with self._sessions.opening(uid, now=self._services.clock.monotonic()) as admitted:
+            session = await self._opened(uid, wire.hello_from_pb(hello)) if admitted else None
+        del hello  # as large as the host has slots, and not needed for as long as the session lasts
+        if session is None:
+            await errors.can_end(context)
+            async with asyncio.timeout(WRITE_DEADLINE_SECONDS):
                 await context.write(pb.SyncResponse(busy=pb.Busy(retry_window_ms=BUSY_WINDOW_MS)))
-                return
-            await self._converse(session, request_iterator, context)
-        except TimeoutError:
-            _log.info("session.cut", peer=context.peer(), reason="deadline")
-            await errors.abort(context, ResourceExhausted("the stream was too slow", reason="DEADLINE"))
-        except Exception as failure:
-            await errors.abort(context, errors.explain(failure, "AgentService.Sync", peer=context.peer()))
+            return
+        await self._converse(session, messages, context)
 
     async def _opened(self, uid: bytes, hello: Hello) -> Session:
         """The agent's session, which others know of. Raises PermissionDenied for an agent that may not speak."""
@@ -205,8 +220,7 @@ class AgentServicer(agent_pb2_grpc.AgentServiceServicer):
             greeting = welcome(
                 self._own, session.id, spacing=session.spacing, findings=session.findings, renew=renew
             )
-            await context.write(pb.SyncResponse(welcome=greeting))
-            await _Stream(session, context).run(messages)
+            await _Stream(session, context).run(greeting, messages)
         finally:
             self._sessions.leave(session)
             end = self._services.clock.now()

@@ -6,11 +6,14 @@ import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import grpc
 import pytest
 
+from agent.channel import OPTIONS
+from control_plane.api import sync
 from control_plane.api.sessions import clock_skew
 from shared import tls, wire
 from shared.clock import SystemClock
@@ -157,6 +160,43 @@ async def test_a_write_that_came_too_late_is_the_last(plane: Plane, monkeypatch:
             while await stream.call.read() is not grpc.aio.EOF:
                 pass
         assert await stream.call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.fault(30)
+async def test_who_does_not_even_read_its_welcome_is_cut(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not connected for as long as its connection lasts, nor has it more streams than an agent may."""
+    monkeypatch.setattr("control_plane.api.spacing.HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr("control_plane.api.sync.WRITE_DEADLINE_SECONDS", 1.0)
+    deaf = await plane.enroll(await plane.token())
+    few = [
+        *OPTIONS,
+        ("grpc.http2.lookahead_bytes", 5),
+    ]  # what the control plane may send before anything is read
+    credentials = grpc.ssl_channel_credentials(deaf.ca, deaf.key, deaf.certificate)
+    async with grpc.aio.secure_channel(deaf.address, credentials, options=few) as channel:
+        stub = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+
+        async def call() -> Any:
+            opened = stub.Sync()
+            await opened.write(pb.SyncRequest(hello=wire.hello_to_pb(make_hello("p"))))
+            return opened
+
+        async def is_lost() -> bool:
+            [agent] = (await plane.rest("GET", "/v1/agents")).body["entities"]
+            return agent["presence"] == "lost"
+
+        first = await call()
+        await eventually(is_lost, what="its session was opened and has ended")
+        waiting = [await call() for _ in range(sync.MAX_STREAMS - 1)]
+        async with asyncio.timeout(PATIENCE):
+            one_more = await call()
+            assert "calls of this agent are under way" in await one_more.details()
+            assert (await first.read()).HasField("welcome")
+            assert "too slow" in await first.details()
+        for one in waiting:
+            one.cancel()
 
 
 # -- who gets in
