@@ -102,6 +102,7 @@ def _stream(watchers: Watchers, watch: Watch, kind: Any) -> Callable[[Any, Conte
                 # Its place is free before its end is told, which waits behind what was not read.
                 async with aclosing(events) as told:  # type: ignore[type-var]  # it is a generator
                     request_values(message)
+                    await errors.can_end(context)
                     async for event in told:
                         if event is None:
                             continue  # HTTP/2 has its own keep-alive
@@ -124,6 +125,7 @@ def _export(door: Door, kind: Any) -> Callable[[Any, Context], Awaitable[None]]:
             context.set_trailing_metadata(((request_ids.METADATA, name),))
             try:
                 values = request_values(message)
+                await errors.can_end(context)
                 found = exporting.pages(door, values, str(metadata.get("authorization", "")))
                 async with aclosing(found) as pages:  # type: ignore[type-var]  # it is a generator
                     async for lines in pages:
@@ -131,6 +133,7 @@ def _export(door: Door, kind: Any) -> Callable[[Any, Context], Awaitable[None]]:
                             async with asyncio.timeout(exporting.WRITE_SECONDS):
                                 await context.write(answer_class(rows=rows))
             except TimeoutError:
+                _log.warning("export.cut", peer=context.peer(), reason="SLOW")
                 await errors.abort(context, slow())
             except Exception as failure:
                 await errors.abort(context, errors.explain(failure, EXPORT.rpc, peer=context.peer()))

@@ -1,5 +1,6 @@
 """Exports over both transports: the same rows, streamed, for whoever may see them; cut short where they fail."""
 
+import asyncio
 import json
 import sqlite3
 from contextlib import closing
@@ -9,10 +10,12 @@ import aiohttp
 import grpc
 import pytest
 
+from control_plane.api import export
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 from shared.pb.variantd.operator.v1 import operator_pb2_grpc as rpc
 from tests.api.test_tenancy import key_of_another_project
 from tests.support.plane import Plane
+from tests.support.waiting import PATIENCE, eventually
 
 AT = "/v1/experiments/tone"
 DRAFT = {
@@ -153,6 +156,30 @@ async def test_an_export_that_fails_has_no_end(plane: Plane) -> None:
             async for line in response.content:
                 read += len(line)
     assert read < 100_000 * 200
+
+
+async def test_who_reads_too_late_is_told_so(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the very first message was not read in time: it comes, and after it the end."""
+    monkeypatch.setattr(export, "WRITE_SECONDS", 0.5)
+    await running(plane, 1_000)
+    trusted = grpc.ssl_channel_credentials((plane.data / "ca" / "ca.pem").read_bytes())
+    few = [
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 5),
+    ]  # what may be sent before anything is read
+    async with grpc.aio.secure_channel(plane.addresses["operator"], trusted, options=few) as channel:
+        stub: Any = rpc.EventServiceStub(channel)  # type: ignore[no-untyped-call]
+        call = stub.ExportEvents(
+            pb.ExportEventsRequest(id="tone"), metadata=[("authorization", f"Bearer {plane.key}")]
+        )
+        await eventually(lambda: "export.cut" in caplog.text)
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(grpc.aio.AioRpcError) as late:
+                async for message in call:
+                    assert len(message.rows) == 1_000
+    assert dict(late.value.trailing_metadata() or ())["reason"] == "SLOW_CONSUMER"
 
 
 async def test_nobody_reaches_beyond_what_the_key_may_see(plane: Plane) -> None:
