@@ -133,7 +133,7 @@ def _export(door: Door, kind: Any) -> Callable[[Any, Context], Awaitable[None]]:
                             async with asyncio.timeout(exporting.WRITE_SECONDS):
                                 await context.write(answer_class(rows=rows))
             except TimeoutError:
-                _log.warning("export.cut", peer=context.peer(), reason="SLOW")
+                _log.warning("export.cut", peer=context.peer(), reason="slow")
                 await errors.abort(context, slow())
             except Exception as failure:
                 await errors.abort(context, errors.explain(failure, EXPORT.rpc, peer=context.peer()))
