@@ -5,6 +5,7 @@ does, and without one only health is served. A web page can reach neither: `Orig
 content type but JSON are refused. A report is answered only after it is durable.
 """
 
+import asyncio
 import hmac
 import pwd
 from collections import defaultdict
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from agent import reports
+from agent import callers, reports
 from agent.config import AgentConfig, ParticipantConfig
 from agent.doors import is_loopback, listen_on_loopback, listen_on_socket, reached_at
 from agent.peer import commands_the_agent, is_on_socket, uid_of
@@ -46,6 +47,7 @@ from shared.moment import to_rfc3339
 _log = logs.get(__name__)
 
 MAX_BODY = 64 * 1024
+BODY_SECONDS = 30.0
 RATE, BURST = 1_000.0, 5_000.0  # reports per second and participant
 
 _HTTP = {
@@ -132,15 +134,21 @@ class LocalApi:
                 *self._admin,
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=5.0,
+            keepalive_timeout=callers.IDLE_SECONDS,
+        )
         await self._runner.setup()
         listener = listen_on_socket(self._config.socket)
         at = self._config.socket.stat()
         self._socket = (at.st_dev, at.st_ino)
-        await web.SockSite(self._runner, listener).start()
+        await callers.Site(self._runner, listener, refused=self._refused).start()
         loopback = listen_on_loopback(self._config.local_http)
         host, port = loopback.getsockname()[:2]
-        await web.SockSite(self._runner, loopback).start()
+        await callers.Site(self._runner, loopback, refused=self._refused).start()
         shown = f"[{host}]" if ":" in host else host
         return {"http": f"{shown}:{port}", "socket": reached_at(self._config.socket)}
 
@@ -177,8 +185,11 @@ class LocalApi:
             log_id = show_id(self._new_id())
             _log.error("local_api.failed", path=request.path, log_id=log_id, exc_info=error)
             status, failure = 500, Error(f"something went wrong in the agent; its log has it under {log_id}")
-        self.refused[status] = self.refused.get(status, 0) + 1
+        self._refused(status)
         return _problem(status, failure)
+
+    def _refused(self, status: int = 503) -> None:
+        self.refused[status] = self.refused.get(status, 0) + 1
 
     def _caller(self, request: web.Request) -> Caller:
         """Who calls. Raises PermissionDenied or Unauthenticated on loopback without the right token."""
@@ -351,7 +362,13 @@ def _host_name(host: str) -> str:
 async def _json_body(request: web.Request) -> bytes:
     if request.content_type != "application/json":
         raise Invalid("send the report as Content-Type: application/json", reason="NOT_JSON")
-    return await request.read()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise ResourceExhausted(
+            f"the body did not come within {BODY_SECONDS:g} s of its head", reason="DEADLINE"
+        ) from None
 
 
 def _target_faults(participant: ParticipantConfig, report: Report | Receipt) -> list[Fault]:

@@ -21,7 +21,15 @@ def is_on_socket(request: web.Request) -> bool:
 def uid_of(request: web.Request) -> int:
     """The user whose process sent a request that came over the Unix socket."""
     assert request.transport is not None
-    connection = request.transport.get_extra_info("socket")
+    uid = user_of(request.transport.get_extra_info("socket"))
+    assert uid is not None
+    return uid
+
+
+def user_of(connection: socket.socket) -> int | None:
+    """The user whose process is at the other end of a connection; None where that came over loopback."""
+    if connection.family != socket.AF_UNIX:
+        return None
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     uid: int = _PEER.unpack(credentials)[1]
     return uid

@@ -3,15 +3,17 @@
 import asyncio
 import json
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from agent import callers, local_api
 from agent.config import parse
 from agent.local_api import LocalApi
 from agent.reconciler import Reconciler
@@ -24,7 +26,7 @@ from shared.moment import SECOND, to_rfc3339
 from tests.support.clock import FakeClock
 from tests.support.control_plane import in_background
 from tests.support.local import Answer, as_user, call
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE, eventually
 
 TOKEN = "a-token-of-at-least-16"
 NOBODY = 65534
@@ -494,3 +496,103 @@ async def test_unexpected_failure_is_told_by_its_log_id(
         answer = await call(agent.http, "/status")
         assert answer.status == 500
         assert "secret" not in json.dumps(answer.body)
+
+
+# -- connections
+
+
+def held(at: Path, count: int, said: bytes = b"") -> list[socket.socket]:
+    """Connections on which so much was said."""
+    connections = []
+    for _ in range(count):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(at))
+        connection.sendall(said)
+        connection.setblocking(False)
+        connections.append(connection)
+    return connections
+
+
+@as_root
+@pytest.mark.parametrize("said", [b"", b"POST /v1/impressions HTTP/1.1\r\nContent-"], ids=["nothing", "half"])
+async def test_who_holds_connections_keeps_nobody_else_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """A user has half of those there may be; who wants more is told so, and gets one once one is closed."""
+    monkeypatch.setattr(callers, "MOST", 8)
+    tmp_path.chmod(0o755)
+    with TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        async with serving(Path(directory)) as agent:
+            taken = held(agent.socket, 4, said)
+            refused = await call(agent.socket, "/healthz")
+            assert (refused.status, refused.body["reason"]) == (503, "TOO_MANY_CONNECTIONS")
+            assert agent.api.refused[503] == 1
+            assert (await as_user(agent.socket, NOBODY, "/healthz", method="GET"))[0] == 200
+            assert (await call(agent.http, "/healthz")).status == 200
+            taken.pop().close()
+
+            async def taken_again() -> bool:
+                return (await call(agent.socket, "/healthz")).status == 200
+
+            await eventually(taken_again)
+            for one in taken:
+                one.close()
+
+
+async def test_who_says_nothing_or_half_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection without a request is closed in time, and a body that does not come is answered."""
+    monkeypatch.setattr(callers, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(local_api, "BODY_SECONDS", 0.3)
+    loop = asyncio.get_running_loop()
+    head = b"POST /v1/impressions HTTP/1.1\r\nHost: localhost\r\n"
+    half = head + b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    async with serving(tmp_path) as agent, asyncio.timeout(PATIENCE):
+        for said in (b"", head):
+            [one] = held(agent.socket, 1, said)
+            assert await loop.sock_recv(one, 1000) == b""
+            one.close()
+        [one] = held(agent.socket, 1, half)
+        answer = await loop.sock_recv(one, 1000)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"DEADLINE" in answer
+        one.close()
+        assert (await call(agent.socket, "/healthz")).status == 200
+
+
+@contextmanager
+def no_descriptor() -> Iterator[None]:
+    """This process can open nothing more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+    fill: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                fill.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for one in fill:
+            os.close(one)
+
+
+async def test_without_a_descriptor_connections_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are taken once there is one, and the log has one line of it."""
+    monkeypatch.setattr(callers, "RETRY_SECONDS", 0.01)
+    async with serving(tmp_path) as agent, asyncio.timeout(PATIENCE):
+        await call(agent.http, "/healthz")  # both doors are waiting for the next
+        with socket.socket(socket.AF_UNIX) as one:
+            one.setblocking(False)
+            with no_descriptor():
+                one.connect(str(agent.socket))
+                await eventually(lambda: "local_api.waiting" in caplog.text)
+                await asyncio.sleep(0.1)  # several tries
+            one.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await asyncio.get_running_loop().sock_recv(one, 1000)).startswith(b"HTTP/1.1 200 ")
+        assert caplog.text.count("'local_api.waiting'") == 1
