@@ -50,6 +50,7 @@ from shared.pb.variantd.agent.v1 import agent_pb2, agent_pb2_grpc
 _log = logs.get(__name__)
 
 STOP_GRACE_SECONDS = 3.0
+IDLE_SECONDS = 75.0  # of an HTTP connection without a request, or with half a head
 HAND_OVER_SECONDS = 60.0  # for calls under way while agents leave for another replica
 _CERTIFICATE_DAYS = 90
 
@@ -274,7 +275,7 @@ async def _http(app: web.Application, settings: Settings) -> AsyncIterator[str]:
                 f" {error.strerror or error}; both are PEM files that this user can read",
                 reason="BAD_CONFIG",
             ) from None
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE_SECONDS)
     await runner.setup()
     try:
         host, _, port = settings.http.rpartition(":")

@@ -1,19 +1,31 @@
 """What a request over HTTP brings: one JSON object, or a refusal that says what was there instead."""
 
+import asyncio
 import json
 from typing import Any
 
 from aiohttp import web
 
-from shared.errors import Invalid
+from shared.errors import Invalid, ResourceExhausted
+
+BODY_SECONDS = 300.0
+"""For the longest body over a slow line; who stops within one is not waited for."""
 
 
 async def read(request: web.Request) -> dict[str, Any]:
-    """The body as a JSON object, empty where there is none. Raises Invalid saying what else it is."""
+    """The body as a JSON object, empty where there is none.
+
+    Raises Invalid saying what else it is, ResourceExhausted where it does not come in time.
+    """
     if (request.content_length or 0) > request.client_max_size:
         raise _too_large(request)
     try:
-        raw = await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            raw = await request.read()
+    except TimeoutError:
+        raise ResourceExhausted(
+            f"the body did not come within {BODY_SECONDS:g} s of its head", reason="DEADLINE"
+        ) from None
     except web.HTTPRequestEntityTooLarge:  # chunked, or compressed: known only while it is read
         raise _too_large(request) from None
     except web.RequestPayloadError:

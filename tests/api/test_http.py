@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
-from control_plane.api import conditions, exchange
+from control_plane import app
+from control_plane.api import bodies, conditions, exchange
 from control_plane.api.examples import EXAMPLES
 from control_plane.api.operations import OPERATIONS
 from control_plane.config import load
@@ -486,3 +487,25 @@ async def test_nothing_holds_a_key_back_unless_told(tmp_path: Path) -> None:
     async with running_plane(tmp_path / "data", clock=FakeClock()) as plane:
         for _ in range(150):
             assert (await plane.rest("HEAD", "/v1/fleet")).status == 200
+
+
+async def test_who_says_nothing_or_half_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection without a request is closed in time, and a body that does not come is answered."""
+    monkeypatch.setattr(app, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.3)
+    async with running_plane(tmp_path / "data") as plane, asyncio.timeout(PATIENCE):
+        host, _, port = plane.addresses["http"].rpartition(":")
+        head = f"POST /v1/experiments HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {plane.key}\r\n"
+        for said in ("", head):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(said.encode())
+            assert await reader.read() == b""
+            writer.close()
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        answer = await reader.readuntil(b"}")
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"DEADLINE" in answer
+        writer.close()
