@@ -316,17 +316,20 @@ def _reached_at(settings: Settings, address: str, port: int) -> tuple[str, ...]:
 
 
 class _Certificates:
-    """The gRPC listeners' certificate, issued by our own authority and renewed at two thirds of its life."""
+    """The gRPC listeners' certificate, issued by our own authority and renewed at two thirds of its life.
+
+    Also where the clock was set back behind the moment it was issued: nobody takes one that is not valid yet.
+    """
 
     def __init__(self, authority: tls.Authorities, names: list[str], clock: Clock) -> None:
         self._authority = authority
         self._names = list(dict.fromkeys(names))
         self._clock = clock
-        self._renew_at = 0
+        self._issued_at = self._renew_at = 0
         self._current = self._issue()
 
     def _issue(self) -> tuple[bytes, bytes]:
-        now = self._clock.now()
+        now = self._issued_at = self._clock.now()
         self._renew_at = now + _CERTIFICATE_DAYS * 86_400 * SECOND * 2 // 3
         return self._authority.first.issue_server(self._names, now=now, days=_CERTIFICATE_DAYS)
 
@@ -337,7 +340,7 @@ class _Certificates:
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
             nonlocal last
-            if self._clock.now() >= self._renew_at:
+            if not self._issued_at <= self._clock.now() < self._renew_at:
                 self._current = self._issue()
             if self._current is last:
                 return None

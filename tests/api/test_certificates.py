@@ -34,6 +34,15 @@ async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
         yield running
 
 
+class Ahead(SystemClock):
+    """The machine's clock, ahead by as much."""
+
+    by = 365 * DAY
+
+    def now(self) -> int:
+        return super().now() + self.by
+
+
 def aged(plane: Plane, identity: Identity, *, days: float) -> Identity:
     """The same agent with the certificate it would hold had it been issued so many days ago."""
     authority = DataDir(plane.data).authority(SystemClock())
@@ -365,3 +374,19 @@ def test_what_is_sealed_is_for_one_alone() -> None:
     for opener, about in ((other, b"question"), (asked, b"another")):
         with pytest.raises(ValueError, match="not sealed"):
             opener.open(body, about=about)
+
+
+@pytest.mark.fault(43)
+async def test_a_listener_that_started_ahead_of_time_is_believed_once_the_clock_is_right(
+    tmp_path: Path,
+) -> None:
+    """Its certificate was issued a year from now; whoever comes after the clock was set back gets one that is valid."""
+    async with running_plane(tmp_path / "data"):
+        pass  # the authority is older than all of that
+    clock = Ahead()
+    async with running_plane(tmp_path / "data", clock=clock) as plane:
+        clock.by = 0
+        async with asyncio.timeout(PATIENCE):
+            await plane.grpc("ExperimentService.ListExperiments")
+            async with session(await plane.enroll(await plane.token()), make_hello("p")) as stream:
+                assert stream.welcome is not None
