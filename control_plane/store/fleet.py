@@ -174,10 +174,10 @@ class FleetStore:
         )
 
     def end_session(self, uid: bytes, session_id: bytes, *, now: int) -> None:
-        """The agent is lost from now on, unless a newer session has taken over."""
+        """The agent is lost from now on, also by a clock that is set back, unless a newer session has taken over."""
         self._tx.run(
-            "update agent set lease_until = ?, last_seen_at = ? where uid = ? and session_id = ?",
-            (now, now, uid, session_id),
+            "update agent set lease_until = 0, last_seen_at = ? where uid = ? and session_id = ?",
+            (now, uid, session_id),
         )
 
     def observe(self, uid: bytes, telemetry: Telemetry) -> None:

@@ -4,15 +4,19 @@ The wall clock of one side is moved while both run; the monotonic one goes on, a
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from shared.clock import SystemClock
 from shared.moment import SECOND, from_rfc3339
+from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from tests.support.arena import Arena, arena
-from tests.support.builders import World, seconds
+from tests.support.builders import World, make_hello, seconds
+from tests.support.plane import Plane, running_plane
 from tests.support.quick import HEARTBEAT
+from tests.support.stream import session
 from tests.support.waiting import eventually
 
 DAY = 86_400.0
@@ -26,6 +30,17 @@ class SetClock(SystemClock):
 
     def now(self) -> int:
         return super().now() + round(self.offset * SECOND)
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+async def plane(tmp_path: Path, clock: SetClock) -> AsyncIterator[Plane]:
+    async with running_plane(tmp_path / "data", clock=clock) as running:
+        yield running
 
 
 async def assigned(system: Arena) -> list[tuple[str, str]]:
@@ -66,6 +81,26 @@ async def test_a_clock_that_jumps_costs_no_session_and_no_report(
             assert await assigned(system) == before
         assert host.network.attempts == attempts
         system.oracle.answered()
+
+
+@pytest.mark.fault(43)
+async def test_who_left_while_the_clock_was_ahead_is_lost_once_it_is_right(
+    plane: Plane, clock: SetClock
+) -> None:
+    """And not connected until the moment at which it seemed to leave."""
+    async with session(await plane.enroll(await plane.token()), make_hello("p")) as stream:
+        clock.offset = 365 * DAY
+        await stream.send(heartbeat=pb.Heartbeat(sequence=1))
+        await stream.receive("heartbeat_ack")
+        await stream.send(goodbye=pb.Goodbye(reason="stop"))
+
+        async def is_lost() -> bool:
+            [one] = (await plane.rest("GET", "/v1/participants")).body["entities"]
+            return bool(one["presence"] == "lost" and one["lastSeenAt"] > "2027")
+
+        await eventually(is_lost)
+    clock.offset = 0.0
+    assert await is_lost()
 
 
 @pytest.mark.fault(43)
