@@ -300,7 +300,7 @@ def _faults(text: str) -> list[Fault]:
 def _unanswered(status: grpc.StatusCode, message: str, server: str) -> Failure:
     """A failure of the way there: no control plane of ours said it."""
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Failure(f"{server} did not answer within {CALL_SECONDS:.0f} s", exit_code=Exit.TIMED_OUT)
+        return Unreachable(f"{server} did not answer within {CALL_SECONDS:.0f} s", exit_code=Exit.TIMED_OUT)
     if status is grpc.StatusCode.UNAVAILABLE:
         if "WRONG_VERSION_NUMBER" in message:
             why = "it does not speak TLS; is that the operator's port?"

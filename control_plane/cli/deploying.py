@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import show
+from control_plane.cli.connection import Unreachable
 from control_plane.cli.session import Exit, Failure, Session, Timeout, request_id, wait_until
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
@@ -53,11 +54,14 @@ def deploy(
             request_id=request_id(),
         ),
     )
+    unknown: Unreachable | None = None
     if wait:
-        deployment = _settled(session, deployment, timeout)
+        deployment, unknown = _settled(session, deployment, timeout)
     offline = "" if deployment.connected or deployment.state in HOLDS else "; its agent is not connected"
     probed = "; its health window runs" if deployment.confirming else ""
     session.show(deployment, f"{variant} on {participant}: {deployment.state}{offline}{probed}")
+    if unknown is not None:
+        raise unknown
     if wait and deployment.state in FAILED | GONE:
         raise Failure(f"{participant} {_why(deployment)}", exit_code=Exit.NOT_CONVERGED)
     if wait and not is_settled(deployment):
@@ -91,7 +95,10 @@ def is_settled(deployment: pb.Deployment) -> bool:
     return deployment.state in HOLDS | FAILED | GONE and not deployment.confirming
 
 
-def _settled(session: Session, deployment: pb.Deployment, timeout: float) -> pb.Deployment:
+def _settled(
+    session: Session, deployment: pb.Deployment, timeout: float
+) -> tuple[pb.Deployment, Unreachable | None]:
+    """The deployment as last heard of, and what keeps us from hearing more of it where that was not the end."""
     latest = deployment
 
     def ended() -> bool:
@@ -100,8 +107,11 @@ def _settled(session: Session, deployment: pb.Deployment, timeout: float) -> pb.
         latest = session.call(session.deployments.GetDeployment, request)
         return is_settled(latest)
 
-    wait_until(session, ended, seconds=timeout, doing=f"waiting for {deployment.participant_id}")
-    return latest
+    try:
+        wait_until(session, ended, seconds=timeout, doing=f"waiting for {deployment.participant_id}")
+    except Unreachable as failure:
+        return latest, failure
+    return latest, None
 
 
 def _why(deployment: pb.Deployment) -> str:

@@ -266,21 +266,28 @@ def tell(err: Console, failure: Failure) -> None:
 def wait_until(session: Session, done: Callable[[], bool], *, seconds: float, doing: str) -> bool:
     """True once `done()` is, False if it was not within `seconds`; asked quickly first, then every second.
 
-    A control plane that restarts meanwhile is waited for as well.
+    A control plane that restarts meanwhile is waited for as well. Raises Unreachable where it still does not answer
+    when the time is over: whether `done()` is, nobody knows.
     """
+    away: Unreachable | None = None
 
     def is_done() -> bool:
+        nonlocal away
         try:
-            return done()
-        except Unreachable:
-            return False
+            found, away = done(), None
+        except Unreachable as failure:
+            found, away = False, failure
+        return found
 
     started, pause = session.clock.monotonic(), 0.05
     with session.err.status(doing) if session.err.is_terminal else _Quiet():
         while not is_done():
             left = seconds - (session.clock.monotonic() - started)
             if left <= 0:
-                return False
+                if away is None:
+                    return False
+                message = f"gave up {doing} after {seconds:g} s: {away.message}"
+                raise Unreachable(message, exit_code=Exit.TIMED_OUT, reason=away.reason)
             asyncio.run(session.clock.sleep(min(pause, left)))
             pause = min(1.0, pause * 1.5)
     return True

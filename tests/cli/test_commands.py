@@ -4,12 +4,16 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from shared.model import Reason, ReasonCode, Result
 from tests.cli.conftest import Run, Said
 from tests.support.builders import make_hello
+from tests.support.network import proxied
 from tests.support.plane import Plane
 from tests.support.stream import session
 from tests.support.waiting import eventually
@@ -181,6 +185,52 @@ async def test_nobody_answers(running: Run) -> None:
     said = await running("experiments", "wait", "soul-tone", "--timeout", "100ms")
     assert said.code == 5
     assert "  bot-2 is pending; its agent is not connected\n" in said.err
+
+
+async def test_a_control_plane_that_is_away_is_no_answer_about_hosts(running: Run) -> None:
+    """Waiting ends with 5 and says who does not answer, not how many hosts hold what they should."""
+    words = ("experiments", "wait", "soul-tone", "--timeout", "100ms")
+    for json_too in ((), ("--json",)):
+        said = await running(*words, "--server", "127.0.0.1:1", "--api-key-file", "-", *json_too, stdin="k")
+        assert (said.code, said.out) == (5, "")
+        assert said.err == (
+            "variantctl: gave up waiting for the hosts of soul-tone after 0.1 s: cannot reach 127.0.0.1:1:"
+            " nothing listens there; is `variantd serve` running?\n"
+        )
+
+
+@pytest.mark.parametrize("heals", [True, False])
+async def test_a_control_plane_that_stands_still_is_waited_for(
+    plane: Plane, running: Run, monkeypatch: pytest.MonkeyPatch, heals: bool
+) -> None:
+    """A call without an answer ends no wait before its time; where none has one in the end, that is said."""
+    monkeypatch.setattr("control_plane.cli.session.CALL_SECONDS", 1.5)
+    agent = await plane.enroll(await plane.token())
+    async with (
+        proxied(plane.addresses["operator"]) as network,
+        session(agent, make_hello("bot-1")) as stream,
+    ):
+        await stream.report(await stream.offer(), Result.APPLIED)
+        there = ("--server", network.address, "--ca", str(plane.data / "ca" / "ca.pem"))
+        key = ("--api-key-file", str(plane.data / "operator.api-key"))
+        words = ("deploy", "soul-tone", "-p", "bot-1", "-v", "concise", "--wait", "--timeout")
+        waiting = asyncio.create_task(running(*words, "60s" if heals else "4s", *there, *key))
+        offer = await stream.offer()
+        enough = network.forwarded["down"] + 2000  # it is deployed, and was asked about
+        await eventually(lambda: network.forwarded["down"] > enough)
+        network.hold()
+        if heals:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(waiting), 2.5)
+            assert not waiting.done()
+            network.heal()
+            await stream.report(offer, Result.APPLIED)
+            assert await waiting == Said(code=0, out="concise on bot-1: applied\n", err="")
+        else:
+            said = await waiting
+            assert (said.code, said.out) == (5, "concise on bot-1: offered\n")
+            assert said.err.startswith("variantctl: gave up waiting for bot-1 after 4 s: ")
+            assert f": {network.address} did not answer within " in said.err
 
 
 async def test_waiting_for_an_experiment(plane: Plane, running: Run) -> None:
