@@ -54,6 +54,9 @@ class Notices:
     def __init__(self) -> None:
         self._inotify = Inotify(cache_size=64, sync_timeout=0.0)
         self._watches: dict[Path, tuple[Watch, Identity, bool]] = {}
+        self._names: dict[
+            Watch, list[Path]
+        ] = {}  # of its directory: the kernel has one watch for all of them
         self.is_empty = True
         """Nothing was left in the kernel when `waiting` was last asked."""
 
@@ -64,12 +67,16 @@ class Notices:
         self._inotify.close()
 
     def watch(self, wanted: Mapping[Path, tuple[Identity, bool]]) -> dict[Path, OSError]:
-        """Exactly these directories are watched, of those with True readings too; the errors of the others."""
+        """Exactly these directories are watched, of those with True readings too; the errors of the others.
+
+        Of a directory by several names, readings are told where one of them has True: it has one watch.
+        """
         for path in self._watches.keys() - wanted.keys():
             self._forget(path)
+        read = {identity for identity, readings in wanted.values() if readings}
         failed: dict[Path, OSError] = {}
-        for path, (identity, readings) in wanted.items():
-            known = self._watches.get(path)
+        for path, (identity, _) in wanted.items():
+            known, readings = self._watches.get(path), identity in read
             if known is not None and known[1:] == (identity, readings):
                 continue
             if known is not None and known[1] != identity:
@@ -80,15 +87,28 @@ class Notices:
             except OSError as error:
                 failed[path] = error
             else:
+                self._drop(path)  # a watch that ended without a word yet
                 self._watches[path] = (watch, identity, readings)
+                self._names.setdefault(watch, []).append(path)
         return failed
 
     def _forget(self, path: Path) -> None:
-        watch, _, _ = self._watches.pop(path)
+        watch = self._drop(path)
+        if watch is None or watch in self._names:
+            return  # it is watched under another name
         try:
             self._inotify.rm_watch(watch)
         except OSError:
             return  # it was gone already
+
+    def _drop(self, path: Path) -> Watch | None:
+        """The watch that the path had; what is told of it is not of this path any more."""
+        watch, _, _ = self._watches.pop(path, (None, None, None))
+        if watch is not None:
+            self._names[watch].remove(path)
+            if not self._names[watch]:
+                del self._names[watch]
+        return watch
 
     async def next(self) -> list[Notice]:
         """What has happened since, at least one thing. Cancelling it loses nothing."""
@@ -111,21 +131,23 @@ class Notices:
         if Mask.Q_OVERFLOW in event.mask:
             yield Notice(What.OVERFLOW, Path())
             return
-        watch = event.watch
-        directory = next((path for path, known in self._watches.items() if known[0] is watch), None)
-        if directory is None:
-            return  # of a watch that is over
-        if event.name is None:
-            if event.mask & _LOST:
-                self._watches.pop(directory, None)
+        directories = (
+            list(self._names.get(event.watch, ())) if event.watch else []
+        )  # none: of a watch that is over
+        for directory in directories:
+            if event.name is not None:
+                yield from _told(event, directory / event.name)
+            elif event.mask & _LOST:
+                self._drop(directory)
                 yield Notice(What.LOST, directory)
-            return
-        path = directory / event.name
-        if Mask.CLOSE_WRITE in event.mask:
-            yield Notice(What.WRITTEN, path)
-        if event.mask & _CHANGES:
-            yield Notice(What.CHANGED, path)
-        elif Mask.OPEN in event.mask:
-            yield Notice(What.OPENED, path)
-        elif Mask.CLOSE_NOWRITE in event.mask:
-            yield Notice(What.READ, path)
+
+
+def _told(event: Event, path: Path) -> Iterator[Notice]:
+    if Mask.CLOSE_WRITE in event.mask:
+        yield Notice(What.WRITTEN, path)
+    if event.mask & _CHANGES:
+        yield Notice(What.CHANGED, path)
+    elif Mask.OPEN in event.mask:
+        yield Notice(What.OPENED, path)
+    elif Mask.CLOSE_NOWRITE in event.mask:
+        yield Notice(What.READ, path)

@@ -6,12 +6,14 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from asyncinotify import Inotify
 
 from agent.beneath import OWN
+from agent.config import AgentConfig
 from agent.notices import Notice, What
 from agent.opens import Opens
 from agent.watch import REHASH_SECONDS, Watch
@@ -21,6 +23,8 @@ from tests.agent.test_spool import opened, records
 from tests.support.clock import FakeClock
 from tests.support.host import OTHER_SLOT, Host, make_config, make_offer, make_participant, running_host
 from tests.support.waiting import PATIENCE, eventually
+
+Configure = Callable[[AgentConfig], AgentConfig]
 
 
 class Counted:
@@ -69,10 +73,12 @@ class Counted:
 
 
 @asynccontextmanager
-async def counted(directory: Path, clock: FakeClock | None = None) -> AsyncIterator[Counted]:
+async def counted(
+    directory: Path, clock: FakeClock | None = None, configure: Configure = lambda config: config
+) -> AsyncIterator[Counted]:
     """Opens of soul.md and marker.md are counted, the second of which tests write to as a sign."""
     clock = clock or FakeClock()
-    async with running_host(directory, clock=clock, follow_symlinks=True) as host:
+    async with running_host(directory, clock=clock, follow_symlinks=True, configure=configure) as host:
         if not host.reconciler.watched():
             await host.apply(make_offer({"soul.md": "A"}))
             await host.apply(make_offer({"marker.md": "0"}, slot_id=OTHER_SLOT))
@@ -166,6 +172,27 @@ async def test_a_link_s_reader_reads_the_file_behind_it(tmp_path: Path) -> None:
         (count.host.root / "deep" / "real.md").read_text()
         await count.counts(2)
         assert {(event.path, event.digest) for event in count.events} == {("link.md", digest(b"A"))}
+
+
+async def test_a_directory_that_another_participant_knows_by_another_name_is_read_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """Also where the other one's readings are of nobody's interest."""
+    (tmp_path / "name").symlink_to("root")
+
+    def with_another(config: AgentConfig) -> AgentConfig:
+        other = make_participant(tmp_path / "name", "bot-2", root_is_made=False)
+        return replace(config, participants=(*config.participants, other))
+
+    async with counted(tmp_path, configure=with_another) as count:
+        await count.host.apply(make_offer({"other.md": "B"}, participant="bot-2"))
+        count.watch.changed()
+        await count.quiet()
+        (count.host.root / "other.md").read_text()
+        (count.host.root / "soul.md").read_text()
+        (count.host.root / "soul.md").read_text()
+        await count.counts(2)
+        assert {event.path for event in count.events} == {"soul.md"}
 
 
 @pytest.mark.fault(24)

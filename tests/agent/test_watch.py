@@ -7,11 +7,13 @@ import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from asyncinotify import Inotify
 
+from agent.config import AgentConfig
 from agent.opens import Opens
 from agent.repair import MAX_REPAIRS
 from agent.watch import REHASH_SECONDS, Watch
@@ -115,6 +117,31 @@ async def test_a_directory_put_in_the_place_of_another_is_watched_again(tmp_path
             await seen(host, "x", ViewState.DRIFTED)
             (host.root / "config" / "soul.md").write_text("y")
             await seen(host, "y", ViewState.DRIFTED)
+
+
+async def test_a_directory_that_two_participants_know_by_two_names_is_watched_for_both(
+    tmp_path: Path,
+) -> None:
+    """The kernel has one watch for it; once one of them has nothing there any more, the other is told still."""
+    (tmp_path / "name").symlink_to("root")
+
+    def with_another(config: AgentConfig) -> AgentConfig:
+        [one] = config.participants
+        other = replace(one, id="bot-2", root=tmp_path / "name")
+        return replace(config, participants=(one, other))
+
+    clock = FakeClock()
+    async with running_host(tmp_path, clock=clock, configure=with_another) as host:
+        await host.apply(make_offer({"one.md": "A"}))
+        await host.apply(make_offer({"other.md": "B"}, participant="bot-2"))
+        async with watching(host, clock) as watch:  # time stands still: nobody looks around
+            for name in ("one.md", "other.md"):
+                (host.root / name).write_text(f"changed {name}")
+                await seen(host, f"changed {name}", ViewState.DRIFTED)
+            await host.apply(make_end(OfferAction.CLOSE, "other.md", revision=2, participant="bot-2"))
+            watch.changed()
+            (host.root / "one.md").write_text("again")
+            await seen(host, "again", ViewState.DRIFTED)
 
 
 @pytest.mark.fault(24)
