@@ -1,11 +1,33 @@
-"""Where the contents of a manifest come from: beside it, in it as text, or in it as base64."""
+"""Where texts and contents come from: standard input or a file; beside a manifest, in it as text, or as base64."""
 
+import sys
 from base64 import b64decode
 from pathlib import Path
 
+from control_plane.cli.session import Failure
 from shared.errors import Fault
 
 MAX_CONTENT = 1_048_576
+
+
+def name_of(file: str) -> str:
+    """What to call a file in a sentence, `-` being standard input."""
+    return "standard input" if file == "-" else file
+
+
+def read_text(file: str) -> str:
+    """The UTF-8 text of a file, or of standard input where `file` is `-`. Raises Failure.
+
+    Standard input is read as bytes: the locale is for people, and the same text would be another one by `<`.
+    """
+    name = name_of(file)
+    try:
+        body = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return body.decode("utf-8-sig")
+    except OSError as error:
+        raise Failure(f"cannot read {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Failure(f"{name} is not UTF-8 text") from None
 
 
 def read_content(

@@ -8,7 +8,6 @@ applied in part.
 import copy
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pydantic import ValidationError
 
 from control_plane.cli import document as shape
 from control_plane.cli.connection import Failure
-from control_plane.cli.contents import read_content
+from control_plane.cli.contents import name_of, read_content, read_text
 from shared.errors import Fault
 from shared.moment import from_rfc3339, to_rfc3339
 
@@ -119,16 +118,8 @@ class Manifest:
 
 def load(file: str) -> Manifest:
     """The manifest in `file` (`-`: standard input), contents read. Raises Failure listing every fault."""
-    if file == "-":
-        return parse(sys.stdin.read(), base=Path(), source="standard input")
-    path = Path(file)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise Failure(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Failure(f"{path} is not UTF-8 text") from None
-    return parse(text, base=path.parent, source=str(path))
+    base = Path() if file == "-" else Path(file).parent
+    return parse(read_text(file), base=base, source=name_of(file))
 
 
 def parse(text: str, *, base: Path, source: str) -> Manifest:

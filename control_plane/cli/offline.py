@@ -4,7 +4,6 @@ The functions are the control plane's own, so they need what it needs; nothing o
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.progress import Progress
 
 from control_plane.cli import show
 from control_plane.cli.connection import Failure
+from control_plane.cli.contents import name_of, read_text
 from control_plane.cli.session import Session
 from control_plane.domain.fields import parse
 from shared.errors import Invalid
@@ -173,13 +173,7 @@ def _inputs(session: Session, experiment: str) -> Any:
 
 def _json(file: str) -> Any:
     """What a file or standard input holds, - being standard input. Raises Failure where that is not one JSON value."""
-    name = "standard input" if file == "-" else file
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise Failure(f"cannot read {name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Failure(f"{name} is not UTF-8") from None
+    name, text = name_of(file), read_text(file)
     if not text.strip():
         raise Failure(f"{name} is empty")
     try:

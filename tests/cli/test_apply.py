@@ -1,6 +1,10 @@
 """apply: the experiment is what the manifest says, once or many times."""
 
+import asyncio
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +207,29 @@ async def test_a_manifest_from_standard_input(ctl: Run) -> None:
     text = "apiVersion: variantd/v1\nkind: Experiment\nkey: piped\nname: Piped\n"
     said = await ctl("apply", "-f", "-", "--json", stdin=text)
     assert (said.code, said.json["experiment"]["status"]) == (0, "draft")
+
+
+async def test_standard_input_is_utf_8_whatever_the_locale(plane: Plane, ctl: Run) -> None:
+    """The same manifest is the same experiment by `-f FILE` and by `-f -`, where the terminal is another's too."""
+    told = {"name": "Grüße", "description": "naïve"}
+    text = "apiVersion: variantd/v1\nkind: Experiment\nkey: piped\nname: Grüße\ndescription: naïve\n"
+    assert await piped("apply", "-f", "-", body=b"\xef\xbb\xbf" + text.encode()) == (0, "")
+    shown = (await plane.rest("GET", "/v1/experiments/piped")).body
+    assert {name: shown[name] for name in told} == told
+    for words in (("apply", "-f", "-"), ("analyze", "-")):
+        refused = await piped(*words, body=text.encode("latin-1"))
+        assert refused == (1, "variantctl: standard input is not UTF-8 text\n")
+
+
+async def piped(*words: str, body: bytes) -> tuple[int, str]:
+    """The command's exit code and standard error, with this on standard input, in a locale of another encoding."""
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).parent / "variantctl"), *words,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    _, err = await process.communicate(body)
+    return process.returncode or 0, err.decode()
 
 
 async def test_bytes_that_are_no_text_arrive_exactly(plane: Plane, ctl: Run, manifest: Path) -> None:
