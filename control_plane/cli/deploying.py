@@ -171,11 +171,16 @@ def _offline(deployment: pb.Deployment) -> str:
 
 
 def current(session: Session, experiment: str) -> list[pb.Deployment]:
-    """The newest deployment of each participant's slot, by participant."""
+    """The newest deployment of each participant's slot, by participant.
+
+    By its revision: a list is in the order of clocks, of which several servers have several, and one may be set back.
+    """
     request = pb.ListDeploymentsRequest(id=experiment)
     newest: dict[tuple[str, str], pb.Deployment] = {}
     for item in session.pages(session.deployments.ListDeployments, request, "deployments"):
-        newest.setdefault((item.participant_id, item.slot_id), item)
+        known = newest.setdefault((item.participant_id, item.slot_id), item)
+        if item.revision > known.revision:
+            newest[item.participant_id, item.slot_id] = item
     return [newest[key] for key in sorted(newest)]
 
 

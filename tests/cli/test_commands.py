@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from shared.ids import new_id
 from shared.model import Reason, ReasonCode, Result
 from tests.cli.conftest import Run, Said
 from tests.support.builders import make_hello
 from tests.support.network import proxied
-from tests.support.plane import Plane
+from tests.support.plane import Plane, running_plane
 from tests.support.stream import session
 from tests.support.waiting import eventually
 
@@ -249,6 +250,32 @@ async def test_waiting_for_an_experiment(plane: Plane, running: Run) -> None:
     assert said.code == 3
     assert "1 of 2 participants" in said.out
     assert "  bot-1 has refused it: TARGET_NOT_ALLOWED" in said.err
+
+
+async def test_what_is_newest_is_no_matter_of_clocks(run: Run, tmp_path: Path, manifest: Path) -> None:
+    """Deployed by a server whose clock is behind, the newest one is waited for and taken back."""
+    behind = False
+
+    def ids() -> bytes:
+        made = new_id()
+        return bytes([made[0] - 1]) + made[1:] if behind else made
+
+    words = ("soul-tone", "-p", "bot-1")
+    async with running_plane(tmp_path / "data", ids=ids) as plane:
+        assert (await run("login", "--data-dir", str(plane.data))).code == 0
+        async with session(await plane.enroll(await plane.token()), make_hello("bot-1", "bot-2")) as stream:
+            assert (await run("apply", "-f", str(manifest))).code == 0
+            assert (await run("experiments", "start", "soul-tone")).code == 0
+            first, second = await stream.offer(), await stream.offer()
+            await stream.report(first, Result.APPLIED)
+            await stream.report(second, Result.APPLIED)
+            behind = True
+            assert (await run("deploy", *words, "-v", "concise")).code == 0
+            await stream.report(await stream.offer(), Result.REFUSED, reason=REFUSED)
+            assert (await run("experiments", "wait", "soul-tone")).code == 3
+            assert (await run("deploy", *words, "-v", "concise")).code == 0
+            said = await run("withdraw", *words)
+            assert (said.code, said.out) == (0, "bot-1: withdrawn\n"), said.err
 
 
 # -- fleet
