@@ -53,7 +53,7 @@ class Failure(Exception):
 
 
 class Unreachable(Failure):
-    """No control plane answered; the same call may succeed later."""
+    """No control plane answered, or one that cannot without its database: the same call may succeed later."""
 
 
 def _fault_line(fault: Fault) -> str:
@@ -274,6 +274,8 @@ def failure_of(error: grpc.RpcError, server: str) -> Failure:
     message = (error.details() or status.name).strip()
     if "reason" not in trailing:
         return _unanswered(status, message, server)
+    if status is grpc.StatusCode.UNAVAILABLE:
+        return Unreachable(message, reason=trailing["reason"])
     return Failure(
         message,
         exit_code=Exit.CONFLICT if status in _CONFLICTS else Exit.ERROR,

@@ -266,8 +266,8 @@ def tell(err: Console, failure: Failure) -> None:
 def wait_until(session: Session, done: Callable[[], bool], *, seconds: float, doing: str) -> bool:
     """True once `done()` is, False if it was not within `seconds`; asked quickly first, then every second.
 
-    A control plane that restarts meanwhile is waited for as well. Raises Unreachable where it still does not answer
-    when the time is over: whether `done()` is, nobody knows.
+    A control plane that restarts meanwhile, or is without its database, is waited for as well. Raises Unreachable where
+    it still does not answer when the time is over: whether `done()` is, nobody knows.
     """
     away: Unreachable | None = None
 

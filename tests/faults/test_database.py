@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from tests.support import postgres
 from tests.support.arena import Arena, ArenaHost, arena
+from tests.support.fleet import run
 from tests.support.privileged import mounted
 from tests.support.waiting import PATIENCE, eventually
 
@@ -170,6 +171,18 @@ async def test_without_a_connection_to_be_had_everybody_is_told_so_and_nobody_is
                     with pytest.raises(grpc.aio.AioRpcError) as refused:
                         await system.plane.grpc("ExperimentService.GetExperiment", id="arena")
                     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                    code, _, said = await run(
+                        *("variantctl", "experiments", "wait", "arena", "--timeout", "300ms"),
+                        *("--server", system.plane.addresses["operator"]),
+                        *("--ca", str(system.plane.data / "ca" / "ca.pem")),
+                        *("--api-key-file", str(system.plane.data / "operator.api-key")),
+                        ok=False,
+                    )
+                    assert (code, "gave up waiting" in said, "DATABASE_UNAVAILABLE" in said) == (
+                        5,
+                        True,
+                        True,
+                    )
                     assert (await host.status())["session"]["state"] == "connected"
                 await system.shown(host, "connected")
                 await system.order(host)
