@@ -452,7 +452,8 @@ async def _fill(data: DataDir, files: dict[str, bytes], *, new_id: NewId) -> Non
     write_private(restoring, files[data.database.name])
     database = SqliteDatabase.open(restoring)
     try:
-        await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id))
+        now = SystemClock().now()
+        await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id, now=now))
     finally:
         await database.close()
     restoring.replace(data.database)
@@ -486,7 +487,7 @@ async def new_incarnation(
                         "no server ran over this database yet; `variantd serve` begins it"
                     )
                 Store(tx).access.note_authorities(())
-                return access.succeed(Store(tx), new_id=new_id)
+                return access.succeed(Store(tx), new_id=new_id, now=clock.now())
 
             return await database.write(succeed)
         finally:

@@ -299,10 +299,14 @@ def initialise(store: Store, *, new_id: NewId, now: int) -> FirstStart:
     return FirstStart(incarnation=incarnation, operator_key=key.secret)
 
 
-def succeed(store: Store, *, new_id: NewId) -> Incarnation:
-    """The database is a new incarnation that names those before it."""
+def succeed(store: Store, *, new_id: NewId, now: int) -> Incarnation:
+    """The database is a new incarnation that names those before it, and gives no event a number that one of them gave.
+
+    Whoever follows events has seen numbers that those before it gave after the backup was made.
+    """
     known = store.access.incarnation()
     ancestors = (known.id, *known.ancestors)[:MAX_ANCESTORS] if known else ()
     incarnation = Incarnation(id=new_id(), ancestors=ancestors)
     store.access.set_incarnation(incarnation)
+    store.events.number_from(now)
     return incarnation

@@ -135,6 +135,16 @@ class EventStore(Sightings, TallyStore):
             ],
         )
 
+    def number_from(self, moment: int) -> None:
+        """Every project's next event has a number above the moment, in microseconds, and above all it ever gave here.
+
+        For a database that was put back: which numbers it gave since that copy was made, nobody knows any more. Events
+        that are numbered one by one do not overtake a clock that counts microseconds.
+        """
+        for row in self._tx.all("select id from project order by id"):
+            last = max(self._last_arrival(row["id"]), moment)
+            self._tx.run("update project set last_arrival = ? where id = ?", (last, row["id"]))
+
     def _last_arrival(self, project_id: bytes) -> int:
         """The number that the project's last event has or, where it is deleted, had."""
         row = self._tx.one(

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from control_plane.domain import inference, requests
-from control_plane.services import arrivals, doctor, lifecycle, phases, results, retention
+from control_plane.services import access, arrivals, doctor, lifecycle, phases, results, retention
 from control_plane.store.database import Tx
 from control_plane.store.store import Store
 from tests.support.builders import World, content_digest, seconds
@@ -139,6 +139,32 @@ async def test_what_counts_nowhere_goes_by_its_age_and_numbers_of_arrival_go_on(
     request = requests.parse(arrivals.ListEvents, {"after": "2"})
     page = await world.do(arrivals.list_page, request)
     assert [item.event["arrival"] for item in page.items] == [3]
+
+
+async def test_a_restored_life_gives_no_number_of_arrival_that_one_before_gave(world: World) -> None:
+    """Also where one backup is restored twice: whoever noted a number that was given after it misses nothing."""
+    uid = await world.agent("p")
+    backed_up = world.impression("p", at=world.clock.now())
+    await world.report(uid, backed_up)
+    noted = 0
+    for lost in (3, 1, 0):
+        for _ in range(lost):
+            await world.report(uid, world.impression("p", at=world.clock.now()))
+        (given,) = await world.rows("select max(arrival) as last from event")
+        noted = max(noted, given["last"])
+        await world.database.write(
+            lambda tx: [
+                tx.run("delete from event where id <> ?", (backed_up.id,)),
+                tx.run("update project set last_arrival = 0"),
+            ]
+        )
+        await world.clock.advance(1)
+        await world.database.write(
+            lambda tx: access.succeed(Store(tx), new_id=world.new_id, now=world.clock.now())
+        )
+    await world.report(uid, world.impression("p", at=world.clock.now()))
+    page = await world.do(arrivals.list_page, requests.parse(arrivals.ListEvents, {"after": str(noted)}))
+    assert len(page.items) == 1
 
 
 async def test_an_applications_own_ids_are_known_for_thirty_days(world: World) -> None:

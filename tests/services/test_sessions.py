@@ -184,7 +184,9 @@ async def test_every_restored_life_names_those_before_it(world: World) -> None:
     """So that a host that was away over several finds its way; each pair is a succession."""
     first = await world.ask(lambda store: store.access.incarnation())
     for _ in range(2):
-        await world.database.write(lambda tx: access.succeed(Store(tx), new_id=world.new_id))
+        await world.database.write(
+            lambda tx: access.succeed(Store(tx), new_id=world.new_id, now=world.clock.now())
+        )
     last = await world.ask(lambda store: store.access.incarnation())
     assert last.ancestors[-1] == first.id
     assert last.predecessor == last.ancestors[0] != first.id
