@@ -306,6 +306,34 @@ async def test_results_and_computed_results(tenant: Tenant) -> None:
     ]
 
 
+async def test_metrics_that_count_one_event_are_told_each_in_its_way(tenant: Tenant) -> None:
+    """Of users, of impressions and by participant: what our own API says of each by its key."""
+    own = [{"key": "each-time", "of": "impressions"}, {"key": "amount", "kind": "mean"}]
+    found = await running(
+        tenant,
+        metrics={
+            "primary": {"eventName": "resolved", "of": "subjects"},
+            "secondary": [{"eventName": "resolved", **item} for item in own],
+        },
+    )
+    tenant.clock.jump(1)
+    events = [
+        {"participantId": person, "subject": f"u{user}", "kind": kind, **more}
+        for person in PEOPLE
+        for user in range(3)
+        for kind, more in (("impression", {}), ("impression", {}), ("conversion", {"eventName": "resolved"}))
+    ]
+    numbered = [{**event, "eventId": f"{found['id']}-{n}"} for n, event in enumerate(events)]
+    await tenant.ok("POST", "/v1/events:batch", {"events": numbered})
+    told = (await tenant.ok("GET", f"{AT}/{found['id']}/results"))["data"]["variants"][0]["results"]
+    at = f"/v1/experiments/{found['id']}/results"
+    ours = [(await tenant.ok("GET", at + query)) for query in ("", "?metric=each-time", "?metric=amount")]
+    assert [(item["participants"], item["conversions"]) for item in told] == [
+        (item["variants"][0]["units"], item["variants"][0]["convertedUnits"]) for item in ours
+    ]
+    assert [item["participants"] for item in told[:2]] == [6, 12]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "key", "status"),
     [

@@ -301,8 +301,7 @@ def _stop(work: Work, call: Call) -> Answered:
 def _results(work: Work, call: Call) -> Answered:
     take(call, ())
     view = experiments.get(work, requests.ById(id=call.id))
-    events = _events(view)
-    found = [(role, event, _of_event(work, call.id, event)) for role, event in events]
+    found = [(role, _of_metric(work, call.id, metric)) for role, metric in _measured(view)]
 
     def raw(index: int) -> list[Json]:
         return [
@@ -314,7 +313,7 @@ def _results(work: Work, call: Call) -> Answered:
                 "conversions": answer["variants"][index]["convertedUnits"],
                 "conversionEvents": answer["variants"][index]["conversions"],
             }
-            for role, _, answer in found
+            for role, answer in found
         ]
 
     arms = [
@@ -325,7 +324,7 @@ def _results(work: Work, call: Call) -> Answered:
             "participants": arm["units"],
             "results": raw(index),
         }
-        for index, arm in enumerate(found[0][2]["variants"])
+        for index, arm in enumerate(found[0][1]["variants"])
     ]
     return Answered(about="", body={"data": {**_headed(work, view), "variants": arms}})
 
@@ -333,7 +332,7 @@ def _results(work: Work, call: Call) -> Answered:
 def _compute(work: Work, call: Call) -> Answered:
     nothing(call)
     view = experiments.get(work, requests.ById(id=call.id))
-    answer = _of_event(work, call.id, _events(view)[0][1])
+    answer = _of_metric(work, call.id, _measured(view)[0][1])
     arms = [
         {
             "variantId": arm["id"],
@@ -355,20 +354,19 @@ def _headed(work: Work, view: View) -> Json:
     }
 
 
-def _events(view: View) -> list[tuple[str, str]]:
-    """(role, event) of what is measured, the primary first; an empty event is whatever was reported."""
-    primary = view.metrics.get("primary")
-    rest = [
-        (role, item["eventName"])
-        for role in ("secondary", "guardrail")
-        for item in view.metrics.get(role, [])
-    ]
-    return [("primary", primary["eventName"] if primary else ""), *rest]
+def _measured(view: View) -> list[tuple[str, Json]]:
+    """(role, metric) of what is measured, the primary first; an empty metric is whatever was reported."""
+    rest = [(role, item) for role in ("secondary", "guardrail") for item in view.metrics.get(role, [])]
+    return [("primary", view.metrics.get("primary") or {}), *rest]
 
 
-def _of_event(work: Work, name: str, event: str) -> Json:
-    asked = requests.GetResults(id=name, eventName=event)
-    return resources.results(work, results.get(work, asked))
+def _of_metric(work: Work, name: str, metric: Json) -> Json:
+    """Its results, by its own name where it has one: several may count the same event, each in its way."""
+    own = metric.get("key") or metric.get("id") or metric.get("name")
+    asked = {"metric": own} if own else {"eventName": metric.get("eventName", "")}
+    return resources.results(
+        work, results.get(work, requests.parse(requests.GetResults, {"id": name, **asked}))
+    )
 
 
 # -- the door
