@@ -43,6 +43,40 @@ def edit_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return edit_by
 
 
+@pytest.mark.parametrize(
+    ("editor", "told"),
+    [
+        ("vi 'x", '$EDITOR is no command line: "vi \'x" leaves a quote open; nothing was created'),
+        ("mkdir-instead", "the edited copy cannot be read: Is a directory; nothing was created"),
+    ],
+)
+async def test_an_editor_that_cannot_be(
+    ctl: Run, soul: Path, edit_by: Any, monkeypatch: pytest.MonkeyPatch, editor: str, told: str
+) -> None:
+    """What is no command line, and a copy that is no file any more, are told in a sentence; blanks say nothing."""
+    if editor == "mkdir-instead":
+        edit_by('rm "$1"; mkdir "$1"')
+    else:
+        monkeypatch.setenv("EDITOR", editor)
+    monkeypatch.setenv("VISUAL", " ")
+    said = await ctl("experiments", "create", "--control", str(soul), "--edit", *FLAGS)
+    assert (said.code, said.err) == (1, f"variantctl: {told}\n")
+
+
+async def test_ctrl_c_in_an_editor_is_the_editors(plane: Plane, ctl: Run, soul: Path, edit_by: Any) -> None:
+    """Who presses it there, as vi takes it for Esc, goes on editing, and what comes of that is the draft."""
+    edit_by("trap 'echo interrupted' INT\necho editing\nuntil read line; do :; done\necho $line >> $1")
+    command = (str(BIN / "variantctl"), "experiments", "create", "--control", str(soul), "--edit", *FLAGS)
+    async with on_a_terminal(*command, "--key", "tone", "--yes", width=100, height=30) as terminal:
+        await terminal.until(lambda screen: "editing" in screen.text, what="the editor")
+        terminal.type("\x03")
+        await terminal.until(lambda screen: "interrupted" in screen.text, what="the editor's interrupt")
+        terminal.type("Or not.\n")
+        assert await terminal.ended() == 0, terminal.screen.text
+    edited = (await plane.rest("GET", "/v1/experiments/tone")).body["variants"][1]
+    assert edited["content"] == "Be friendly.\nTake your time.\nOr not.\n"
+
+
 async def drafts(plane: Plane) -> list[dict[str, Any]]:
     """Every experiment there is."""
     entities: list[dict[str, Any]] = (await plane.rest("GET", "/v1/experiments")).body["entities"]
