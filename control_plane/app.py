@@ -162,7 +162,12 @@ async def _serve(
             "operator": _with_port(settings.operator, operator_port),
             "agents": _with_port(settings.agents, agents_port),
         }
-        data.write_addresses(addresses)
+        try:
+            data.write_addresses(addresses)
+        except OSError as error:
+            # A full disk refuses writes and nothing else: whoever knows where this server is can read, and hosts stay.
+            data.addresses.unlink(missing_ok=True)  # a killed server's, which may have listened elsewhere
+            _log.warning("addresses.unwritten", file=str(data.addresses), error=error.strerror)
         _log.info("control_plane.ready", version=VERSION, **addresses)
         lifecycle.sd_notify("READY=1")
         await lifecycle.run_until(

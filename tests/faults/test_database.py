@@ -18,8 +18,8 @@ from pydantic import SecretStr
 
 from tests.support import postgres
 from tests.support.arena import Arena, ArenaHost, arena
-from tests.support.fleet import run
-from tests.support.privileged import mounted
+from tests.support.fleet import run, running_fleet
+from tests.support.privileged import mounted, run_or_skip
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -112,6 +112,38 @@ async def test_a_full_disk_refuses_writes_and_nothing_else(tmp_path: Path) -> No
                 await refuses_writes(system, host)
                 (data / "filler").unlink()
                 await recovered(system, host)
+
+
+@pytest.mark.fault(13)
+async def test_a_server_that_begins_on_a_full_disk_serves(tmp_path: Path) -> None:
+    """Killed meanwhile, it is read again where it was; what it cannot write down is told in its log."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    with mounted("-t", "tmpfs", "-o", "size=6m,mode=700", "none", at=data):
+        async with running_fleet(tmp_path, quick=True) as fleet:
+            plane = fleet.plane
+            await plane.post("/v1/participants", {"id": "before"})
+            event = {"participantId": "before", "kind": "impression", "properties": {"x": "y" * 1000}}
+            batches = (
+                {"events": [{**event, "eventId": f"{n}-{i}"} for i in range(100)]} for n in itertools.count()
+            )
+            while (answered := await plane.rest("POST", "/v1/events:batch", next(batches)))[0] == 200:
+                pass
+            assert (answered[0], answered[1]["reason"]) == (503, "DATABASE_UNAVAILABLE")
+            await plane.process.kill()
+            await plane.process.start()
+
+            def told() -> str:
+                printed = plane.process.log.read_text()
+                return printed if printed.count("control_plane.ready") == 2 else ""
+
+            printed = await eventually(told, within=PATIENCE)
+            assert "addresses.unwritten" in printed
+            assert not (data / "addresses.json").exists(), "what is not so any more says nothing"
+            found = await plane.get("/v1/participants")
+            assert [item["id"] for item in found["entities"]] == ["before"]
+            run_or_skip("mount", "-o", "remount,size=60m", data)
+            await plane.post("/v1/events:batch", next(batches))
 
 
 @pytest.mark.fault(7)
