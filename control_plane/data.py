@@ -19,8 +19,8 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -370,11 +370,11 @@ def backup(data: DataDir, target: Path) -> None:
     if not data.has_authority:
         raise Invalid(f"{data.path} has no authority yet; a server over it makes one", reason="BAD_CONFIG")
     found = _authority_files(data)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        copied = Path(folder) / "variantd.db"
+    with _beside(target) as folder:
+        copied = folder / "variantd.db"
         if data.database.exists():
             backup_database(data.database, copied)
-        archive = Path(folder) / "backup.tar"
+        archive = folder / "backup.tar"
         with tarfile.open(archive, "w") as tar:
             for name in _IN_BACKUP:
                 file = copied if name == "variantd.db" else data.path / name
@@ -390,6 +390,19 @@ def backup(data: DataDir, target: Path) -> None:
         os.close(descriptor)
         archive.replace(target)
     sync_directory(target.parent)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A folder on the disk of `target`, gone afterwards. Raises Invalid that names `target` where that disk refuses."""
+    begins = ".variantd-backup-"
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=begins) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.filename is None or Path(error.filename).name.startswith(begins):
+            raise Invalid(f"cannot write {target}: {error.strerror}") from None
+        raise
 
 
 def _authority_files(data: DataDir) -> dict[str, bytes]:

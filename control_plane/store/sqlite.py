@@ -1,5 +1,7 @@
 """SQLite behind `Database`: one writer, a few reader threads, WAL, every commit fsynced."""
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -143,13 +145,21 @@ def migrate_file(path: Path, *, may_change: bool = True) -> list[str]:
 
 
 def backup_database(source: Path, target: Path) -> None:
-    """`target` is a whole, consistent copy of the database in `source`, taken while others write to it."""
+    """`target` is a whole, consistent copy of the database in `source`, taken while others write to it.
+
+    Raises OSError where there is no room for it.
+    """
     with (
         _usable(source),
         closing(sqlite3.connect(source)) as origin,
         closing(sqlite3.connect(target)) as copied,
     ):
-        origin.backup(copied)
+        try:
+            origin.backup(copied)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 @contextmanager

@@ -184,6 +184,28 @@ def test_a_backup_follows_a_link_to_another_disk(tmp_path: Path) -> None:
         assert stat.S_IMODE((other / "1.tar").stat().st_mode) == 0o600
 
 
+async def test_a_disk_without_room_is_named(tmp_path: Path) -> None:
+    """The backup's, not the database's; and which file of a restore had no room."""
+    data = DataDir(used(tmp_path / "d"))
+    backup(data, tmp_path / "b.tar")
+    small = tmp_path / "small"
+    small.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=64k", "none", at=small):
+        for words, named in (
+            (
+                ("backup", "--data-dir", str(data.path), str(small / "b.tar")),
+                f"cannot write {small / 'b.tar'}: No",
+            ),
+            (
+                ("restore", "--data-dir", str(small / "r"), str(tmp_path / "b.tar")),
+                f"{small}/r/restoring.db: No",
+            ),
+        ):
+            code, _, said = await run("variantd", *words, ok=False)
+            assert (code, said) == (1, f"variantd: {named} space left on device\n")
+        assert list(small.iterdir()) == []
+
+
 def test_a_backup_takes_the_place_of_nothing_but_a_file(tmp_path: Path) -> None:
     """As root, /dev/null would be a file from then on."""
     data = DataDir(used(tmp_path / "d"))
