@@ -19,7 +19,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -313,11 +313,15 @@ def _postgres() -> Any:
 
 def write_private(path: Path, content: bytes) -> None:
     """The file is exactly this, durable, readable by its owner only; never half of it."""
+    _write_private(path, [content])
+
+
+def _write_private(path: Path, pieces: Iterable[bytes]) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             _hand_over(descriptor, like=path if path.exists() else path.parent)
-            file.write(content)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
@@ -430,23 +434,12 @@ async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
     """
     if data.path.exists() and any(data.path.iterdir()):
         raise Invalid(f"{data.path} is not empty; restore into a new directory")
-    files: dict[str, bytes] = {}
-    try:
-        with tarfile.open(source) as tar:
-            for member in tar.getmembers():
-                if member.name in _IN_BACKUP and member.isfile():
-                    content = tar.extractfile(member)
-                    files[member.name] = content.read() if content else b""
-    except (OSError, tarfile.TarError) as error:
-        raise Invalid(f"{source} is not a backup of variantd: {error}") from None
-    needed = ("database" if "database" in files else "variantd.db", "ca/ca.pem", "ca/key.pem")
-    missing = [name for name in needed if name not in files]
-    if missing:
-        raise Invalid(f"{source} is not a backup of variantd: it has no {missing[0]}")
     was_there = data.path.exists()
     try:
-        data.prepare()
-        await _fill(data, files, new_id=new_id)
+        with _reading(source):
+            tar = tarfile.open(source)  # noqa: SIM115  # closed below; what fails to open is told otherwise
+        with tar:
+            await _fill(data, tar, source, new_id=new_id)
     except BaseException:
         # Half of a backup, or a whole one of the former incarnation, must not pass for a data directory.
         for found in data.path.iterdir() if data.path.is_dir() else ():
@@ -456,15 +449,22 @@ async def restore(data: DataDir, source: Path, *, new_id: NewId) -> None:
         raise
 
 
-async def _fill(data: DataDir, files: dict[str, bytes], *, new_id: NewId) -> None:
-    for name, body in files.items():
+async def _fill(data: DataDir, tar: tarfile.TarFile, source: Path, *, new_id: NewId) -> None:
+    with _reading(source):
+        members = {item.name: item for item in tar if item.name in _IN_BACKUP and item.isfile()}
+    needed = ("database" if "database" in members else "variantd.db", "ca/ca.pem", "ca/key.pem")
+    missing = [name for name in needed if name not in members]
+    if missing:
+        raise Invalid(f"{source} is not a backup of variantd: it has no {missing[0]}")
+    data.prepare()
+    for name, member in members.items():
         if name != data.database.name:
-            write_private(data.path / name, body)
+            _write_private(data.path / name, _pieces(tar, member, source))
     if data.elsewhere.exists():
         return
     # Under another name until it is the new incarnation: a server that begins meanwhile does not find it.
     restoring = data.path / "restoring.db"
-    write_private(restoring, files[data.database.name])
+    _write_private(restoring, _pieces(tar, members[data.database.name], source))
     database = SqliteDatabase.open(restoring)
     try:
         now = SystemClock().now()
@@ -473,6 +473,27 @@ async def _fill(data: DataDir, files: dict[str, bytes], *, new_id: NewId) -> Non
         await database.close()
     restoring.replace(data.database)
     sync_directory(data.path)
+
+
+def _pieces(tar: tarfile.TarFile, member: tarfile.TarInfo, source: Path) -> Iterator[bytes]:
+    """The member bit by bit: a database may be larger than memory."""
+    with _reading(source):
+        file = tar.extractfile(member)
+    while file is not None:
+        with _reading(source):
+            piece = file.read(1 << 20)
+        if not piece:
+            return
+        yield piece
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Raises Invalid that names `source` where what is done to it fails."""
+    try:
+        yield
+    except Exception as error:  # somebody may have packed it, and every way to unpack has errors of its own
+        raise Invalid(f"{source} is not a backup of variantd: {error}") from None
 
 
 async def new_incarnation(

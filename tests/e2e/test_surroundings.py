@@ -1,13 +1,16 @@
 """What `variantd` says where its surroundings are not as they should be: one sentence, never a traceback."""
 
 import asyncio
+import gzip
 import os
 import pwd
 import shutil
 import signal
+import sqlite3
 import stat
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -204,6 +207,37 @@ async def test_a_disk_without_room_is_named(tmp_path: Path) -> None:
             code, _, said = await run("variantd", *words, ok=False)
             assert (code, said) == (1, f"variantd: {named} space left on device\n")
         assert list(small.iterdir()) == []
+
+
+async def test_a_backup_that_was_packed_and_broke_is_named(tmp_path: Path) -> None:
+    """As by a transfer that ended early, or with other bytes in it; nothing of it is left."""
+    backup(DataDir(used(tmp_path / "d")), tmp_path / "b.tar")
+    whole = gzip.compress((tmp_path / "b.tar").read_bytes())
+    packed, half = tmp_path / "b.tar.gz", len(whole) // 2
+    for broken in (whole[:half], whole[:half] + bytes(64) + whole[half + 64 :], b""):
+        packed.write_bytes(broken)
+        words = ("restore", "--data-dir", str(tmp_path / "r"), str(packed))
+        code, _, said = await run("variantd", *words, ok=False)
+        assert (code, said.startswith(f"variantd: {packed} is not a backup of variantd")) == (1, True), said
+        assert not (tmp_path / "r").exists()
+    packed.write_bytes(whole)
+    await run("variantd", *words)
+    assert (tmp_path / "r" / "variantd.db").exists()
+
+
+async def test_a_backup_may_be_larger_than_memory(tmp_path: Path) -> None:
+    """A restore reads it bit by bit."""
+    data = DataDir(used(tmp_path / "d"))
+    with closing(sqlite3.connect(data.database)) as database:
+        database.execute("create table large as select zeroblob(40000000)")
+    backup(data, tmp_path / "b.tar")
+    tracemalloc.start()
+    try:
+        await restore(DataDir(tmp_path / "r"), tmp_path / "b.tar", new_id=new_id)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "r" / "variantd.db").stat().st_size > 40_000_000
 
 
 def test_a_backup_takes_the_place_of_nothing_but_a_file(tmp_path: Path) -> None:
