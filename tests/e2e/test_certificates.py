@@ -13,7 +13,7 @@ from control_plane.data import DataDir
 from shared import tls
 from shared.clock import SystemClock
 from shared.ids import parse_id
-from shared.moment import SECOND
+from shared.moment import SECOND, to_rfc3339
 from tests.support.fleet import Fleet, Host, run, running_fleet
 from tests.support.waiting import eventually
 
@@ -106,11 +106,16 @@ async def test_a_running_agent_renews_and_goes_on(fleet: Fleet) -> None:
     old = await aged(fleet, host, days=25)
     await host.start()
 
-    def renewed() -> bool:
-        new = identities.load(host.state)
-        return new is not None and new.key != old.key and new.not_after > old.not_after
+    async def renewed() -> bool:
+        # Asked, not read: the agent puts the new one in place meanwhile.
+        shown = (await status(host))["identity"]["certificate"]["notAfterAt"]
+        return bool(shown != to_rfc3339(old.not_after))
 
     await eventually(renewed, what="the certificate is renewed")
+    new = identities.load(host.state)
+    assert new is not None
+    assert new.key != old.key
+    assert new.not_after > old.not_after
     await written(fleet, host)
 
     async def back() -> bool:
