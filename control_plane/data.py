@@ -80,6 +80,11 @@ class DataDir:
         """There where the database is on a server."""
         return self.path / "database"
 
+    @property
+    def restoring(self) -> Path:
+        """There until a restore into the directory has ended."""
+        return self.path / "restoring.db"
+
     def prepare(self) -> None:
         """The directory exists and only its owner can look into it."""
         authority = self.path / "ca"
@@ -291,6 +296,8 @@ def note_kind(data: DataDir, url: SecretStr | None) -> None:
 
 
 def _check_kind(data: DataDir, url: SecretStr | None) -> None:
+    if data.restoring.exists():
+        raise FailedPrecondition(f"a restore into {data.path} did not end; restore into a new directory")
     if url is None and data.elsewhere.exists():
         raise FailedPrecondition(
             f"the database of {data.path} is on a PostgreSQL server; name it with --database or VARIANTD_DATABASE",
@@ -457,21 +464,23 @@ async def _fill(data: DataDir, tar: tarfile.TarFile, source: Path, *, new_id: Ne
     if missing:
         raise Invalid(f"{source} is not a backup of variantd: it has no {missing[0]}")
     data.prepare()
+    # The database has another name until it is the new incarnation; nothing works on the directory while that is there.
+    _touch(data.restoring)
+    sync_directory(data.path)
     for name, member in members.items():
         if name != data.database.name:
             _write_private(data.path / name, _pieces(tar, member, source))
     if data.elsewhere.exists():
+        data.restoring.unlink()
         return
-    # Under another name until it is the new incarnation: a server that begins meanwhile does not find it.
-    restoring = data.path / "restoring.db"
-    _write_private(restoring, _pieces(tar, members[data.database.name], source))
-    database = SqliteDatabase.open(restoring)
+    _write_private(data.restoring, _pieces(tar, members[data.database.name], source))
+    database = SqliteDatabase.open(data.restoring)
     try:
         now = SystemClock().now()
         await database.write(lambda tx: access.succeed(Store(tx), new_id=new_id, now=now))
     finally:
         await database.close()
-    restoring.replace(data.database)
+    data.restoring.replace(data.database)
     sync_directory(data.path)
 
 
@@ -479,12 +488,8 @@ def _pieces(tar: tarfile.TarFile, member: tarfile.TarInfo, source: Path) -> Iter
     """The member bit by bit: a database may be larger than memory."""
     with _reading(source):
         file = tar.extractfile(member)
-    while file is not None:
-        with _reading(source):
-            piece = file.read(1 << 20)
-        if not piece:
-            return
-        yield piece
+        while file is not None and (piece := file.read(1 << 20)):
+            yield piece
 
 
 @contextmanager

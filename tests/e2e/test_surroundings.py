@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import stat
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.data import DataDir, agreed_authorities, backup, restore
+from control_plane.data import DataDir, agreed_authorities, backup, restore, write_private
 from control_plane.services import access
 from control_plane.store.sqlite import SqliteDatabase
 from control_plane.store.store import Store
@@ -229,7 +230,7 @@ async def test_a_backup_may_be_larger_than_memory(tmp_path: Path) -> None:
     """A restore reads it bit by bit."""
     data = DataDir(used(tmp_path / "d"))
     with closing(sqlite3.connect(data.database)) as database:
-        database.execute("create table large as select zeroblob(40000000)")
+        database.execute("create table large as select zeroblob(30000000)")
     backup(data, tmp_path / "b.tar")
     tracemalloc.start()
     try:
@@ -237,7 +238,30 @@ async def test_a_backup_may_be_larger_than_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
-    assert (tmp_path / "r" / "variantd.db").stat().st_size > 40_000_000
+    assert (tmp_path / "r" / "variantd.db").stat().st_size > 30_000_000
+
+
+async def test_a_restore_that_was_killed_is_no_data_directory(tmp_path: Path) -> None:
+    """A server that began there would be an empty one with the authority that hosts trust, and a key of its own."""
+    data = DataDir(used(tmp_path / "d"))
+    with closing(sqlite3.connect(data.database)) as database:
+        database.execute("create table large as select zeroblob(100000000)")
+    write_private(data.operator_key, b"of the backup")
+    backup(data, tmp_path / "b.tar")
+    half = DataDir(tmp_path / "r")
+    words = ("restore", "--data-dir", str(half.path), str(tmp_path / "b.tar"))
+    process = await asyncio.create_subprocess_exec(Path(sys.executable).parent / "variantd", *words)
+    await eventually(half.operator_key.exists, what="half of a restore")
+    process.kill()
+    await process.wait()
+    assert not half.database.exists()
+    for verb in ("serve", "migrate"):
+        code, _, said = await run("variantd", verb, "--data-dir", str(half.path), ok=False)
+        assert (code, f"a restore into {half.path} did not end; restore into a new directory" in said) == (
+            1,
+            True,
+        )
+    assert half.operator_key.read_bytes() == b"of the backup"
 
 
 def test_a_backup_takes_the_place_of_nothing_but_a_file(tmp_path: Path) -> None:
