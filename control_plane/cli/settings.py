@@ -61,7 +61,9 @@ def update(
     if settle_seconds is not None or alpha is not None:
         present = session.call(session.settings.GetSettings, pb.GetSettingsRequest())
         said = {"settleSeconds": settle_seconds, "alpha": alpha}
-        defaults = values.get("defaults", _document(present)["defaults"])
+        defaults = values.get("defaults", _document(present)["defaults"]) or {}
+        if not isinstance(defaults, dict):
+            raise Failure(f"defaults of {file} are no mapping; {_UNCHANGED}")
         values["defaults"] = defaults | {name: value for name, value in said.items() if value is not None}
     if not values:
         raise typer.BadParameter(

@@ -84,6 +84,21 @@ async def test_settings_in_an_editor(ctl: Run, edit_by: Any) -> None:
     assert (await ctl("settings", "get", "--json")).json["version"] == 3
 
 
+async def test_a_flag_beside_a_file_that_has_no_defaults(ctl: Run, tmp_path: Path) -> None:
+    """Defaults that the file empties are the flag's alone; what is no mapping is told."""
+    file = tmp_path / "settings.yaml"
+    words = ("settings", "update", "--file", str(file), "--alpha", "0.2", "--json")
+    for text in ("defaults: {settleSeconds: 5}", "defaults: null", "defaults: {}"):
+        file.write_text(text)
+        said = await ctl(*words)
+        assert (said.code, said.json["defaults"]["alpha"]) == (0, 0.2), said.err
+    assert said.json["defaults"]["settleSeconds"] is None
+    for text in ("defaults: 5", "defaults: [alpha]"):
+        file.write_text(text)
+        said = await ctl(*words)
+        assert (said.code, f"defaults of {file} are no mapping" in said.err) == (1, True)
+
+
 async def test_settings_need_something_to_say(ctl: Run) -> None:
     """A change of nothing, and of two things that exclude one another, are usage errors."""
     assert (await ctl("settings", "update")).code == 2
