@@ -3,7 +3,10 @@
 This module puts the commands together; each module beside it is one kind of them.
 """
 
+import errno
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -338,14 +341,26 @@ add(
 )
 
 
+def _whole_streams() -> None:
+    """A caller may have closed one (`>&-`): what is said there goes nowhere, and nothing is read."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for as long as the process is there
+
+
 def main() -> None:
     """The console script; leaves with an exit code, never with a traceback."""
+    _whole_streams()
     for stream in (sys.stdout, sys.stderr):
         # Names may hold what an old locale cannot show; a ? is better than no answer.
         show.degrade(stream)
     try:
         app()
     except Exception as error:
-        failure = Failure(f"something is wrong with variantctl itself: {type(error).__name__}: {error}")
+        # Files are named where they are opened: what else has no room is where the answer goes.
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            failure = Failure(f"cannot write standard output: {error.strerror}")
+        else:
+            failure = Failure(f"something is wrong with variantctl itself: {type(error).__name__}: {error}")
         tell(show.console(error=True), failure)
         sys.exit(Exit.ERROR)

@@ -357,6 +357,24 @@ async def script(*words: str, env: dict[str, str]) -> tuple[int | None, str, str
     return process.returncode, out.decode(), err.decode()
 
 
+async def test_where_an_answer_has_no_room_or_nowhere_to_go() -> None:
+    """A full disk is no fault of variantctl; a stream that the caller closed is as one nobody reads or writes."""
+    command = Path(sys.executable).with_name("variantctl")
+    for line, code, said in (
+        (f"{command} schema > /dev/full", 1, "cannot write standard output: No space left on device"),
+        (f"{command} schema >&-", 0, ""),
+        (
+            f"{command} apply -f - <&-",
+            1,
+            "standard input is no manifest: it has to begin with apiVersion: variantd/v1",
+        ),
+        (f"{command} apply -f - <&- 2>&-", 1, ""),
+    ):
+        process = await asyncio.create_subprocess_exec("sh", "-c", line, stderr=asyncio.subprocess.PIPE)
+        _, err = await process.communicate()
+        assert (process.returncode, err.decode()) == (code, f"variantctl: {said}\n" if said else ""), line
+
+
 async def test_the_console_script(plane: Plane, tmp_path: Path) -> None:
     """Installed, it answers from variables alone, and a failed handshake is one line without gRPC's own."""
     env = {
