@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import sys
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -321,6 +321,15 @@ async def serving(tmp_path: Path, *before: str) -> AsyncIterator[Process]:
         assert await process.stop() == 0
 
 
+@pytest.fixture
+def _hangups_are_heard() -> Iterator[None]:
+    """Whoever runs the tests under nohup has SIGHUP ignored, and so had every child."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_hangups_are_heard")
 async def test_a_terminal_that_goes_away_is_a_stop(tmp_path: Path) -> None:
     """The server drains and ends as it is asked to."""
     async with serving(tmp_path) as process:
