@@ -266,14 +266,14 @@ _CONFLICTS = (
 )
 
 
-def failure_of(error: grpc.RpcError, server: str) -> Failure:
-    """What a failed call means, with the control plane's own words where it answered."""
+def failure_of(error: grpc.RpcError, server: str, *, seconds: float = CALL_SECONDS) -> Failure:
+    """What a failed call that had so many seconds means, with the control plane's own words where it answered."""
     if not isinstance(error, grpc.Call):
         return Failure(f"the call to {server} failed: {error}")
     status, trailing = error.code(), dict(_text_metadata(error.trailing_metadata()))
     message = (error.details() or status.name).strip()
     if "reason" not in trailing:
-        return _unanswered(status, message, server)
+        return _unanswered(status, message, server, seconds)
     if status is grpc.StatusCode.UNAVAILABLE:
         return Unreachable(message, reason=trailing["reason"])
     return Failure(
@@ -299,10 +299,10 @@ def _faults(text: str) -> list[Fault]:
         return []  # a newer control plane may say it otherwise; its message is complete by itself
 
 
-def _unanswered(status: grpc.StatusCode, message: str, server: str) -> Failure:
+def _unanswered(status: grpc.StatusCode, message: str, server: str, seconds: float) -> Failure:
     """A failure of the way there: no control plane of ours said it."""
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Unreachable(f"{server} did not answer within {CALL_SECONDS:.0f} s", exit_code=Exit.TIMED_OUT)
+        return Unreachable(f"{server} did not answer within {seconds:.0f} s", exit_code=Exit.TIMED_OUT)
     if status is grpc.StatusCode.UNAVAILABLE:
         if "WRONG_VERSION_NUMBER" in message:
             why = "it does not speak TLS; is that the operator's port?"

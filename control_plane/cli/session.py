@@ -9,6 +9,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
@@ -39,6 +40,8 @@ P = ParamSpec("P")
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
+_LAST_CALL_SECONDS = 2.0  # so that whoever waits for less is told how it stands all the same
+
 
 @dataclass(kw_only=True)
 class Session:
@@ -49,6 +52,7 @@ class Session:
     out: Console = field(default_factory=show.console)
     err: Console = field(default_factory=lambda: show.console(error=True))
     clock: Clock = field(default_factory=SystemClock)
+    _until: float | None = field(default=None, init=False)
 
     @functools.cached_property
     def peer(self) -> Peer:
@@ -116,10 +120,22 @@ class Session:
 
     def call(self, method: "grpc.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
         """The answer. Raises Failure with the control plane's own words."""
+        seconds = CALL_SECONDS
+        if self._until is not None:
+            seconds = min(seconds, max(_LAST_CALL_SECONDS, self._until - self.clock.monotonic()))
         try:
-            return method(request, timeout=CALL_SECONDS)
+            return method(request, timeout=seconds)
         except grpc.RpcError as error:
-            raise failure_of(error, self.peer.server) from None
+            raise failure_of(error, self.peer.server, seconds=seconds) from None
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Calls made meanwhile end when so many seconds are over, though each has a moment at the least."""
+        self._until = self.clock.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._until = None
 
     def stream(
         self, method: "grpc.UnaryStreamMultiCallable[Request, Response]", request: Request
@@ -280,7 +296,7 @@ def wait_until(session: Session, done: Callable[[], bool], *, seconds: float, do
         return found
 
     started, pause = session.clock.monotonic(), 0.05
-    with session.err.status(doing) if session.err.is_terminal else _Quiet():
+    with session.within(seconds), session.err.status(doing) if session.err.is_terminal else _Quiet():
         while not is_done():
             left = seconds - (session.clock.monotonic() - started)
             if left <= 0:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -204,8 +205,9 @@ async def test_a_control_plane_that_is_away_is_no_answer_about_hosts(running: Ru
 async def test_a_control_plane_that_stands_still_is_waited_for(
     plane: Plane, running: Run, monkeypatch: pytest.MonkeyPatch, heals: bool
 ) -> None:
-    """A call without an answer ends no wait before its time; where none has one in the end, that is said."""
-    monkeypatch.setattr("control_plane.cli.session.CALL_SECONDS", 1.5)
+    """A call without an answer ends no wait before its time, nor later; where none has one in the end, that is said."""
+    if heals:
+        monkeypatch.setattr("control_plane.cli.session.CALL_SECONDS", 1.5)
     agent = await plane.enroll(await plane.token())
     async with (
         proxied(plane.addresses["operator"]) as network,
@@ -231,7 +233,9 @@ async def test_a_control_plane_that_stands_still_is_waited_for(
             said = await waiting
             assert (said.code, said.out) == (5, "concise on bot-1: offered\n")
             assert said.err.startswith("variantctl: gave up waiting for bot-1 after 4 s: ")
-            assert f": {network.address} did not answer within " in said.err
+            asked = re.search(f": {network.address} did not answer within ([0-9]+) s", said.err)
+            assert asked is not None
+            assert int(asked[1]) <= 4
 
 
 async def test_waiting_for_an_experiment(plane: Plane, running: Run) -> None:
