@@ -68,6 +68,7 @@ def answer(evidence: Evidence) -> Json:
             variance=evidence.settings.variance,
             prior=Beta(a=evidence.settings.prior[0], b=evidence.settings.prior[1]),
             goal=evidence.measure.goal,
+            idle=[arm.key for arm in evidence.arms if not arm.weight],
         )
         if why is None
         else counts_only(arms, alpha=evidence.settings.alpha, reason=Undefined(why))
@@ -229,7 +230,11 @@ def _believed_of(evidence: Evidence, key: str, reasons: dict[str, str]) -> Json:
         reasons |= dict.fromkeys(told, why.value)
         return told
     if one.chance_to_win is None:
-        reasons["chanceToWin"] = Undefined.IS_CONTROL.value
+        if evidence.control is None:
+            absent = Undefined.NO_CONTROL
+        else:
+            absent = Undefined.IS_CONTROL if key == evidence.control else Undefined.NO_IMPRESSIONS
+        reasons["chanceToWin"] = absent.value
     return {
         "probabilityToBeBest": one.probability_to_be_best,
         "expectedLoss": one.expected_loss * evidence.scale,

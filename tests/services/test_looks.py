@@ -313,7 +313,29 @@ async def test_a_phase_that_gives_the_control_nobody_compares_nothing(world: Wor
     assert (a["participants"], b["impressions"] + c["impressions"], b["difference"]) == (0, 160, None)
     assert (found["verdict"], found["looks"], found["guardrails"], found["power"]) == (None, [], [], None)
     assert b["reasons"]["difference"] == "NO_IMPRESSIONS"
+    assert (a["probabilityToBeBest"], b["chanceToWin"], b["reasons"]["chanceToWin"]) == (
+        None,
+        None,
+        "NO_VARIATION" if kind == "mean" else "NO_IMPRESSIONS",
+    )
     assert json.dumps(analyze(json.loads(exported))) == json.dumps(found)
+
+
+async def test_nothing_is_believed_of_a_variant_that_nobody_gets(world: World) -> None:
+    """The others are compared among themselves; by the prior alone it was the best in half of all worlds."""
+    variants = [make_variant("a", control=True), make_variant("b", weight=30), make_variant("c", weight=20)]
+    uid, _ = await begun(world, variants=variants)
+    world.clock.jump(60)
+    wanted = {"id": "test", "weights": {"a": 50, "b": 0, "c": 50}}
+    view, _ = await world.do(phases.open_phase, requests.parse(requests.OpenPhase, wanted))
+    assigned = await world.assigned(view.experiment)
+    async with ticking(world):
+        await world.report(uid, *day_of(world, assigned, {"a": 3, "c": 5}))
+    a, b, c = (await world.answer())["variants"]
+    names = ("probabilityToBeBest", "expectedLoss", "credibleInterval", "chanceToWin")
+    assert [(b[name], b["reasons"][name]) for name in names] == [(None, "NO_IMPRESSIONS")] * 4
+    assert a["probabilityToBeBest"] + c["probabilityToBeBest"] == pytest.approx(1)
+    assert c["chanceToWin"] == pytest.approx(c["probabilityToBeBest"])
 
 
 async def test_a_group_is_described_and_nothing_else(world: World) -> None:

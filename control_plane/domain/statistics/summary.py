@@ -4,7 +4,7 @@ One call for `results`, `compute-results` and `analyze`, so that they cannot dis
 which method answers which field, and which reason stands beside a None.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from control_plane.domain.statistics.bayes import Belief, Goal, beliefs
@@ -77,11 +77,14 @@ def summarise(
     variance: Variance = "jackknife",
     prior: Beta | None = None,
     goal: Goal = "increase",
+    idle: Collection[str] = (),
 ) -> Summary:
     """Every number of every arm is there, or the reason why it is not.
 
-    Unadjusted for several arms: nothing here is a verdict. Raises Invalid, by field, for two arms of one
-    key, a control that is none of them, an `alpha` outside (0, 1) or a prior that is not positive.
+    Nobody is drawn into `idle` arms: nothing is believed of them, and of the others as if they were not there, where
+    the prior alone would have made them the best about as often as any. Unadjusted for several arms: nothing here is
+    a verdict. Raises Invalid, by field, for two arms of one key, a control that is none of them, an `alpha` outside
+    (0, 1) or a prior that is not positive.
     """
     keys = [arm.key for arm in arms]
     faults = []
@@ -91,21 +94,24 @@ def summarise(
         faults.append(Fault(field="control", message=f"{control!r} is not one of the arms"))
     if faults:
         raise Invalid("; ".join(f"{fault.field} {fault.message}" for fault in faults), faults=faults)
-    believed = beliefs(arms, control=control, alpha=alpha, prior=prior, goal=goal)
+    drawn = [arm for arm in arms if arm.key not in idle]
+    found = beliefs(drawn, control=control, alpha=alpha, prior=prior, goal=goal)
+    believed = {} if isinstance(found, Undefined) else {one.key: one for one in found.arms}
+    why = found if isinstance(found, Undefined) else Undefined.NO_IMPRESSIONS
     reference = next((arm for arm in arms if arm.key == control), None)
     return Summary(
         alpha=alpha,
         control=control,
         variance=variance,
-        overdispersion=None if isinstance(believed, Undefined) else believed.overdispersion,
+        overdispersion=None if isinstance(found, Undefined) else found.overdispersion,
         arms=tuple(
             _arm(
                 arm,
-                believed if isinstance(believed, Undefined) else believed.arms[index],
+                believed.get(arm.key, why),
                 _against(arm, reference, alpha=alpha, variance=variance),
                 variance=variance,
             )
-            for index, arm in enumerate(arms)
+            for arm in arms
         ),
     )
 
@@ -166,6 +172,8 @@ def _arm(
             {"estimate": "difference", "interval": "difference_interval", "p_value": "p_value"},
         )
     believed = None if isinstance(belief, Undefined) else belief
+    if believed is not None and believed.chance_to_win is None:
+        reasons.setdefault("chance_to_win", Undefined.NO_IMPRESSIONS)  # of a control that nobody gets
     compared = None if isinstance(against, Undefined) else against
     return ArmSummary(
         key=arm.key,
