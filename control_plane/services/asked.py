@@ -1,5 +1,6 @@
 """Which metric and which phase a question about numbers means; in one place, so that two answers mean the same."""
 
+from datetime import date
 from typing import Any
 
 from control_plane.domain.experiment import Experiment, Phase
@@ -7,6 +8,7 @@ from control_plane.services import metrics
 from control_plane.services.work import Work
 from shared.errors import Fault, Invalid, NotFound
 from shared.ids import show_id
+from shared.moment import to_rfc3339, utc_day
 
 
 def metric(
@@ -61,6 +63,17 @@ def phase(work: Work, experiment: Experiment, wanted: str) -> Phase | None:
         if wanted in (str(item.number), show_id(item.id)):
             return item
     raise NotFound(f"{experiment.key} has no phase {wanted!r} in this run", reason="PHASE_NOT_FOUND")
+
+
+def day(work: Work, text: str | None) -> int | None:
+    """The UTC day of a date, in days since 1970-01-01. Raises Invalid for one to come."""
+    if text is None:
+        return None
+    found = (date.fromisoformat(text) - date(1970, 1, 1)).days
+    if found > utc_day(work.now):
+        message = f"{text} is to come: by UTC it is {to_rfc3339(work.now)[:10]}"
+        raise _refusal("asOf", message, "leave it out for results as they stand now")
+    return found
 
 
 def _of_event(name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any, get_args
 
 from control_plane.domain import pooling, requests
@@ -38,14 +37,14 @@ def get(work: Work, request: requests.GetResults) -> Results:
     """Results of a phase for one metric and population, from tallies and recorded looks only.
 
     With `as_of`, an inclusive UTC date, as the last look up to then saw it: what arrived later is not in it. Raises
-    Invalid where it is unclear which conversion is meant, NotFound for a phase that there is not. Phase `pooled` is
-    all phases of the run that began, as one.
+    Invalid for a date to come and where it is unclear which conversion is meant, NotFound for a phase that there is
+    not. Phase `pooled` is all phases of the run that began, as one.
     """
     experiment = work.store.experiments.find(work.project_id, request.id)
     if experiment is None or not work.caller.sees(experiment.labels):
         raise NotFound(f"there is no experiment {request.id!r}", reason="EXPERIMENT_NOT_FOUND")
     metric, role = asked.metric(work, experiment, named=request.metric, event_name=request.event_name)
-    day = _day(request.as_of)
+    day = asked.day(work, request.as_of)
     past = day is not None and day < utc_day(work.now)
     beside = []
     if role in ("primary", "secondary") and experiment.type is not Type.SWITCHBACK:
@@ -226,11 +225,6 @@ def _turns(work: Work, experiment: Experiment, known: _Known) -> Alternation | N
         at=known.last.cut_off if known.last else min(work.now, closed),
         first_at=rows[0].cut_off if rows else None,
     )
-
-
-def _day(text: str | None) -> int | None:
-    """The UTC day of a date, in days since 1970-01-01."""
-    return None if text is None else (date.fromisoformat(text) - date(1970, 1, 1)).days
 
 
 def _seen(

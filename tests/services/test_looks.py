@@ -116,6 +116,9 @@ async def test_what_arrives_late_leaves_the_past_as_it_was(world: World) -> None
         await looked(world, 2)
     assert json.dumps(await world.answer(asOf=date)) == then
     assert await world.rows("select count(*) as n from look where cut_off > at") == [{"n": 0}]
+    today, tomorrow = (to_rfc3339(world.clock.now() + seconds(later))[:10] for later in (0, 86_400))
+    with pytest.raises(Invalid, match=f"asOf: {tomorrow} is to come: by UTC it is {today}"):
+        await world.answer(asOf=tomorrow)
     empty = await world.answer(asOf="2020-01-01")
     assert (empty["looks"], empty["variants"][0]["participants"]) == ([], 0)
 
