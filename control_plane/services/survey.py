@@ -110,7 +110,7 @@ class Instrumentation:
 
 
 def check_instrumentation(work: Work, request: requests.ById) -> Instrumentation:
-    """Whether applications report what the experiment needs: exposures of its files, and each metric's conversion.
+    """Whether applications report what the experiment needs: exposures of its files, and what each metric counts.
 
     Of whoever takes part, or in draft would: who is held out, outside the allocation or not meant by the rules has no
     application that the experiment needs. What is reported without a target counts for every file.
@@ -162,6 +162,9 @@ def _metrics(experiment: Experiment) -> Iterator[tuple[str, str]]:
     ):
         for item in items:
             yield item["eventName"], role
+            below = item.get("denominatorEventName")
+            if below is not None and below != item["eventName"]:
+                yield below, role
 
 
 def _signal(work: Work, name: str, reports: Sequence[Reported], role: str = "") -> Signal:

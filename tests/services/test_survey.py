@@ -156,6 +156,25 @@ async def test_what_was_never_reported_is_known_before_and_after_the_start(world
     assert [item.last_seen_at for item in whole.targets] == [now - seconds(1)] * 2
 
 
+async def test_a_ratio_needs_what_it_is_divided_by(world: World) -> None:
+    """Each of the two conversions is asked for, one that is both of them once."""
+    uid = await world.agent("p", "q")
+    ratio = {"eventName": "paid", "kind": "ratio", "denominatorEventName": "order"}
+    per_own = {"eventName": "order", "kind": "ratio", "denominatorEventName": "order"}
+    await world.experiment("p", "q", metrics={"primary": ratio, "secondary": [per_own]})
+    now = world.clock.now()
+    await world.report(uid, world.impression("p", at=now - 1), world.conversion("p", at=now, name="paid"))
+    seen = await check(world)
+    assert [(item.name, item.role, item.reporting) for item in seen.metrics] == [
+        ("paid", "primary", 1),
+        ("order", "primary", 0),
+        ("order", "secondary", 0),
+    ]
+    assert seen.required
+    await world.report(uid, world.conversion("q", at=now, name="order"))
+    assert not (await check(world)).required
+
+
 async def test_what_is_reported_of_who_takes_no_part_is_not_what_is_needed(world: World) -> None:
     """Whoever is outside the allocation, before and after the start; whoever is on record without a variant."""
     people = [f"p{number}" for number in range(8)]
