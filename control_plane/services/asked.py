@@ -29,8 +29,14 @@ def metric(
         *((item, "guardrail") for item in own["guardrail"]),
     ]
     if named:
+        # What one metric is called may be what another counts.
+        for called in ("id", "key", "name"):
+            for item, role in declared:
+                if item.get(called) == named:
+                    return dict(item), role
+        saved = work.store.metrics.find(work.project_id, named)
         for item, role in declared:
-            if named in (item.get("id"), item.get("key"), item.get("name"), item["eventName"]):
+            if saved is None and item["eventName"] == named:
                 return dict(item), role
         return metrics.copy_of(metrics.find(work, named)), None
     if event_name:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from control_plane.domain import requests
 from control_plane.domain.experiment import Experiment
 from control_plane.domain.globs import describes, is_glob
-from control_plane.services import settings
+from control_plane.services import metrics, settings
 from control_plane.services.experiments import find
 from control_plane.services.seating import planned, selected
 from control_plane.services.work import Listing, Work, cursor_text, hex_of, listing, page_size
@@ -117,10 +117,10 @@ def check_instrumentation(work: Work, request: requests.ById) -> Instrumentation
     """
     experiment = find(work, request.id)
     ids = _taking_part(work, experiment)
-    metrics = list(_metrics(experiment))
+    needed = list(_metrics(work, experiment))
     paths = {"", *experiment.target_files}
     found = [
-        item for item in work.store.survey.reported(ids, [name for name, _ in metrics]) if item.path in paths
+        item for item in work.store.survey.reported(ids, [name for name, _ in needed]) if item.path in paths
     ]
     exposures = [item for item in found if not item.event_name]
     return Instrumentation(
@@ -129,7 +129,7 @@ def check_instrumentation(work: Work, request: requests.ById) -> Instrumentation
         exposure=_signal(work, "", exposures),
         metrics=tuple(
             _signal(work, name, [item for item in found if item.event_name == name], role)
-            for name, role in metrics
+            for name, role in needed
         ),
         targets=tuple(
             _signal(work, path, [item for item in exposures if item.path in ("", path)])
@@ -154,11 +154,12 @@ def _taking_part(work: Work, experiment: Experiment) -> list[bytes]:
     return [known[name] for name in sorted(seated)]
 
 
-def _metrics(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    primary = experiment.metrics.get("primary")
+def _metrics(work: Work, experiment: Experiment) -> Iterator[tuple[str, str]]:
+    own = metrics.by_value(work, experiment.metrics)
     for role, items in (
-        ("primary", [primary] if primary else []),
-        *((role, experiment.metrics.get(role) or []) for role in ("secondary", "guardrail")),
+        ("primary", [own["primary"]] if "primary" in own else []),
+        ("secondary", own["secondary"]),
+        ("guardrail", own["guardrail"]),
     ):
         for item in items:
             yield item["eventName"], role

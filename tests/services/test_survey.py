@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
+from control_plane.domain.metrics import CreateMetric
 from control_plane.domain.settings import UpdateSettings
-from control_plane.services import experiments, lifecycle, settings, survey
+from control_plane.services import experiments, lifecycle, metrics, settings, survey
 from shared.model import ParticipantState
 from tests.support.builders import World, make_variant, seconds
 
@@ -154,6 +155,18 @@ async def test_what_was_never_reported_is_known_before_and_after_the_start(world
     whole = await check(world)
     assert not whole.required
     assert [item.last_seen_at for item in whole.targets] == [now - seconds(1)] * 2
+
+
+async def test_a_draft_s_saved_metric_is_asked_for(world: World) -> None:
+    """Which it only names until it starts."""
+    await world.agent("p", "q")
+    given = {"name": "Resolved", "key": "rate", "eventName": "resolved"}
+    await world.do(metrics.create, requests.parse(CreateMetric, given))
+    draft = await world.experiment("p", "q", metrics={"primary": {"key": "rate"}})
+    for started in (False, True):
+        if started:
+            await world.start(draft)
+        assert [(item.name, item.role) for item in (await check(world)).metrics] == [("resolved", "primary")]
 
 
 async def test_a_ratio_needs_what_it_is_divided_by(world: World) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from control_plane.domain import requests
-from control_plane.services import doctor, experiments
+from control_plane.domain.metrics import CreateMetric
+from control_plane.services import doctor, experiments, metrics
 from shared.model import Record
 from tests.support.builders import World, seconds
 
@@ -41,6 +42,19 @@ async def test_a_window_is_counted_from_the_first_exposure(world: World) -> None
     assert (await world.answer(metric="ever"))["rejected"] == []
     checked = await world.do(doctor.check_tallies, requests.ById(id="test"))
     assert checked.count == 0
+
+
+async def test_a_metric_is_asked_for_by_what_it_is_called_before_what_it_counts(world: World) -> None:
+    """One that is called as another's event is the one so called, declared or saved."""
+    await lived(world, primary=HOUR, secondary=[{"eventName": "done", "name": "done"}])
+    assert await counted(world, metric="done") == 3
+    assert await counted(world, eventName="done") == 2
+    changed = {"id": "test", "metrics": {"primary": HOUR, "secondary": []}}
+    await world.do(experiments.update, requests.parse(requests.UpdateExperiment, changed))
+    assert await counted(world, metric="done") == 2
+    saved = {"name": "Other", "key": "done", "eventName": "other"}
+    await world.do(metrics.create, requests.parse(CreateMetric, saved))
+    assert await counted(world, metric="done") == 0
 
 
 async def test_a_window_that_is_changed_counts_what_was_there(world: World) -> None:
