@@ -39,8 +39,8 @@ def deploy(
     """Put a variant onto one participant now.
 
     Without an agent connected the deployment is pending until one is. Deploying another variant than the
-    assigned one makes the assignment `forced`. With --wait: exit code 3 where the host refused, 5 where it
-    took too long.
+    assigned one makes the assignment `forced`. With --wait: exit code 3 where the host refused or was given something
+    newer first, 5 where it took too long.
     """
     deployment = session.call(
         session.deployments.CreateDeployment,
@@ -55,18 +55,22 @@ def deploy(
         ),
     )
     unknown: Unreachable | None = None
+    probed = False
     if wait:
-        deployment, unknown = _settled(session, deployment, timeout)
+        deployment, probed, unknown = _settled(session, deployment, timeout)
     offline = "" if deployment.connected or deployment.state in HOLDS else "; its agent is not connected"
-    probed = "; its health window runs" if deployment.confirming else ""
-    session.show(deployment, f"{variant} on {participant}: {deployment.state}{offline}{probed}")
+    window = "; its health window runs" if deployment.confirming else ""
+    session.show(deployment, f"{variant} on {participant}: {deployment.state}{offline}{window}")
     if unknown is not None:
         raise unknown
     if wait and deployment.state in FAILED | GONE:
         raise Failure(f"{participant} {_why(deployment)}", exit_code=Exit.NOT_CONVERGED)
+    if probed and deployment.state == "applied" and not deployment.confirming:
+        message = f"{participant} was given something newer, or is not asked for it, before its health window was over"
+        raise Failure(message, exit_code=Exit.NOT_CONVERGED)
     if wait and not is_settled(deployment):
         raise Failure(
-            f"{participant} is still {deployment.state} after {timeout:g} s{offline}{probed}",
+            f"{participant} is still {deployment.state} after {timeout:g} s{offline}{window}",
             exit_code=Exit.TIMED_OUT,
         )
 
@@ -97,21 +101,22 @@ def is_settled(deployment: pb.Deployment) -> bool:
 
 def _settled(
     session: Session, deployment: pb.Deployment, timeout: float
-) -> tuple[pb.Deployment, Unreachable | None]:
-    """The deployment as last heard of, and what keeps us from hearing more of it where that was not the end."""
-    latest = deployment
+) -> tuple[pb.Deployment, bool, Unreachable | None]:
+    """The deployment as last heard of, whether its health window was seen to run, and who kept us from hearing more."""
+    latest, probed, away = deployment, False, None
 
     def ended() -> bool:
-        nonlocal latest
+        nonlocal latest, probed
         request = pb.GetDeploymentRequest(id=deployment.id)
         latest = session.call(session.deployments.GetDeployment, request)
+        probed = probed or latest.confirming
         return is_settled(latest)
 
     try:
         wait_until(session, ended, seconds=timeout, doing=f"waiting for {deployment.participant_id}")
     except Unreachable as failure:
-        return latest, failure
-    return latest, None
+        away = failure
+    return latest, probed, away
 
 
 def _why(deployment: pb.Deployment) -> str:

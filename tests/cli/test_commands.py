@@ -6,18 +6,20 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared import wire
 from shared.ids import new_id
 from shared.model import Reason, ReasonCode, Result
 from tests.cli.conftest import Run, Said
 from tests.support.builders import make_hello
 from tests.support.network import proxied
 from tests.support.plane import Plane, running_plane
-from tests.support.stream import session
+from tests.support.stream import make_outcome, session
 from tests.support.waiting import eventually
 
 REFUSED = Reason(code=ReasonCode.TARGET_NOT_ALLOWED, message="not among the targets", remedy="allow it")
@@ -174,6 +176,32 @@ async def test_a_deployment_that_is_superseded_did_not_converge(plane: Plane, ru
     assert (await running(*words)).code == 0
     said = await waiting
     assert (said.code, "superseded" in said.err) == (3, True)
+
+
+async def test_a_health_window_that_something_newer_ends_is_no_confirmation(
+    plane: Plane, running: Run
+) -> None:
+    """Applied, and nobody will know whether the application was well with it: 3, and why."""
+    words = ("deploy", "soul-tone", "-p", "bot-1", "-v", "concise")
+    async with (
+        proxied(plane.addresses["operator"]) as network,
+        session(await plane.enroll(await plane.token()), make_hello("bot-1")) as stream,
+    ):
+        await stream.report(await stream.offer(), Result.APPLIED)
+        there = ("--server", network.address, "--ca", str(plane.data / "ca" / "ca.pem"))
+        key = ("--api-key-file", str(plane.data / "operator.api-key"))
+        waiting = asyncio.create_task(running(*words, "--wait", *there, *key))
+        applied = replace(make_outcome(await stream.offer(), Result.APPLIED), confirming=True)
+        await stream.send(outcome=wire.outcome_to_pb(applied))
+        await stream.receive("outcome_ack")
+        for _ in range(2):  # the second answer was asked for when the window ran
+            enough = network.forwarded["down"] + 300
+            await eventually(lambda: network.forwarded["down"] > enough)  # noqa: B023
+        assert (await running(*words)).code == 0
+        said = await waiting
+    assert (said.code, said.out) == (3, "concise on bot-1: applied\n")
+    assert "was given something newer" in said.err
+    assert "before its health window was over" in said.err
 
 
 async def test_nobody_answers(running: Run) -> None:
