@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -130,8 +131,11 @@ async def test_memory_is_measured_beside_bare_streams() -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_the_way_back_is_measured_beside_bare_streams() -> None:
+@pytest.mark.parametrize("apart", [False, True])
+async def test_the_way_back_is_measured_beside_bare_streams(apart: bool) -> None:
     """All come back to both servers; operators were answered meanwhile."""
+    if apart and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one processor only")
     command = (
         "-m",
         "tests.bench.reconnect",
@@ -143,12 +147,13 @@ async def test_the_way_back_is_measured_beside_bare_streams() -> None:
         "0.1",
         "--lasted",
         "0",
+        *(("--apart",) if apart else ()),
     )
     child = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
     out, _ = await child.communicate()
     assert child.returncode == 0
     (row,) = json.loads(out.splitlines()[-1])["rows"]
-    assert row["agents"] == 4
+    assert (row["agents"], row["apart"]) == (4, apart)
     assert all(row[name] > 0 for name in ("seconds", "bareSeconds", "operatorP99Ms", "idleP99Ms"))
     assert row["cpuMicros"] >= 0  # of four hosts, less than what the operator's questions are taken to cost
 

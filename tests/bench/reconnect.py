@@ -20,7 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 from control_plane.api.spacing import Spacing
 from tests.bench.bare import Bare, bare_fleet, processes_of
 from tests.bench.simulated import fleet, on_record, token
-from tests.bench.stage import Served, cpu_seconds, median, pass_on, ratio, served, tell
+from tests.bench.stage import Served, cpu_seconds, kept_to, median, pass_on, processors, ratio, served, tell
 from tests.support.plane import Plane
 
 SIZES = os.environ.get("VARIANTD_BENCH_AGENTS", "2000,5000")
@@ -162,42 +162,52 @@ async def bare_back(bare: Bare, stack: Any, streams: int, *, each: float) -> Bac
     return Back(listening=listening, seconds=took, cpu=cpu - each * len(asker.waits), p99=asker.p99)
 
 
-async def measure(folder: Path, agents: int, rounds: int, shortest: float, lasted: float) -> dict[str, Any]:
-    """The row of a fleet, whose hosts come back over `shortest` seconds, or longer where there are so many."""
+async def measure(
+    folder: Path, agents: int, rounds: int, shortest: float, lasted: float, *, places: set[int] | None = None
+) -> dict[str, Any]:
+    """The row of a fleet, whose hosts come back over `shortest` seconds, or longer where there are so many.
+
+    Hosts have the processors `places`, or share them with the servers.
+    """
     found: list[tuple[Back, Back]] = []
     idles: list[tuple[float, float]] = []
     jitter = max(shortest, Spacing.of(agents).reconnect_window)
     async with (
         served(folder / "ours") as server,
         bare_fleet(folder / "bare", jitter=jitter) as (bare, stack),
+        AsyncExitStack() as hosts,
     ):
         async with server.operator() as operator:
             ticket = await token(operator, agents)
         each = await question_cpu(server)
         bare_each = await bare_question_cpu(bare)
         processes = processes_of(agents)
-        async with fleet(server, folder / "hosts", ticket, agents, jitter=jitter, processes=processes):
+        with kept_to(places) if places else nullcontext():
+            await hosts.enter_async_context(
+                fleet(server, folder / "hosts", ticket, agents, jitter=jitter, processes=processes)
+            )
             await bare.connect(stack, agents)
-            pass_on(f"{agents} agents", connected=agents)
-            for number in range(1, rounds + 1):
-                idle, bare_idle = await idle_waits(server, bare, seconds=lasted)
-                least = await bare_back(bare, stack, agents, each=bare_each)
-                ours = await ours_back(server, agents, each=each)
-                pass_on(
-                    f"{agents} agents, round {number} of {rounds}",
-                    seconds=ours.seconds,
-                    bareSeconds=least.seconds,
-                    cpuMicros=ours.cpu / agents * 1e6,
-                    p99Ms=ours.p99 * 1e3,
-                    idleP99Ms=idle.p99 * 1e3,
-                    bareP99Ms=least.p99 * 1e3,
-                )
-                found.append((least, ours))
-                idles.append((bare_idle.p99, idle.p99))
+        pass_on(f"{agents} agents", connected=agents)
+        for number in range(1, rounds + 1):
+            idle, bare_idle = await idle_waits(server, bare, seconds=lasted)
+            least = await bare_back(bare, stack, agents, each=bare_each)
+            ours = await ours_back(server, agents, each=each)
+            pass_on(
+                f"{agents} agents, round {number} of {rounds}",
+                seconds=ours.seconds,
+                bareSeconds=least.seconds,
+                cpuMicros=ours.cpu / agents * 1e6,
+                p99Ms=ours.p99 * 1e3,
+                idleP99Ms=idle.p99 * 1e3,
+                bareP99Ms=least.p99 * 1e3,
+            )
+            found.append((least, ours))
+            idles.append((bare_idle.p99, idle.p99))
     beyond = [(max(0.0, ours.seconds - jitter), max(0.0, least.seconds - jitter)) for least, ours in found]
     return {
         "agents": agents,
         "rounds": rounds,
+        "apart": places is not None,
         "jitter": jitter,
         "listening": median(ours.listening for _, ours in found),
         "bareListening": median(least.listening for least, _ in found),
@@ -223,12 +233,19 @@ def main() -> None:
     parser.add_argument("--agents", default=SIZES, help="sizes with commas between them")
     parser.add_argument("--jitter", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--lasted", type=float, default=61.0, metavar="SECONDS")
+    parser.add_argument("--apart", action="store_true", help="hosts on other processors than the servers")
     given = parser.parse_args()
+    try:
+        mine, places = processors() if given.apart else (None, None)
+    except ValueError as error:
+        parser.error(str(error))
     rows = []
     for agents in map(int, given.agents.split(",")):
         folder = Path(tempfile.mkdtemp())
+        asked = given.rounds, given.jitter, given.lasted
         try:
-            rows.append(asyncio.run(measure(folder, agents, given.rounds, given.jitter, given.lasted)))
+            with kept_to(mine) if mine else nullcontext():
+                rows.append(asyncio.run(measure(folder, agents, *asked, places=places)))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     columns = {

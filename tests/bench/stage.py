@@ -13,8 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,31 @@ def resident_bytes(pid: int) -> int:
     Counted page by page: what `statm` says may be off by 64 pages for each thread.
     """
     return 1024 * int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("Rss:")[2].split()[0])
+
+
+def processors() -> tuple[set[int], set[int]]:
+    """Those that there are in two halves: a server's, and its hosts'. Raises ValueError where there is only one."""
+    there = sorted(os.sched_getaffinity(0))
+    if len(there) < 2:
+        raise ValueError("there is one processor only; hosts cannot have others than the server (--apart)")
+    return set(there[: len(there) // 2]), set(there[len(there) // 2 :])
+
+
+@contextmanager
+def kept_to(places: set[int]) -> Iterator[None]:
+    """This process and all that it starts meanwhile run on these processors; what was started keeps to them."""
+    before = os.sched_getaffinity(0)
+    _keep_to(places)
+    try:
+        yield
+    finally:
+        _keep_to(before)
+
+
+def _keep_to(places: set[int]) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread.name), places)
 
 
 class Child:
