@@ -197,11 +197,15 @@ def _status_lines(status: dict[str, Any]) -> list[str]:
             f"participant   {participant['id']}  {participant['root']}  {' '.join(participant['targets'])}"
         )
     for slot in status["slots"]:
+        if slot["closed"]:
+            continue  # there is one for every experiment that ever was here
+        reason = slot["reason"]
+        why = f": {reason['code']}: {reason['message']}; {reason['remedy']}" if reason else ""
         for file in slot["files"]:
             digest = (file["runningDigest"] or "no file")[:19]
             lines.append(
                 f"file          {slot['participantId']}:{file['path']}  {file['state']}  {digest}"
-                f"  revision {slot['revision']} {slot['result']}"
+                f"  revision {slot['revision']} {slot['result']}{why}"
             )
     for condition in status["conditions"]:
         lines.append(f"{condition['severity']:<13} {condition['code']}: {condition['message']}")

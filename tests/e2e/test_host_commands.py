@@ -46,20 +46,49 @@ async def test_a_changed_agent_toml_reaches_the_control_plane(tmp_path: Path) ->
         assert host.process.running()
 
 
-async def running_experiment(fleet: Fleet, *participants: str) -> None:
+async def running_experiment(fleet: Fleet, *participants: str, key: str = "tone") -> None:
     """An experiment whose variants are in place."""
     variants = [
         {"name": "A", "content": "A\n", "weight": 50, "isControl": True},
         {"name": "B", "content": "B\n", "weight": 50},
     ]
-    values = {"name": "Tone", "targetFile": "soul.md", "variants": variants}
+    values = {"name": "Tone", "key": key, "targetFile": "soul.md", "variants": variants}
     await fleet.plane.post("/v1/experiments", {**values, "participantIds": list(participants)})
-    await fleet.plane.post("/v1/experiments/tone/start")
+    await fleet.plane.post(f"/v1/experiments/{key}/start")
 
     async def applied() -> bool:
-        return set((await fleet.states("tone")).values()) == {"applied"}
+        return set((await fleet.states(key)).values()) == {"applied"}
 
     await eventually(applied, what="every file is in place")
+
+
+async def test_the_status_has_a_line_for_each_file_that_is_held(tmp_path: Path) -> None:
+    """With the reason where something was refused; experiments that are over there have none any more."""
+    async with running_fleet(tmp_path) as fleet:
+        host = await fleet.add_host("one", "bot-1")
+
+        async def files() -> list[str]:
+            _, out, _ = await run("variant-agent", "status", "--state-dir", str(host.state))
+            return [
+                line.removeprefix("file ").strip() for line in out.splitlines() if line.startswith("file ")
+            ]
+
+        async def none() -> bool:
+            return await files() == []
+
+        async def refused() -> bool:
+            (line,) = await files()
+            return "refused: DRIFTED: 'soul.md' holds" in line and "; look at the change, then" in line
+
+        for key in ("first", "second"):
+            await running_experiment(fleet, "bot-1", key=key)
+            (line,) = await files()
+            assert line.startswith("bot-1:soul.md  applied  sha256:")
+            assert line.endswith("  revision 1 applied")
+            if key == "second":
+                host.file("bot-1").write_text("a person's edit")
+            await fleet.plane.post(f"/v1/experiments/{key}/complete", {"then": "restore"})
+            await eventually(refused if key == "second" else none, what="the host has answered")
 
 
 async def test_a_host_leaves_as_it_came(tmp_path: Path) -> None:
