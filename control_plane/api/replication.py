@@ -36,7 +36,10 @@ GATHER_SECONDS = 0.02
 
 CUT_OFF_LOOK_SECONDS = 0.5
 
-WAKE, ASK, TELL, SETTLE = "wake", "ask", "tell", "settle"
+WAKE, ASK, TELL, SETTLE, CAME = "wake", "ask", "tell", "settle", "came"
+
+CAME_AT_ONCE = 100
+"""Agents in one hint."""
 
 
 class Replication:
@@ -54,6 +57,8 @@ class Replication:
         self._hints, self._replica, self._sessions, self._changes = hints, replica, sessions, changes
         self._own = replica.id.hex()
         self._woken: set[bytes] = set()
+        self._came: set[bytes] = set()
+        sessions.came = self._note_came
         self._unsent: list[str] = []
         self._to_send = asyncio.Event()
         self._to_look = asyncio.Event()
@@ -91,6 +96,11 @@ class Replication:
 
         await self._sessions.preflights.settle(services, caller, experiment, since=since, others=others)
 
+    def _note_came(self, agent_uid: bytes) -> None:
+        """It polls here now; a replica that is not told expects it for as long as a lease lasts."""
+        self._came.add(agent_uid)
+        self._to_send.set()
+
     def _say(self, text: str) -> None:
         self._unsent.append(text)
         self._to_send.set()
@@ -113,7 +123,11 @@ class Replication:
             await asyncio.sleep(GATHER_SECONDS)
             self._to_send.clear()
             woken, self._woken = self._woken, set()
+            came, self._came = sorted(self._came), set()
             texts, self._unsent = self._unsent, []
+            for first in range(0, len(came), CAME_AT_ONCE):
+                some = came[first : first + CAME_AT_ONCE]
+                texts.append(" ".join([CAME, *(uid.hex() for uid in some)]))
             if woken:
                 texts.append(_woken_to_text(woken))
             try:
@@ -140,6 +154,9 @@ class Replication:
                 self._to_look.set()
                 self._to_ask.set()
             self._changes.happened()
+        elif word == CAME:
+            for uid in rest:
+                self._sessions.went(bytes.fromhex(uid))
         elif word == ASK:
             if self._sessions.reaches(bytes.fromhex(rest[0])):
                 self._to_ask.set()

@@ -7,7 +7,7 @@ everything again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -71,6 +71,8 @@ class Sessions:
     def __init__(self, registry: CollectorRegistry, *, new_id: NewId, clock: Clock) -> None:
         self._live: dict[bytes, Session] = {}
         self._polling: dict[bytes, float] = {}
+        self.came: Callable[[bytes], None] = lambda _: None
+        """Told of agents whose session was another replica's before; whoever tells the others sets it."""
         self.reads = Reads(new_id=new_id, reach=self._reach)
         self.preflights = Preflights(new_id=new_id, clock=clock, reach=self._reach)
         self.looks = Looks()
@@ -149,6 +151,8 @@ class Sessions:
         if older:
             _log.info("session.superseded", agent=session.agent_uid.hex())
             older.end()
+        elif session.was_there and session.agent_uid not in self._polling:
+            self.came(session.agent_uid)
         self._polling.pop(session.agent_uid, None)
         self._live[session.agent_uid] = session
         if not session.goes_on:
@@ -168,6 +172,12 @@ class Sessions:
         if not self._live:
             self._empty.set()
         self._count()
+
+    def went(self, agent_uid: bytes) -> None:
+        """The agent's polls go to another replica: none is expected here, and nothing is asked of it."""
+        if self._polling.pop(agent_uid, None) is not None:
+            self.preflights.forget(agent_uid)
+            self._count()
 
     def polls(self, agent_uid: bytes) -> bool:
         """The agent's last session here was a poll, not long ago."""
@@ -256,6 +266,7 @@ class Session:
         self.id = opened.id
         self.agent_uid = opened.agent_uid
         self.goes_on, self.behind = opened.goes_on, opened.behind
+        self.was_there = opened.goes_on or opened.took_over
         self.spacing = sessions.spacing
         self.last_seen = services.clock.now()
         self._unheard = 0  # heartbeats, since something was heard

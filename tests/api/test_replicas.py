@@ -9,16 +9,18 @@ import grpc
 import psycopg
 import pytest
 
+from control_plane.services.sessions import LEASE
 from control_plane.store.questions import QuestionStore
 from shared import wire
-from shared.model import PREFLIGHT, ParticipantState, Reason, ReasonCode, Result
+from shared.model import PREFLIGHT, ParticipantState, Reason, ReasonCode, Result, digest
+from shared.moment import SECOND
 from shared.pb.variantd.agent.v1 import agent_pb2 as pb
 from tests.api.test_preflights import judging
 from tests.support import postgres
 from tests.support.builders import make_hello
 from tests.support.plane import Plane
 from tests.support.replicas import at, replicated
-from tests.support.stream import Stream, session, sharing
+from tests.support.stream import Stream, polling, session, sharing
 from tests.support.waiting import PATIENCE, eventually
 
 BODY = b"You are friendly.\n"
@@ -130,6 +132,33 @@ async def test_a_file_is_read_from_a_host_at_another_replica(
             assert database.execute("select count(*) from question").fetchone() == (0,)
         answer = await a.rest("GET", "/v1/participants/bot-1/files/soul.md")
         assert (answer.status, answer.body["reason"]) == (409, "NOT_CONNECTED")
+
+
+async def test_a_file_is_read_from_a_host_whose_polls_went_to_another_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that had the last poll before knows that none is to be expected any more, and asks the other one."""
+    monkeypatch.setattr("control_plane.api.replication.POLL_SECONDS", QUIET)
+    hello = make_hello("bot-1")
+    async with replicated(tmp_path, "a", "b") as (a, b):
+        identity = await a.enroll(await a.token())
+        async with polling(at(identity, a)) as before, polling(at(identity, b)) as now:
+            (first,) = (await before.poll(hello))["welcome"]
+            (second,) = (await now.poll(hello))["welcome"]
+            assert first.session_id == second.session_id
+
+            async def is_gone() -> bool:
+                async with a.http.get(f"http://{a.addresses['http']}/metrics") as told:
+                    return "\nvariantd_sessions 0.0\n" in await told.text()
+
+            await eventually(is_gone, within=LEASE / SECOND / 2, what="the first replica hears of it")
+            reading = asyncio.create_task(a.rest("GET", "/v1/participants/bot-1/files/soul.md"))
+            while not (asked := (await now.poll(hello)).get("read_file")):
+                pass
+            said = pb.FileContent(request_id=asked[0].request_id, content=BODY, digest=digest(BODY))
+            await now.poll(hello, pb.SyncRequest(file_content=said))
+            answer = await reading
+    assert (answer.status, answer.body["content"]) == (200, BODY.decode())
 
 
 async def test_a_start_waits_for_what_hosts_at_another_replica_say(tmp_path: Path) -> None:
