@@ -6,6 +6,7 @@ Pure: functions take what they need and return new values or the list of everyth
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -433,8 +434,11 @@ def normalised(weights: Sequence[int]) -> list[int]:
 
 
 def key_from(name: str, taken: Collection[str]) -> str:
-    """A key made from a name, unlike every one taken."""
-    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:56].strip("-")
+    """A key made from a name's letters without their accents, unlike every one taken."""
+    letters = "".join(
+        c for c in unicodedata.normalize("NFKD", name).casefold() if not unicodedata.combining(c)
+    )
+    stem = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:56].strip("-")
     stem = stem if stem[:1].isalpha() else f"x-{stem}".strip("-")
     key, suffix = stem, 2
     while key in taken:

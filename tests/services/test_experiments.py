@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from control_plane.domain import requests
 from control_plane.domain.assignment import Arm, Placement, replay
-from control_plane.domain.experiment import normalised
+from control_plane.domain.experiment import key_from, normalised
 from control_plane.services import experiments, fleet, lifecycle
 from shared.errors import AlreadyExists, FailedPrecondition
 from tests.support.builders import World
@@ -103,6 +103,22 @@ async def test_the_snapshot_is_kept_at_completion(world: World) -> None:
     await world.do(lifecycle.complete, requests.parse(requests.Complete, {"id": "test"}))
     rows = await world.rows("select snapshot from experiment")
     assert '"impressions": 1' in rows[0]["snapshot"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Tön für Straßen", "ton-fur-strassen"),
+        ("To\u0308n", "ton"),
+        ("ﬁle №2", "file-no2"),
+        ("2 Wege", "x-2-wege"),
+        ("実験", "x"),
+    ],
+)
+def test_a_key_is_made_of_the_letters_of_a_name(name: str, key: str) -> None:
+    """Accents go, letters stay; what no key may hold becomes a hyphen."""
+    assert key_from(name, ()) == key
+    assert key_from(name, (key,)) == f"{key}-2"
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=20))
