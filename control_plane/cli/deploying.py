@@ -155,9 +155,8 @@ def wait_for(
         holding = sum(item.state in HOLDS for item in found)
         gone = sum(item.state in GONE for item in found)
         also = f"; {gone} withdrawn" if gone else ""
-        show.say(
-            session.out, f"{experiment}: {holding} of {len(found)} participants hold what they should{also}"
-        )
+        text = f"{holding} of {len(found)} participants hold what they should{also}"
+        show.say(session.out, f"{experiment}: {text if found else 'nothing was deployed for it yet'}")
     failed = [item for item in found if item.state in FAILED]
     for item in failed:
         show.say(session.err, f"  {item.participant_id} {_why(item)}")

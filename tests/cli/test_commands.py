@@ -284,6 +284,13 @@ async def test_waiting_for_an_experiment(plane: Plane, running: Run) -> None:
     assert "  bot-1 has refused it: TARGET_NOT_ALLOWED" in said.err
 
 
+async def test_a_draft_has_nobody_to_wait_for(ctl: Run, manifest: Path) -> None:
+    """`wait` says that nothing was deployed, not that nobody of nobody holds it."""
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    said = await ctl("experiments", "wait", "soul-tone")
+    assert (said.code, said.out) == (0, "soul-tone: nothing was deployed for it yet\n")
+
+
 async def test_what_is_newest_is_no_matter_of_clocks(run: Run, tmp_path: Path, manifest: Path) -> None:
     """Deployed by a server whose clock is behind, the newest one is waited for and taken back."""
     behind = False
