@@ -20,7 +20,11 @@ PEOPLE = tuple("pqrstuvw")
 
 
 async def lived(world: World) -> Any:
-    """An experiment of two phases with views, events with and without subjects, and half of them left out of it."""
+    """An experiment of two phases with views, events with and without subjects, and half of them left out of it.
+
+    Whoever is in it holds either content at the end, and what happened then is pending, of another content or in
+    transition, whatever was drawn.
+    """
     chance = Random(5)
     uid = await world.agent(*PEOPLE)
     experiment = await world.start(await world.experiment(*PEOPLE, settle=5, trafficAllocation=50))
@@ -43,6 +47,18 @@ async def lived(world: World) -> Any:
         if not stretch:
             weights = {"id": "test", "weights": {"a": 25, "b": 75}}
             await world.do(phases.open_phase, requests.OpenPhase.model_validate(weights))
+    records = []
+    for turn, content in enumerate("ab"):
+        at = world.clock.now() + seconds(100 * turn)
+        for person in PEOPLE:
+            records += [
+                world.view(person, content_digest(content), at=at),
+                world.loaded(person, content_digest(content), at=at + seconds(1)),
+                world.conversion(person, at=at + seconds(2), subject="unexposed"),
+                world.conversion(person, at=at + seconds(60), subject="unexposed"),
+            ]
+    await world.clock.advance(200)
+    await world.report(uid, *records)
     return experiment
 
 
