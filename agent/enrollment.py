@@ -51,11 +51,8 @@ async def enroll(token: str, state_dir: Path, *, name: str) -> Identity:
     try:
         response = await _asked(ticket.addresses, ca, lambda stub: stub.Enroll(request, timeout=CALL_SECONDS))
     except Unauthenticated as error:
-        raise Unauthenticated(
-            f"the control plane refused the token: {error.message}; "
-            "`variantctl agents token` prints a fresh one",
-            reason="TOKEN_REFUSED",
-        ) from None
+        message = f"the control plane refused the token: {error.message}"
+        raise Unauthenticated(message, reason="TOKEN_REFUSED") from None
     certificate = tls.der_to_pem(response.certificate)
     identity = Identity(
         uid=show_id(response.agent_uid),

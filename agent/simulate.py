@@ -38,7 +38,7 @@ from agent.uplink import Uplink
 from shared import logs
 from shared.backoff import Backoff
 from shared.clock import Clock, SystemClock
-from shared.errors import Error, Invalid, ResourceExhausted, Unavailable
+from shared.errors import Error, Invalid, ResourceExhausted, Unauthenticated, Unavailable
 from shared.ids import new_id, system_random
 from shared.lifecycle import on_signals, run_until
 from shared.model import Event, EventKind, Outcome
@@ -174,6 +174,9 @@ class _Host:
             try:
                 await enroll(self._plan.token, self._state_dir, name=self._name)
                 return
+            except Unauthenticated as error:
+                message = f"{error.message}, with --max-uses for every host that has not enrolled yet"
+                raise Unauthenticated(message, reason=error.reason) from None
             except (ResourceExhausted, Unavailable):
                 await self._clock.sleep(BACKOFF.delay(attempt, self._random))
                 attempt += 1
