@@ -7,6 +7,7 @@ start would touch and in which numbers, and who gets what comes with the draft.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,8 @@ from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 NAMED = 20
 """Participants of a host, or of a finding, that are named; the others are counted."""
+LISTED = 50
+"""Hosts, or strata, that have a line of their own; the others share one. `--json` has all."""
 _NOBODY = "no agent yet"
 
 
@@ -88,17 +91,28 @@ def planned(experiment: pb.Experiment) -> str:
     counts = [
         f"{variant.key} {experiment.assignment_counts.get(variant.id, 0)}" for variant in experiment.variants
     ]
-    count = experiment.participant_count
-    return f"{count} participant{'s' * (count != 1)}" + (f": {', '.join(counts)}" if counts else "")
+    return _participants_of(experiment.participant_count) + (f": {', '.join(counts)}" if counts else "")
+
+
+def _participants_of(count: int) -> str:
+    return f"{count} participant{'s' * (count != 1)}"
 
 
 def print_touched(session: Session, touched: Touched) -> None:
     """Everything of it, for a person."""
     files = ", ".join(touched.files) or "no file"
     show.say(session.out, f"a start would write {files} on {touched.counts}")
-    for name, (presence, names) in touched.hosts.items():
+    for name, (presence, names) in islice(touched.hosts.items(), LISTED):
         standing = "" if name == _NOBODY else f" ({presence.replace('_', ' ')})"
         show.say(session.out, f"  {name}{standing}: {_named(names)}")
+    if more := list(islice(touched.hosts.values(), LISTED, None)):
+        count, away = (
+            sum(len(names) for _, names in more),
+            sum(presence != "connected" for presence, _ in more),
+        )
+        show.say(
+            session.out, f"  and {len(more)} more hosts, {away} not connected: {_participants_of(count)}"
+        )
     said: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for item in touched.findings:
         said[item.severity, item.code, item.message].append(item.participant_id)
@@ -147,21 +161,18 @@ def _of_preview(session: Session, draft: pb.Experiment, answer: pb.PreviewAssign
 
 
 def _print_balance(session: Session, draft: pb.Experiment, answer: pb.PreviewAssignmentsResponse) -> None:
-    counts = {(item.stratum, item.variant_id): item.count for item in answer.balance}
-    strata = sorted({item.stratum for item in answer.balance})
+    """How many of each stratum get what: the largest strata, and the others together."""
+    place = {variant.id: index for index, variant in enumerate(draft.variants)}
+    counts: dict[str, list[int]] = defaultdict(lambda: [0] * len(place))
+    for item in answer.balance:
+        counts[item.stratum][place[item.variant_id]] = item.count
     agents = {item.id.replace("-", ""): item.name for item in _agents(session)}  # a stratum is an agent's uid
-    variants = list(draft.variants)
-    keys = [variant.key for variant in variants]
-    show.print_table(
-        session.out,
-        ("stratum", *keys),
-        (
-            (agents.get(stratum, stratum), *(counts.get((stratum, variant.id), 0) for variant in variants))
-            for stratum in strata
-        ),
-        empty="nobody would take part",
-        right=keys,
-    )
+    named = sorted((-sum(row), agents.get(stratum, stratum), row) for stratum, row in counts.items())
+    rows = [(name, *row) for _, name, row in named[:LISTED]]
+    if more := [row for _, _, row in named[LISTED:]]:
+        rows.append((f"{len(more)} more", *map(sum, zip(*more, strict=True))))
+    keys = [variant.key for variant in draft.variants]
+    show.print_table(session.out, ("stratum", *keys), rows, empty="nobody would take part", right=keys)
 
 
 def _participants(session: Session) -> dict[str, pb.Participant]:

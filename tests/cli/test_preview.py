@@ -63,6 +63,31 @@ async def test_a_draft_is_previewed_with_hosts_obstacles_and_decision(
     assert (await plane.rest("GET", "/v1/experiments/soul-tone")).body == before
 
 
+async def test_a_large_fleet_is_previewed_in_few_lines(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """So many hosts and strata are listed, the largest strata first, and the others counted; JSON has all."""
+    identity = await plane.enroll(await plane.token(labels={"fleet": "large"}), name="host-many")
+    hosts = {"host-many": ["many-1", "many-2", "many-3"]}
+    names = [f"host-{number:02}" for number in range(52)]
+    for name in names:
+        hosts[name] = [f"{name}-bot"]
+    token = await plane.token(labels={"fleet": "large"}, maxUses=len(names))
+    for name in names:
+        async with session(await plane.enroll(token, name=name), make_hello(*hosts[name])):
+            pass
+    manifest.write_text(manifest.read_text().replace("[bot-1, bot-2]", "{labels: {fleet: large}}"))
+    async with session(identity, make_hello(*hosts["host-many"])):
+        assert (await ctl("apply", "-f", str(manifest))).code == 0
+        said = await ctl("experiments", "preview", "soul-tone")
+        plain = (await ctl("experiments", "preview", "soul-tone", "--json")).json
+    lines = said.out.splitlines()
+    assert sum(line.startswith("  host-") for line in lines) == 50
+    assert "  and 3 more hosts, 2 not connected: 5 participants" in lines
+    table = [line.split() for line in lines[lines.index(next(x for x in lines if "STRATUM" in x)) + 1 :]]
+    assert (len(table), table[0][0], sum(map(int, table[0][1:]))) == (51, "host-many", 3)
+    assert (table[-1][:2], sum(map(int, table[-1][2:]))) == (["3", "more"], 3)
+    assert len(plain["assignments"]) == 55
+
+
 async def test_a_started_experiment_has_no_preview(running: Run, manifest: Path) -> None:
     """It is told so as a conflict, and a dry run of what it is already shows no plan."""
     said = await running("experiments", "preview", "soul-tone")
