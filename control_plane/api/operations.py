@@ -247,7 +247,7 @@ OPERATIONS: tuple[Operation, ...] = (
          requests.CreateDeployment, deployments.create, resources.deployment,
          status=201, location="/v1/deployments/{id}"),
     _row("DeploymentService.ListDeployments", "GET /v1/experiments/{id}/deployments", _READ,
-         requests.PageOf, deployments.list_page, resources.deployments),
+         requests.ListDeployments, deployments.list_page, resources.deployments),
     _row("DeploymentService.GetDeployment", "GET /v1/deployments/{id}", _READ,
          requests.ById, deployments.get, resources.deployment),
     _row("DeploymentService.WithdrawDeployment", "POST /v1/deployments/{id}:withdraw", _DEPLOY,

@@ -65,7 +65,9 @@ class Change:
         """The change in words."""
         if self.before is None:
             return _brief(self.after)
-        return f"{_brief(self.before)} → {_brief(self.after)}" if self.after is not None else "removed"
+        if self.after is None:
+            return "removed"
+        return _of_many(self.before, self.after) or f"{_brief(self.before)} → {_brief(self.after)}"
 
     def line(self) -> str:
         """The change for people."""
@@ -78,7 +80,23 @@ def _brief(value: Any) -> str:
         return value[:19] + "…" if value.startswith("sha256:") else value
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_brief(item)}" for name, item in value.items() if not _empty(item))
+    if isinstance(value, list) and len(value) > show.NAMED:
+        return show.named(map(_brief, value))
     return json.dumps(value, ensure_ascii=False)
+
+
+def _of_many(before: Any, after: Any) -> str | None:
+    """Who comes and who goes, of participants by id that are too many to be listed twice."""
+    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        return None
+    old, new = before.get("ids") or [], after.get("ids") or []
+    if not old or not new or max(len(old), len(new)) <= show.NAMED:
+        return None
+    came, went = set(new) - set(old), set(old) - set(new)
+    words = [f"ids {len(old)} → {len(new)}"]
+    words += [f"with {show.named(came)}"] if came else []
+    words += [f"without {show.named(went)}"] if went else []
+    return ", ".join(words)
 
 
 def _empty(value: Any) -> bool:

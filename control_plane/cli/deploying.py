@@ -7,6 +7,7 @@ import typer
 from control_plane.cli import show
 from control_plane.cli.connection import Unreachable
 from control_plane.cli.session import Exit, Failure, Session, Timeout, request_id, wait_until
+from control_plane.domain.deployment import State
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
 HOLDS = frozenset({"applied", "confirmed"})
@@ -145,10 +146,15 @@ def wait_for(
     found: list[pb.Deployment] = []
 
     def ended() -> bool:
+        request = pb.ListDeploymentsRequest(id=experiment, current=True, settled=False)
+        if any(session.pages(session.deployments.ListDeployments, request, "deployments", limit=1)):
+            return False  # of a large fleet one page is asked for, not all of them every second
         found[:] = current(session, experiment)
         return all(is_settled(item) for item in found)
 
     in_time = wait_until(session, ended, seconds=timeout, doing=f"waiting for the hosts of {experiment}")
+    if not in_time:
+        found = current(session, experiment)
     if session.json:
         show.print_json(session.out, show.page(found))
     else:
@@ -158,12 +164,18 @@ def wait_for(
         text = f"{holding} of {len(found)} participants hold what they should{also}"
         show.say(session.out, f"{experiment}: {text if found else 'nothing was deployed for it yet'}")
     failed = [item for item in found if item.state in FAILED]
-    for item in failed:
+    for item in failed[: show.LISTED]:
         show.say(session.err, f"  {item.participant_id} {_why(item)}")
+    if len(failed) > show.LISTED:
+        command = f"variantctl experiments deployments {experiment} --current"
+        show.say(session.err, f"  and {len(failed) - show.LISTED} more; all: {command}")
     waiting = [item for item in found if not is_settled(item)]
-    for item in waiting:
+    for item in waiting[: show.LISTED]:
         probed = "; its health window runs" if item.confirming else ""
         show.say(session.err, f"  {item.participant_id} is {item.state}{_offline(item)}{probed}")
+    if len(waiting) > show.LISTED:
+        command = f"variantctl experiments deployments {experiment} --current --unsettled"
+        show.say(session.err, f"  and {len(waiting) - show.LISTED} more; all: {command}")
     if failed:
         raise Failure(f"{len(failed)} did not take what they were told", exit_code=Exit.NOT_CONVERGED)
     if not in_time:
@@ -175,17 +187,10 @@ def _offline(deployment: pb.Deployment) -> str:
 
 
 def current(session: Session, experiment: str) -> list[pb.Deployment]:
-    """The newest deployment of each participant's slot, by participant.
-
-    By its revision: a list is in the order of clocks, of which several servers have several, and one may be set back.
-    """
-    request = pb.ListDeploymentsRequest(id=experiment)
-    newest: dict[tuple[str, str], pb.Deployment] = {}
-    for item in session.pages(session.deployments.ListDeployments, request, "deployments"):
-        known = newest.setdefault((item.participant_id, item.slot_id), item)
-        if item.revision > known.revision:
-            newest[item.participant_id, item.slot_id] = item
-    return [newest[key] for key in sorted(newest)]
+    """The newest deployment of each participant's slot, by participant."""
+    request = pb.ListDeploymentsRequest(id=experiment, current=True)
+    found = session.pages(session.deployments.ListDeployments, request, "deployments")
+    return sorted(found, key=lambda item: (item.participant_id, item.slot_id))
 
 
 def show_deployments(
@@ -195,9 +200,18 @@ def show_deployments(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most so many, newest first.")
     ] = None,
+    state: Annotated[State | None, typer.Option("--state", help="Only those that are so.")] = None,
+    only_current: Annotated[
+        bool, typer.Option("--current", help="Only the newest of each participant's slot.")
+    ] = False,
+    unsettled: Annotated[
+        bool, typer.Option("--unsettled", help="Only those whose hosts are not done with them.")
+    ] = False,
 ) -> None:
     """What was deployed for an experiment, newest first, and what became of it."""
-    request = pb.ListDeploymentsRequest(id=experiment)
+    request = pb.ListDeploymentsRequest(
+        id=experiment, state=state, current=only_current, settled=False if unsettled else None
+    )
     found = list(session.pages(session.deployments.ListDeployments, request, "deployments", limit=limit))
     if session.json:
         show.print_json(session.out, show.page(found))
@@ -220,6 +234,6 @@ def show_deployments(
             )
             for item in found
         ),
-        empty=f"nothing was deployed for {experiment} yet",
+        empty="none is so" if state or unsettled else f"nothing was deployed for {experiment} yet",
         right=("attempts",),
     )

@@ -16,10 +16,6 @@ from control_plane.cli import show
 from control_plane.cli.session import Session
 from shared.pb.variantd.operator.v1 import operator_pb2 as pb
 
-NAMED = 20
-"""Participants of a host, or of a finding, that are named; the others are counted."""
-LISTED = 50
-"""Hosts, or strata, that have a line of their own; the others share one. `--json` has all."""
 _NOBODY = "no agent yet"
 
 
@@ -102,10 +98,10 @@ def print_touched(session: Session, touched: Touched) -> None:
     """Everything of it, for a person."""
     files = ", ".join(touched.files) or "no file"
     show.say(session.out, f"a start would write {files} on {touched.counts}")
-    for name, (presence, names) in islice(touched.hosts.items(), LISTED):
+    for name, (presence, names) in islice(touched.hosts.items(), show.LISTED):
         standing = "" if name == _NOBODY else f" ({presence.replace('_', ' ')})"
-        show.say(session.out, f"  {name}{standing}: {_named(names)}")
-    if more := list(islice(touched.hosts.values(), LISTED, None)):
+        show.say(session.out, f"  {name}{standing}: {show.named(names)}")
+    if more := list(islice(touched.hosts.values(), show.LISTED, None)):
         count, away = (
             sum(len(names) for _, names in more),
             sum(presence != "connected" for presence, _ in more),
@@ -123,7 +119,7 @@ def print_touched(session: Session, touched: Touched) -> None:
             if (code, severity) == ("PREFLIGHT_UNKNOWN", "info")
             else words.get(severity, severity)
         )
-        show.say(session.out, f"{word}: {_named(whom)}: {message} ({code})")
+        show.say(session.out, f"{word}: {show.named(whom)}: {message} ({code})")
     if not touched.hosts:
         show.say(session.out, "stands in the way: nobody would take part")
     elif not any(item.severity == "error" for item in touched.findings):
@@ -168,8 +164,8 @@ def _print_balance(session: Session, draft: pb.Experiment, answer: pb.PreviewAss
         counts[item.stratum][place[item.variant_id]] = item.count
     agents = {item.id.replace("-", ""): item.name for item in _agents(session)}  # a stratum is an agent's uid
     named = sorted((-sum(row), agents.get(stratum, stratum), row) for stratum, row in counts.items())
-    rows = [(name, *row) for _, name, row in named[:LISTED]]
-    if more := [row for _, _, row in named[LISTED:]]:
+    rows = [(name, *row) for _, name, row in named[: show.LISTED]]
+    if more := [row for _, _, row in named[show.LISTED :]]:
         rows.append((f"{len(more)} more", *map(sum, zip(*more, strict=True))))
     keys = [variant.key for variant in draft.variants]
     show.print_table(session.out, ("stratum", *keys), rows, empty="nobody would take part", right=keys)
@@ -222,9 +218,3 @@ def _findings(
         if item.presence in waits:
             code, message = waits[item.presence]
             yield pb.ParticipantFinding(participant_id=name, code=code, severity="info", message=message)
-
-
-def _named(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
-    return ", ".join(ordered[:NAMED]) + more

@@ -28,6 +28,11 @@ _AS_TEXT = frozenset({"revision"})
 _ONLY_WHEN_THERE = frozenset({"assignments"})
 """Fields that only the answer to create has."""
 
+NAMED = 20
+"""Names in a sentence; the others are counted."""
+LISTED = 50
+"""Things that have a line of their own where people read; the others share one. `--json` has all."""
+
 
 def to_json(message: Message) -> dict[str, Any]:
     """The resource as REST shows it: camelCase, `null` for what is unknown or does not apply."""
@@ -172,6 +177,13 @@ def say(out: Console, sentence: str) -> None:
 
 def _shown(cell: object) -> str:
     return "-" if cell is None or cell == "" else clean(cell)
+
+
+def named(names: Iterable[str], *, most: int = NAMED) -> str:
+    """The first `most` of them in order, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
 
 
 def labels(values: Mapping[str, str]) -> str:

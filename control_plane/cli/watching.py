@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import show
-from control_plane.cli.deploying import FAILED, HOLDS, is_settled
+from control_plane.cli.deploying import FAILED, HOLDS, current, is_settled
 from control_plane.cli.layout import BAD, DRIFTED, GOOD, WAITING, FileRow, HostRow, Scene, picture
 from control_plane.cli.live import Fact, Frame, Interval, follow
 from control_plane.cli.results import result_fact
@@ -119,22 +119,13 @@ def _see(session: Session, wanted: str | None) -> _Seen:
             item.id: item.name
             for item in session.pages(session.fleet.ListAgents, pb.ListAgentsRequest(), "agents")
         },
-        deployments=[(item, newest) for item in found for newest in _newest(session, item)],
+        deployments=[(item, newest) for item in found for newest in current(session, item.id)],
         results=[
             session.call(session.results.GetResults, pb.GetResultsRequest(id=item.id))
             for item in found
             if item.status != pb.EXPERIMENT_STATUS_DRAFT
         ],
     )
-
-
-def _newest(session: Session, experiment: pb.Experiment) -> list[pb.Deployment]:
-    """The newest deployment of each participant."""
-    newest: dict[str, pb.Deployment] = {}
-    request = pb.ListDeploymentsRequest(id=experiment.id)
-    for item in session.pages(session.deployments.ListDeployments, request, "deployments"):
-        newest.setdefault(item.participant_id, item)
-    return list(newest.values())
 
 
 # -- lines, where there is no terminal
@@ -187,7 +178,7 @@ def _so_far(deployments: Iterable[tuple[pb.Experiment, pb.Deployment]]) -> Itera
         time = _clock_of(item.updated_at.ToMicroseconds())
         alike[time, _deployed(_deployment_fact(experiment, item))].append(item.participant_id)
     for (time, sentence), names in alike.items():
-        yield f"{time}  {_together(names)} {sentence}"
+        yield f"{time}  {show.named(names, most=3)} {sentence}"
 
 
 def _happened(known: Mapping[str, Fact], facts: Iterable[Fact]) -> Iterator[str]:
@@ -208,7 +199,7 @@ def _happened(known: Mapping[str, Fact], facts: Iterable[Fact]) -> Iterator[str]
             if counted := _counted(before, fact):
                 yield counted
     for sentence, names in alike.items():
-        yield f"{_together(names)} {sentence}"
+        yield f"{show.named(names, most=3)} {sentence}"
 
 
 def _moved(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
@@ -233,11 +224,6 @@ def _counted(before: Fact | None, now: Fact) -> str:
         parts.append(f"{is_now - was:+d} {name}" if is_now != was else "")
     counted = ", ".join(part for part in parts if part)
     return f"{now.value['experiment']}: {counted}{_SINCE}" if counted else ""
-
-
-def _together(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(sorted(names)[:3]) + more
 
 
 # -- the scene

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from control_plane.domain.deployment import State
 from control_plane.domain.design import DesignFields, Selector, Type
 from control_plane.domain.fields import RESERVED_KEYS as RESERVED_KEYS
 from control_plane.domain.fields import (
@@ -214,6 +215,14 @@ class ListExperiments(_Labelled):
     type: Literal["ab", "multivariate", "personalization", "switchback"] | None = None
     search: Text = ""
     archived: bool = False
+
+
+class ListDeployments(PageOf):
+    """Asks for deployments of an experiment; every condition has to hold."""
+
+    state: State | None = None
+    current: bool = False
+    settled: bool | None = None
 
 
 class ListEligibleTargets(Page):

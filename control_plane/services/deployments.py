@@ -173,12 +173,18 @@ def _seen(work: Work, experiment_id: bytes) -> bool:
     return not work.caller.labels or work.caller.sees(work.store.experiments.get(experiment_id).labels)
 
 
-def list_page(work: Work, request: requests.PageOf) -> Listing:
-    """A page of an experiment's deployments, newest first."""
+def list_page(work: Work, request: requests.ListDeployments) -> Listing:
+    """A page of an experiment's deployments that are so, newest first."""
     experiment = find(work, request.id)
     size = page_size(request.limit)
     found = work.store.deployments.of_experiment(
-        experiment.id, before=cursor_id(request.cursor), limit=size + 1, now=work.now
+        experiment.id,
+        state=request.state,
+        current=request.current,
+        settled=request.settled,
+        before=cursor_id(request.cursor),
+        limit=size + 1,
+        now=work.now,
     )
     return listing(found, size, lambda item: hex_of(item.id))
 

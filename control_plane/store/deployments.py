@@ -298,13 +298,34 @@ class DeploymentStore:
         return self._deployment(row, now) if row else None
 
     def of_experiment(
-        self, experiment_id: bytes, *, before: bytes | None, limit: int, now: int
+        self,
+        experiment_id: bytes,
+        *,
+        state: State | None = None,
+        current: bool = False,
+        settled: bool | None = None,
+        before: bytes | None,
+        limit: int,
+        now: int,
     ) -> list[Deployment]:
-        """Deployments of the experiment, newest first, from `before` down."""
-        rows = self._tx.all(
-            f"{_DEPLOYMENT} where d.experiment_id = ? and (? is null or d.id < ?) order by d.id desc limit ?",
-            (experiment_id, before, before, limit),
-        )
+        """Deployments of the experiment, newest first, from `before` down.
+
+        Those in `state`; `current`: the newest of each slot, by its revision, as ids are in the order of clocks;
+        `settled`: those whose hosts are done with them, or are not.
+        """
+        where = "d.experiment_id = ? and (? is null or d.id < ?)"
+        values: list[object] = [experiment_id, before, before]
+        if state is not None:
+            where, values = f"{where} and d.state = ?", [*values, state]
+        if settled is not None:
+            open_too = "d.confirming = 1 or d.state in ('pending', 'offered', 'applying')"
+            where = f"{where} and {'not ' * settled}({open_too})"
+        if current:
+            where += (
+                " and d.revision = (select max(revision) from deployment newest where"
+                " newest.participant_id = d.participant_id and newest.slot_id = d.slot_id)"
+            )
+        rows = self._tx.all(f"{_DEPLOYMENT} where {where} order by d.id desc limit ?", (*values, limit))
         return [self._deployment(row, now) for row in rows]
 
     def current(

@@ -8,6 +8,7 @@ from control_plane.api.operations import OPERATIONS
 from tests.support.plane import Plane
 from tests.support.twins import asked, by_grpc, by_rest
 
+DEPLOYMENTS = "DeploymentService.ListDeployments"
 BY_RPC = {operation.rpc: operation for operation in OPERATIONS}
 
 
@@ -38,6 +39,34 @@ async def test_experiments_by_what_they_are(plane: Plane) -> None:
     assert await listed(plane, experiments, status="draft", type="ab") == ["b", "a"]
     assert await listed(plane, experiments, status="running") == []
     assert await listed(plane, experiments, limit=-3) == ["b"]
+
+
+async def test_deployments_by_how_they_stand(plane: Plane) -> None:
+    """State, what slots are at, and whether hosts are done; an unknown state is refused by name."""
+    bots = ["bot-1", "bot-2", "bot-3"]
+    pair = [
+        {"name": name, "key": name, "content": name, "weight": 50, "isControl": name == "a"} for name in "ab"
+    ]
+    await plane.made(
+        "/v1/experiments",
+        {"name": "Tone", "key": "tone", "targetFile": "soul.md", "variants": pair, "participantIds": bots},
+    )
+    await plane.made("/v1/experiments/tone/start", None)
+    first = await listed(plane, DEPLOYMENTS, id="tone")
+    again = (
+        await plane.made("/v1/experiments/tone/deployments", {"participantId": "bot-2", "variantId": "b"})
+    )["id"]
+    (old,) = await listed(plane, DEPLOYMENTS, id="tone", state="superseded")
+    waiting = [again, *(item for item in first if item != old)]
+    assert (len(first), old in first) == (3, True)
+    assert await listed(plane, DEPLOYMENTS, id="tone") == [again, *first]
+    assert await listed(plane, DEPLOYMENTS, id="tone", current=True) == waiting
+    assert await listed(plane, DEPLOYMENTS, id="tone", settled=False) == waiting
+    assert await listed(plane, DEPLOYMENTS, id="tone", settled=True) == [old]
+    assert await listed(plane, DEPLOYMENTS, id="tone", settled=True, current=True) == []
+    assert await listed(plane, DEPLOYMENTS, id="tone", state="pending", current=True, limit=1) == [again]
+    refused = await plane.rest("GET", "/v1/experiments/tone/deployments?state=done")
+    assert (refused.status, "state: " in str(refused.body)) == (400, True)
 
 
 async def test_hosts_by_label_and_presence(plane: Plane) -> None:

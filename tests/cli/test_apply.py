@@ -131,6 +131,18 @@ variants:
     assert (await applied(ctl, manifest))["action"] == "none"
 
 
+async def test_many_participants_are_counted(ctl: Run, manifest: Path) -> None:
+    """Of a long list some are named; of a change of it who comes and who goes."""
+    bots = [f"bot-{number:02}" for number in range(25)]
+    change(manifest, "[bot-1, bot-2]", f"[{', '.join(bots)}]")
+    said = await ctl("apply", "-f", str(manifest))
+    assert f"  + participants: ids {', '.join(bots[:20])} and 5 more\n" in said.out
+    change(manifest, "bot-00, bot-01", "ant, bee, cat")
+    said = await ctl("apply", "-f", str(manifest), "--dry-run")
+    told = "  ~ participants: ids 25 → 26, with ant, bee, cat, without bot-00, bot-01\n"
+    assert (said.code, told in said.out) == (0, True), said.out
+
+
 async def test_a_key_can_be_used_again_at_once(ctl: Run, manifest: Path) -> None:
     """A variant renamed without a key is another variant, and its old name is free."""
     await applied(ctl, manifest)

@@ -14,8 +14,9 @@ import pytest
 
 from shared import wire
 from shared.ids import new_id
-from shared.model import Reason, ReasonCode, Result
+from shared.model import Offer, OfferAction, Reason, ReasonCode, Result
 from tests.cli.conftest import Run, Said
+from tests.cli.test_watch import ended, watching
 from tests.support.builders import make_hello
 from tests.support.network import proxied
 from tests.support.plane import Plane, running_plane
@@ -291,6 +292,29 @@ async def test_a_draft_has_nobody_to_wait_for(ctl: Run, manifest: Path) -> None:
     assert (said.code, said.out) == (0, "soul-tone: nothing was deployed for it yet\n")
 
 
+async def test_hosts_of_a_large_fleet_are_counted(plane: Plane, ctl: Run, manifest: Path) -> None:
+    """Where many are waited for, some are named, and the command is that lists all."""
+    bots = ", ".join(f"bot-{number:02}" for number in range(1, 54))
+    manifest.write_text(manifest.read_text().replace("[bot-1, bot-2]", f"[{bots}]"))
+    assert (await ctl("apply", "-f", str(manifest))).code == 0
+    assert (await ctl("experiments", "start", "soul-tone")).code == 0
+    identity = await plane.enroll(await plane.token())
+    async with session(identity, make_hello("bot-01")) as stream:
+        await stream.report(await stream.offer(), Result.REFUSED, reason=REFUSED)
+    said = await ctl("experiments", "wait", "soul-tone", "--timeout", "100ms")
+    lines = said.err.splitlines()
+    command = "variantctl experiments deployments soul-tone --current --unsettled"
+    assert (said.code, sum(line.startswith("  bot-") for line in lines)) == (3, 51)
+    assert f"  and 2 more; all: {command}" in lines
+    shown = (await ctl(*command.split()[1:], "--json")).json["entities"]
+    assert sorted(item["participantId"] for item in shown) == bots.split(", ")[1:]
+    (refused,) = (await ctl("experiments", "deployments", "soul-tone", "--state", "refused", "--json")).json[
+        "entities"
+    ]
+    assert refused["participantId"] == "bot-01"
+    assert "none is so" in (await ctl("experiments", "deployments", "soul-tone", "--state", "stuck")).out
+
+
 async def test_what_is_newest_is_no_matter_of_clocks(run: Run, tmp_path: Path, manifest: Path) -> None:
     """Deployed by a server whose clock is behind, the newest one is waited for and taken back."""
     behind = False
@@ -315,6 +339,17 @@ async def test_what_is_newest_is_no_matter_of_clocks(run: Run, tmp_path: Path, m
             assert (await run("deploy", *words, "-v", "concise")).code == 0
             said = await run("withdraw", *words)
             assert (said.code, said.out) == (0, "bot-1: withdrawn\n"), said.err
+            assert (await run("experiments", "complete", "soul-tone", "--then", "keep")).code == 0
+            async with watching("watch", "soul-tone", "--json") as process:
+                last: dict[str, Offer] = {}
+                while [offer.action for offer in last.values()] != [OfferAction.CLOSE] * 2:
+                    offer = await stream.offer()
+                    last[offer.participant] = offer
+                for offer in last.values():
+                    await stream.report(offer, Result.APPLIED)
+                lines = [json.loads(line) for line in await ended(process)]
+    newest = {line["participantId"]: line["revision"] for line in lines if line["kind"] == "deployment"}
+    assert newest == {"bot-1": "5", "bot-2": "2"}
 
 
 # -- fleet

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from control_plane.domain import requests
 from control_plane.domain.assignment import Arm, Placement, replay
 from control_plane.domain.experiment import key_from, normalised
-from control_plane.services import experiments, fleet, lifecycle
+from control_plane.services import deployments, experiments, fleet, lifecycle
 from shared.errors import AlreadyExists, FailedPrecondition
 from tests.support.builders import World
 
@@ -93,6 +93,21 @@ async def test_the_same_key_twice_is_refused(world: World) -> None:
     with pytest.raises(AlreadyExists):
         await world.experiment(key="one")
     assert [(await world.experiment(name="Same")).key for _ in range(2)] == ["same", "same-2"]
+
+
+async def test_deployments_by_how_they_stand(world: World) -> None:
+    """What slots are at, and whether their hosts are done with it."""
+    await world.agent("p", "q")
+    await world.start(await world.experiment("p", "q"))
+    for state, settled, count in (
+        (None, None, 2),
+        ("pending", False, 2),
+        ("pending", True, 0),
+        ("applied", None, 0),
+    ):
+        asked = {"id": "test", "current": True, "state": state, "settled": settled}
+        page = await world.do(deployments.list_page, requests.parse(requests.ListDeployments, asked))
+        assert len(page.items) == count
 
 
 async def test_the_snapshot_is_kept_at_completion(world: World) -> None:
