@@ -51,7 +51,7 @@ async def enroll(token: str, state_dir: Path, *, name: str) -> Identity:
     try:
         response = await _asked(ticket.addresses, ca, lambda stub: stub.Enroll(request, timeout=CALL_SECONDS))
     except Unauthenticated as error:
-        message = f"the control plane refused the token: {error.message}"
+        message = f"the control plane refused the token: {error.message}; `variantctl agents token` makes a fresh one"
         raise Unauthenticated(message, reason="TOKEN_REFUSED") from None
     certificate = tls.der_to_pem(response.certificate)
     identity = Identity(

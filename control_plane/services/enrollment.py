@@ -62,8 +62,7 @@ def enroll(
         or (token.name_pattern is not None and not fnmatchcase(request.name, token.name_pattern))
     ):
         raise Unauthenticated(
-            "the enrollment token is unknown, expired, used up, or not for this host;"
-            " `variantctl agents token` makes a fresh one",
+            "the enrollment token is unknown, expired, used up, or not for this host",
             reason="BAD_ENROLLMENT_TOKEN",
         )
     if not 1 <= len(request.name) <= 128 or len(request.hostname) > 253:
