@@ -58,8 +58,8 @@ async def evidence_of(world: World) -> Evidence:
 
 
 def after(assigned: dict[str, str]) -> dict[str, int]:
-    """Everybody as before, give or take one, and two more with b."""
-    return {who: OWN[who] + (index % 3 - 1) + 2 * (assigned[who] == "b") for index, who in enumerate(PEOPLE)}
+    """Everybody as before, give or take one, and four more with b: enough, however they are dealt."""
+    return {who: OWN[who] + (index % 3 - 1) + 4 * (assigned[who] == "b") for index, who in enumerate(PEOPLE)}
 
 
 async def test_history_finds_what_the_spread_of_hosts_hides(world: World) -> None:
